@@ -1,0 +1,49 @@
+"""Fixtures and settings for every test.
+
+What needs KVM is decided in support/needs.py, which pyproject.toml loads as a plugin so that it
+serves the doctests in pykvm/ too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+BUILD_TOOLS = ("make", "gcc", "ld")
+
+# Machines that run tests are busy: no example fails for being slow.  CI repeats the same examples.
+settings.register_profile("pykvm", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("pykvm")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top directory of the source tree."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def guests() -> Path:
+    """The directory of built guests (hello.elf and its siblings), brought up to date first."""
+    missing = [tool for tool in BUILD_TOOLS if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(
+            f"guests are built from source, and {', '.join(missing)} is missing: "
+            "install gcc, binutils and make"
+        )
+    make = subprocess.run(
+        ["make", "--no-print-directory", "-C", str(ROOT / "guests")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if make.returncode != 0:
+        pytest.fail(f"the guests do not build:\n{make.stdout}", pytrace=False)
+    return ROOT / "guests" / "build"

@@ -1,0 +1,101 @@
+"""Imports point down: each room of pykvm knows the rooms below it and no other."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+
+PACKAGE = "pykvm"
+
+# From the top: a room may import what is in a later row.  Rooms in one row do not know each other.
+# "" is pykvm/__init__.py, through which users reach what lies below it.
+ROWS = (
+    ("__main__",),
+    ("cli",),
+    ("",),
+    ("machine",),
+    ("crash", "host", "run"),
+    ("vcpu",),
+    ("dispatch", "registers", "result"),
+    ("boot",),
+    ("devices",),
+    ("bus", "memory"),
+    ("exits",),
+    ("kvm", "x86", "_core"),
+    ("sizes",),
+    ("errors",),
+)
+LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
+
+
+def room_of(module: str) -> str:
+    """The room of a module: 'pykvm.x86.paging.walker' is in x86."""
+    return f"{module}.".split(".")[1]
+
+
+def allowed(importer: str, imported: str) -> bool:
+    upper, lower = room_of(importer), room_of(imported)
+    if upper not in LEVEL or lower not in LEVEL:
+        return False
+    return upper == lower or LEVEL[upper] < LEVEL[lower]
+
+
+def imports(package: str) -> list[tuple[str, str]]:
+    """Every import inside the package: lazy ones in functions and those for types included."""
+    graph = grimp.build_graph(package, cache_dir=None)
+    return [
+        (importer, imported)
+        for importer in sorted(graph.modules)
+        for imported in sorted(graph.find_modules_directly_imported_by(importer))
+    ]
+
+
+def test_every_module_has_a_room(root: Path) -> None:
+    paths = (root / PACKAGE).rglob("*.py")
+    modules = {
+        path.relative_to(root).with_suffix("").as_posix().replace("/", ".") for path in paths
+    }
+    rooms = {room_of(module) for module in modules if module != f"{PACKAGE}.__init__"}
+    assert rooms - LEVEL.keys() == set(), "give each new room its row in ROWS"
+
+
+def test_imports_point_down() -> None:
+    upward = [f"{a} imports {b}" for a, b in imports(PACKAGE) if not allowed(a, b)]
+    assert upward == []
+
+
+@pytest.mark.parametrize("room", [room for room in LEVEL if room not in ("", "__main__")])
+def test_nothing_above_is_loaded(room: str, root: Path) -> None:
+    """Not through importlib, and not through pykvm/__init__.py either."""
+    program = f"import sys, {PACKAGE}.{room}; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert result.stderr == ""
+    modules = [name for name in result.stdout.split() if name.startswith(f"{PACKAGE}.")]
+    assert f"{PACKAGE}.{room}" in modules
+    assert [name for name in modules if not allowed(f"{PACKAGE}.{room}", name)] == []
+
+
+def test_upward_imports_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check itself: at the top of a module, inside a function, for types, from a sibling."""
+    package = tmp_path / "sample"
+    package.mkdir()
+    files = {
+        "__init__": "",
+        "machine": "from sample import errors",
+        "kvm": "from sample.x86 import nothing",
+        "x86": "",
+        "bus": "def f():\n    from sample.machine import nothing",
+        "errors": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sample.bus",
+    }
+    for name, text in files.items():
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [pair for pair in imports("sample") if not allowed(*pair)] == [
+        ("sample.bus", "sample.machine"),
+        ("sample.errors", "sample.bus"),
+        ("sample.kvm", "sample.x86"),
+    ]
