@@ -1,0 +1,510 @@
+"""The registers of a vCPU as data, and the states that guests start in.
+
+A state is plain values: build one, look at it, change it, then set it on a vCPU.
+
+>>> state = real_mode(ip=0x7C00)
+>>> state.rax = 0x1234
+>>> state.mode
+<Mode.REAL: 'real'>
+>>> str(state).splitlines()[0]
+'real mode, IF=0, CPL 0'
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from pykvm.x86 import descriptors
+from pykvm.x86.descriptors import SegmentDescriptor, decode_segment, flat_gdt
+from pykvm.x86.registers import APIC_BASE, CR0, CR4, EFER, RFLAGS, decode, names
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "CpuState",
+    "Mode",
+    "SegmentRegister",
+    "TableRegister",
+    "long_mode",
+    "protected_mode",
+    "real_mode",
+    "reset",
+]
+
+_LOCAL_APIC = 0xFEE0_0000
+# Bit 1 of RFLAGS always reads as one (SDM 1 3.4.3).
+_RFLAGS = 1 << 1
+
+# Types of the hidden part of a segment register; VM entry wants them accessed and the TSS busy
+# (SDM 3C 27.3.1.2).
+_DATA_ACCESSED = 0x3
+_CODE_ACCESSED = 0xB
+_LDT = 0x2
+_TSS_BUSY = 0xB
+
+
+class Mode(enum.Enum):
+    """The processor modes that a guest can be started in."""
+
+    REAL = "real"
+    PROTECTED = "protected"
+    LONG = "long"
+
+
+class _Record:
+    """Equality, repr and copies for a class of plain fields, named by its __slots__.
+
+    (A dataclass would do, but importing dataclasses alone costs more than all of this package.)
+    """
+
+    __slots__: tuple[str, ...] = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    def __repr__(self) -> str:
+        fields = ((name, getattr(self, name)) for name in self.__slots__)
+        text = (
+            f"{name}={value:#x}" if isinstance(value, int) else f"{name}={value!r}"
+            for name, value in fields
+        )
+        return f"{type(self).__name__}({', '.join(text)})"
+
+    def copy(self) -> Self:
+        """A copy that shares nothing with this one."""
+        new = object.__new__(type(self))
+        for name in self.__slots__:
+            value = getattr(self, name)
+            setattr(new, name, value.copy() if isinstance(value, _Record) else value)
+        return new
+
+
+class SegmentRegister(_Record):
+    """A segment register with its hidden part, fields as in kvm_segment.
+
+    `limit` is in bytes whatever `g` says.  `unusable` is 1 for one that no access may go through.
+    """
+
+    __slots__ = (
+        "avl", "base", "db", "dpl", "g", "l", "limit", "present", "s", "selector", "type",
+        "unusable",
+    )  # fmt: skip
+
+    base: int
+    limit: int
+    selector: int
+    type: int
+    present: int
+    dpl: int
+    db: int
+    s: int
+    l: int  # noqa: E741 - kvm_segment's name
+    g: int
+    avl: int
+    unusable: int
+
+    def __init__(
+        self,
+        base: int = 0,
+        limit: int = 0,
+        selector: int = 0,
+        type: int = 0,
+        present: int = 0,
+        dpl: int = 0,
+        db: int = 0,
+        s: int = 0,
+        l: int = 0,  # noqa: E741
+        g: int = 0,
+        avl: int = 0,
+        unusable: int = 0,
+    ) -> None:
+        self.base = base
+        self.limit = limit
+        self.selector = selector
+        self.type = type
+        self.present = present
+        self.dpl = dpl
+        self.db = db
+        self.s = s
+        self.l = l
+        self.g = g
+        self.avl = avl
+        self.unusable = unusable
+
+    @classmethod
+    def load(cls, descriptor: SegmentDescriptor, selector: int) -> SegmentRegister:
+        """What the register holds after `selector`, which names `descriptor`, was loaded.
+
+        >>> SegmentRegister.load(descriptors.code(64), 0x10).l
+        1
+        """
+        return cls(
+            base=descriptor.base,
+            limit=descriptor.limit,
+            selector=selector,
+            type=descriptor.type,
+            present=descriptor.present,
+            dpl=descriptor.dpl,
+            db=descriptor.db,
+            s=descriptor.s,
+            l=descriptor.l,
+            g=descriptor.g,
+            avl=descriptor.avl,
+        )
+
+    def descriptor(self, *, long: bool = False) -> SegmentDescriptor:
+        """The hidden part as a descriptor; in long mode (`long`) LDT and TSS are 16-byte ones."""
+        return SegmentDescriptor(
+            self.base,
+            self.limit,
+            self.type,
+            self.s,
+            self.dpl,
+            self.present,
+            self.avl,
+            self.l,
+            self.db,
+            self.g,
+            long=long and not self.s,
+        )
+
+    def describe(self, *, long: bool = False) -> str:
+        """The selector and the hidden part in words, on one line; `long` as in `descriptor`."""
+        hidden = "unusable" if self.unusable else str(self.descriptor(long=long))
+        return f"{self.selector:04x} {hidden}"
+
+    def __str__(self) -> str:
+        return self.describe()
+
+
+class TableRegister(_Record):
+    """GDTR or IDTR: linear address and limit, the last valid offset, of a descriptor table."""
+
+    __slots__ = ("base", "limit")
+
+    base: int
+    limit: int
+
+    def __init__(self, base: int = 0, limit: int = 0) -> None:
+        self.base = base
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"base={self.base:x} limit={self.limit:x}"
+
+
+_GENERAL = (
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
+_SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+
+
+class CpuState(_Record):
+    """The general, segment and control registers of a vCPU: what KVM_SET_REGS and _SREGS set.
+
+    `str()` is a register dump with the flags by name.  Fields not given are zero, segment and table
+    registers empty.
+    """
+
+    __slots__ = (
+        *_GENERAL, "rip", "rflags", *_SEGMENTS, "gdt", "idt",
+        "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base",
+    )  # fmt: skip
+
+    rax: int
+    rbx: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    rsp: int
+    rbp: int
+    r8: int
+    r9: int
+    r10: int
+    r11: int
+    r12: int
+    r13: int
+    r14: int
+    r15: int
+    rip: int
+    rflags: int
+    cs: SegmentRegister
+    ds: SegmentRegister
+    es: SegmentRegister
+    fs: SegmentRegister
+    gs: SegmentRegister
+    ss: SegmentRegister
+    tr: SegmentRegister
+    ldt: SegmentRegister
+    gdt: TableRegister
+    idt: TableRegister
+    cr0: int
+    cr2: int
+    cr3: int
+    cr4: int
+    cr8: int
+    efer: int
+    apic_base: int
+
+    def __init__(
+        self,
+        *,
+        rax: int = 0,
+        rbx: int = 0,
+        rcx: int = 0,
+        rdx: int = 0,
+        rsi: int = 0,
+        rdi: int = 0,
+        rsp: int = 0,
+        rbp: int = 0,
+        r8: int = 0,
+        r9: int = 0,
+        r10: int = 0,
+        r11: int = 0,
+        r12: int = 0,
+        r13: int = 0,
+        r14: int = 0,
+        r15: int = 0,
+        rip: int = 0,
+        rflags: int = _RFLAGS,
+        cs: SegmentRegister | None = None,
+        ds: SegmentRegister | None = None,
+        es: SegmentRegister | None = None,
+        fs: SegmentRegister | None = None,
+        gs: SegmentRegister | None = None,
+        ss: SegmentRegister | None = None,
+        tr: SegmentRegister | None = None,
+        ldt: SegmentRegister | None = None,
+        gdt: TableRegister | None = None,
+        idt: TableRegister | None = None,
+        cr0: int = 0,
+        cr2: int = 0,
+        cr3: int = 0,
+        cr4: int = 0,
+        cr8: int = 0,
+        efer: int = 0,
+        apic_base: int = 0,
+    ) -> None:
+        self.rax = rax
+        self.rbx = rbx
+        self.rcx = rcx
+        self.rdx = rdx
+        self.rsi = rsi
+        self.rdi = rdi
+        self.rsp = rsp
+        self.rbp = rbp
+        self.r8 = r8
+        self.r9 = r9
+        self.r10 = r10
+        self.r11 = r11
+        self.r12 = r12
+        self.r13 = r13
+        self.r14 = r14
+        self.r15 = r15
+        self.rip = rip
+        self.rflags = rflags
+        self.cs = cs or SegmentRegister()
+        self.ds = ds or SegmentRegister()
+        self.es = es or SegmentRegister()
+        self.fs = fs or SegmentRegister()
+        self.gs = gs or SegmentRegister()
+        self.ss = ss or SegmentRegister()
+        self.tr = tr or SegmentRegister()
+        self.ldt = ldt or SegmentRegister()
+        self.gdt = gdt or TableRegister()
+        self.idt = idt or TableRegister()
+        self.cr0 = cr0
+        self.cr2 = cr2
+        self.cr3 = cr3
+        self.cr4 = cr4
+        self.cr8 = cr8
+        self.efer = efer
+        self.apic_base = apic_base
+
+    @property
+    def mode(self) -> Mode:
+        """The mode that CR0.PE and EFER.LMA name; compatibility mode counts as long mode."""
+        if not self.cr0 & CR0.PE:
+            return Mode.REAL
+        return Mode.LONG if self.efer & EFER.LMA else Mode.PROTECTED
+
+    @property
+    def code_bits(self) -> int:
+        """The width of the code at CS:RIP: 16, 32 or 64."""
+        if not self.cr0 & CR0.PE or self.rflags & RFLAGS.VM:
+            return 16
+        if self.efer & EFER.LMA and self.cs.l:
+            return 64
+        return 32 if self.cs.db else 16
+
+    @property
+    def cpl(self) -> int:
+        """The current privilege level, kept in SS.DPL (SDM 3C 25.4.1)."""
+        if not self.cr0 & CR0.PE:
+            return 0
+        return 3 if self.rflags & RFLAGS.VM else self.ss.dpl
+
+    @property
+    def linear_rip(self) -> int:
+        """The linear address of the next instruction: CS base + RIP, RIP alone in 64-bit code."""
+        return self.rip if self.code_bits == 64 else (self.cs.base + self.rip) & 0xFFFF_FFFF
+
+    @property
+    def linear_rsp(self) -> int:
+        """The linear address of the top of the stack."""
+        if self.code_bits == 64:
+            return self.rsp
+        mask = 0xFFFF_FFFF if self.ss.db else 0xFFFF
+        return (self.ss.base + (self.rsp & mask)) & 0xFFFF_FFFF
+
+    def __str__(self) -> str:
+        from pykvm.x86.paging import PagingMode
+
+        paging = PagingMode.of(self.cr0, self.cr4, self.efer)
+        title = [f"{self.mode.value} mode"]
+        title += [f"{self.code_bits}-bit code"] * (self.mode is not Mode.REAL)
+        title += [str(paging)] * (paging is not PagingMode.NONE)
+        title += [f"IF={int(bool(self.rflags & RFLAGS.IF))}", f"CPL {self.cpl}"]
+        lines = [", ".join(title)]
+        for first in range(0, len(_GENERAL), 4):
+            row = _GENERAL[first : first + 4]
+            lines.append(" ".join(f"{name:3}={getattr(self, name):016x}" for name in row))
+        lines.append(f"rip={self.rip:016x} rflags={decode(self.rflags, RFLAGS)}")
+        for name in _SEGMENTS:
+            segment: SegmentRegister = getattr(self, name)
+            lines.append(f"{name:3}={segment.describe(long=self.mode is Mode.LONG)}")
+        lines += [f"gdt {self.gdt}", f"idt {self.idt}"]
+        lines.append(f"cr0={decode(self.cr0, CR0)}")
+        lines.append(f"cr2={self.cr2:016x} cr3={self.cr3:016x} cr8={self.cr8:x}")
+        lines.append(f"cr4={decode(self.cr4, CR4)}")
+        lines.append(f"efer={decode(self.efer, EFER)}")
+        flags = " ".join(names(self.apic_base & 0xFFF, APIC_BASE))
+        lines.append(f"apic_base={self.apic_base & -0x1000:x} [{flags}]")
+        return "\n".join(lines)
+
+
+def reset() -> CpuState:
+    """The state after power-up or RESET (SDM 3A 10.1.1, table 10-1).
+
+    Execution starts at F000:FFF0 with the base of CS at FFFF0000, so at the physical address
+    0xFFFFFFF0.  EDX holds the processor signature: family 6, as KVM has it.
+
+    >>> hex(reset().linear_rip)
+    '0xfffffff0'
+    """
+    state = real_mode(ip=0xFFF0, sp=0)
+    state.cs.selector = 0xF000
+    state.cs.base = 0xFFFF_0000
+    state.rdx = 0x600
+    state.cr0 = CR0.CD | CR0.NW | CR0.ET
+    state.idt.limit = 0xFFFF
+    return state
+
+
+def real_mode(*, ip: int, cs: int = 0, sp: int = 0x7C00, ss: int = 0) -> CpuState:
+    """Real mode at `cs`:`ip` with the stack at `ss`:`sp`, interrupts off, caches on (SDM 3B 21.1).
+
+    `cs` and `ss` are selectors; DS, ES, FS and GS are 0.  The IVT is at address 0.
+
+    >>> hex(real_mode(cs=0x07C0, ip=4).linear_rip)
+    '0x7c04'
+    """
+    return CpuState(
+        rip=ip,
+        rsp=sp,
+        cs=_real(cs, _CODE_ACCESSED),
+        ss=_real(ss, _DATA_ACCESSED),
+        ds=_real(0, _DATA_ACCESSED),
+        es=_real(0, _DATA_ACCESSED),
+        fs=_real(0, _DATA_ACCESSED),
+        gs=_real(0, _DATA_ACCESSED),
+        tr=SegmentRegister(limit=0xFFFF, type=_TSS_BUSY, present=1),
+        ldt=SegmentRegister(limit=0xFFFF, type=_LDT, present=1),
+        gdt=TableRegister(0, 0xFFFF),
+        idt=TableRegister(0, 0x3FF),
+        cr0=CR0.ET,
+        apic_base=_LOCAL_APIC | APIC_BASE.EN | APIC_BASE.BSP,
+    )
+
+
+def protected_mode(
+    *,
+    eip: int,
+    esp: int,
+    gdt_base: int,
+    cr3: int | None = None,
+    cr4_flags: int = 0,
+    tss_base: int = 0,
+) -> CpuState:
+    """Protected mode in ring 0 of 32-bit code, flat segments, interrupts off, no IDT.
+
+    With `cr3` paging is on and supervisor writes respect read-only pages (CR0.WP); `cr4_flags` is
+    CR4, and says which kind: PAE for PAE paging (EFER.NXE is then set too), PSE for 4 MiB pages.
+    The image of ``flat_gdt(tss_base)`` belongs at the linear address `gdt_base`.
+
+    >>> state = protected_mode(eip=0x10_0000, esp=0x9_0000, gdt_base=0x1000)
+    >>> state.cs.selector == descriptors.CODE32, state.mode
+    (True, <Mode.PROTECTED: 'protected'>)
+    """
+    state = _flat(descriptors.CODE32, gdt_base, tss_base, long=False)
+    state.rip = eip
+    state.rsp = esp
+    state.cr0 = CR0.PE | CR0.MP | CR0.ET | CR0.NE
+    state.cr4 = cr4_flags
+    if cr3 is not None:
+        state.cr0 |= CR0.PG | CR0.WP
+        state.cr3 = cr3
+        state.efer = EFER.NXE if cr4_flags & CR4.PAE else 0
+    return state
+
+
+def long_mode(
+    *, rip: int, rsp: int, cr3: int, gdt_base: int, tss_base: int, cr4_flags: int = 0
+) -> CpuState:
+    """64-bit mode in ring 0, interrupts off, no IDT, SSE usable, NX and WP on.
+
+    `cr3` is the root of 4-level page tables, 5-level with CR4.LA57 in `cr4_flags`, which are added
+    to CR4.  The image of ``flat_gdt(tss_base)`` belongs at `gdt_base`, a 64-bit TSS at `tss_base`.
+
+    >>> state = long_mode(rip=0x10_0000, rsp=0x8000, cr3=0x1000, gdt_base=0x5000, tss_base=0x6000)
+    >>> state.code_bits, str(state.cs)
+    (64, '0010 code64 base=0 limit=ffffffff dpl=0 readable accessed')
+    """
+    state = _flat(descriptors.CODE64, gdt_base, tss_base, long=True)
+    state.rip = rip
+    state.rsp = rsp
+    state.cr0 = CR0.PE | CR0.MP | CR0.ET | CR0.NE | CR0.WP | CR0.PG
+    state.cr3 = cr3
+    state.cr4 = CR4.PAE | CR4.OSFXSR | CR4.OSXMMEXCPT | cr4_flags
+    state.efer = EFER.LME | EFER.LMA | EFER.NXE
+    return state
+
+
+def _real(selector: int, kind: int) -> SegmentRegister:
+    return SegmentRegister(selector << 4, 0xFFFF, selector, kind, present=1, s=1)
+
+
+def _flat(code: int, gdt_base: int, tss_base: int, *, long: bool) -> CpuState:
+    """Registers that were loaded from the flat GDT, code and data of ring 0."""
+    gdt = flat_gdt(tss_base)
+    data = SegmentRegister.load(decode_segment(gdt.image, descriptors.DATA), descriptors.DATA)
+    task = decode_segment(gdt.image, descriptors.TSS, long=long)
+    return CpuState(
+        cs=SegmentRegister.load(decode_segment(gdt.image, code), code),
+        ds=data,
+        es=data.copy(),
+        fs=data.copy(),
+        gs=data.copy(),
+        ss=data.copy(),
+        tr=SegmentRegister.load(task, descriptors.TSS),
+        ldt=SegmentRegister(type=_LDT, unusable=1),
+        gdt=TableRegister(gdt_base, gdt.limit),
+        apic_base=_LOCAL_APIC | APIC_BASE.EN | APIC_BASE.BSP,
+    )
