@@ -1,0 +1,434 @@
+"""Who answers at which port or address.
+
+A device is any object with a `name` and some of `read`, `write` and `sink`; it sees offsets, never
+its own address.  Ten lines are enough:
+
+>>> class Doubler:
+...     name = "doubler"
+...     value = 0
+...
+...     def read(self, offset: int, size: int) -> int:
+...         return self.value
+...
+...     def write(self, offset: int, size: int, value: int) -> None:
+...         self.value = 2 * value
+>>> bus = Bus()
+>>> bus.add_pio(0x700, 4, Doubler()).slot
+0
+>>> bus.write(Space.PIO, 0x700, 4, 21), bus.read(Space.PIO, 0x700, 4)
+(True, 42)
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from pykvm.errors import BusConflict, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Buffer
+
+    _Read = Callable[[int, int], int]
+    _Write = Callable[[int, int, int], None]
+    _Sink = Callable[[Sequence[tuple[int, int, int]]], None]
+
+__all__ = [
+    "Bus",
+    "Device",
+    "GuestExit",
+    "GuestReset",
+    "Placement",
+    "Range",
+    "Readable",
+    "Sink",
+    "Space",
+    "Writable",
+]
+
+
+# A slot number fits in 16 bits, as the run loop's table wants it.
+SLOTS = 1 << 16
+
+_SIZES = frozenset((1, 2, 4, 8))
+_MASKS = [(1 << (8 * size)) - 1 for size in range(9)]
+
+
+class GuestExit(Exception):
+    """The guest asked for its run to end with `code`.  A device raises it; it is not an error."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the guest ended with code {code}")
+        self.code = code
+
+
+class GuestReset(Exception):
+    """The guest reset the machine; `how` says by what, as a person would put it.  Not an error."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(f"the guest reset the machine ({how})")
+        self.how = how
+
+
+class Space(Enum):
+    """The two address spaces that a device can stand in."""
+
+    PIO = "port"
+    MMIO = "address"
+
+    @property
+    def size(self) -> int:
+        """How many addresses it has; an access past the last goes on at 0."""
+        return 1 << (16 if self is Space.PIO else 64)
+
+
+class Readable(Protocol):
+    """A device that answers reads.
+
+    Without `read`, reads give all ones, as from an empty bus.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages and `Bus.remove` call it."""
+
+    def read(self, offset: int, size: int, /) -> int:
+        """The value of `size` bytes (1, 2, 4 or 8) at `offset`, little-endian."""
+
+
+class Writable(Protocol):
+    """A device that takes writes.
+
+    Without `write` and `sink`, writes are ignored.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages and `Bus.remove` call it."""
+
+    def write(self, offset: int, size: int, value: int, /) -> None:
+        """Take `value`, of `size` bytes (1, 2, 4 or 8), at `offset`."""
+
+
+class Sink(Protocol):
+    """A device whose writes are collected while the guest runs on, and handed over in bulk.
+
+    For devices that only record: they see every write, in order, before the next exit that
+    anyone else sees, and cannot stop the guest at one of them.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages and `Bus.remove` call it."""
+
+    def sink(self, writes: Sequence[tuple[int, int, int]], /) -> None:
+        """Take `writes`: (offset, size, value) each, oldest first."""
+
+
+# Any of the three will do.  A device may also say `width`, the most bytes it takes at once (1, 2, 4
+# or 8, else 8): the bus splits larger accesses, as an ISA bus does for an 8-bit card.
+Device = Readable | Writable | Sink
+
+
+class Placement(NamedTuple):
+    """A device and where it is to stand: `length` addresses of `space` from `address` on.
+
+    `offset` is what the device sees at `address`, for a device with registers in several places.
+    """
+
+    device: Device
+    space: Space
+    address: int
+    length: int
+    offset: int = 0
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self.device.name
+
+
+class Range(NamedTuple):
+    """Addresses `first` to `last` of `space`, all of them `device`'s.
+
+    `slot` is a small number (below 65,536) that no other range of the bus has or will have.
+
+    `read(at, size)` and `write(at, size, value)` reach the device, or what stands for it where it
+    lacks the method, for accesses of 1, 2, 4 or 8 bytes that lie in the range; `at` counts from
+    `first`.  `sink` takes many writes (at, size, value) at once; it is None unless the device is a
+    `Sink` without `write`.
+    """
+
+    space: Space
+    first: int
+    last: int
+    device: Device
+    slot: int
+    read: Callable[[int, int], int]
+    write: Callable[[int, int, int], None]
+    sink: Callable[[Sequence[tuple[int, int, int]]], None] | None
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self.device.name
+
+    def __str__(self) -> str:
+        plural = "es" if self.space is Space.MMIO else "s"
+        return f"{self.name} ({self.space.value}{plural} {self.first:#x}-{self.last:#x})"
+
+    def __repr__(self) -> str:
+        return f"<Range {self}, slot {self.slot}>"
+
+
+class Bus:
+    """Ports and addresses, and the devices that answer there.
+
+    `version` changes with every device added or removed; `by_slot` maps `Range.slot` to its range.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        #: Called after every change, in the thread that made it.
+        self.on_change: Callable[[], None] | None = None
+        self.by_slot: dict[int, Range] = {}
+        self._next_slot = 0
+        self._lock = threading.Lock()
+        # Readers in other threads see either the old or the new pair, never half a change.
+        self._tables: dict[Space, tuple[tuple[Range, ...], list[int]]] = {
+            space: ((), []) for space in Space
+        }
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """Every range, ports before addresses, lowest first."""
+        return tuple(range_ for space in Space for range_ in self._tables[space][0])
+
+    def add_pio(self, first: int, length: int, device: Device, *, offset: int = 0) -> Range:
+        """Let `device` answer at the `length` ports from `first` on.  Raises as `add` does."""
+        return self.add(Placement(device, Space.PIO, first, length, offset))
+
+    def add_mmio(self, address: int, length: int, device: Device, *, offset: int = 0) -> Range:
+        """Let `device` answer at `length` bytes from `address` on.  Raises as `add` does.
+
+        Only addresses without guest memory ever reach the bus.
+        """
+        return self.add(Placement(device, Space.MMIO, address, length, offset))
+
+    def add(self, placement: Placement) -> Range:
+        """Put a device in its place.
+
+        Raises BusConflict if another device has any of these addresses, ConfigError if there are no
+        such addresses or the object is no device.
+        """
+        space, first = placement.space, placement.address
+        last = first + placement.length - 1
+        access = _accessors(placement.device, placement.offset)
+        if not 0 <= first <= last < space.size or placement.offset < 0:
+            raise ConfigError(
+                f"{placement.name}: {placement.length} {space.value}(es) from {first:#x} on: "
+                f"there are {space.size:#x}, and a device needs at least one"
+            )
+        with self._lock:
+            added = Range(space, first, last, placement.device, self._next_slot, *access)
+            for other in self._tables[space][0]:
+                if first <= other.last and other.first <= last:
+                    raise BusConflict(f"{added} overlaps {other}")
+            if self._next_slot >= SLOTS:
+                raise ConfigError(f"a bus takes {SLOTS} ranges in its life, and had them")
+            self._next_slot += 1
+            self.by_slot = {**self.by_slot, added.slot: added}
+            self._rebuild()
+        return added
+
+    def remove(self, device: Device | str) -> None:
+        """Take away every range of `device`, given as itself or by name.
+
+        Raises ConfigError if it has none.
+        """
+        with self._lock:
+            kept = {
+                slot: range_
+                for slot, range_ in self.by_slot.items()
+                if not (range_.device is device or range_.name == device)
+            }
+            if len(kept) == len(self.by_slot):
+                wanted = device if isinstance(device, str) else device.name
+                names = ", ".join(dict.fromkeys(range_.name for range_ in self.ranges))
+                raise ConfigError(f"no device {wanted!r} on the bus; there is {names or 'none'}")
+            self.by_slot = kept
+            self._rebuild()
+
+    def find(self, space: Space, address: int) -> Range | None:
+        """The range that holds `address`, or None."""
+        ranges, starts = self._tables[space]
+        index = bisect_right(starts, address) - 1
+        return ranges[index] if index >= 0 and address <= ranges[index].last else None
+
+    def read(self, space: Space, address: int, size: int) -> int | None:
+        """What the devices answer for `size` bytes (1 to 8) at `address`, little-endian.
+
+        None if nobody is there.  An access that several devices share, or of a size that is not
+        1, 2, 4 or 8, reaches them in aligned pieces; bytes that nobody has read as 0xff.  What a
+        device raises passes unchanged.
+        """
+        found = self.find(space, address)
+        if found is not None and size in _SIZES and address + size - 1 <= found.last:
+            return found.read(address - found.first, size) & _MASKS[size]
+        pieces = self._pieces(space, address, size)
+        if all(owner is None for owner, *_ in pieces):
+            return None
+        value = 0
+        for owner, at, length, shift in pieces:
+            part = _MASKS[length] if owner is None else owner.read(at, length) & _MASKS[length]
+            value |= part << shift
+        return value
+
+    def write(self, space: Space, address: int, size: int, value: int) -> bool:
+        """Hand `value`, of `size` bytes, to the devices at `address`; False if nobody is there.
+
+        Split as `read` is; bytes that nobody has are dropped.
+        """
+        found = self.find(space, address)
+        if found is not None and size in _SIZES and address + size - 1 <= found.last:
+            found.write(address - found.first, size, value & _MASKS[size])
+            return True
+        claimed = False
+        for owner, at, length, shift in self._pieces(space, address, size):
+            if owner is not None:
+                claimed = True
+                owner.write(at, length, value >> shift & _MASKS[length])
+        return claimed
+
+    def read_string(self, port: int, size: int, count: int) -> bytes | None:
+        """`count` reads of `size` bytes, all at `port`, as ``rep ins`` does.
+
+        None if nobody is there.
+        """
+        elements = bytearray()
+        for _ in range(count):
+            value = self.read(Space.PIO, port, size)
+            if value is None:
+                return None
+            elements += value.to_bytes(size, "little")
+        return bytes(elements)
+
+    def write_string(self, port: int, size: int, data: Buffer) -> bool:
+        """`data` in elements of `size` bytes, all to `port`, as ``rep outs`` does.
+
+        False if nobody is there.  Raises ConfigError if `data` is not whole elements.
+        """
+        view = memoryview(memoryview(data).tobytes())
+        if len(view) % size:
+            raise ConfigError(f"{len(view)} bytes are not whole elements of {size}")
+        claimed = False
+        for start in range(0, len(view), size):
+            value = int.from_bytes(view[start : start + size], "little")
+            claimed = self.write(Space.PIO, port, size, value)
+        return claimed
+
+    def _pieces(
+        self, space: Space, address: int, size: int
+    ) -> list[tuple[Range | None, int, int, int]]:
+        """An access cut by owner and alignment: (owner, place in it, bytes, bit position) each."""
+        if not 1 <= size <= 8:
+            raise ConfigError(f"an access has 1 to 8 bytes, not {size}")
+        pieces: list[tuple[Range | None, int, int, int]] = []
+        done = 0
+        while done < size:
+            at = (address + done) % space.size
+            owner = self.find(space, at)
+            room = min(size - done, owner.last - at + 1) if owner else 1
+            length = next(n for n in (8, 4, 2, 1) if n <= room and not at % n)
+            pieces.append((owner, at - (owner.first if owner else 0), length, 8 * done))
+            done += length
+        return pieces
+
+    def _rebuild(self) -> None:
+        tables = {}
+        for space in Space:
+            ranges = [range_ for range_ in self.by_slot.values() if range_.space is space]
+            ranges.sort(key=lambda range_: range_.first)
+            tables[space] = (tuple(ranges), [range_.first for range_ in ranges])
+        self._tables = tables
+        self.version += 1
+        if self.on_change is not None:
+            self.on_change()
+
+
+def _accessors(device: Device, bias: int) -> tuple[_Read, _Write, _Sink | None]:
+    """How to read, write and bulk-write `device`, whatever of the protocol it leaves out.
+
+    `bias` is the device's offset at the start of the range.
+    """
+    if not isinstance(getattr(device, "name", None), str):
+        raise ConfigError(f"{device!r} is no device: it has no name")
+    read: _Read | None = getattr(device, "read", None)
+    write: _Write | None = getattr(device, "write", None)
+    sink: _Sink | None = getattr(device, "sink", None) if write is None else None
+    if read is None and write is None and sink is None:
+        raise ConfigError(f"{device.name} is no device: it has none of read, write and sink")
+    width: int = getattr(device, "width", 8)
+    if width not in _SIZES:
+        raise ConfigError(f"{device.name}: width is 1, 2, 4 or 8, not {width!r}")
+    if width < 8 or bias:
+        read = read and _adapted_read(read, width, bias)
+        write = write and _adapted_write(write, width, bias)
+        sink = sink and _adapted_sink(sink, width, bias)
+    return read or _all_ones, write or (_one_by_one(sink) if sink else _ignore), sink
+
+
+def _all_ones(at: int, size: int) -> int:
+    return _MASKS[size]
+
+
+def _ignore(at: int, size: int, value: int) -> None:
+    pass
+
+
+def _one_by_one(sink: _Sink) -> _Write:
+    return lambda at, size, value: sink(((at, size, value),))
+
+
+def _adapted_read(read: _Read, width: int, bias: int) -> _Read:
+    """`read` from `bias` on, never asked for more than `width` bytes at once."""
+
+    def adapted(at: int, size: int) -> int:
+        if size <= width:
+            return read(bias + at, size)
+        value = 0
+        for step in range(0, size, width):
+            value |= (read(bias + at + step, width) & _MASKS[width]) << (8 * step)
+        return value
+
+    return adapted
+
+
+def _adapted_write(write: _Write, width: int, bias: int) -> _Write:
+    """`write` from `bias` on, never given more than `width` bytes at once."""
+
+    def adapted(at: int, size: int, value: int) -> None:
+        if size <= width:
+            write(bias + at, size, value)
+            return
+        for step in range(0, size, width):
+            write(bias + at + step, width, value >> (8 * step) & _MASKS[width])
+
+    return adapted
+
+
+def _adapted_sink(sink: _Sink, width: int, bias: int) -> _Sink:
+    """`sink` from `bias` on, never given a write of more than `width` bytes."""
+
+    def adapted(writes: Sequence[tuple[int, int, int]]) -> None:
+        parts: list[tuple[int, int, int]] = []
+        collect = _adapted_write(lambda *part: parts.append(part), width, bias)
+        for write in writes:
+            collect(*write)
+        sink(parts)
+
+    return adapted

@@ -1,0 +1,18 @@
+"""The port that ends the run, after QEMU's isa-debug-exit."""
+
+from __future__ import annotations
+
+from pykvm.bus import GuestExit
+
+__all__ = ["DebugExit"]
+
+
+class DebugExit:
+    """Whatever is written ends the run with that exit code, so 0 can mean success."""
+
+    def __init__(self, name: str = "debug-exit") -> None:
+        self.name = name
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """End the run.  Raises GuestExit."""
+        raise GuestExit(value)

@@ -1,0 +1,48 @@
+"""The devices that every machine has unless told otherwise, and where they stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.bus import Placement, Space
+from pykvm.devices.debug_exit import DebugExit
+from pykvm.devices.debugcon import DebugConsole
+from pykvm.devices.post import PostPort
+from pykvm.devices.reset import KeyboardController, ResetControl
+from pykvm.devices.uart import Uart16550
+from pykvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["standard_devices"]
+
+
+def standard_devices(*, without: Collection[str] = ()) -> list[Placement]:
+    """New standard devices in their places, those named in `without` left out.
+
+    The names are ``com1``, ``com2``, ``debugcon``, ``debug-exit``, ``post``, ``i8042`` and
+    ``reset-control``.  To replace one, leave it out and add a `Placement` of your own.
+
+    Raises ConfigError for a name that is none of these.
+
+    >>> [placement.name for placement in standard_devices(without=["com2", "i8042"])]
+    ['com1', 'debugcon', 'debug-exit', 'post', 'reset-control']
+    """
+    keyboard = KeyboardController()
+    placements = [
+        Placement(Uart16550("com1"), Space.PIO, 0x3F8, 8),
+        Placement(Uart16550("com2"), Space.PIO, 0x2F8, 8),
+        Placement(DebugConsole(), Space.PIO, 0xE9, 1),
+        Placement(DebugExit(), Space.PIO, 0xF4, 4),
+        Placement(PostPort(), Space.PIO, 0x80, 1),
+        # Ports 0x61 to 0x63 belong to others (0x61: NMI and speaker).
+        Placement(keyboard, Space.PIO, 0x60, 1),
+        Placement(keyboard, Space.PIO, 0x64, 1, offset=4),
+        Placement(ResetControl(), Space.PIO, 0xCF8, 4),
+    ]
+    names = list(dict.fromkeys(placement.name for placement in placements))
+    for name in without:
+        if name not in names:
+            raise ConfigError(f"no standard device {name!r}; there is {', '.join(names)}")
+    return [placement for placement in placements if placement.name not in without]

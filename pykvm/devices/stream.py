@@ -1,0 +1,71 @@
+"""What a guest printed: kept within bounds, and handed to whoever subscribed."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["OUTPUT_LIMIT", "OutputLog"]
+
+OUTPUT_LIMIT = 1 << 20
+
+
+class OutputLog:
+    """The output side of a device that prints: its last `limit` bytes, and subscribers.
+
+    >>> log = OutputLog(limit=8)
+    >>> log.emit(b"hello, "), log.emit(b"world")
+    (None, None)
+    >>> log.text, log.dropped
+    ('o, world', 4)
+    """
+
+    def __init__(self, *, limit: int = OUTPUT_LIMIT) -> None:
+        self._limit = limit
+        self._kept = bytearray()
+        self._keeping = threading.Lock()
+        self._trimmed = 0
+        self._subscribers: tuple[Callable[[bytes], object], ...] = ()
+
+    @property
+    def output(self) -> bytes:
+        """What the guest printed so far, or the last `limit` bytes of it."""
+        return bytes(self._kept[-self._limit :]) if self._limit else b""
+
+    @property
+    def text(self) -> str:
+        """`output` as text: UTF-8, with U+FFFD for what is not."""
+        return self.output.decode(errors="replace")
+
+    @property
+    def dropped(self) -> int:
+        """How many bytes were printed and are no longer in `output`."""
+        return self._trimmed + max(len(self._kept) - self._limit, 0)
+
+    def on_output(self, callback: Callable[[bytes], object]) -> Callable[[], None]:
+        """Call ``callback(data)`` with everything printed from now on; returns how to stop that.
+
+        It is called in the thread of the vCPU that prints.  What it raises comes out of that
+        vCPU's run.
+        """
+        self._subscribers = (*self._subscribers, callback)
+
+        def unsubscribe() -> None:
+            self._subscribers = tuple(c for c in self._subscribers if c is not callback)
+
+        return unsubscribe
+
+    def emit(self, data: bytes) -> None:
+        """Keep `data` as printed, and pass it on."""
+        with self._keeping:
+            self._kept += data
+            # Trimming moves what is kept, so it waits until that is worth it.
+            if len(self._kept) > 2 * self._limit:
+                excess = len(self._kept) - self._limit
+                self._trimmed += excess
+                del self._kept[:excess]
+        for callback in self._subscribers:
+            callback(data)

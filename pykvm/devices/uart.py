@@ -1,0 +1,396 @@
+"""The 16550A UART: the PC's serial port.
+
+Sources: National Semiconductor PC16550D data sheet (1995), section 8 "Registers"; Texas Instruments
+TL16C550C data sheet, "Principles of operation".
+
+The line has no speed.  A byte leaves the moment it is written, so THRE and TEMT are always set; a
+byte from the host arrives the moment the receiver has room, so input never overruns, and the
+character timeout is due whenever fewer characters wait than the trigger level.  All eight bits
+travel whatever the word length says: a guest that never set one can print.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, ClassVar
+
+from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Uart16550"]
+
+# Interrupt enable register.
+IER_RECEIVED = 0x01
+IER_THR_EMPTY = 0x02
+IER_LINE_STATUS = 0x04
+IER_MODEM_STATUS = 0x08
+
+# Interrupt identification register, highest priority first.
+IIR_LINE_STATUS = 0x06
+IIR_RECEIVED = 0x04
+IIR_TIMEOUT = 0x0C
+IIR_THR_EMPTY = 0x02
+IIR_MODEM_STATUS = 0x00
+IIR_NONE = 0x01
+IIR_FIFO = 0xC0
+
+# FIFO control register.
+FCR_ENABLE = 0x01
+FCR_RESET_RECEIVER = 0x02
+TRIGGER_LEVELS = (1, 4, 8, 14)
+
+LCR_DIVISOR_LATCH = 0x80
+
+# Modem control register.
+MCR_DTR = 0x01
+MCR_RTS = 0x02
+MCR_OUT1 = 0x04
+MCR_OUT2 = 0x08
+MCR_LOOP = 0x10
+
+# Line status register.
+LSR_DATA_READY = 0x01
+LSR_OVERRUN = 0x02
+LSR_PARITY = 0x04
+LSR_FRAMING = 0x08
+LSR_BREAK = 0x10
+LSR_SENT = 0x60  # THRE and TEMT
+LSR_FIFO_ERROR = 0x80
+LSR_CHARACTER_ERRORS = LSR_PARITY | LSR_FRAMING | LSR_BREAK
+
+# Modem status register; the low four bits tell what changed since it was read.
+MSR_CTS = 0x10
+MSR_DSR = 0x20
+MSR_RI = 0x40
+MSR_DCD = 0x80
+MSR_RING_ENDED = 0x04
+
+FIFO_SIZE = 16
+CLOCK_HZ = 1_843_200
+
+# What loopback wires each modem control output to (PC16550D 8.6.4).
+_LOOP = ((MCR_RTS, MSR_CTS), (MCR_DTR, MSR_DSR), (MCR_OUT1, MSR_RI), (MCR_OUT2, MSR_DCD))
+
+# A received character is its byte, with the line status bits it brings along shifted over it.
+_BREAK = (LSR_BREAK | LSR_FRAMING) << 8
+
+
+class Uart16550(OutputLog):
+    """A 16550A with a host at the other end of the line.
+
+    What the guest prints is in `output` and `text` and goes to `on_output`; `send` types at it,
+    from any thread.  `line` is driven with the chip's INTR output.
+
+    >>> uart = Uart16550()
+    >>> uart.write(0, 1, ord("A"))
+    >>> uart.text
+    'A'
+    >>> uart.send("ok")
+    >>> chr(uart.read(0, 1)), uart.pending
+    ('o', 1)
+    """
+
+    width = 1
+
+    def __init__(
+        self,
+        name: str = "com1",
+        *,
+        line: InterruptLine | None = None,
+        limit: int = OUTPUT_LIMIT,
+    ) -> None:
+        super().__init__(limit=limit)
+        self.name = name
+        self.discarded = 0
+        # Re-entrant: an interrupt line or a subscriber may well come back to this device.
+        self._lock = threading.RLock()
+        self._line: InterruptLine = line or Unconnected()
+        self._level = False
+        self._queue: deque[int] = deque()
+        self._received: deque[int] = deque()
+        self._inputs = MSR_CTS | MSR_DSR | MSR_DCD
+        self._drained: tuple[Callable[[], object], ...] = ()
+        # Master reset leaves these three alone; at power-on they hold anything.
+        self._divisor = 12
+        self._scratch = 0
+        self._last_character = 0
+        self.reset()
+
+    # The host's side
+
+    def send(self, data: bytes | str) -> None:
+        """Type `data` (a str as UTF-8) at the guest.  Callable from any thread; never blocks.
+
+        What the receiver has no room for waits here, however much it is.
+        """
+        with self._lock:
+            self._queue.extend(data.encode() if isinstance(data, str) else data)
+            self._update()
+
+    def send_break(self) -> None:
+        """Hold the line in the break condition for one character."""
+        with self._lock:
+            self._queue.append(_BREAK)
+            self._update()
+
+    @property
+    def pending(self) -> int:
+        """How many characters were sent and not yet read by the guest."""
+        return len(self._queue) + len(self._received)
+
+    def on_drained(self, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` whenever the guest has read the last character that was sent.
+
+        It is called in the thread of the vCPU that reads.
+        """
+        self._drained = (*self._drained, callback)
+
+    def set_modem_lines(
+        self, *, cts: bool = True, dsr: bool = True, ri: bool = False, dcd: bool = True
+    ) -> None:
+        """Drive the modem's lines to the UART.  At first all but the ring indicator are on."""
+        with self._lock:
+            self._inputs = MSR_CTS * cts | MSR_DSR * dsr | MSR_RI * ri | MSR_DCD * dcd
+            self._follow_modem()
+            self._update()
+
+    def connect(self, line: InterruptLine) -> None:
+        """Drive `line` with the interrupt output from now on."""
+        with self._lock:
+            self._line = line
+            if self._level:
+                line.set(True)
+
+    @property
+    def baud(self) -> int:
+        """The speed that the divisor latch asks for, in bits per second; 0 if it holds 0."""
+        return CLOCK_HZ // (16 * self._divisor) if self._divisor else 0
+
+    def reset(self) -> None:
+        """Master reset (PC16550D table I).  What the host sent and the guest has not got stays."""
+        with self._lock:
+            self._received.clear()
+            self._ier = 0
+            self._lcr = 0
+            self._mcr = 0
+            self._fifo = False
+            self._trigger = 1
+            self._errors = 0
+            self._thr_empty_due = False
+            self._emptied = False
+            self._msr = self._inputs
+            self._update()
+
+    # The guest's side
+
+    def read(self, offset: int, size: int) -> int:
+        """The register at `offset` (0 to 7), with the effect that reading it has."""
+        with self._lock:
+            if self._queue:
+                self._refill()
+            table = self._DIVISOR_READERS if self._lcr & LCR_DIVISOR_LATCH else self._READERS
+            value = table[offset & 7](self)
+            if self._ier:
+                self._update()
+            emptied, self._emptied = self._emptied, False
+        if emptied:
+            for callback in self._drained:
+                callback()
+        return value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Set the register at `offset` (0 to 7)."""
+        value &= 0xFF
+        with self._lock:
+            table = self._DIVISOR_WRITERS if self._lcr & LCR_DIVISOR_LATCH else self._WRITERS
+            printed = table[offset & 7](self, value)
+            if self._ier or self._level:
+                self._update()
+        # Outside the lock: a subscriber may wait for another thread that sends.
+        if printed:
+            self.emit(printed)
+
+    def _read_rbr(self) -> int:
+        if self._received:
+            self._last_character = self._received.popleft()
+            self._refill()
+            self._emptied = not (self._received or self._queue or self._mcr & MCR_LOOP)
+        return self._last_character
+
+    def _read_dll(self) -> int:
+        return self._divisor & 0xFF
+
+    def _read_dlm(self) -> int:
+        return self._divisor >> 8
+
+    def _read_ier(self) -> int:
+        return self._ier
+
+    def _read_iir(self) -> int:
+        source = self._interrupt()
+        if source == IIR_THR_EMPTY:
+            self._thr_empty_due = False
+        return source | (IIR_FIFO if self._fifo else 0)
+
+    def _read_lcr(self) -> int:
+        return self._lcr
+
+    def _read_mcr(self) -> int:
+        return self._mcr
+
+    def _read_lsr(self) -> int:
+        status = LSR_SENT | self._errors
+        if self._received:
+            status |= LSR_DATA_READY
+        flawed = self._errors & LSR_CHARACTER_ERRORS or any(c > 0xFF for c in self._received)
+        if self._fifo and flawed:
+            status |= LSR_FIFO_ERROR
+        self._errors = 0
+        return status
+
+    def _read_msr(self) -> int:
+        value = self._msr
+        self._msr &= 0xF0
+        return value
+
+    def _read_scr(self) -> int:
+        return self._scratch
+
+    def _write_thr(self, value: int) -> bytes | None:
+        self._thr_empty_due = False
+        if self._ier:
+            self._update()
+        self._thr_empty_due = True
+        if not self._mcr & MCR_LOOP:
+            return bytes((value,))
+        self._receive(value)
+        return None
+
+    def _write_dll(self, value: int) -> None:
+        self._divisor = self._divisor & 0xFF00 | value
+
+    def _write_dlm(self, value: int) -> None:
+        self._divisor = self._divisor & 0xFF | value << 8
+
+    def _write_ier(self, value: int) -> None:
+        enabled = value & ~self._ier
+        self._ier = value & 0x0F
+        # Enabling it while the THR is empty, as it always is, makes it due (TL16C550C, table 5).
+        if enabled & IER_THR_EMPTY:
+            self._thr_empty_due = True
+
+    def _write_fcr(self, value: int) -> None:
+        enable = bool(value & FCR_ENABLE)
+        if enable != self._fifo or (enable and value & FCR_RESET_RECEIVER):
+            self.discarded += len(self._received)
+            self._received.clear()
+        self._fifo = enable
+        # The other bits are programmed only together with the enable bit (PC16550D 8.5).
+        self._trigger = TRIGGER_LEVELS[value >> 6] if enable else 1
+
+    def _write_lcr(self, value: int) -> None:
+        self._lcr = value
+
+    def _write_mcr(self, value: int) -> None:
+        self._mcr = value & 0x1F
+        self._follow_modem()
+
+    def _write_scr(self, value: int) -> None:
+        self._scratch = value
+
+    def _ignore(self, value: int) -> None:
+        """LSR and MSR are read-only in use: writing them is for factory tests (PC16550D 8.4)."""
+
+    _READERS: ClassVar[tuple[Callable[[Uart16550], int], ...]] = (
+        _read_rbr,
+        _read_ier,
+        _read_iir,
+        _read_lcr,
+        _read_mcr,
+        _read_lsr,
+        _read_msr,
+        _read_scr,
+    )
+    _DIVISOR_READERS: ClassVar = (_read_dll, _read_dlm, *_READERS[2:])
+    _WRITERS: ClassVar[tuple[Callable[[Uart16550, int], bytes | None], ...]] = (
+        _write_thr,
+        _write_ier,
+        _write_fcr,
+        _write_lcr,
+        _write_mcr,
+        _ignore,
+        _ignore,
+        _write_scr,
+    )
+    _DIVISOR_WRITERS: ClassVar = (_write_dll, _write_dlm, *_WRITERS[2:])
+
+    # Inside
+
+    @property
+    def _room(self) -> int:
+        return (FIFO_SIZE if self._fifo else 1) - len(self._received)
+
+    def _refill(self) -> None:
+        """Let the receiver have what the host sent, as far as there is room.
+
+        In loopback the line is disconnected.  The guest cannot tell when a character came, so it
+        comes when the guest looks or is to be interrupted: what it does to the chip before that,
+        as drivers do when they start, throws nothing away.
+        """
+        if not self._mcr & MCR_LOOP:
+            for _ in range(min(self._room, len(self._queue))):
+                self._received.append(self._queue.popleft())
+        self._reveal()
+
+    def _receive(self, character: int) -> None:
+        """Take one character from the loop.  Raises nothing when full: that is an overrun."""
+        if self._room:
+            self._received.append(character)
+            return
+        self._errors |= LSR_OVERRUN
+        if not self._fifo:
+            self._received[-1] = character
+
+    def _reveal(self) -> None:
+        """Let the oldest character's errors show in the line status (PC16550D 8.4)."""
+        if self._received:
+            self._errors |= self._received[0] >> 8
+            self._received[0] &= 0xFF
+
+    def _follow_modem(self) -> None:
+        """Take over the modem lines, noting what changed."""
+        now = self._inputs
+        if self._mcr & MCR_LOOP:
+            now = sum(status for control, status in _LOOP if self._mcr & control)
+        before = self._msr & 0xF0
+        changed = (before ^ now) >> 4
+        # Of the ring indicator only its end counts.
+        if now & MSR_RI:
+            changed &= ~MSR_RING_ENDED
+        self._msr = now | self._msr & 0x0F | changed
+
+    def _interrupt(self) -> int:
+        """What the IIR names: the most urgent source that is enabled and due."""
+        ier = self._ier
+        if ier & IER_LINE_STATUS and self._errors:
+            return IIR_LINE_STATUS
+        if ier & IER_RECEIVED and self._received:
+            return IIR_RECEIVED if len(self._received) >= self._trigger else IIR_TIMEOUT
+        if ier & IER_THR_EMPTY and self._thr_empty_due:
+            return IIR_THR_EMPTY
+        if ier & IER_MODEM_STATUS and self._msr & 0x0F:
+            return IIR_MODEM_STATUS
+        return IIR_NONE
+
+    def _update(self) -> None:
+        """Drive the interrupt line to what the registers now say."""
+        if self._ier & (IER_RECEIVED | IER_LINE_STATUS):
+            self._refill()
+        level = self._interrupt() != IIR_NONE
+        if level != self._level:
+            self._level = level
+            self._line.set(level)

@@ -1,0 +1,11 @@
+"""Guest RAM and its slots: map, read, write, search.
+
+`GuestMemory` is the face; a `Region` is one mapping of this process and one slot of the VM.
+"""
+
+from __future__ import annotations
+
+from pykvm.memory.backing import HostMapping, host_address, host_memory
+from pykvm.memory.guest import GuestMemory, Region, SlotHost
+
+__all__ = ["GuestMemory", "HostMapping", "Region", "SlotHost", "host_address", "host_memory"]

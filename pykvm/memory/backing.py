@@ -1,0 +1,238 @@
+"""What guest memory is made of: mappings in this process, and whether the host can afford them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
+
+from pykvm.errors import ClosedError, ConfigError, HostError
+from pykvm.sizes import format_size
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Backing: TypeAlias = str | os.PathLike[str]
+    HugePages: TypeAlias = Literal[False, True, "transparent"]
+
+__all__ = [
+    "PAGE_SIZE",
+    "HostMapping",
+    "check_affordable",
+    "host_address",
+    "host_memory",
+    "map_memory",
+]
+
+PAGE_SIZE = 4096
+
+# <asm-generic/mman.h>; Python names them only from 3.13 on.
+_MAP_NORESERVE = 0x4000
+_MAP_HUGETLB = 0x40000
+
+# How much one search step covers.  mmap.find holds the GIL, and vCPU threads want it too.
+_FIND_STEP = 16 << 20
+
+
+def host_address(buffer: mmap.mmap) -> int:
+    """The address in this process (HVA) of the first byte of `buffer`.
+
+    The address stays right for as long as the mapping exists: a mapping is never moved.
+    """
+    from _cffi_backend import FFI
+
+    ffi = FFI()
+    with ffi.from_buffer(buffer) as start:
+        return int(ffi.cast("uintptr_t", start))
+
+
+def host_memory(path: str = "/proc/meminfo") -> dict[str, int]:
+    """The host's memory as the kernel tells it: ``MemAvailable`` and so on, in bytes.
+
+    Counts without a unit (``HugePages_Free``) stay counts.  Source: proc_meminfo(5).
+    """
+    values: dict[str, int] = {}
+    with open(path, encoding="ascii") as lines:
+        for line in lines:
+            name, _, rest = line.partition(":")
+            number, _, unit = rest.strip().partition(" ")
+            values[name] = int(number) << (10 if unit == "kB" else 0)
+    return values
+
+
+class HostMapping:
+    """A writable mapping in this process that backs one region of guest memory.
+
+    `address` is where it starts (HVA), `size` its bytes, `fd` the memfd behind it or None.
+
+    Closing it unmaps at once, unless someone still holds a memoryview of it: then the mapping goes
+    away with the last such view, so that no view ever points at nothing.
+    """
+
+    __slots__ = ("_map", "_view", "address", "fd", "size")
+
+    def __init__(self, mapped: mmap.mmap, fd: int | None = None) -> None:
+        self._map: mmap.mmap | None = mapped
+        self.address = host_address(mapped)
+        self._view = memoryview(mapped)
+        self.size = len(mapped)
+        self.fd = fd
+
+    def slice(self, offset: int, length: int) -> memoryview:
+        """A writable view of `length` bytes from `offset` on.  Raises ClosedError."""
+        try:
+            return self._view[offset : offset + length]
+        except ValueError:
+            raise ClosedError("this guest memory is closed") from None
+
+    def find(self, needle: bytes, start: int, stop: int) -> int:
+        """The offset of the first `needle` that lies wholly in ``start:stop``, or -1.
+
+        Searches in place.  Raises ClosedError.
+        """
+        # CPython 3.11.0 to 3.11.4 read the byte after the last one that they search, and there is
+        # none after a mapping (gh-105235): its last place is compared by itself.
+        last = stop - len(needle)
+        for step in range(start, last, _FIND_STEP):
+            mapped = self._map
+            if mapped is None:
+                raise ClosedError("this guest memory is closed")
+            found = mapped.find(needle, step, min(step + _FIND_STEP + len(needle), stop) - 1)
+            if found >= 0:
+                return found
+        return last if last >= start and self.slice(last, len(needle)) == needle else -1
+
+    def advise_huge(self) -> None:
+        """Ask for transparent huge pages; closes the mapping and raises HostError without them."""
+        assert self._map is not None
+        try:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        except OSError as error:
+            self.close()
+            raise HostError(
+                f"this kernel offers no transparent huge pages ({error.strerror})",
+                hint="see /sys/kernel/mm/transparent_hugepage/enabled, or leave huge_pages out",
+            ) from error
+
+    def close(self) -> None:
+        """Unmap.  Closing twice is harmless."""
+        mapped, self._map = self._map, None
+        if mapped is None:
+            return
+        self._view.release()
+        # A view that a caller still has holds the mapping; without our reference it dies with it.
+        with suppress(BufferError):
+            mapped.close()
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+def map_memory(size: int, backing: Backing, *, shared: bool, huge_pages: HugePages) -> HostMapping:
+    """Map `size` bytes (a multiple of 4096) of `backing`; see `GuestMemory.add_ram`.
+
+    Raises ConfigError for what makes no sense, HostError for what this host cannot give.
+    """
+    if huge_pages not in (False, True, "transparent"):
+        raise ConfigError(f"huge_pages is False, True or 'transparent', not {huge_pages!r}")
+    if huge_pages is True:
+        _check_huge_pages(size, backing)
+    try:
+        if backing == "anonymous":
+            mapping = _map_anonymous(size, reserved=huge_pages is True)
+        elif backing == "memfd":
+            mapping = _map_memfd(size, hugetlb=huge_pages is True)
+        else:
+            mapping = _map_file(size, os.fspath(backing), shared=shared)
+    except (OSError, OverflowError) as error:
+        raise _refusal(size, backing, error) from error
+    if huge_pages == "transparent":
+        mapping.advise_huge()
+    return mapping
+
+
+def check_affordable(total: int) -> None:
+    """Raise HostError if the host cannot hold `total` bytes of guest memory right now."""
+    host = host_memory()
+    available = host["MemAvailable"] + host.get("SwapFree", 0)
+    if total > available:
+        raise HostError(
+            f"{format_size(total)} of guest memory asked for, but the host has "
+            f"{format_size(available)} available (of {format_size(host['MemTotal'])})",
+            hint="ask for less, or allow overcommit if the guest will not touch all of it",
+        )
+
+
+def _map_anonymous(size: int, *, reserved: bool) -> HostMapping:
+    # Huge pages are reserved at mmap: without a reservation a missing one is a SIGBUS later.
+    extra = _MAP_HUGETLB if reserved else _MAP_NORESERVE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | extra
+    return HostMapping(mmap.mmap(-1, size, flags=flags))
+
+
+def _map_memfd(size: int, *, hugetlb: bool) -> HostMapping:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if hugetlb else 0)
+    fd = os.memfd_create("pykvm-guest", flags)
+    try:
+        os.ftruncate(fd, size)
+        # Whoever the fd is passed to must not be able to shrink it: our next access would SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        return HostMapping(mmap.mmap(fd, size, flags=mmap.MAP_SHARED), fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _map_file(size: int, path: str, *, shared: bool) -> HostMapping:
+    # O_NONBLOCK: opening a FIFO by mistake must not hang; it means nothing for a regular file.
+    access = (os.O_RDWR if shared else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+    fd = os.open(path, access)
+    try:
+        actual = os.fstat(fd).st_size
+        # Pages past the end of the file would SIGBUS this process when touched.
+        if actual < size:
+            raise ConfigError(
+                f"{path} holds {actual:#x} bytes, the region is to have {size:#x}",
+                hint=f"make the file longer (truncate -s {size} FILE) or the region smaller",
+            )
+        flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | _MAP_NORESERVE
+        return HostMapping(mmap.mmap(fd, size, flags=flags))
+    finally:
+        os.close(fd)
+
+
+def _check_huge_pages(size: int, backing: Backing) -> None:
+    """Refuse before mapping what reserved huge pages cannot hold."""
+    if backing not in ("anonymous", "memfd"):
+        raise ConfigError(
+            f"huge_pages=True backs anonymous and memfd memory, not the file {backing}",
+            hint="a file in a mounted hugetlbfs has huge pages by itself",
+        )
+    host = host_memory()
+    page = host.get("Hugepagesize", 0)
+    if not page:
+        raise HostError("this kernel has no huge pages (no Hugepagesize in /proc/meminfo)")
+    if size % page:
+        raise ConfigError(
+            f"{size:#x} bytes are not a multiple of the huge page size {format_size(page)}"
+        )
+    needed, free = size // page, host["HugePages_Free"] - host["HugePages_Rsvd"]
+    if needed > free:
+        raise HostError(
+            f"{needed} huge pages of {format_size(page)} asked for, {free} are free",
+            hint=f"reserve them as root: echo {host['HugePages_Total'] - free + needed} > "
+            "/proc/sys/vm/nr_hugepages, or use huge_pages='transparent'",
+        )
+
+
+def _refusal(size: int, backing: Backing, error: OSError | OverflowError) -> HostError:
+    """What to tell the caller when the host refused a mapping."""
+    reason = error.strerror if isinstance(error, OSError) else "more than an address space holds"
+    message = f"cannot map {format_size(size)} of guest memory ({backing}): {reason}"
+    if getattr(error, "errno", None) == errno.ENOMEM:
+        available = format_size(host_memory()["MemAvailable"])
+        return HostError(f"{message}; the host has {available} available", hint="see ulimit -v")
+    return HostError(message)

@@ -1,0 +1,213 @@
+"""Guest-physical memory: regions, the slots that KVM sees them by, and access to their bytes."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from contextlib import suppress
+from struct import Struct
+from struct import error as struct_error
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
+from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+    from pykvm.memory.backing import Backing, HostMapping, HugePages
+
+__all__ = ["GuestMemory", "Region", "SlotHost"]
+
+# Native order and size: struct then moves the value in one piece, so that an aligned access is
+# as atomic against the guest as the guest's own.
+_INTEGERS = {1: Struct("@B"), 2: Struct("@H"), 4: Struct("@I"), 8: Struct("@Q")}
+
+_FILL_STEP = 1 << 20
+
+
+class GuestMemory(RegionMap):
+    """The guest-physical memory of one machine.
+
+    Every address is guest-physical (GPA), every size in bytes.  Accesses may run across regions
+    that touch; an access of which any byte lies outside every region raises MemoryRangeError and
+    changes nothing.
+
+    `overcommit` lets the regions add up to more than the host has available.
+
+    A memoryview from `view` keeps its mapping alive: after `remove` or `close` the guest no longer
+    has that memory, and the host gets it back when the last such view is gone.
+
+    >>> with GuestMemory() as memory:
+    ...     ram = memory.add_ram(0, 64 << 20)
+    ...     memory.write(0x1000, b"hello")
+    ...     memory.read(0x1000, 5), memory.u16(0x1000)
+    (b'hello', 25960)
+    """
+
+    # Bytes
+
+    def read(self, address: int, length: int) -> bytes:
+        """A copy of `length` bytes at `address`.  Raises MemoryRangeError."""
+        spans = self._spans(address, length)
+        return bytes(spans[0]) if len(spans) == 1 else b"".join(spans)
+
+    def read_into(self, address: int, buffer: Buffer) -> int:
+        """Fill the writable `buffer` from `address` on; returns its length in bytes.
+
+        Raises MemoryRangeError, ConfigError for a buffer that cannot be written.
+        """
+        target = memoryview(buffer)
+        if target.readonly or not target.c_contiguous:
+            raise ConfigError("read_into needs a writable, contiguous buffer")
+        position = 0
+        target = bytes_of(target)
+        for span in self._spans(address, len(target)):
+            target[position : position + len(span)] = span
+            position += len(span)
+        return position
+
+    def write(self, address: int, data: Buffer, *, rom: bool = False) -> None:
+        """Copy `data` to `address`.
+
+        Raises MemoryRangeError, ConfigError for read-only memory unless `rom` says it is meant.
+        """
+        source = flat(data)
+        position = 0
+        for span in self._spans(address, len(source), rom=rom):
+            span[:] = source[position : position + len(span)]
+            position += len(span)
+
+    def view(self, address: int, length: int) -> memoryview:
+        """The guest's own bytes, not a copy: writable for RAM, read-only for ROM.
+
+        Must lie in one region.  Raises MemoryRangeError.
+        """
+        spans = self._spans(address, length)
+        if len(spans) > 1:
+            raise MemoryRangeError(
+                f"{length:#x} bytes at {address:#x} lie in {len(spans)} regions ({self._layout()})",
+                address=address,
+                length=length,
+                hint="a view lies in one region: ask for one view each, or read a copy",
+            )
+        region = self.region_at(address)
+        return spans[0].toreadonly() if region is not None and region.readonly else spans[0]
+
+    def fill(self, address: int, length: int, byte: int = 0, *, rom: bool = False) -> None:
+        """Set `length` bytes at `address` to `byte`.  Raises as `write` does."""
+        if not 0 <= byte <= 0xFF:
+            raise ConfigError(f"{byte} is not a byte")
+        pattern = memoryview(bytes([byte]) * min(length, _FILL_STEP))
+        for span in self._spans(address, length, rom=rom):
+            for start in range(0, len(span), _FILL_STEP):
+                part = span[start : start + _FILL_STEP]
+                part[:] = pattern[: len(part)]
+
+    def find(self, needle: Buffer, start: int = 0, end: int = ADDRESS_LIMIT) -> int | None:
+        """The lowest address in ``start:end`` where all of `needle` lies, or None.
+
+        Searches every region in place, and across the seam of regions that touch; addresses
+        without memory are passed over.  Raises ConfigError for an empty needle.
+
+        >>> memory = GuestMemory()
+        >>> ram = memory.add_ram(0x10000, 0x4000)
+        >>> memory.write(0x12345, b"needle")
+        >>> hex(memory.find(b"needle"))
+        '0x12345'
+        """
+        wanted = bytes(flat(needle))
+        if not wanted:
+            raise ConfigError("cannot search for nothing: the needle is empty")
+        self._check_open()
+        for region in self.regions:
+            low, high = max(start, region.start), min(end, region.end)
+            if low >= high:
+                continue
+            found = region.mapping.find(wanted, low - region.start, high - region.start)
+            if found >= 0:
+                return region.start + found
+            # A match that begins here and ends in regions that follow without a gap.
+            low = max(low, region.end - len(wanted) + 1)
+            high = self._hole(low, min(end, region.end + len(wanted) - 1))
+            if high > region.end:
+                found = self.read(low, high - low).find(wanted)
+                if found >= 0:
+                    return low + found
+        return None
+
+    def cstring(self, address: int, limit: int = PAGE_SIZE) -> bytes:
+        """The bytes at `address` up to, without, the NUL that ends them.
+
+        Raises MemoryRangeError if memory ends before the NUL, ConfigError if there is none within
+        `limit` bytes.
+        """
+        end = self._hole(address, address + limit)
+        nul = self.find(b"\0", address, end)
+        if nul is not None:
+            return self.read(address, nul - address)
+        if end < address + limit:
+            raise self._out_of_range(address, limit)
+        raise ConfigError(f"no NUL within {limit} bytes of {address:#x}: not a C string")
+
+    def write_cstring(self, address: int, text: str | bytes) -> int:
+        """Write `text` (a str as UTF-8) and a NUL; returns how many bytes that took.
+
+        Raises as `write` does.
+        """
+        data = (text.encode() if isinstance(text, str) else text) + b"\0"
+        self.write(address, data)
+        return len(data)
+
+    # Integers, little-endian as the guest's; aligned ones are read and written in one piece.
+
+    def u8(self, address: int) -> int:
+        """The byte at `address`.  Raises MemoryRangeError."""
+        return self._load(address, 1)
+
+    def u16(self, address: int) -> int:
+        """The 2-byte integer at `address`.  Raises MemoryRangeError."""
+        return self._load(address, 2)
+
+    def u32(self, address: int) -> int:
+        """The 4-byte integer at `address`.  Raises MemoryRangeError."""
+        return self._load(address, 4)
+
+    def u64(self, address: int) -> int:
+        """The 8-byte integer at `address`.  Raises MemoryRangeError."""
+        return self._load(address, 8)
+
+    def write_u8(self, address: int, value: int) -> None:
+        """Write a byte.  Raises as `write` does, ConfigError if `value` does not fit."""
+        self._store(address, 1, value)
+
+    def write_u16(self, address: int, value: int) -> None:
+        """Write a 2-byte integer.  Raises as `write_u8` does."""
+        self._store(address, 2, value)
+
+    def write_u32(self, address: int, value: int) -> None:
+        """Write a 4-byte integer.  Raises as `write_u8` does."""
+        self._store(address, 4, value)
+
+    def write_u64(self, address: int, value: int) -> None:
+        """Write an 8-byte integer.  Raises as `write_u8` does."""
+        self._store(address, 8, value)
+
+    def _load(self, address: int, size: int) -> int:
+        spans = self._spans(address, size)
+        data = spans[0] if len(spans) == 1 else b"".join(spans)
+        value: int = _INTEGERS[size].unpack(data)[0]
+        return value
+
+    def _store(self, address: int, size: int, value: int) -> None:
+        spans = self._spans(address, size, rom=False)
+        try:
+            if len(spans) == 1:
+                _INTEGERS[size].pack_into(spans[0], 0, value)
+            else:
+                self.write(address, _INTEGERS[size].pack(value))
+        except struct_error:
+            raise ConfigError(f"{value:#x} does not fit in {size} bytes") from None
