@@ -1,0 +1,114 @@
+r"""What kinds of guest file exist and how each is entered: one module for each boot protocol.
+
+>>> import pykvm.boot as boot
+>>> from pykvm.x86.state import Mode
+>>> image = boot.load(b"\xb0A\xe6\xe9\xf4", mode=Mode.REAL)  # mov al, 'A'; out 0xe9, al; hlt
+>>> image.kind, hex(image.entry)
+('flat', '0x7c00')
+
+A boot protocol is a module with the face of `BootProtocol`.  To add one, write its file and name it
+in `PROTOCOLS`, before those that would take its files for theirs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pykvm.boot import bare_elf, flat
+from pykvm.boot.image import Entry, Image, Range, Segment
+from pykvm.boot.source import Request, Source, read_source
+from pykvm.boot.symbols import Symbols
+from pykvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from pykvm.memory import GuestMemory
+    from pykvm.x86.state import Mode
+
+__all__ = [
+    "PROTOCOLS",
+    "BootProtocol",
+    "Entry",
+    "Image",
+    "Range",
+    "Request",
+    "Segment",
+    "Source",
+    "Symbols",
+    "load",
+    "place",
+]
+
+
+class BootProtocol(Protocol):
+    """A kind of guest file: how it is recognised, read, and put into a machine."""
+
+    @property
+    def NAME(self) -> str:  # noqa: N802 - a module's constant
+        """What the kind is called in messages."""
+
+    def recognise(self, source: Source, request: Request, /) -> str | None:
+        """Return None if the file is of this kind, else the reason why not."""
+
+    def load(self, source: Source, request: Request, /) -> Image:
+        """Read and check the file.  Raises LoadError and nothing else, whatever its bytes."""
+
+    def place(self, image: Image, memory: GuestMemory, /, *, args: Sequence[str] = ()) -> Entry:
+        """Write the image and all it needs at entry.  Raises LoadError, then nothing is written."""
+
+
+# Asked in this order.
+PROTOCOLS: tuple[BootProtocol, ...] = (bare_elf, flat)
+
+_FLAT_HINT = "to run it as raw machine code, say in which mode: --mode real, protected or long"
+
+
+def load(
+    file: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    *,
+    name: str | None = None,
+    mode: Mode | None = None,
+    address: int | None = None,
+) -> Image:
+    """Read a guest file, from its path or as its bytes, by the first protocol that knows it.
+
+    `name` (the file's own by default, "guest" for bytes) is for messages and the guest's argv[0].
+    `mode` is the CPU mode to enter it in, `address` where to put a flat image or a PIE; both are
+    the file's business by default.
+
+    Raises LoadError for a file that no protocol knows or that its protocol finds fault with, naming
+    the file, the field and its value; ConfigError for a negative address.
+    """
+    if address is not None and address < 0:
+        raise ConfigError(f"load address {address:#x} is negative")
+    if isinstance(file, (bytes, bytearray, memoryview)):
+        source = Source(name if name is not None else "guest", file)
+    else:
+        source = read_source(file, name=name)
+    if not len(source):
+        raise source.error("is empty")
+    request = Request(mode, address)
+    reasons = []
+    for protocol in PROTOCOLS:
+        reason = protocol.recognise(source, request)
+        if reason is None:
+            return protocol.load(source, request)
+        reasons.append(f"no {protocol.NAME} ({reason})")
+    from pykvm.boot.magic import familiar
+
+    what, advice = familiar(bytes(source.data[:16])) or ("no guest that pykvm knows", _FLAT_HINT)
+    raise source.error(f"is {what}: {', '.join(reasons)}", hint=advice)
+
+
+def place(image: Image, memory: GuestMemory, *, args: Sequence[str] = ()) -> Entry:
+    """Put `image` into `memory`, with what its protocol promises at entry, and say how to start it.
+
+    `args` are the guest's arguments after its name.  Either all is written or, on an error, nothing.
+
+    Raises LoadError, with the numbers, where something lies outside RAM or finds no room in it;
+    ConfigError for arguments that cannot be passed.
+    """
+    protocol = next(one for one in PROTOCOLS if image.protocol == one.NAME)
+    return protocol.place(image, memory, args=args)

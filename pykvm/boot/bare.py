@@ -1,0 +1,212 @@
+"""The bare protocol: a guest that starts as a C function does, with nothing under it.
+
+What it finds depends on the CPU mode at entry:
+
+long
+    Identity paging over all RAM and at least 4 GiB (supervisor, writable, 2 MiB pages), a flat GDT,
+    a TSS, interrupts off.  RDI = argc, RSI = argv, and RSP as after a call from address 0, so that
+    ``void _start(int argc, char **argv)`` is all the start-up code a C program needs.
+protected
+    Flat 32-bit segments, paging off, interrupts off; argc and argv on the stack, above a return
+    address of 0 (cdecl).
+real
+    CS:IP at the entry, all data segments equal to CS, a stack below the image (or, where there is
+    no room, above).  No arguments.
+
+The structures lie in RAM that no segment claims, first fit from 0x1000 on.  The stack comes first:
+it overflows into the first page, not into the page tables.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pykvm.boot.image import Entry, Range
+from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
+from pykvm.errors import ConfigError, LoadError
+from pykvm.x86.descriptors import flat_gdt
+from pykvm.x86.paging import identity
+from pykvm.x86.state import CpuState, Mode, long_mode, protected_mode, real_mode
+from pykvm.x86.tss import tss64
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pykvm.boot.image import Image
+    from pykvm.boot.source import Source
+    from pykvm.memory import GuestMemory
+
+__all__ = ["check_entry", "place"]
+
+STACK_SIZE = 64 << 10
+FOUR_GIB = 1 << 32
+# A TSS (0x68 bytes) that starts at a multiple of this does not cross a page.
+DESCRIPTOR_ALIGNMENT = 128
+
+# Real mode: below 0x500 lie the interrupt table and the BIOS data area.
+REAL_STACK_FLOOR = 0x500
+REAL_STACK_LEAST = 0x400
+REAL_STACK_SIZE = 4 << 10
+REAL_SEGMENT_SIZE = 64 << 10
+
+# The first address that code in this mode cannot start at.
+_ENTRY_LIMIT = {Mode.REAL: 1 << 20, Mode.PROTECTED: FOUR_GIB, Mode.LONG: 1 << 47}
+
+
+class _Plan(NamedTuple):
+    """What the guest finds beside its image, before anything is written.
+
+    `writes` are (address, bytes).
+    """
+
+    state: CpuState
+    layout: list[Range]
+    writes: list[tuple[int, bytes]]
+
+
+def check_entry(source: Source, mode: Mode, entry: int) -> None:
+    """Raise LoadError if code in `mode` cannot start at the address `entry`."""
+    limit = _ENTRY_LIMIT[mode]
+    if not 0 <= entry < limit:
+        raise source.error(
+            f"entry {entry:#x} is out of reach in {mode.value} mode, which starts below {limit:#x}",
+            hint="link it lower, or choose another mode (--mode)",
+        )
+
+
+def place(image: Image, memory: GuestMemory, *, args: Sequence[str] = ()) -> Entry:
+    """Put `image` and what it finds at entry into `memory`, and say how a vCPU starts it.
+
+    The guest's argv is the image's name and then `args`.  Nothing is written unless all of it fits.
+
+    Raises LoadError if a segment lies outside RAM, the structures find no room, or `args` are given
+    to a real-mode guest; ConfigError for an argument that cannot be a C string.
+    """
+    check_segments(image, memory)
+    segments = [segment.range for segment in image.segments]
+    limit = min(_ENTRY_LIMIT[image.mode], 1 << image.word * 8)
+    free = FreeMemory(image.name, ram_ranges(memory), segments, limit=limit)
+    plan = _PLANNERS[image.mode](image, free, [image.name, *args])
+    for segment in image.segments:
+        write_segment(memory, segment)
+    for address, content in plan.writes:
+        memory.write(address, content)
+    layout = sorted(segments + plan.layout, key=lambda one: one.start)
+    return Entry(plan.state, tuple(layout), image.symbols)
+
+
+def _plan_long(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
+    stack = free.take("stack", STACK_SIZE)
+    gdt, tss, descriptors = _descriptors(free)
+    length = min(max(FOUR_GIB, free.end), _ENTRY_LIMIT[Mode.LONG])
+    page_tables = free.take("page tables", identity(length, base=0).size)
+    tables = identity(length, base=page_tables.start)
+    arguments, strings = _arguments(image, free, argv)
+    # 16-byte aligned before the call that pushed the return address (psABI x86-64, 3.2.2).
+    rsp = stack.end - 8
+    state = long_mode(
+        rip=image.entry, rsp=rsp, cr3=tables.root, gdt_base=gdt.start, tss_base=tss.start
+    )
+    state.rdi, state.rsi = len(argv), arguments.start
+    return _Plan(
+        state,
+        [stack, gdt, tss, page_tables, arguments],
+        [
+            (rsp, _words(8, 0)),
+            *descriptors,
+            (page_tables.start, tables.image),
+            (arguments.start, strings),
+        ],
+    )
+
+
+def _plan_protected(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
+    stack = free.take("stack", STACK_SIZE)
+    gdt, tss, descriptors = _descriptors(free)
+    arguments, strings = _arguments(image, free, argv)
+    # The arguments are 16-byte aligned, the return address lies below them (psABI i386, 2.2.2).
+    esp = stack.end - 16 - 4
+    state = protected_mode(eip=image.entry, esp=esp, gdt_base=gdt.start, tss_base=tss.start)
+    return _Plan(
+        state,
+        [stack, gdt, tss, arguments],
+        [
+            (esp, _words(4, 0, len(argv), arguments.start)),
+            *descriptors,
+            (arguments.start, strings),
+        ],
+    )
+
+
+def _plan_real(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
+    if len(argv) > 1:
+        raise LoadError(
+            f"{image.name}: arguments are given, but a real-mode guest has no way to receive them",
+            hint="leave them out, or write them to its memory",
+        )
+    stack = _real_stack(image, free)
+    base = image.entry & -REAL_SEGMENT_SIZE
+    stack_base = max(stack.end - REAL_SEGMENT_SIZE, 0)
+    state = real_mode(
+        cs=base >> 4,
+        ip=image.entry - base,
+        ss=stack_base >> 4,
+        # 64 KiB above its base is SP = 0: the first push wraps to the top.
+        sp=(stack.end - stack_base) % REAL_SEGMENT_SIZE,
+    )
+    for register in (state.ds, state.es):
+        register.selector, register.base = state.cs.selector, state.cs.base
+    return _Plan(state, [stack], [])
+
+
+_PLANNERS: dict[Mode, Callable[[Image, FreeMemory, Sequence[str]], _Plan]] = {
+    Mode.LONG: _plan_long,
+    Mode.PROTECTED: _plan_protected,
+    Mode.REAL: _plan_real,
+}
+
+
+def _real_stack(image: Image, free: FreeMemory) -> Range:
+    """Choose the stack right below the image if there is room, else wherever there is."""
+    top = min(segment.address for segment in image.segments) & -16
+    below = Range("stack", max(top - REAL_SEGMENT_SIZE, REAL_STACK_FLOOR), top)
+    if below.end - below.start >= REAL_STACK_LEAST and free.is_ram(below):
+        return below
+    return free.take("stack", REAL_STACK_SIZE)
+
+
+def _descriptors(free: FreeMemory) -> tuple[Range, Range, list[tuple[int, bytes]]]:
+    """Place the GDT and the TSS that it points to; returns both and what to write."""
+    tss_image = tss64()
+    tss = free.take("TSS", len(tss_image), align=DESCRIPTOR_ALIGNMENT)
+    gdt_image = flat_gdt(tss.start).image
+    gdt = free.take("GDT", len(gdt_image), align=DESCRIPTOR_ALIGNMENT)
+    return gdt, tss, [(gdt.start, gdt_image), (tss.start, tss_image)]
+
+
+def _arguments(image: Image, free: FreeMemory, argv: Sequence[str]) -> tuple[Range, bytes]:
+    """Place argv: pointers, a null pointer, then the strings; returns the place and its bytes."""
+    strings = [_c_string(argument) for argument in argv]
+    vector_size = image.word * (len(strings) + 1)
+    place = free.take("arguments", vector_size + sum(map(len, strings)), align=16)
+    pointers = []
+    address = place.start + vector_size
+    for string in strings:
+        pointers.append(address)
+        address += len(string)
+    return place, _words(image.word, *pointers, 0) + b"".join(strings)
+
+
+def _c_string(argument: str) -> bytes:
+    # As os.fsencode does for the arguments of a program: bytes that are no UTF-8 pass unchanged.
+    try:
+        data = argument.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"argument {argument!r} is not text: {error.reason}") from error
+    if b"\0" in data:
+        raise ConfigError(f"argument {argument!r} contains a NUL, which ends a C string")
+    return data + b"\0"
+
+
+def _words(size: int, *values: int) -> bytes:
+    return b"".join(value.to_bytes(size, "little") for value in values)

@@ -1,0 +1,213 @@
+"""ELF executables: loaded by their program headers, entered by the bare protocol.
+
+A segment goes where its p_paddr says.  There is no other memory map than the identity at entry, so
+that is where it runs as well: a kernel linked high must have its entry in a part that is linked at
+its physical address, and map the rest itself.  If p_paddr is 0 in every segment the linker did not
+care for it, and p_vaddr counts.
+
+A static PIE (ET_DYN without PT_INTERP) is placed at 1 MiB, unless the caller names an address or it
+is linked at 1 MiB or above already, and its relative relocations are applied.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from pykvm.boot import bare, elf
+from pykvm.boot.image import Image, Segment
+from pykvm.boot.symbols import Symbols, read_symbols
+from pykvm.x86.state import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pykvm.boot.elf import ElfHeader, ProgramHeader
+    from pykvm.boot.source import Request, Source
+
+__all__ = ["NAME", "load", "place", "recognise"]
+
+NAME = "ELF"
+PIE_ADDRESS = 1 << 20
+_LARGEST_ALIGNMENT = 1 << 30
+
+_MODES = {elf.EM_386: Mode.PROTECTED, elf.EM_X86_64: Mode.LONG}
+
+
+def recognise(source: Source, request: Request) -> str | None:
+    """Return why this is no ELF file, None if it is one."""
+    del request
+    start = bytes(source.data[: len(elf.ELFMAG)])
+    if start == elf.ELFMAG:
+        return None
+    return f"starts with {start.hex(' ')}, not with {elf.ELFMAG.hex(' ')}"
+
+
+def load(source: Source, request: Request) -> Image:
+    """Read an executable that needs no dynamic linker.
+
+    Raises LoadError for anything else, and for headers that make no sense: each says which field
+    has which value.
+    """
+    header = elf.read_header(source)
+    program_headers = elf.read_program_headers(source, header)
+    _refuse_interpreter(source, program_headers)
+    loaded = [one for one in program_headers if one.p_type == elf.PT_LOAD and one.p_memsz]
+    if not loaded:
+        raise source.error(
+            f"has no loadable segment (none of {len(program_headers)} program headers is PT_LOAD "
+            "with p_memsz > 0)"
+        )
+    if header.e_type == elf.ET_DYN:
+        segments, bias = _place_pie(source, header, program_headers, loaded, request.address)
+    else:
+        segments, bias = _place_fixed(source, loaded, request.address), 0
+    mode = request.mode or _MODES[header.e_machine]
+    entry = header.e_entry + bias
+    _check_entry(source, entry, segments, loaded)
+    bare.check_entry(source, mode, entry)
+    return Image(
+        name=source.name,
+        kind=f"elf{header.elf_class.bits}",
+        protocol=NAME,
+        mode=mode,
+        entry=entry,
+        segments=segments,
+        symbols=Symbols(
+            lambda: read_symbols(source, header, bias=bias),
+            extents=[(one.p_vaddr + bias, one.p_vaddr + bias + one.p_memsz) for one in loaded],
+        ),
+        word=header.elf_class.word if mode is Mode.LONG else 4,
+    )
+
+
+place = bare.place
+
+
+def _place_fixed(
+    source: Source, loaded: Sequence[ProgramHeader], address: int | None
+) -> tuple[Segment, ...]:
+    """Return the segments where the linker put them."""
+    if address is not None:
+        raise source.error(
+            f"cannot be placed at {address:#x}: it is linked at a fixed address (e_type ET_EXEC)",
+            hint="leave the address out, link it there (ld -Ttext), or link it with -static-pie",
+        )
+    return _segments(source, loaded, _physical(loaded))
+
+
+def _place_pie(
+    source: Source,
+    header: ElfHeader,
+    program_headers: Sequence[ProgramHeader],
+    loaded: Sequence[ProgramHeader],
+    address: int | None,
+) -> tuple[tuple[Segment, ...], int]:
+    """Return the segments, placed and relocated, and the bias that was added to each address."""
+    from pykvm.boot.relocate import DT_NEEDED, read_dynamic, relocate
+
+    dynamic = read_dynamic(source, header, program_headers)
+    if DT_NEEDED in dynamic:
+        raise source.error(
+            "is dynamically linked: it needs shared libraries (DT_NEEDED)",
+            hint="link it with -static-pie, or -static -no-pie",
+        )
+    bias = _bias(source, loaded, address)
+    segments = _segments(source, loaded, [one.p_vaddr + bias for one in loaded])
+    return relocate(source, header, dynamic, segments, bias), bias
+
+
+def _segments(
+    source: Source, loaded: Sequence[ProgramHeader], addresses: Sequence[int]
+) -> tuple[Segment, ...]:
+    segments = tuple(
+        Segment(
+            name=f"segment {one.number}",
+            address=address,
+            data=source.data[one.p_offset : one.p_offset + one.p_filesz],
+            size=one.p_memsz,
+            executable=bool(one.p_flags & elf.PF_X),
+            writable=bool(one.p_flags & elf.PF_W),
+        )
+        for one, address in zip(loaded, addresses, strict=True)
+    )
+    _refuse_overlap(source, segments)
+    return segments
+
+
+def _physical(loaded: Sequence[ProgramHeader]) -> list[int]:
+    if any(one.p_paddr for one in loaded):
+        return [one.p_paddr for one in loaded]
+    return [one.p_vaddr for one in loaded]
+
+
+def _bias(source: Source, loaded: Sequence[ProgramHeader], address: int | None) -> int:
+    """Return what is added to every address of a PIE, a multiple of its alignment."""
+    alignment = 1
+    for one in loaded:
+        if one.p_align & (one.p_align - 1) or one.p_align > _LARGEST_ALIGNMENT:
+            raise source.error(
+                f"segment {one.number} has alignment (p_align) {one.p_align:#x}: "
+                f"neither 0 nor a power of two up to {_LARGEST_ALIGNMENT:#x}"
+            )
+        alignment = max(alignment, one.p_align)
+    lowest = min(one.p_vaddr for one in loaded) // alignment * alignment
+    if address is None:
+        if lowest >= PIE_ADDRESS:
+            return 0
+        address = -(-PIE_ADDRESS // alignment) * alignment
+    if address % alignment:
+        raise source.error(
+            f"cannot be placed at {address:#x}: its segments are aligned to {alignment:#x} "
+            "(p_align)",
+            hint=f"choose a multiple of {alignment:#x}, or link it with -z max-page-size=0x1000",
+        )
+    return address - lowest
+
+
+def _refuse_interpreter(source: Source, program_headers: Sequence[ProgramHeader]) -> None:
+    for one in program_headers:
+        if one.p_type == elf.PT_INTERP:
+            path = bytes(source.data[one.p_offset : one.p_offset + min(one.p_filesz, 256)])
+            name = path.partition(b"\0")[0].decode("ascii", "backslashreplace")
+            raise source.error(
+                f"is dynamically linked (PT_INTERP {name})",
+                hint="link it with -static (a guest without an operating system: also -nostdlib)",
+            )
+
+
+def _refuse_overlap(source: Source, segments: Sequence[Segment]) -> None:
+    ordered = sorted((segment.range for segment in segments), key=lambda one: one.start)
+    for first, second in pairwise(ordered):
+        if first.overlaps(second):
+            raise source.error(
+                f"{first} and {second} overlap",
+                hint="two segments want the same memory: check the linker script's addresses",
+            )
+
+
+def _check_entry(
+    source: Source, entry: int, segments: Sequence[Segment], loaded: Sequence[ProgramHeader]
+) -> None:
+    for segment in segments:
+        if not segment.address <= entry < segment.end:
+            continue
+        if not segment.executable:
+            raise source.error(
+                f"entry {entry:#x} (e_entry) lies in {segment.range}, which is not executable",
+                hint="name the function to start with: ld -e _start",
+            )
+        if entry >= segment.address + len(segment.data):
+            raise source.error(
+                f"entry {entry:#x} (e_entry) lies in the zero-filled part of {segment.range}"
+            )
+        return
+    for segment, one in zip(segments, loaded, strict=True):
+        if one.p_vaddr <= entry < one.p_vaddr + one.p_memsz:
+            raise source.error(
+                f"entry {entry:#x} (e_entry) is a virtual address: {segment.name} is loaded at "
+                f"{segment.address:#x} (p_paddr), and nothing maps it higher yet",
+                hint="link the entry at its physical address, or link the segment where it loads",
+            )
+    hint = "name the function to start with: ld -e _start"
+    raise source.error(f"entry {entry:#x} (e_entry) lies in no segment", hint=hint)

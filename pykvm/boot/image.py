@@ -1,0 +1,83 @@
+"""What a boot protocol makes of a guest file, and what it leaves in a machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pykvm.boot.symbols import Symbols
+    from pykvm.x86.state import CpuState, Mode
+
+__all__ = ["Entry", "Image", "Range", "Segment"]
+
+
+class Range(NamedTuple):
+    """A named piece of guest-physical memory, `end` exclusive.
+
+    >>> str(Range("stack", 0x1000, 0x11000))
+    'stack (0x1000-0x11000)'
+    """
+
+    name: str
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.start:#x}-{self.end:#x})"
+
+    def overlaps(self, other: Range) -> bool:
+        """Whether a byte belongs to both; an empty range overlaps nothing."""
+        return max(self.start, other.start) < min(self.end, other.end)
+
+
+class Segment(NamedTuple):
+    """Bytes of the file and the zeros after them, at a guest-physical address.
+
+    `name` is for messages and memory maps; `size` counts the zeros too, so len(data) <= size.
+    """
+
+    name: str
+    address: int
+    data: bytes | bytearray | memoryview
+    size: int
+    executable: bool = True
+    writable: bool = True
+
+    @property
+    def end(self) -> int:
+        """The first address after the segment."""
+        return self.address + self.size
+
+    @property
+    def range(self) -> Range:
+        """The segment as a piece of guest memory."""
+        return Range(self.name, self.address, self.end)
+
+
+class Image(NamedTuple):
+    """A guest file, parsed and checked; nothing of a machine is known yet.
+
+    `kind` is "elf64", "elf32" or "flat"; `mode` the CPU mode at `entry`, a guest-physical address;
+    `protocol` the name of the boot protocol that reads and places it; `word` the size in bytes of a
+    pointer in the guest's program.
+    """
+
+    name: str
+    kind: str
+    protocol: str
+    mode: Mode
+    entry: int
+    segments: tuple[Segment, ...]
+    symbols: Symbols
+    word: int
+
+
+class Entry(NamedTuple):
+    """How the first vCPU starts a placed image.
+
+    `state` is to be set on the vCPU; `layout` names what lies where in guest memory, by address.
+    """
+
+    state: CpuState
+    layout: tuple[Range, ...]
+    symbols: Symbols

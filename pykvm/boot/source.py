@@ -1,0 +1,93 @@
+"""The bytes of a guest file and the name that its errors carry."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from pykvm.errors import LoadError
+
+if TYPE_CHECKING:
+    from pykvm.x86.state import Mode
+
+__all__ = ["Request", "Source", "read_source"]
+
+
+class Source:
+    """A guest file as bytes, named.
+
+    >>> str(Source("empty.elf", b"").error("is empty"))
+    'empty.elf: is empty'
+    """
+
+    __slots__ = ("data", "name")
+
+    def __init__(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        self.name = name
+        self.data = memoryview(bytes(data)).toreadonly()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def error(self, message: str, *, hint: str = "") -> LoadError:
+        """Return the LoadError that says `message` about this file."""
+        return LoadError(f"{self.name}: {message}", hint=hint)
+
+
+class Request(NamedTuple):
+    """What the caller asked for beside the file; None leaves it to the file.
+
+    `mode` is the CPU mode at entry, `address` where the image (a flat one or a PIE) is put.
+    """
+
+    mode: Mode | None = None
+    address: int | None = None
+
+
+def read_source(path: str | os.PathLike[str], *, name: str | None = None) -> Source:
+    """Read the guest file at `path` whole; `name` (the file's own by default) is for messages.
+
+    The file is read rather than mapped: a guest that is rebuilt while its machine runs must not
+    change the symbols under it, nor kill the program with SIGBUS.
+
+    Raises LoadError where the path leads to no regular file, or to one that cannot be read.
+    """
+    path = os.fspath(path)
+    try:
+        # O_NONBLOCK: opening a FIFO by mistake would wait for its other end.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            _check_kind(path, os.fstat(fd))
+            with open(fd, "rb", buffering=0, closefd=False) as file:
+                data = file.read()
+        finally:
+            os.close(fd)
+    except (OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "out of memory"
+        raise LoadError(f"{path}: cannot be read: {reason}") from error
+    return Source(name if name is not None else os.path.basename(path), data)
+
+
+def _check_kind(path: str, status: os.stat_result) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise LoadError(f"{path}: is {_KINDS.get(kind, 'no regular file')}, not a guest file")
+    if status.st_size > _host_memory():
+        raise LoadError(
+            f"{path}: is {status.st_size:#x} bytes long, more than this host has memory",
+            hint="is it a core dump or a disk image?",
+        )
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}

@@ -1,0 +1,182 @@
+"""The symbols of a guest: from name to address, and back from any address to 'main+0x12'."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pykvm.boot.elf import ElfHeader
+    from pykvm.boot.source import Source
+
+__all__ = ["Symbol", "Symbols", "read_symbols"]
+
+SHT_SYMTAB, SHT_DYNSYM = 2, 11
+SHN_UNDEF, SHN_ABS = 0, 0xFFF1
+STB_LOCAL, STB_GLOBAL, STB_WEAK = 0, 1, 2
+STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_GNU_IFUNC = 0, 1, 2, 10
+
+# Which of several symbols speaks for a name or an address: the higher rank.
+_BINDING_RANK = {STB_LOCAL: 0, STB_WEAK: 1, STB_GLOBAL: 2}
+_TYPE_RANK = {STT_NOTYPE: 0, STT_OBJECT: 1, STT_GNU_IFUNC: 2, STT_FUNC: 3}
+
+_LONGEST_NAME = 4096
+
+
+class Symbol(NamedTuple):
+    """One defined symbol; `size` is 0 where the file does not tell.
+
+    `rank` decides between symbols of one name or one address; an `absolute` symbol is a number that
+    the linker knew, not a place in memory.
+    """
+
+    name: str
+    address: int
+    size: int = 0
+    rank: tuple[int, ...] = ()
+    absolute: bool = False
+
+
+class Symbols(Mapping[str, int]):
+    """A mapping from symbol name to address (GVA), with lookup by address.
+
+    `symbols` gives them when the first question is asked, so a run that asks none pays nothing.
+    `extents` are the (start, end) of the segments: no symbol reaches out of its own.
+
+    >>> symbols = Symbols(lambda: [Symbol("main", 0x1000, 0x40), Symbol("_edata", 0x1100)])
+    >>> symbols["main"], symbols.find(0x1012), symbols.describe(0x1012)
+    (4096, ('main', 18), 'main+0x12')
+    >>> symbols.describe(0x1040)
+    '0x1040'
+    """
+
+    __slots__ = ("_addresses", "_by_address", "_by_name", "_extents", "_read")
+
+    def __init__(
+        self,
+        symbols: Callable[[], Iterable[Symbol]] = tuple,
+        *,
+        extents: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self._read = symbols
+        self._extents = tuple(extents)
+        self._by_name: dict[str, int] | None = None
+        self._by_address: list[Symbol] = []
+        self._addresses: list[int] = []
+
+    def _names(self) -> dict[str, int]:
+        if self._by_name is None:
+            symbols = sorted(self._read(), key=lambda symbol: symbol.rank)
+            # Built whole, then published: another thread may ask meanwhile.
+            by_address = {symbol.address: symbol for symbol in symbols if not symbol.absolute}
+            self._addresses = sorted(by_address)
+            self._by_address = [by_address[address] for address in self._addresses]
+            self._by_name = {symbol.name: symbol.address for symbol in symbols}
+        return self._by_name
+
+    def __getitem__(self, name: str) -> int:
+        return self._names()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} symbols>"
+
+    def find(self, address: int) -> tuple[str, int] | None:
+        """Find the symbol that `address` belongs to and how far into it the address lies.
+
+        That is the nearest symbol at or below it, unless that one's size, or its segment, ends
+        before.  None where there is none.
+        """
+        self._names()
+        index = bisect_right(self._addresses, address) - 1
+        if index < 0:
+            return None
+        symbol = self._by_address[index]
+        offset = address - symbol.address
+        if (symbol.size and offset >= symbol.size) or self._parted(symbol.address, address):
+            return None
+        return symbol.name, offset
+
+    def describe(self, address: int) -> str:
+        """Name an address: 'main', 'main+0x12', or its plain hex where no symbol covers it."""
+        found = self.find(address)
+        if found is None:
+            return f"{address:#x}"
+        name, offset = found
+        return f"{name}+{offset:#x}" if offset else name
+
+    def _parted(self, first: int, second: int) -> bool:
+        """Whether two addresses lie in different segments, or either in none."""
+        if not self._extents:
+            return False
+        return not any(start <= first and second < end for start, end in self._extents)
+
+
+def read_symbols(source: Source, header: ElfHeader, *, bias: int = 0) -> list[Symbol]:
+    """Read the defined symbols of an ELF file from .symtab, or from .dynsym where it is stripped.
+
+    `bias` is added to every address that is one (a PIE's).  Never raises: a file is worth running
+    without its symbols, so a table that is damaged yields what can be read of it.
+    """
+    sections = _read_sections(source, header)
+    for wanted in (SHT_SYMTAB, SHT_DYNSYM):
+        for section in sections:
+            if section.sh_type == wanted and section.sh_link < len(sections):
+                names = sections[section.sh_link].clip(source)
+                return list(_read_table(section.clip(source), bytes(names), header, bias))
+    return []
+
+
+class _Section(NamedTuple):
+    sh_type: int
+    sh_offset: int
+    sh_size: int
+    sh_link: int
+
+    def clip(self, source: Source) -> memoryview:
+        return source.data[self.sh_offset : self.sh_offset + self.sh_size]
+
+
+def _read_sections(source: Source, header: ElfHeader) -> list[_Section]:
+    shape = header.elf_class.section_header
+    if not header.e_shoff or header.e_shentsize != shape.size:
+        return []
+    table = source.data[header.e_shoff :]
+    count = min(header.e_shnum or 0xFFFF, len(table) // shape.size)
+    sections = []
+    for fields in shape.iter_unpack(table[: count * shape.size]):
+        _, sh_type, _, _, sh_offset, sh_size, sh_link, *_ = fields
+        sections.append(_Section(sh_type, sh_offset, sh_size, sh_link))
+    return sections
+
+
+def _read_table(table: memoryview, names: bytes, header: ElfHeader, bias: int) -> Iterator[Symbol]:
+    shape = header.elf_class.symbol
+    wide = header.elf_class.bits == 64
+    mask = (1 << header.elf_class.bits) - 1
+    # Each name is the file's own bytes, but a hostile table names the same ones again and again.
+    budget = len(names) + len(table)
+    for fields in shape.iter_unpack(table[: len(table) // shape.size * shape.size]):
+        if wide:
+            st_name, st_info, _, st_shndx, st_value, st_size = fields
+        else:
+            st_name, st_value, st_size, st_info, _, st_shndx = fields
+        binding, kind = _BINDING_RANK.get(st_info >> 4), _TYPE_RANK.get(st_info & 0xF)
+        if st_shndx == SHN_UNDEF or binding is None or kind is None:
+            continue
+        end = names.find(b"\0", st_name, st_name + _LONGEST_NAME)
+        if end <= st_name:
+            continue
+        budget -= end - st_name
+        if budget < 0:
+            return
+        absolute = st_shndx == SHN_ABS
+        address = st_value if absolute else (st_value + bias) & mask
+        name = names[st_name:end].decode(errors="replace")
+        yield Symbol(name, address, st_size, (binding, kind, st_size), absolute)
