@@ -1,0 +1,89 @@
+"""pykvm: a hypervisor you can import.
+
+>>> from pykvm import Machine
+
+Everything public is here; `pykvm.kvm` is the kernel's API alone, `pykvm.x86` what the architecture
+manuals define.  Names load on first use, so that importing pykvm costs little.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pykvm.bus import Device, GuestExit, GuestReset, Placement, Space
+    from pykvm.errors import (
+        BusConflict,
+        ClosedError,
+        ConfigError,
+        GuestError,
+        HostError,
+        KVMError,
+        LoadError,
+        MemoryRangeError,
+        PykvmError,
+        StateError,
+        TranslationError,
+    )
+    from pykvm.machine import Machine
+    from pykvm.memory import GuestMemory
+    from pykvm.result import Outcome, Result
+    from pykvm.vcpu import CPU
+    from pykvm.x86.state import CpuState, Mode
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "pykvm.bus": ("Device", "GuestExit", "GuestReset", "Placement", "Space"),
+    "pykvm.errors": (
+        *("BusConflict", "ClosedError", "ConfigError", "GuestError", "HostError", "KVMError"),
+        *("LoadError", "MemoryRangeError", "PykvmError", "StateError", "TranslationError"),
+    ),
+    "pykvm.machine": ("Machine",),
+    "pykvm.memory": ("GuestMemory",),
+    "pykvm.result": ("Outcome", "Result"),
+    "pykvm.vcpu": ("CPU",),
+    "pykvm.x86.state": ("CpuState", "Mode"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CPU",
+    "BusConflict",
+    "ClosedError",
+    "ConfigError",
+    "CpuState",
+    "Device",
+    "GuestError",
+    "GuestExit",
+    "GuestMemory",
+    "GuestReset",
+    "HostError",
+    "KVMError",
+    "LoadError",
+    "Machine",
+    "MemoryRangeError",
+    "Mode",
+    "Outcome",
+    "Placement",
+    "PykvmError",
+    "Result",
+    "Space",
+    "StateError",
+    "TranslationError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'pykvm' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

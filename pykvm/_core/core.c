@@ -1,0 +1,627 @@
+/*
+ * The hot part of pykvm: enter the guest, take a kick, keep a deadline, sink the writes that need
+ * no Python.  Nothing here knows a device or a policy.
+ */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+/* KVM writes the reason of every exit it reports; a failed KVM_RUN may leave the last one. */
+#define STALE_REASON UINT32_MAX
+/* Newer than some headers: <linux/kvm.h> of Linux 6.8. */
+#define EXIT_MEMORY_FAULT 39
+
+/*
+ * Room for the writes of sinks.  The loop stops to hand them over while the largest batch that one
+ * KVM_RUN can bring still fits: a page of one-byte string output and the kernel's coalescing ring.
+ */
+#define WRITES (16 * 1024)
+#define LARGEST_BATCH (4096 + 512)
+
+/*
+ * The longest a guest runs before Python gets a look.  Two things need it: writes in a sink whose
+ * guest never exits again, and a Python signal (Ctrl-C) that arrived after the interpreter last
+ * looked and before KVM_RUN.
+ */
+#define TICK_NS 50000000ull
+#define SECOND_NS 1000000000ull
+
+struct range {
+    uint64_t first;
+    uint64_t last;
+    uint16_t slot;
+    uint8_t sink;
+};
+
+struct pykvm_map {
+    /* Index into `ports` plus one; 0 means nobody.  Pages that no device touches stay unmapped. */
+    uint16_t port[65536];
+    struct range *ports;
+    struct range *mmio; /* sorted by address */
+    size_t port_ranges;
+    size_t mmio_ranges;
+};
+
+struct pykvm_private {
+    int fd;
+    struct kvm_run *run;
+    struct kvm_coalesced_mmio_ring *ring;
+    uint32_t ring_entries;
+    struct pykvm_map *map;
+
+    void *answer;    /* where KVM expects the answer to a read, or NULL */
+    int held;        /* the page holds an exit that was not handed out yet */
+    int64_t pending; /* what PYKVM_DRAIN held back, or 0 */
+
+    pthread_mutex_t lock; /* guards `owner` against pykvm_kick() */
+    pid_t owner;          /* the thread between enter and leave, or 0 */
+    int inside;           /* that thread is inside pykvm_run() */
+    int kicked;
+    int unblock; /* leave has to unblock the kick signal */
+
+    uint64_t deadline;
+    timer_t timer;
+    int timer_armed;
+
+    int mask_set;
+    sigset_t mask;
+};
+
+/* ---- the signal ------------------------------------------------------------------------ */
+
+static int kick_signal;
+static pthread_once_t kick_signal_once = PTHREAD_ONCE_INIT;
+
+static void ignore_kick(int number)
+{
+    (void)number;
+}
+
+/* Take the highest real-time signal that nobody in this process has a use for. */
+static void choose_kick_signal(void)
+{
+    for (int number = SIGRTMAX; number > SIGRTMIN; number--) {
+        struct sigaction action;
+
+        if (sigaction(number, NULL, &action) || action.sa_handler != SIG_DFL)
+            continue;
+        memset(&action, 0, sizeof action);
+        action.sa_handler = ignore_kick;
+        action.sa_flags = SA_RESTART;
+        if (!sigaction(number, &action, NULL)) {
+            kick_signal = number;
+            return;
+        }
+    }
+}
+
+int pykvm_kick_signal(void)
+{
+    pthread_once(&kick_signal_once, choose_kick_signal);
+    return kick_signal;
+}
+
+static void collect_kicks(void)
+{
+    static const struct timespec now = {0, 0};
+    sigset_t kick;
+
+    sigemptyset(&kick);
+    sigaddset(&kick, kick_signal);
+    while (sigtimedwait(&kick, NULL, &now) > 0 || errno == EINTR)
+        ;
+}
+
+/* ---- time ------------------------------------------------------------------------------ */
+
+uint64_t pykvm_cycles(void)
+{
+    return __rdtsc();
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
+}
+
+static struct timespec timespec_of(uint64_t ns)
+{
+    struct timespec value = {.tv_sec = (time_t)(ns / SECOND_NS), .tv_nsec = (long)(ns % SECOND_NS)};
+
+    return value;
+}
+
+/* Tick from now on, the first time at the deadline if that is nearer. */
+static void arm(struct pykvm_private *p, uint64_t now)
+{
+    struct itimerspec when = {.it_interval = timespec_of(TICK_NS), .it_value = timespec_of(TICK_NS)};
+
+    if (p->deadline && p->deadline < now + TICK_NS)
+        when.it_value = timespec_of(p->deadline > now ? p->deadline - now : 1);
+    timer_settime(p->timer, 0, &when, NULL);
+}
+
+/* ---- the map --------------------------------------------------------------------------- */
+
+struct pykvm_map *pykvm_map_new(void)
+{
+    return calloc(1, sizeof(struct pykvm_map));
+}
+
+void pykvm_map_free(struct pykvm_map *map)
+{
+    if (!map)
+        return;
+    free(map->ports);
+    free(map->mmio);
+    free(map);
+}
+
+int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint16_t slot,
+                  int sink)
+{
+    struct range range = {.first = first, .last = last, .slot = slot, .sink = (uint8_t)!!sink};
+    size_t *count = space == PYKVM_PIO ? &map->port_ranges : &map->mmio_ranges;
+    struct range **ranges = space == PYKVM_PIO ? &map->ports : &map->mmio;
+    struct range *grown;
+    size_t at;
+
+    if (last < first || (space == PYKVM_PIO && (last > 0xffff || *count >= 0xfffe)))
+        return -EINVAL;
+    grown = realloc(*ranges, (*count + 1) * sizeof *grown);
+    if (!grown)
+        return -ENOMEM;
+    *ranges = grown;
+    at = (*count)++;
+    if (space == PYKVM_PIO) {
+        for (uint64_t port = first; port <= last; port++)
+            map->port[port] = (uint16_t)(at + 1);
+    } else {
+        for (; at > 0 && grown[at - 1].first > first; at--)
+            grown[at] = grown[at - 1];
+    }
+    grown[at] = range;
+    return 0;
+}
+
+/* The range that holds the whole access, or NULL. */
+static const struct range *find_port(const struct pykvm_map *map, uint32_t port, uint32_t size)
+{
+    const struct range *range;
+
+    if (!map->port[port])
+        return NULL;
+    range = &map->ports[map->port[port] - 1];
+    return port + size - 1 <= range->last ? range : NULL;
+}
+
+static const struct range *find_mmio(const struct pykvm_map *map, uint64_t address, uint32_t size)
+{
+    size_t low = 0, high = map->mmio_ranges;
+
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        const struct range *range = &map->mmio[middle];
+
+        if (address < range->first)
+            high = middle;
+        else if (address > range->last)
+            low = middle + 1;
+        else
+            return range->last - address >= size - 1 ? range : NULL;
+    }
+    return NULL;
+}
+
+/* ---- sinks ----------------------------------------------------------------------------- */
+
+static uint64_t load(const void *data, uint32_t size)
+{
+    uint64_t value = 0;
+
+    memcpy(&value, data, size <= sizeof value ? size : sizeof value);
+    return value;
+}
+
+static void sink(struct pykvm_vcpu *v, const struct range *range, uint64_t address, uint64_t value,
+                 uint32_t size)
+{
+    struct pykvm_write *write = &v->writes[v->sunk++];
+
+    write->offset = address - range->first;
+    write->value = value;
+    write->size = size;
+    write->slot = range->slot;
+}
+
+/*
+ * Writes that the kernel coalesced happened before the exit that KVM_RUN just returned.  The ring
+ * is shared with the kernel, not with another vCPU: a machine with several does not coalesce.
+ */
+static void drain_ring(struct pykvm_vcpu *v, const struct pykvm_map *map)
+{
+    struct pykvm_private *p = v->private_;
+    struct kvm_coalesced_mmio_ring *ring = p->ring;
+    uint32_t first = ring->first;
+    uint32_t last = __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE);
+
+    if (first >= p->ring_entries || last >= p->ring_entries || p->ring_entries > 512)
+        return;
+    while (first != last) {
+        const struct kvm_coalesced_mmio *entry = &ring->coalesced_mmio[first];
+        const struct range *range = entry->pio
+                                        ? find_port(map, entry->phys_addr & 0xffff, entry->len)
+                                        : find_mmio(map, entry->phys_addr, entry->len);
+
+        if (range)
+            sink(v, range, entry->phys_addr, load(entry->data, entry->len), entry->len);
+        first = (first + 1) % p->ring_entries;
+    }
+    __atomic_store_n(&ring->first, first, __ATOMIC_RELEASE);
+}
+
+/* ---- one exit -------------------------------------------------------------------------- */
+
+/* "No code to return: enter the guest again." */
+#define REENTER INT64_MIN
+
+static int64_t hand_out(struct pykvm_vcpu *v, const struct range *range, uint64_t address,
+                        void *data, uint32_t size, int is_write)
+{
+    v->offset = address - range->first;
+    v->size = size;
+    if (is_write) {
+        v->value = load(data, size);
+        return (int64_t)range->slot * 2 + 1;
+    }
+    /* Until somebody answers, the bus floats. */
+    v->value = UINT64_MAX;
+    v->private_->answer = data;
+    return (int64_t)range->slot * 2;
+}
+
+static int64_t take_io(struct pykvm_vcpu *v, const struct pykvm_map *map)
+{
+    struct kvm_run *run = v->private_->run;
+    uint8_t *data = (uint8_t *)run + run->io.data_offset;
+    int is_write = run->io.direction == KVM_EXIT_IO_OUT;
+    const struct range *range = find_port(map, run->io.port, run->io.size);
+
+    if (!range)
+        return PYKVM_EXIT;
+    if (is_write && range->sink) {
+        for (uint32_t i = 0; i < run->io.count; i++, data += run->io.size)
+            sink(v, range, run->io.port, load(data, run->io.size), run->io.size);
+        return REENTER;
+    }
+    if (run->io.count != 1)
+        return PYKVM_EXIT;
+    return hand_out(v, range, run->io.port, data, run->io.size, is_write);
+}
+
+static int64_t take_mmio(struct pykvm_vcpu *v, const struct pykvm_map *map)
+{
+    struct kvm_run *run = v->private_->run;
+    const struct range *range;
+
+    if (run->mmio.len < 1 || run->mmio.len > 8)
+        return PYKVM_EXIT;
+    range = find_mmio(map, run->mmio.phys_addr, run->mmio.len);
+    if (!range)
+        return PYKVM_EXIT;
+    if (run->mmio.is_write && range->sink) {
+        sink(v, range, run->mmio.phys_addr, load(run->mmio.data, run->mmio.len), run->mmio.len);
+        return REENTER;
+    }
+    return hand_out(v, range, run->mmio.phys_addr, run->mmio.data, run->mmio.len,
+                  run->mmio.is_write);
+}
+
+static void count(struct pykvm_vcpu *v, const struct kvm_run *run)
+{
+    uint32_t index = run->exit_reason & 63;
+
+    if ((run->exit_reason == KVM_EXIT_IO && run->io.direction == KVM_EXIT_IO_OUT) ||
+        (run->exit_reason == KVM_EXIT_MMIO && run->mmio.is_write))
+        index += 64;
+    v->exits[index]++;
+}
+
+static int64_t take_exit(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    const struct pykvm_map *map = __atomic_load_n(&p->map, __ATOMIC_ACQUIRE);
+
+    if (!map || v->surface)
+        return PYKVM_EXIT;
+    if (p->ring)
+        drain_ring(v, map);
+    if (p->run->exit_reason == KVM_EXIT_IO)
+        return take_io(v, map);
+    if (p->run->exit_reason == KVM_EXIT_MMIO)
+        return take_mmio(v, map);
+    return PYKVM_EXIT;
+}
+
+/*
+ * KVM_RUN was interrupted.  `kicked` is read last: a kick that comes in between leaves its signal
+ * and immediate_exit behind, which costs one empty round and loses nothing.
+ */
+static int64_t interrupted(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    const struct pykvm_map *map = __atomic_load_n(&p->map, __ATOMIC_ACQUIRE);
+    uint64_t now;
+
+    v->interruptions++;
+    if (p->ring && map && !v->surface)
+        drain_ring(v, map);
+    collect_kicks();
+    __atomic_store_n(&p->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    if (__atomic_exchange_n(&p->kicked, 0, __ATOMIC_SEQ_CST))
+        return PYKVM_KICKED;
+    now = now_ns();
+    if (p->deadline && now >= p->deadline)
+        return PYKVM_DEADLINE;
+    if (p->deadline && p->deadline - now < TICK_NS)
+        arm(p, now);
+    return PYKVM_AGAIN;
+}
+
+static int64_t enter_guest(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    uint64_t before;
+    int result, error;
+
+    if (p->held) {
+        p->held = 0;
+        return take_exit(v);
+    }
+    p->run->exit_reason = STALE_REASON;
+    v->runs++;
+    before = __rdtsc();
+    result = ioctl(p->fd, KVM_RUN, 0);
+    error = errno;
+    v->guest_cycles += __rdtsc() - before;
+    if (result < 0) {
+        if (error == EINTR)
+            return interrupted(v);
+        /* An application processor that has just seen INIT or SIPI. */
+        if (error == EAGAIN)
+            return REENTER;
+        if (error != EFAULT || p->run->exit_reason != EXIT_MEMORY_FAULT) {
+            v->error = error;
+            return PYKVM_ERROR;
+        }
+    }
+    count(v, p->run);
+    return take_exit(v);
+}
+
+int64_t pykvm_run(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    int64_t code = p->pending;
+
+    if (code != REENTER) {
+        p->pending = REENTER;
+        return code;
+    }
+    if (p->answer) {
+        memcpy(p->answer, &v->value, v->size);
+        p->answer = NULL;
+    }
+    __atomic_store_n(&p->inside, 1, __ATOMIC_RELAXED);
+    while (code == REENTER && v->sunk <= WRITES - LARGEST_BATCH)
+        code = enter_guest(v);
+    __atomic_store_n(&p->inside, 0, __ATOMIC_RELAXED);
+    if (code == REENTER)
+        code = PYKVM_AGAIN;
+    if (v->sunk) {
+        p->pending = code;
+        return PYKVM_DRAIN;
+    }
+    return code;
+}
+
+int pykvm_complete(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    uint32_t reason = p->run->exit_reason;
+    int result, error;
+
+    if (p->held)
+        return 1;
+    if (p->answer)
+        return -EBUSY;
+    v->runs++;
+    __atomic_store_n(&p->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    result = ioctl(p->fd, KVM_RUN, 0);
+    error = errno;
+    if (!__atomic_load_n(&p->kicked, __ATOMIC_SEQ_CST))
+        __atomic_store_n(&p->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    if (result < 0) {
+        p->run->exit_reason = reason;
+        return error == EINTR ? 0 : -error;
+    }
+    count(v, p->run);
+    p->held = 1;
+    return 1;
+}
+
+/* ---- a run ----------------------------------------------------------------------------- */
+
+/* Inside KVM_RUN the thread's own mask holds, but for the kick signal, which gets through. */
+static int set_signal_mask(struct pykvm_private *p, const sigset_t *blocked)
+{
+    struct {
+        struct kvm_signal_mask head;
+        uint8_t set[8];
+    } argument = {.head = {.len = 8}};
+    sigset_t mask = *blocked;
+
+    sigdelset(&mask, kick_signal);
+    if (p->mask_set && !memcmp(&mask, &p->mask, sizeof argument.set))
+        return 0;
+    memcpy(argument.head.sigset, &mask, sizeof argument.set);
+    if (ioctl(p->fd, KVM_SET_SIGNAL_MASK, &argument) < 0)
+        return -errno;
+    p->mask = mask;
+    p->mask_set = 1;
+    return 0;
+}
+
+static void drop_timer(struct pykvm_private *p)
+{
+    if (p->timer_armed)
+        timer_delete(p->timer);
+    p->timer_armed = 0;
+}
+
+int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline)
+{
+    struct pykvm_private *p = v->private_;
+    pid_t self = (pid_t)syscall(SYS_gettid);
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID};
+    sigset_t kick, before;
+    int result, taken;
+
+    if (!pykvm_kick_signal())
+        return -EAGAIN;
+    pthread_mutex_lock(&p->lock);
+    /* A loop over exits that was left by an exception may never have called leave. */
+    taken = p->owner && __atomic_load_n(&p->inside, __ATOMIC_RELAXED);
+    if (!taken) {
+        p->owner = self;
+        p->kicked = 0;
+        p->run->immediate_exit = 0;
+    }
+    pthread_mutex_unlock(&p->lock);
+    if (taken)
+        return -EBUSY;
+
+    sigemptyset(&kick);
+    sigaddset(&kick, kick_signal);
+    pthread_sigmask(SIG_BLOCK, &kick, &before);
+    p->unblock = !sigismember(&before, kick_signal);
+    result = set_signal_mask(p, &before);
+
+    drop_timer(p);
+    event.sigev_signo = kick_signal;
+    event._sigev_un._tid = self;
+    if (!result && timer_create(CLOCK_MONOTONIC, &event, &p->timer))
+        result = -errno;
+    if (result) {
+        pykvm_leave(v);
+        return result;
+    }
+    p->timer_armed = 1;
+    p->deadline = deadline;
+    arm(p, now_ns());
+    return 0;
+}
+
+void pykvm_leave(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    sigset_t kick;
+    int mine;
+
+    pthread_mutex_lock(&p->lock);
+    mine = p->owner == (pid_t)syscall(SYS_gettid);
+    if (mine) {
+        p->owner = 0;
+        p->kicked = 0;
+        p->run->immediate_exit = 0;
+    }
+    pthread_mutex_unlock(&p->lock);
+    if (!mine)
+        return;
+    drop_timer(p);
+    collect_kicks();
+    if (!p->unblock) {
+        /* This run was inside another one, whose kick or deadline it may have collected. */
+        syscall(SYS_tgkill, getpid(), (pid_t)syscall(SYS_gettid), kick_signal);
+        return;
+    }
+    sigemptyset(&kick);
+    sigaddset(&kick, kick_signal);
+    pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+}
+
+/*
+ * `kicked` and immediate_exit are set before the signal is sent, and the signal only while the
+ * thread is between enter and leave, where it is blocked outside KVM_RUN: so it is either seen by
+ * the KVM_RUN in progress, or by the next one, or collected by leave.
+ */
+int pykvm_kick(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    int running;
+
+    pthread_mutex_lock(&p->lock);
+    running = p->owner != 0;
+    if (running) {
+        __atomic_store_n(&p->kicked, 1, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&p->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+        syscall(SYS_tgkill, getpid(), p->owner, kick_signal);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return running;
+}
+
+/* ---- life ------------------------------------------------------------------------------ */
+
+struct pykvm_vcpu *pykvm_vcpu_new(int fd, void *page, void *ring, uint32_t ring_entries)
+{
+    struct pykvm_vcpu *v = calloc(1, sizeof *v);
+    struct pykvm_private *p = calloc(1, sizeof *p);
+    struct pykvm_write *writes = malloc(WRITES * sizeof *writes);
+
+    if (!v || !p || !writes) {
+        free(v);
+        free(p);
+        free(writes);
+        return NULL;
+    }
+    v->private_ = p;
+    v->writes = writes;
+    p->fd = fd;
+    p->run = page;
+    p->ring = ring;
+    p->ring_entries = ring_entries;
+    p->pending = REENTER;
+    pthread_mutex_init(&p->lock, NULL);
+    return v;
+}
+
+void pykvm_vcpu_free(struct pykvm_vcpu *v)
+{
+    if (!v)
+        return;
+    drop_timer(v->private_);
+    pthread_mutex_destroy(&v->private_->lock);
+    free(v->private_);
+    free(v->writes);
+    free(v);
+}
+
+void pykvm_set_map(struct pykvm_vcpu *v, struct pykvm_map *map)
+{
+    __atomic_store_n(&v->private_->map, map, __ATOMIC_RELEASE);
+}

@@ -1,0 +1,92 @@
+/*
+ * What pykvm's run loop in C shows to Python.
+ *
+ * build.py hands this file to cffi (without the lines that start with '#') and core.c includes it,
+ * so the two cannot disagree.  Structs here hold plain types only; what needs <pthread.h> or
+ * <time.h> is behind `struct pykvm_private`.
+ */
+#ifndef PYKVM_CORE_H
+#define PYKVM_CORE_H
+#include <stdint.h>
+
+/*
+ * What pykvm_run() returns.  Zero and above: an access that lies wholly inside one range of the
+ * map; the number is slot * 2, plus 1 for a write.  Below zero: one of these.
+ */
+enum pykvm_code {
+    PYKVM_EXIT = -1,      /* the kvm_run page holds an exit for Python */
+    PYKVM_AGAIN = -2,     /* a signal or a tick: let Python look at its own signals, then go on */
+    PYKVM_KICKED = -3,    /* pykvm_kick() was called since pykvm_enter() or the last PYKVM_KICKED */
+    PYKVM_DEADLINE = -4,  /* the deadline given to pykvm_enter() has passed */
+    PYKVM_ERROR = -5,     /* KVM_RUN failed; `error` has its errno */
+    PYKVM_DRAIN = -6      /* `sunk` writes wait in `writes`; reset `sunk` and call pykvm_run() again */
+};
+
+/* One write that a sink collected. */
+struct pykvm_write {
+    uint64_t offset; /* from the start of the range */
+    uint64_t value;
+    uint32_t size;   /* in bytes */
+    uint32_t slot;
+};
+
+enum {
+    PYKVM_PIO = 0,
+    PYKVM_MMIO = 1,
+    PYKVM_COUNTERS = 128 /* exits by reason (index below 64), writes by reason + 64 */
+};
+
+struct pykvm_map;
+struct pykvm_private;
+
+/* One virtual CPU as the loop sees it.  Only the thread that runs it may touch it. */
+struct pykvm_vcpu {
+    /* The access behind a return value of zero or above; Python reads the three at once. */
+    uint64_t offset;
+    uint64_t size;    /* in bytes: 1, 2, 4 or 8 */
+    uint64_t value;   /* what was written; for a read, put the answer here */
+    int32_t error;
+    uint8_t surface;  /* nonzero: every exit is PYKVM_EXIT, no map and no sink takes part */
+    uint32_t sunk;
+    struct pykvm_write *writes;
+    uint64_t runs;          /* KVM_RUN calls so far */
+    uint64_t guest_cycles;  /* host TSC cycles spent inside KVM_RUN */
+    uint64_t interruptions; /* KVM_RUN calls that a signal ended */
+    uint64_t exits[128];
+    struct pykvm_private *private_;
+};
+
+/* The map from ports and addresses to slots.  Built once, then read by any number of vCPUs. */
+struct pykvm_map *pykvm_map_new(void);
+int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint16_t slot,
+                  int sink);
+void pykvm_map_free(struct pykvm_map *map);
+
+/* `page` is the mapped kvm_run page; `ring` the coalesced-MMIO ring in the same mapping, or 0. */
+struct pykvm_vcpu *pykvm_vcpu_new(int fd, void *page, void *ring, uint32_t ring_entries);
+void pykvm_vcpu_free(struct pykvm_vcpu *vcpu);
+void pykvm_set_map(struct pykvm_vcpu *vcpu, struct pykvm_map *map);
+
+/*
+ * A run is what happens between enter and leave, on one thread.  `deadline` and `now` are
+ * CLOCK_MONOTONIC nanoseconds; deadline 0 means none.  Each returns 0 or a negative errno.
+ */
+int pykvm_enter(struct pykvm_vcpu *vcpu, uint64_t deadline);
+int64_t pykvm_run(struct pykvm_vcpu *vcpu);
+void pykvm_leave(struct pykvm_vcpu *vcpu);
+
+/* From any thread: take a run in progress out of the guest.  Returns 0 if there was none. */
+int pykvm_kick(struct pykvm_vcpu *vcpu);
+
+/*
+ * Let KVM finish the instruction behind the last exit without entering the guest.  Returns 0, or
+ * 1 if the instruction caused another exit (the next pykvm_run() returns it), or a negative errno:
+ * EBUSY while a device owes the answer to a read.
+ */
+int pykvm_complete(struct pykvm_vcpu *vcpu);
+
+/* The signal that kicks use; pykvm gives it an empty handler, so that a stray one does nothing. */
+int pykvm_kick_signal(void);
+
+uint64_t pykvm_cycles(void);
+#endif

@@ -1,0 +1,168 @@
+"""How a guest died, in a sentence: from the exit and the state of the vCPU to a GuestError."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.errors import GuestError, MemoryRangeError, PykvmError
+from pykvm.exits import (
+    FailEntry,
+    InternalError,
+    IoIn,
+    IoOut,
+    MemoryFault,
+    MmioRead,
+    MmioWrite,
+    Shutdown,
+    SystemEvent,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.exits import Exit
+    from pykvm.vcpu import CPU
+
+__all__ = ["crash_of"]
+
+# Intel SDM volume 3, appendix C: basic exit reasons that mean a failed entry.
+_ENTRY_FAILURES = {
+    0x80000021: "invalid guest state",
+    0x80000022: "MSR loading",
+    0x80000029: "machine-check event",
+}
+
+# <linux/kvm.h>: KVM_INTERNAL_ERROR_*
+_SUBERRORS = {
+    1: "KVM cannot emulate the instruction",
+    2: "simultaneous exceptions",
+    3: "an exit while an event was delivered",
+    4: "an exit that KVM does not expect",
+}
+
+_UNCLAIMED_HINT = (
+    "add a device there, or let unclaimed accesses float (Machine(unclaimed='float'), "
+    "--unclaimed float)"
+)
+
+
+def _place(cpu: CPU, symbol: Callable[[int], str]) -> str:
+    rip = cpu.state.linear_rip
+    name = symbol(rip)
+    return f"at {rip:#x} ({name})" if name else f"at {rip:#x}"
+
+
+def _bytes(data: bytes) -> str:
+    return data.hex(" ") if data else "unknown bytes"
+
+
+def _instruction(cpu: CPU, exit: InternalError) -> bytes:
+    if exit.instruction:
+        return exit.instruction
+    try:
+        return cpu.read(cpu.state.linear_rip, 15)
+    except PykvmError:
+        return b""
+
+
+def _explain(cpu: CPU) -> str:
+    from pykvm.x86.diagnose import explain
+
+    def read(address: int, length: int) -> bytes:
+        return cpu.memory.read(address, length)
+
+    return explain(cpu.state, read)
+
+
+def _shutdown(cpu: CPU, exit: Shutdown) -> tuple[str, str, str]:
+    return "triple fault", _explain(cpu), ""
+
+
+def _internal_error(cpu: CPU, exit: InternalError) -> tuple[str, str, str]:
+    what = _SUBERRORS.get(exit.suberror, f"suberror {exit.suberror}")
+    if exit.suberror != 1:
+        data = " ".join(f"{word:#x}" for word in exit.data)
+        return "KVM internal error", f"{what} (data: {data or 'none'})", ""
+    lost = _unbacked(cpu)
+    if lost:
+        return "wild jump", lost, ""
+    code = _instruction(cpu, exit)
+    return (
+        "refused instruction",
+        f"{what} that starts with {_bytes(code)}",
+        "the state is as before the instruction: set registers and RIP by hand to go on",
+    )
+
+
+def _unbacked(cpu: CPU) -> str:
+    """Why no instruction can be fetched at RIP, or the empty string."""
+    rip = cpu.state.linear_rip
+    walk = cpu.walk(rip, access="execute")
+    if walk.physical is None:
+        return f"the code at {rip:#x} is not mapped: {walk.fault}"
+    try:
+        cpu.memory.read(walk.physical, 1)
+    except MemoryRangeError:
+        return f"there is no memory at {walk.physical:#x}, where the guest executes"
+    return ""
+
+
+def _fail_entry(cpu: CPU, exit: FailEntry) -> tuple[str, str, str]:
+    reason = exit.hardware_entry_failure_reason
+    name = _ENTRY_FAILURES.get(reason, "a reason that the processor's manual may tell")
+    return (
+        "entry failure",
+        f"the processor refused to enter the guest: {name} ({reason:#x}, on host CPU {exit.cpu})",
+        "compare the vCPU's state with the checks of SDM volume 3, chapter 27",
+    )
+
+
+def _access(exit: IoIn | IoOut | MmioRead | MmioWrite) -> tuple[str, str, str]:
+    if isinstance(exit, IoIn):
+        what = f"read {exit.size} byte(s) from port {exit.port:#x}"
+    elif isinstance(exit, IoOut):
+        what = f"wrote {_bytes(exit.data[:8])} to port {exit.port:#x}"
+    elif isinstance(exit, MmioRead):
+        what = f"read {exit.size} byte(s) at physical address {exit.address:#x}"
+    else:
+        what = f"wrote {_bytes(exit.data)} at physical address {exit.address:#x}"
+    where = "device" if isinstance(exit, IoIn | IoOut) else "memory and no device"
+    return "wild access", f"the guest {what}, where there is no {where}", _UNCLAIMED_HINT
+
+
+def _memory_fault(cpu: CPU, exit: MemoryFault) -> tuple[str, str, str]:
+    return (
+        "memory fault",
+        f"the host cannot give the guest {exit.size:#x} bytes at physical address "
+        f"{exit.address:#x} (flags {exit.flags:#x})",
+        "",
+    )
+
+
+def crash_of(cpu: CPU, exit: Exit, symbol: Callable[[int], str]) -> GuestError:
+    """What killed the guest, given the exit that told it.
+
+    `symbol` names a guest-virtual address, or gives the empty string.
+    """
+    match exit:
+        case Shutdown():
+            kind, cause, hint = _shutdown(cpu, exit)
+        case InternalError():
+            kind, cause, hint = _internal_error(cpu, exit)
+        case FailEntry():
+            kind, cause, hint = _fail_entry(cpu, exit)
+        case IoIn() | IoOut() | MmioRead() | MmioWrite():
+            kind, cause, hint = _access(exit)
+        case MemoryFault():
+            kind, cause, hint = _memory_fault(cpu, exit)
+        case SystemEvent():
+            kind, cause, hint = "guest panic", f"the guest reported a crash ({exit!r})", ""
+        case _:
+            kind, cause, hint = "unexpected exit", repr(exit), ""
+    return GuestError(
+        kind,
+        f"{cause}, {_place(cpu, symbol)}",
+        exit=exit,
+        registers=dict(cpu.regs),
+        hint=hint,
+    )

@@ -1,0 +1,154 @@
+"""The bus as the run loop wants it: a map in C, and the devices' methods by slot.
+
+C finds the range that an access lies in and returns ``slot * 2 + is_write``; Python uses that
+number as a key.  So an exit costs one look-up in C and one in Python, however many devices
+there are.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections import deque
+from contextlib import nullcontext
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pykvm._core import ffi, lib
+from pykvm.bus import Space
+from pykvm.errors import KVMError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from pykvm.bus import Bus, Range
+
+    Sink = Callable[[Sequence[tuple[int, int, int]]], None]
+
+__all__ = ["Coalescing", "Dispatch"]
+
+# struct pykvm_write
+_WRITE = struct.Struct("<QQII")
+_SPACE = {Space.PIO: lib.PYKVM_PIO, Space.MMIO: lib.PYKVM_MMIO}
+
+
+class Coalescing(Protocol):
+    """The part of a VM that lets the kernel collect writes (KVM_CAP_COALESCED_MMIO, _PIO)."""
+
+    def register_coalesced_mmio(self, addr: int, size: int, *, pio: bool = False) -> None:
+        """KVM_REGISTER_COALESCED_MMIO."""
+
+    def unregister_coalesced_mmio(self, addr: int, size: int, *, pio: bool = False) -> None:
+        """KVM_UNREGISTER_COALESCED_MMIO."""
+
+
+class Dispatch:
+    """Who answers what, in the form that the run loop uses.
+
+    `handlers` maps ``slot * 2`` to how that range is read and ``slot * 2 + 1`` to how it is
+    written.  `map` is the C side; `rebuild` after the bus has changed.
+    """
+
+    def __init__(self, bus: Bus, *, vm: Coalescing | None = None, shared: bool = False) -> None:
+        """With `vm`, the kernel collects the writes of sinks by itself once `coalesce` is called.
+
+        `shared` is for several vCPUs: their threads enter a device one at a time.
+        """
+        self.bus = bus
+        self.lock: AbstractContextManager[object] = threading.RLock() if shared else nullcontext()
+        self._shared = shared
+        self.handlers: dict[int, Callable[..., Any]] = {}
+        self.sinks: dict[int, Sink] = {}
+        self.map: Any = None
+        self._vm = vm
+        self._zones: set[tuple[int, int, bool]] = set()
+        self._wanted = False
+        # vCPUs in other threads may be reading an older map.
+        self._retired: list[Any] = []
+        self._waiting: deque[tuple[Sink, list[tuple[int, int, int]]]] = deque()
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Follow the bus.  The vCPUs have to be given the new map."""
+        new = ffi.gc(lib.pykvm_map_new(), lib.pykvm_map_free)
+        if new == ffi.NULL:
+            raise MemoryError("the map of ports and addresses")
+        for range_ in self.bus.ranges:
+            result = lib.pykvm_map_add(
+                new,
+                _SPACE[range_.space],
+                range_.first,
+                range_.last,
+                range_.slot,
+                range_.sink is not None,
+            )
+            if result:
+                raise MemoryError("the map of ports and addresses")
+            self.handlers[range_.slot * 2] = self._locked(range_.read)
+            self.handlers[range_.slot * 2 + 1] = self._locked(range_.write)
+            if range_.sink is not None:
+                self.sinks[range_.slot] = self._locked(range_.sink)
+        if self.map is not None:
+            self._retired.append(self.map)
+        self.map = new
+        if self._wanted:
+            self.coalesce(True)
+
+    def _locked(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        if not self._shared:
+            return method
+        lock = self.lock
+
+        def locked(*arguments: Any) -> Any:
+            with lock:
+                return method(*arguments)
+
+        return locked
+
+    def forget_old_maps(self) -> None:
+        """Free the maps that `rebuild` replaced: no vCPU may be inside the guest."""
+        self._retired.clear()
+
+    def coalesce(self, wanted: bool) -> None:
+        """Have the kernel collect the writes of sinks without an exit, or stop it."""
+        self._wanted = wanted
+        if self._vm is None:
+            return
+        zones = {_zone(range_) for range_ in self.bus.ranges if range_.sink} if wanted else set()
+        for address, size, pio in self._zones - zones:
+            self._vm.unregister_coalesced_mmio(address, size, pio=pio)
+            self._zones.discard((address, size, pio))
+        for address, size, pio in zones - self._zones:
+            try:
+                self._vm.register_coalesced_mmio(address, size, pio=pio)
+            except KVMError:
+                # The kernel has room for a limited number of zones; the rest exits, and C sinks it.
+                continue
+            self._zones.add((address, size, pio))
+
+    def deliver(self, core: Any) -> None:
+        """Hand the writes that `core` has collected to their sinks, in order.
+
+        What a sink raises passes; the writes behind it wait for the next call.
+        """
+        count = core.sunk
+        if count:
+            data = ffi.buffer(core.writes, count * _WRITE.size)[:]
+            core.sunk = 0
+            for slot, group in groupby(_WRITE.iter_unpack(data), key=itemgetter(3)):
+                writes = [(offset, size, value) for offset, value, size, _ in group]
+                self._waiting.append((self.sinks[slot], writes))
+        while self._waiting:
+            sink, writes = self._waiting.popleft()
+            sink(writes)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an exception kept writes from their sinks."""
+        return bool(self._waiting)
+
+
+def _zone(range_: Range) -> tuple[int, int, bool]:
+    return range_.first, range_.last - range_.first + 1, range_.space is Space.PIO

@@ -1,0 +1,647 @@
+"""VM exits as values: one small frozen class per exit reason, made to be matched on.
+
+::
+
+    for exit in vcpu:
+        match exit:
+            case IoOut(port=0x3F8, data=data):
+                sys.stdout.buffer.write(data)
+            case IoIn(port=0x3FD) as read:
+                read.answer(0x20)
+            case Hlt():
+                break
+
+`decode` makes one from the bytes of a kvm_run page (Documentation/virt/kvm/api.rst, section 5).
+Reads and the MSR exits want an answer; it goes into the same page, and KVM hands it to the guest
+at the next KVM_RUN.  Without one a read gives all ones, as a bus that nobody drives does.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pykvm.errors import ConfigError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    _Setter = Callable[[Any, Any], None]
+
+__all__ = [
+    "EXITS",
+    "BusLock",
+    "Debug",
+    "DirtyRingFull",
+    "ExceptionExit",
+    "Exit",
+    "FailEntry",
+    "Hlt",
+    "Hypercall",
+    "Hyperv",
+    "InternalError",
+    "Interrupted",
+    "IoIn",
+    "IoOut",
+    "IoapicEoi",
+    "IrqWindowOpen",
+    "MemoryFault",
+    "MmioRead",
+    "MmioWrite",
+    "Nmi",
+    "Notify",
+    "RdMsr",
+    "RunPage",
+    "SetTpr",
+    "Shutdown",
+    "SystemEvent",
+    "TprAccess",
+    "Unknown",
+    "UnknownReason",
+    "WrMsr",
+    "decode",
+]
+
+REASON_OFFSET = 8
+PAYLOAD_OFFSET = 32
+PAYLOAD_SIZE = 256
+
+_REASON = struct.Struct("<I")
+_TWO = struct.Struct("<II")
+_IO = struct.Struct("<BBHIQ")
+_MMIO = struct.Struct("<Q8sIB")
+_MSR = struct.Struct("<B7xIIQ")
+
+_IO_OUT = 1
+
+# What a bus that nobody drives reads as: the longest string input of one exit fills a page.
+_FLOATING = b"\xff" * 4096
+
+
+class RunPage:
+    """The mapped kvm_run page of one vCPU, and the exit that it holds.
+
+    `current` is the last exit that `decode` made, while it may still be answered; None after that.
+    """
+
+    __slots__ = ("current", "view")
+
+    def __init__(self, view: memoryview) -> None:
+        """`view` is writable and as long as KVM_GET_VCPU_MMAP_SIZE says."""
+        self.view = view
+        self.current: Exit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Base of every exit.  `reason` is the kernel's KVM_EXIT_ number."""
+
+    reason: ClassVar[int]
+    _page: RunPage | None = field(default=None, init=False, repr=False, compare=False)
+
+    def _view(self) -> memoryview:
+        """The page to put an answer into."""
+        if self._page is None:
+            raise StateError(f"{self!r} was not made by a vCPU: there is nobody to answer")
+        if self._page.current is not self:
+            raise StateError(
+                f"{self!r} is over: the vCPU has run on since",
+                hint="answer an exit before asking for the next one",
+            )
+        return self._page.view
+
+    def _put(self, offset: int, data: bytes) -> None:
+        view = self._view()
+        view[offset : offset + len(data)] = data
+
+
+def _hexadecimal(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return repr(value)
+    return hex(value) if value > 9 else str(value)
+
+
+def _fields(cls: type[Exit]) -> tuple[str, ...]:
+    names: tuple[str, ...] = vars(cls)["__match_args__"]
+    return names
+
+
+def _describe(exit: Exit) -> str:
+    values = ", ".join(
+        f"{name}={_hexadecimal(getattr(exit, name))}" for name in _fields(type(exit))
+    )
+    return f"{type(exit).__name__}({values})"
+
+
+def _answer_bytes(value: int | bytes, size: int, what: str) -> bytes:
+    if isinstance(value, int):
+        if not 0 <= value < 1 << (8 * size):
+            raise ConfigError(f"{value:#x} does not fit the {size} bytes that {what} reads")
+        return value.to_bytes(size, "little")
+    if len(value) != size:
+        raise ConfigError(f"{what} reads {size} bytes; the answer has {len(value)}")
+    return bytes(value)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unknown(Exit):
+    """KVM_EXIT_UNKNOWN: the hardware left the guest for a reason that KVM does not know."""
+
+    reason = 0
+    hardware_exit_reason: int
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ExceptionExit(Exit):
+    """KVM_EXIT_EXCEPTION: an exception that KVM hands out (not used on x86 today)."""
+
+    reason = 1
+    exception: int
+    error_code: int
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class IoIn(Exit):
+    """KVM_EXIT_IO, in: the guest reads `count` times `size` bytes from a port.
+
+    `count` is above 1 for ``rep ins`` only.
+    """
+
+    reason = 2
+    port: int
+    size: int
+    count: int = 1
+    __repr__ = _describe
+
+    def answer(self, value: int | bytes) -> None:
+        """Give the guest its data: an int (little-endian), or bytes of size * count.
+
+        Raises ConfigError if it does not fit, StateError if the vCPU has run on since.
+        """
+        data = _answer_bytes(value, self.size * self.count, f"IN from port {self.port:#x}")
+        self._put(_IO.unpack_from(self._view(), PAYLOAD_OFFSET)[4], data)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class IoOut(Exit):
+    """KVM_EXIT_IO, out: the guest wrote `data` to a port, `size` bytes at a time.
+
+    >>> IoOut(port=0x80, size=1, data=b"A")
+    IoOut(port=0x80, size=1, data=b'A')
+    >>> IoOut(port=0x80, size=2, data=b"ABCD").values
+    (16961, 17475)
+    """
+
+    reason = 2
+    port: int
+    size: int
+    data: bytes
+    __repr__ = _describe
+
+    @property
+    def value(self) -> int:
+        """The data as one little-endian number."""
+        return int.from_bytes(self.data, "little")
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """One number per element: more than one for ``rep outs`` only."""
+        step = self.size
+        return tuple(
+            int.from_bytes(self.data[at : at + step], "little")
+            for at in range(0, len(self.data), step)
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Hypercall(Exit):
+    """KVM_EXIT_HYPERCALL: a hypercall that KVM_CAP_EXIT_HYPERCALL sends to user space."""
+
+    reason = 3
+    nr: int
+    args: tuple[int, ...]
+    flags: int = 0
+    __repr__ = _describe
+
+    def answer(self, result: int) -> None:
+        """What the guest finds in RAX."""
+        self._put(PAYLOAD_OFFSET + 56, (result & (1 << 64) - 1).to_bytes(8, "little"))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Debug(Exit):
+    """KVM_EXIT_DEBUG: a step, a breakpoint or a watchpoint that KVM_SET_GUEST_DEBUG asked for."""
+
+    reason = 4
+    exception: int
+    pc: int
+    dr6: int
+    dr7: int
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Hlt(Exit):
+    """KVM_EXIT_HLT: the guest executed HLT (only without an in-kernel local APIC)."""
+
+    reason = 5
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MmioRead(Exit):
+    """KVM_EXIT_MMIO, read: the guest reads `size` bytes where there is no memory."""
+
+    reason = 6
+    address: int
+    size: int
+    __repr__ = _describe
+
+    def answer(self, value: int | bytes) -> None:
+        """Give the guest its data: an int (little-endian), or bytes of `size`.
+
+        Raises ConfigError if it does not fit, StateError if the vCPU has run on since.
+        """
+        data = _answer_bytes(value, self.size, f"the load from {self.address:#x}")
+        self._put(PAYLOAD_OFFSET + 8, data)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MmioWrite(Exit):
+    r"""KVM_EXIT_MMIO, write: the guest wrote `data` where there is no memory, or to a ROM.
+
+    >>> MmioWrite(address=0xD0000000, data=b"\x01\x02").value
+    513
+    """
+
+    reason = 6
+    address: int
+    data: bytes
+    __repr__ = _describe
+
+    @property
+    def size(self) -> int:
+        """Bytes written: 1 to 8."""
+        return len(self.data)
+
+    @property
+    def value(self) -> int:
+        """The data as one little-endian number."""
+        return int.from_bytes(self.data, "little")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class IrqWindowOpen(Exit):
+    """KVM_EXIT_IRQ_WINDOW_OPEN: the guest can take the interrupt it was asked to wait for."""
+
+    reason = 7
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Shutdown(Exit):
+    """KVM_EXIT_SHUTDOWN: a triple fault, as a rule."""
+
+    reason = 8
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FailEntry(Exit):
+    """KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest with this state."""
+
+    reason = 9
+    hardware_entry_failure_reason: int
+    cpu: int
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Interrupted(Exit):
+    """KVM_EXIT_INTR: the vCPU was kicked out of the guest; nothing happened in it."""
+
+    reason = 10
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SetTpr(Exit):
+    """KVM_EXIT_SET_TPR: the guest lowered CR8 (only without an in-kernel local APIC)."""
+
+    reason = 11
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TprAccess(Exit):
+    """KVM_EXIT_TPR_ACCESS: an access to the TPR that KVM_TPR_ACCESS_REPORTING asked for."""
+
+    reason = 12
+    rip: int
+    is_write: bool
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Nmi(Exit):
+    """KVM_EXIT_NMI: an NMI for the host arrived in the guest."""
+
+    reason = 16
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class InternalError(Exit):
+    """KVM_EXIT_INTERNAL_ERROR: KVM gave up.
+
+    `suberror` 1 (KVM_INTERNAL_ERROR_EMULATION) is an instruction that KVM's emulator refused;
+    then `instruction` has the bytes at RIP, if KVM could read them.
+    """
+
+    reason = 17
+    suberror: int
+    data: tuple[int, ...] = ()
+    __repr__ = _describe
+
+    @property
+    def instruction(self) -> bytes:
+        """The bytes at RIP when an emulation failed, empty if KVM does not tell."""
+        # struct emulation_failure: u64 flags, u8 insn_size, u8 insn_bytes[15], after ndata.
+        if self.suberror != 1 or len(self.data) < 3 or not self.data[0] & 1:
+            return b""
+        raw = b"".join(word.to_bytes(8, "little") for word in self.data[1:3])
+        return raw[1 : 1 + raw[0]]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SystemEvent(Exit):
+    """KVM_EXIT_SYSTEM_EVENT: the guest asked the hypervisor for shutdown, reset or crash."""
+
+    reason = 24
+    type: int
+    data: tuple[int, ...] = ()
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class IoapicEoi(Exit):
+    """KVM_EXIT_IOAPIC_EOI: end of a level interrupt, for an IOAPIC in user space."""
+
+    reason = 26
+    vector: int
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Hyperv(Exit):
+    """KVM_EXIT_HYPERV: a Hyper-V SynIC, hypercall or debugger event.
+
+    `data` is the union of struct kvm_hyperv_exit as it stands.
+    """
+
+    reason = 27
+    type: int
+    data: bytes
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RdMsr(Exit):
+    """KVM_EXIT_X86_RDMSR: a read of a model-specific register that KVM left to user space.
+
+    `why` is KVM_MSR_EXIT_REASON_INVAL (1), _UNKNOWN (2) or _FILTER (4).  Without an answer the
+    guest gets #GP.
+    """
+
+    reason = 29
+    index: int
+    why: int
+    __repr__ = _describe
+
+    def answer(self, value: int) -> None:
+        """What the guest finds in EDX:EAX."""
+        self._put(PAYLOAD_OFFSET, b"\0")
+        self._put(PAYLOAD_OFFSET + 16, (value & (1 << 64) - 1).to_bytes(8, "little"))
+
+    def fail(self) -> None:
+        """Inject #GP."""
+        self._put(PAYLOAD_OFFSET, b"\1")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class WrMsr(Exit):
+    """KVM_EXIT_X86_WRMSR: a write of a model-specific register that KVM left to user space.
+
+    Without an answer the guest gets #GP.
+    """
+
+    reason = 30
+    index: int
+    value: int
+    why: int
+    __repr__ = _describe
+
+    def accept(self) -> None:
+        """Let the guest go on."""
+        self._put(PAYLOAD_OFFSET, b"\0")
+
+    def fail(self) -> None:
+        """Inject #GP."""
+        self._put(PAYLOAD_OFFSET, b"\1")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DirtyRingFull(Exit):
+    """KVM_EXIT_DIRTY_RING_FULL: collect the dirty ring before going on."""
+
+    reason = 31
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class BusLock(Exit):
+    """KVM_EXIT_X86_BUS_LOCK: the guest locked the bus (KVM_CAP_X86_BUS_LOCK_EXIT)."""
+
+    reason = 33
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Notify(Exit):
+    """KVM_EXIT_NOTIFY: no event window for too long (KVM_CAP_X86_NOTIFY_VMEXIT)."""
+
+    reason = 37
+    flags: int
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MemoryFault(Exit):
+    """KVM_EXIT_MEMORY_FAULT: guest memory that the host cannot give; KVM_RUN failed with EFAULT."""
+
+    reason = 39
+    flags: int
+    address: int
+    size: int
+    __repr__ = _describe
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class UnknownReason(Exit):
+    """An exit reason that this version of pykvm does not know, kept as it came."""
+
+    number: int
+    payload: bytes
+    __repr__ = _describe
+
+
+# A frozen dataclass pays dearly for every field that its __init__ sets.  The four exits that come
+# by the million are made without it: the slots are set as the class itself would.
+_new = object.__new__
+_set_page: _Setter = vars(Exit)["_page"].__set__
+
+
+def _setters(cls: type[Exit]) -> Iterator[_Setter]:
+    for name in _fields(cls):
+        yield getattr(cls, name).__set__
+
+
+_in_port, _in_size, _in_count = _setters(IoIn)
+_out_port, _out_size, _out_data = _setters(IoOut)
+_read_address, _read_size = _setters(MmioRead)
+_write_address, _write_data = _setters(MmioWrite)
+
+
+def _io(page: RunPage) -> Exit:
+    view = page.view
+    direction, size, port, count, offset = _IO.unpack_from(view, PAYLOAD_OFFSET)
+    if direction == _IO_OUT:
+        out = _new(IoOut)
+        _out_port(out, port)
+        _out_size(out, size)
+        _out_data(out, view[offset : offset + size * count].tobytes())
+        return out
+    view[offset : offset + size * count] = _FLOATING[: size * count]
+    read = _new(IoIn)
+    _in_port(read, port)
+    _in_size(read, size)
+    _in_count(read, count)
+    return read
+
+
+def _mmio(page: RunPage) -> Exit:
+    address, data, size, is_write = _MMIO.unpack_from(page.view, PAYLOAD_OFFSET)
+    if is_write:
+        write = _new(MmioWrite)
+        _write_address(write, address)
+        _write_data(write, data[:size])
+        return write
+    page.view[PAYLOAD_OFFSET + 8 : PAYLOAD_OFFSET + 16] = _FLOATING[:8]
+    read = _new(MmioRead)
+    _read_address(read, address)
+    _read_size(read, size)
+    return read
+
+
+def _words(page: RunPage, offset: int, count: int) -> tuple[int, ...]:
+    return struct.unpack_from(f"<{count}Q", page.view, offset)
+
+
+def _hypercall(page: RunPage) -> Exit:
+    nr, *args = _words(page, PAYLOAD_OFFSET, 7)
+    (flags,) = _words(page, PAYLOAD_OFFSET + 64, 1)
+    return Hypercall(nr, tuple(args), flags)
+
+
+def _internal_error(page: RunPage) -> Exit:
+    suberror, ndata = _TWO.unpack_from(page.view, PAYLOAD_OFFSET)
+    return InternalError(suberror, _words(page, PAYLOAD_OFFSET + 8, min(ndata, 16)))
+
+
+def _system_event(page: RunPage) -> Exit:
+    kind, ndata = _TWO.unpack_from(page.view, PAYLOAD_OFFSET)
+    return SystemEvent(kind, _words(page, PAYLOAD_OFFSET + 8, min(ndata, 16)))
+
+
+def _rdmsr(page: RunPage) -> Exit:
+    _error, why, index, _data = _MSR.unpack_from(page.view, PAYLOAD_OFFSET)
+    page.view[PAYLOAD_OFFSET] = 1
+    return RdMsr(index, why)
+
+
+def _wrmsr(page: RunPage) -> Exit:
+    _error, why, index, value = _MSR.unpack_from(page.view, PAYLOAD_OFFSET)
+    page.view[PAYLOAD_OFFSET] = 1
+    return WrMsr(index, value, why)
+
+
+def _hyperv(page: RunPage) -> Exit:
+    (kind,) = _REASON.unpack_from(page.view, PAYLOAD_OFFSET)
+    return Hyperv(kind, bytes(page.view[PAYLOAD_OFFSET + 8 : PAYLOAD_OFFSET + 40]))
+
+
+def _plain(cls: type[Any]) -> Callable[[RunPage], Exit]:
+    return lambda page: cls()
+
+
+def _unpacking(cls: type[Any], layout: str) -> Callable[[RunPage], Exit]:
+    unpack = struct.Struct("<" + layout).unpack_from
+    return lambda page: cls(*unpack(page.view, PAYLOAD_OFFSET))
+
+
+_DECODERS: dict[int, Callable[[RunPage], Exit]] = {
+    0: _unpacking(Unknown, "Q"),
+    1: _unpacking(ExceptionExit, "II"),
+    2: _io,
+    3: _hypercall,
+    4: _unpacking(Debug, "I4xQQQ"),
+    5: _plain(Hlt),
+    6: _mmio,
+    7: _plain(IrqWindowOpen),
+    8: _plain(Shutdown),
+    9: _unpacking(FailEntry, "QI"),
+    10: _plain(Interrupted),
+    11: _plain(SetTpr),
+    12: _unpacking(TprAccess, "Q?"),
+    16: _plain(Nmi),
+    17: _internal_error,
+    24: _system_event,
+    26: _unpacking(IoapicEoi, "B"),
+    27: _hyperv,
+    29: _rdmsr,
+    30: _wrmsr,
+    31: _plain(DirtyRingFull),
+    33: _plain(BusLock),
+    37: _unpacking(Notify, "I"),
+    39: _unpacking(MemoryFault, "QQQ"),
+}
+
+#: The class of each exit reason that x86 has; KVM_EXIT_IO and KVM_EXIT_MMIO have two.
+EXITS: tuple[type[Exit], ...] = tuple(
+    cls for cls in Exit.__subclasses__() if cls is not UnknownReason
+)
+
+
+def decode(page: RunPage) -> Exit:
+    """The exit that a kvm_run page holds.
+
+    Reads are set to all ones and MSR accesses to failing, until they are answered.
+
+    >>> view = memoryview(bytearray(4096))
+    >>> view[8] = 5
+    >>> decode(RunPage(view))
+    Hlt()
+    """
+    (reason,) = _REASON.unpack_from(page.view, REASON_OFFSET)
+    decoder = _DECODERS.get(reason)
+    if decoder is None:
+        payload = bytes(page.view[PAYLOAD_OFFSET : PAYLOAD_OFFSET + PAYLOAD_SIZE])
+        exit: Exit = UnknownReason(reason, payload)
+    else:
+        exit = decoder(page)
+    _set_page(exit, page)
+    page.current = exit
+    return exit

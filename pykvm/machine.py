@@ -1,0 +1,469 @@
+"""The board: memory, vCPUs, devices and a guest, put together."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+from pykvm import boot
+from pykvm.bus import Bus, Placement, Space
+from pykvm.dispatch import Dispatch
+from pykvm.errors import ClosedError, ConfigError, StateError
+from pykvm.host import Host
+from pykvm.memory import GuestMemory
+from pykvm.result import Ending, Outcome
+from pykvm.run import Run
+from pykvm.sizes import parse_size
+from pykvm.vcpu import CPU
+from pykvm.x86.state import Mode
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from pykvm.bus import Device
+    from pykvm.devices.uart import Uart16550
+    from pykvm.exits import Exit
+    from pykvm.kvm import VM
+    from pykvm.result import Result
+
+__all__ = ["Machine"]
+
+GIB = 1 << 30
+# Where a PC keeps its devices: RAM beyond the first 3 GiB goes on above 4 GiB.
+HOLE_START = 3 * GIB
+HOLE_END = 4 * GIB
+
+UNCLAIMED = ("stop", "float")
+
+
+class Machine:
+    """A virtual machine: a guest, its memory, its vCPUs and its devices.
+
+    ::
+
+        with Machine("kernel.elf", memory="64M") as machine:
+            result = machine.run(timeout=5)
+            assert result.exit_code == 0, result
+            assert "ready" in machine.serial.text
+
+    `image` is a path or the bytes of a guest file, or None for an empty machine whose vCPU is as
+    after power-on.  `memory` is its RAM: bytes, a string as "64M", or a GuestMemory that was put
+    together by hand (the machine then closes it).  RAM beyond 3 GiB lies from 4 GiB on.
+    `mode` ("real", "protected", "long") and `load_address` say how a flat binary is entered and
+    where it lies.  The words of `append`, then `args`, are what an ELF guest finds in argv behind
+    its own name.
+    `vcpus` counts the vCPUs; all but the first are parked until somebody sets their state and
+    `parked = False`.  `devices` replaces the standard ones (`pykvm.devices.standard_devices`);
+    `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest
+    touches a port or an address where nobody is: "stop" ends the run, "float" reads all ones and
+    ignores writes.
+
+    Raises HostError (no usable KVM, too little memory), LoadError (the file), ConfigError (wrong
+    values) and KVMError (KVM refused).
+
+    A machine belongs to the thread that calls `run`.  `stop`, `serial.send` and `close` may be
+    called from any thread at any time.
+    """
+
+    def __init__(
+        self,
+        image: str | os.PathLike[str] | bytes | None = None,
+        *,
+        memory: int | str | GuestMemory = "64M",
+        vcpus: int = 1,
+        mode: Mode | str | None = None,
+        load_address: int | None = None,
+        append: str = "",
+        args: Sequence[str] = (),
+        devices: Iterable[Placement] | None = None,
+        cpu: str = "baseline",
+        unclaimed: str = "stop",
+    ) -> None:
+        if unclaimed not in UNCLAIMED:
+            raise ConfigError(f"unclaimed is one of {', '.join(UNCLAIMED)}, not {unclaimed!r}")
+        self._closed = False
+        self._run_lock = threading.Lock()
+        self._run: Run | None = None
+        self._idle = threading.Condition()
+        self._float = unclaimed == "float"
+        self._vcpus: list[CPU] = []
+        self.bus = Bus()
+        #: The devices by name.
+        self.devices: dict[str, Device] = {}
+        self.entry: boot.Entry | None = None
+
+        self._vm: VM | None = None
+
+        loaded = None
+        if image is not None:
+            loaded = boot.load(image, mode=_mode(mode), address=load_address)
+        elif mode is not None or load_address is not None or append or args:
+            raise ConfigError("mode, load_address, append and args go with an image")
+        with closing(Host()) as host:
+            host.check_vcpus(vcpus)
+            self.memory = memory if isinstance(memory, GuestMemory) else _ram(memory)
+            try:
+                self._build(host, vcpus, cpu, devices)
+                if loaded is not None:
+                    self.entry = boot.place(loaded, self.memory, args=(*append.split(), *args))
+                    self._vcpus[0].state = self.entry.state
+            except BaseException:
+                self._release()
+                raise
+
+    # -- building ----------------------------------------------------------------------------
+
+    def _build(
+        self, host: Host, vcpus: int, model: str, devices: Iterable[Placement] | None
+    ) -> None:
+        vm = self._vm = host.create_vm()
+        self.memory.attach(vm)
+        # The ring is the VM's; vCPUs that share it could not keep their writes in order.
+        alone = vcpus == 1
+        for index in range(vcpus):
+            cpuid = host.cpuid(model, index, vcpus)
+            vcpu = vm.create_vcpu(index)
+            ring = host.coalescing_ring if alone else None
+            self._vcpus.append(CPU(vcpu, self.memory, ring=ring))
+            vcpu.set_cpuid2(cpuid)
+        if devices is None:
+            from pykvm.devices import standard_devices
+
+            devices = standard_devices()
+        for placement in devices:
+            self._place(placement)
+        self._dispatch = Dispatch(self.bus, vm=vm if alone else None, shared=not alone)
+        self.bus.on_change = self._bus_changed
+        for cpu in self._vcpus:
+            cpu.use(self._dispatch)
+
+    def _bus_changed(self) -> None:
+        self._dispatch.rebuild()
+        for cpu in self._vcpus:
+            cpu.use(self._dispatch)
+        if self._run is None:
+            self._dispatch.forget_old_maps()
+
+    def _place(self, placement: Placement) -> None:
+        self.bus.add(placement)
+        self.devices[placement.device.name] = placement.device
+
+    def add(
+        self,
+        device: Device,
+        *,
+        pio: int | None = None,
+        mmio: int | None = None,
+        length: int | None = None,
+    ) -> None:
+        """Put a device at a port (`pio`) or a physical address (`mmio`).
+
+        `length` is how many ports or bytes it takes; a device that has a `length` of its own needs
+        none.  Raises BusConflict if another device is there, ConfigError for anything that makes
+        no sense.
+
+        >>> class Echo:
+        ...     name = "echo"
+        ...     value = 0
+        ...
+        ...     def read(self, offset, size):
+        ...         return self.value
+        ...
+        ...     def write(self, offset, size, value):
+        ...         self.value = value
+        >>> with Machine() as machine:  # needs /dev/kvm
+        ...     machine.add(Echo(), pio=0x500, length=4)
+        ...     sorted(machine.devices)
+        ['com1', 'com2', 'debug-exit', 'debugcon', 'echo', 'i8042', 'post', 'reset-control']
+        """
+        if (pio is None) == (mmio is None):
+            raise ConfigError(f"device {device.name}: give either pio= or mmio=")
+        size = length if length is not None else getattr(device, "length", None)
+        if size is None:
+            raise ConfigError(
+                f"device {device.name}: length= is missing",
+                hint="say how many ports or bytes it takes, or give the device a `length`",
+            )
+        space, first = (Space.PIO, pio) if pio is not None else (Space.MMIO, mmio)
+        assert first is not None
+        known = self.devices.get(device.name)
+        if known is not None and known is not device:
+            raise ConfigError(
+                f"there is a device named {device.name!r} already",
+                hint="remove it first, or give the new one another name",
+            )
+        self._place(Placement(device, space, first, size))
+
+    def remove(self, device: Device | str) -> None:
+        """Take a device away, by name or by itself.  Raises ConfigError if it is not there."""
+        name = device if isinstance(device, str) else device.name
+        self.bus.remove(device)
+        self.devices.pop(name, None)
+
+    # -- looking -----------------------------------------------------------------------------
+
+    @property
+    def vcpus(self) -> tuple[CPU, ...]:
+        """The vCPUs; the first is the one that the guest starts on."""
+        return tuple(self._vcpus)
+
+    @property
+    def serial(self) -> Uart16550:
+        """The first serial port, "com1".  Raises ConfigError if it was left out."""
+        from pykvm.devices.uart import Uart16550
+
+        device = self.devices.get("com1")
+        if not isinstance(device, Uart16550):
+            raise ConfigError("this machine has no serial port named com1")
+        return device
+
+    @property
+    def symbols(self) -> Mapping[str, int]:
+        """The guest's symbols: name to address.  Empty without an image, or if it has none."""
+        return self.entry.symbols if self.entry is not None else {}
+
+    def symbol_at(self, address: int) -> str:
+        """The symbol that holds a guest-virtual address, as "main+0x12", or the empty string."""
+        if self.entry is None or self.entry.symbols.find(address) is None:
+            return ""
+        return self.entry.symbols.describe(address)
+
+    # -- running -----------------------------------------------------------------------------
+
+    def run(
+        self,
+        timeout: float | None = None,
+        until: str | bytes | Callable[[Machine], object] | None = None,
+        on_exit: Callable[[CPU, Exit], None] | None = None,
+    ) -> Result:
+        """Run the guest until it is done, and tell how it ended.
+
+        `timeout` is in seconds.  `until` is text to wait for on the first serial port, or a
+        function of the machine that is called after every exit that Python sees, and 20 times a
+        second beside that; the run ends when it returns something true.  `on_exit` sees every VM
+        exit before a device answers it (and makes each of them cost some microseconds).
+
+        The machine can run on after every outcome; what happens then is the guest's affair.
+
+        What a device, `until` or `on_exit` raises comes out of here as it is, as does Ctrl-C in
+        the main thread; the machine stays usable.  Otherwise raises ClosedError, StateError (it
+        runs already) and KVMError.
+        """
+        if timeout is not None and timeout < 0:
+            raise ConfigError(f"timeout={timeout}: seconds from now on, not negative")
+        with self._running() as begin, self._condition(until) as check:
+            run = Run(
+                self._vcpus, take=self._take_exit, timeout=timeout, check=check, on_exit=on_exit
+            )
+            begin(run)
+            return run()
+
+    @contextmanager
+    def _running(self) -> Iterator[Callable[[Run], None]]:
+        if self._closed:
+            raise ClosedError("this machine is closed")
+        if not self._run_lock.acquire(blocking=False):
+            raise StateError("this machine is running already")
+        try:
+            yield self._begin
+        finally:
+            with self._idle:
+                self._run = None
+                self._run_lock.release()
+                self._idle.notify_all()
+
+    def _begin(self, run: Run) -> None:
+        with self._idle:
+            if self._closed:
+                raise ClosedError("this machine is closed")
+            self._run = run
+
+    @contextmanager
+    def _condition(
+        self, until: str | bytes | Callable[[Machine], object] | None
+    ) -> Iterator[Callable[[], Ending | None] | None]:
+        if until is None:
+            yield None
+        elif callable(until):
+            name = getattr(until, "__name__", "the condition")
+            done = Ending(Outcome.UNTIL, f"{name} holds")
+            yield lambda: done if until(self) else None
+        else:
+            with _Watch(self.serial, until) as watch:
+                done = Ending(Outcome.UNTIL, f"the guest said {until!r}")
+                yield lambda: done if watch.seen else None
+
+    def stop(self) -> bool:
+        """From any thread: end the run in progress with Outcome.STOPPED.
+
+        Returns False, and does nothing, if there is none.  If there is, that run ends, however
+        busy the guest is; if it came to an end of its own at the same moment, that one counts.
+        """
+        run = self._run
+        if run is None:
+            return False
+        run.stop()
+        return True
+
+    def handle(self, exit: Exit) -> bool:
+        """Let the devices answer an exit from ``for exit in vcpu``; False if none is concerned.
+
+        What devices raise passes, GuestExit and GuestReset included.
+        """
+        from pykvm.exits import IoIn, IoOut, MmioRead, MmioWrite
+
+        match exit:
+            case IoOut(port=port, size=size, data=data):
+                return self.bus.write_string(port, size, data)
+            case IoIn(port=port, size=size, count=count):
+                data_in = self.bus.read_string(port, size, count)
+                if data_in is not None:
+                    exit.answer(data_in)
+                return data_in is not None
+            case MmioWrite(address=address, data=data):
+                return self.bus.write(Space.MMIO, address, len(data), exit.value)
+            case MmioRead(address=address, size=size):
+                value = self.bus.read(Space.MMIO, address, size)
+                if value is not None:
+                    exit.answer(value)
+                return value is not None
+        return False
+
+    def _take_exit(self, cpu: CPU, exit: Exit) -> Ending | None:
+        """What becomes of an exit that the fast path left over."""
+        from pykvm.crash import crash_of
+        from pykvm.exits import (
+            Debug,
+            IoIn,
+            IoOut,
+            IrqWindowOpen,
+            MmioRead,
+            MmioWrite,
+            RdMsr,
+            SetTpr,
+            SystemEvent,
+            WrMsr,
+        )
+
+        match exit:
+            case IoIn() | IoOut() | MmioRead() | MmioWrite():
+                with self._dispatch.lock:
+                    if self.handle(exit) or self._float:
+                        return None
+            case IrqWindowOpen() | SetTpr() | RdMsr() | WrMsr():
+                return None
+            case Debug(pc=pc):
+                return Ending(Outcome.STOPPED, f"stopped by a debug event at {pc:#x}", exit=exit)
+            case SystemEvent(type=1):
+                return Ending(Outcome.EXITED, "the guest shut down", exit_code=0, exit=exit)
+            case SystemEvent(type=2):
+                return Ending(Outcome.RESET, "the guest asked for a reset", exit=exit)
+        error = crash_of(cpu, exit, self.symbol_at)
+        return Ending(
+            Outcome.CRASHED, f"the guest crashed: {error.message}", exit=exit, error=error
+        )
+
+    # -- life --------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Give everything back: descriptors, memory, mappings.  Closing twice is harmless.
+
+        A run in another thread is stopped first and returns its Result.  Raises StateError when
+        called from inside the machine's own run (a device, `until`).
+        """
+        with self._idle:
+            if self._run is not None and self._run.is_mine():
+                raise StateError(
+                    "a machine cannot be closed from inside its own run",
+                    hint="call stop() here and close it where run() returns",
+                )
+            if self._closed:
+                return
+            self._closed = True
+            while self._run_lock.locked():
+                if self._run is not None:
+                    self._run.stop()
+                self._idle.wait(0.1)
+        self._release()
+
+    def _release(self) -> None:
+        self._closed = True
+        for cpu in self._vcpus:
+            cpu.close()
+        self.memory.close()
+        if self._vm is not None:
+            self._vm.close()
+
+    def __enter__(self) -> Machine:
+        if self._closed:
+            raise ClosedError("this machine is closed")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<Machine closed>"
+        doing = "running" if self._run is not None else "stopped"
+        return f"<Machine {doing}: {len(self._vcpus)} vCPU(s), {self.memory!r}>"
+
+
+class _Watch:
+    """Whether a text has appeared on a serial port since the watch began."""
+
+    def __init__(self, serial: Uart16550, text: str | bytes) -> None:
+        self._needle = text.encode() if isinstance(text, str) else bytes(text)
+        if not self._needle:
+            raise ConfigError("until: an empty text is always there")
+        self._tail = b""
+        self._serial = serial
+        self.seen = False
+
+    def _output(self, data: bytes) -> None:
+        text = self._tail + data
+        self.seen = self.seen or self._needle in text
+        self._tail = text[-(len(self._needle) - 1) :] if len(self._needle) > 1 else b""
+
+    def __enter__(self) -> _Watch:
+        self._forget = self._serial.on_output(self._output)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forget()
+
+
+def _mode(mode: Mode | str | None) -> Mode | None:
+    if mode is None or isinstance(mode, Mode):
+        return mode
+    try:
+        return Mode(mode)
+    except ValueError:
+        names = ", ".join(known.value for known in Mode)
+        raise ConfigError(f"mode is one of {names}, not {mode!r}") from None
+
+
+def _ram(size: int | str) -> GuestMemory:
+    amount = parse_size(size) if isinstance(size, str) else size
+    memory = GuestMemory()
+    try:
+        memory.add_ram(0, min(amount, HOLE_START))
+        if amount > HOLE_START:
+            memory.add_ram(HOLE_END, amount - HOLE_START, name="ram above 4G")
+    except BaseException:
+        memory.close()
+        raise
+    return memory

@@ -1,0 +1,452 @@
+"""One virtual CPU: its registers, memory as it sees it, and the loop that runs it."""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pykvm._core import ffi, lib
+from pykvm.bus import GuestExit, GuestReset
+from pykvm.errors import (
+    ClosedError,
+    ConfigError,
+    KVMError,
+    MemoryRangeError,
+    StateError,
+    TranslationError,
+)
+from pykvm.registers import CONTROL, GENERAL, SEGMENTS, TABLES, Registers
+from pykvm.result import Ending, Outcome
+from pykvm.x86.state import CpuState, SegmentRegister, TableRegister
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pykvm import kvm
+    from pykvm.dispatch import Dispatch
+    from pykvm.exits import Exit, RunPage
+    from pykvm.memory import GuestMemory
+    from pykvm.x86.paging import Walk
+
+__all__ = ["CPU", "Board"]
+
+PAGE = 4096
+
+# struct kvm_run, from where the register sets begin.
+_VALID_REGS = 288
+_DIRTY_REGS = 296
+_REGS = 304
+_SYNC_REGS = 1  # KVM_SYNC_X86_REGS
+
+# struct pykvm_vcpu: offset, size and value of the access at hand.
+_ACCESS = struct.Struct("<QQQ")
+
+_EXIT: int = lib.PYKVM_EXIT
+_AGAIN: int = lib.PYKVM_AGAIN
+_KICKED: int = lib.PYKVM_KICKED
+_DEADLINE: int = lib.PYKVM_DEADLINE
+_DRAIN: int = lib.PYKVM_DRAIN
+
+_SEGMENT_FIELDS = SegmentRegister.__slots__
+_LIMIT = 1 << 64
+
+
+class Board(Protocol):
+    """What the run loop asks of the machine around it."""
+
+    #: Called after each exit that Python sees and at each tick; an Ending ends the run.
+    check: Callable[[], Ending | None] | None
+
+    def take_exit(self, cpu: CPU) -> Ending | None:
+        """An exit that no device answered by itself."""
+
+    def take_kick(self, cpu: CPU) -> Ending | None:
+        """The vCPU was kicked."""
+
+    def take_deadline(self, cpu: CPU) -> Ending:
+        """The time is up."""
+
+
+class CPU:
+    """One vCPU of a machine.
+
+    Iterating gives every VM exit raw, with no device involved::
+
+        for exit in machine.vcpus[0]:
+            match exit:
+                case Hlt():
+                    break
+
+    A vCPU belongs to one thread at a time: the one that runs it.  Only `kick` may be called from
+    others while it runs.
+    """
+
+    def __init__(
+        self, vcpu: kvm.VCPU, memory: GuestMemory, *, ring: tuple[int, int] | None = None
+    ) -> None:
+        """`ring` is the page and the number of entries of the coalescing ring, if it is used."""
+        self.kvm = vcpu
+        self.index: int = vcpu.id
+        #: True while this vCPU waits for somebody to start it: `Machine.run` leaves it alone.
+        self.parked = vcpu.id != 0
+        self.memory = memory
+        self.regs = Registers(self)
+        self.page = memoryview(vcpu.run_page)
+        self._run_page: RunPage | None = None
+        self._page_handle = ffi.from_buffer(vcpu.run_page)
+        base = ffi.cast("char *", self._page_handle)
+        #: Whether the kernel may collect writes to sinks without an exit.
+        self.coalesces = ring is not None
+        ring_page, entries = ring or (0, 0)
+        core = lib.pykvm_vcpu_new(
+            vcpu.fd, base, base + ring_page * PAGE if ring else ffi.NULL, entries
+        )
+        if core == ffi.NULL:
+            raise MemoryError("the run loop's buffers")
+        self.core: Any = ffi.gc(core, lib.pykvm_vcpu_free)
+        self._general: Any = ffi.cast("struct kvm_regs *", base + _REGS)
+        self._general_at = -1
+        self._special: Any = None
+        self._special_at = -1
+        self._dispatch: Dispatch | None = None
+        self._loop = 0
+
+    def close(self) -> None:
+        """Free what belongs to this vCPU.  Closing twice is harmless."""
+        if self.core is None:
+            return
+        self._end_exit()
+        ffi.release(self.core)
+        self.core = None
+        self._general = None
+        self.page.release()
+        ffi.release(self._page_handle)
+        self.kvm.close()
+
+    def _living(self) -> Any:
+        if self.core is None:
+            raise ClosedError("this machine is closed")
+        return self.core
+
+    # -- registers ---------------------------------------------------------------------------
+
+    def general(self) -> Any:
+        """The current struct kvm_regs, in the kvm_run page."""
+        core = self._living()
+        runs = core.runs
+        if self._general_at != runs:
+            if runs == 0 or not self.page[_VALID_REGS] & _SYNC_REGS:
+                current = self.kvm.get_regs()
+                for name in GENERAL:
+                    setattr(self._general, name, getattr(current, name))
+                # From the next KVM_RUN on the kernel does this by itself.
+                self.page[_VALID_REGS] |= _SYNC_REGS
+            self._general_at = runs
+        return self._general
+
+    def general_changed(self) -> None:
+        """Let the kernel take the general registers from the page at the next KVM_RUN."""
+        self._finish_instruction()
+        self.general()
+        self.page[_DIRTY_REGS] |= _SYNC_REGS
+
+    def special(self) -> Any:
+        """The current struct kvm_sregs; a change counts once `set_special` is called."""
+        runs = self._living().runs
+        if self._special_at != runs or self._special is None:
+            self._special = self.kvm.get_sregs()
+            self._special_at = runs
+        return self._special
+
+    def set_special(self, sregs: Any) -> None:
+        """KVM_SET_SREGS."""
+        self._special = None
+        self._finish_instruction()
+        self.kvm.set_sregs(sregs)
+
+    def _finish_instruction(self) -> None:
+        """Complete the I/O instruction behind the last exit, which would overwrite registers."""
+        core = self._living()
+        if core.runs == 0 or (self._general_at == core.runs and self.page[_DIRTY_REGS]):
+            return
+        self._end_exit()
+        result = lib.pykvm_complete(core)
+        if result == 0:
+            return
+        raise StateError(
+            "registers cannot be set in the middle of an instruction that is not done",
+            hint="answer the read (and the exits that follow it) first",
+        )
+
+    @property
+    def state(self) -> CpuState:
+        """All registers as one value.  Assign it (edited, or another) to set them all."""
+        general = self.general()
+        special = self.special()
+        values: dict[str, Any] = {name: getattr(general, name) for name in GENERAL}
+        values.update((name, getattr(special, name)) for name in CONTROL)
+        for name in SEGMENTS:
+            segment = getattr(special, name)
+            values[name] = SegmentRegister(
+                **{field: getattr(segment, field) for field in _SEGMENT_FIELDS}
+            )
+        for name in TABLES:
+            table = getattr(special, name)
+            values[name] = TableRegister(base=table.base, limit=table.limit)
+        return CpuState(**values)
+
+    @state.setter
+    def state(self, state: CpuState) -> None:
+        self._finish_instruction()
+        special = self.special()
+        for name in CONTROL:
+            setattr(special, name, getattr(state, name))
+        for name in SEGMENTS:
+            target, source = getattr(special, name), getattr(state, name)
+            for field in _SEGMENT_FIELDS:
+                setattr(target, field, getattr(source, field))
+        for name in TABLES:
+            target, source = getattr(special, name), getattr(state, name)
+            target.base, target.limit = source.base, source.limit
+        self.set_special(special)
+        # All of them: what the page held does not matter.
+        self._general_at = self._living().runs
+        for name in GENERAL:
+            setattr(self._general, name, getattr(state, name))
+        self.page[_DIRTY_REGS] |= _SYNC_REGS
+
+    # -- memory as the guest sees it ---------------------------------------------------------
+
+    def walk(self, address: int, *, access: str = "read", user: bool = False) -> Walk:
+        """Translate a guest-virtual address and tell every level of the walk."""
+        from pykvm.x86 import paging
+
+        special = self.special()
+        return paging.walk(
+            self.memory.read,
+            address,
+            cr0=special.cr0,
+            cr3=special.cr3,
+            cr4=special.cr4,
+            efer=special.efer,
+            access=access,
+            user=user,
+        )
+
+    def translate(self, address: int) -> int:
+        """The guest-physical address behind a guest-virtual one.
+
+        Raises TranslationError, with the level at which the walk failed, if there is none.
+        """
+        walk = self.walk(address)
+        if walk.physical is None:
+            raise TranslationError(
+                f"virtual address {address:#x} is not mapped: {walk.fault}",
+                address=address,
+                length=1,
+            )
+        return walk.physical
+
+    def _pieces(self, address: int, length: int) -> Iterator[tuple[int, int]]:
+        """(guest-physical address, length) of the pages behind a virtual range."""
+        end = address + length
+        while address < end:
+            step = min(PAGE - address % PAGE, end - address)
+            yield self.translate(address), step
+            address += step
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read `length` bytes at a guest-virtual address, through the guest's page tables.
+
+        Raises TranslationError where nothing is mapped, MemoryRangeError where the mapping leads
+        out of memory.
+        """
+        return b"".join(self.memory.read(gpa, n) for gpa, n in self._pieces(address, length))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write at a guest-virtual address; page permissions do not bind the host.
+
+        Raises as `read` does, before anything is written.
+        """
+        done = 0
+        for gpa, length in list(self._pieces(address, len(data))):
+            self.memory.write(gpa, data[done : done + length])
+            done += length
+
+    def cstring(self, address: int, limit: int = 4096) -> bytes:
+        """The bytes from a guest-virtual address up to a NUL, which is left out.
+
+        Raises MemoryRangeError if there is none within `limit` bytes.
+        """
+        found = bytearray()
+        while len(found) < limit:
+            step = min(PAGE - (address + len(found)) % PAGE, limit - len(found))
+            piece = self.read(address + len(found), step)
+            found += piece
+            end = found.find(0, len(found) - len(piece))
+            if end >= 0:
+                return bytes(found[:end])
+        raise MemoryRangeError(
+            f"no NUL within {limit} bytes of {address:#x}", address=address, length=limit
+        )
+
+    # -- running -----------------------------------------------------------------------------
+
+    def kick(self) -> bool:
+        """From any thread: take this vCPU out of the guest, if it is running.
+
+        Returns whether a run was in progress; if so, it notices the kick exactly once.
+        """
+        return self.core is not None and lib.pykvm_kick(self.core) == 1
+
+    def use(self, dispatch: Dispatch) -> None:
+        """Answer exits by these devices from now on."""
+        self._dispatch = dispatch
+        lib.pykvm_set_map(self._living(), dispatch.map)
+
+    def enter(self, timeout_ns: int | None) -> None:
+        """Make the calling thread this vCPU's own, until `leave`."""
+        core = self._living()
+        deadline = 0 if timeout_ns is None else time.monotonic_ns() + timeout_ns
+        result = lib.pykvm_enter(core, deadline)
+        if result == -16:  # EBUSY
+            raise StateError(f"vCPU {self.index} is running in another thread")
+        if result < 0:
+            raise KVMError("KVM_SET_SIGNAL_MASK", -result)
+        self._loop += 1
+
+    def leave(self) -> None:
+        """Give the thread back.  Harmless when it was not entered."""
+        if self.core is not None:
+            lib.pykvm_leave(self.core)
+
+    def exits(self, timeout: float | None = None) -> Iterator[Exit]:
+        """Run, and yield every VM exit as a value; no device takes part.
+
+        A kick yields `Interrupted`.  After `timeout` seconds TimeoutError is raised.
+        """
+        from pykvm.exits import Interrupted, decode
+
+        self.enter(None if timeout is None else int(timeout * 1e9))
+        core, page, run, loop = self.core, self.run_page, lib.pykvm_run, self._loop
+        core.surface = 1
+        self.uncoalesce()
+        try:
+            while True:
+                code = run(core)
+                if code == _EXIT:
+                    yield decode(page)
+                    page.current = None
+                elif code == _KICKED:
+                    yield Interrupted()
+                elif code == _DEADLINE:
+                    raise TimeoutError(f"vCPU {self.index} still runs after {timeout} s")
+                elif code == _AGAIN:
+                    continue
+                else:
+                    self.failed()
+                if self._loop != loop:
+                    raise StateError("another loop has taken this vCPU over")
+        finally:
+            if self._loop == loop:
+                self.leave()
+
+    def __iter__(self) -> Iterator[Exit]:
+        return self.exits()
+
+    @property
+    def run_page(self) -> RunPage:
+        """The kvm_run page as `pykvm.exits` reads it."""
+        if self._run_page is None:
+            from pykvm.exits import RunPage
+
+            self._run_page = RunPage(self.page)
+        return self._run_page
+
+    def _end_exit(self) -> None:
+        """What was handed out as an exit can no longer be answered."""
+        if self._run_page is not None:
+            self._run_page.current = None
+
+    def uncoalesce(self) -> None:
+        """Make every write exit: the kernel is to collect none."""
+        if self._dispatch is not None:
+            self._dispatch.coalesce(False)
+
+    def failed(self) -> None:
+        """Raise what KVM_RUN returned."""
+        raise KVMError(
+            "KVM_RUN",
+            self.core.error,
+            hint="the host's kernel log may say why (dmesg)",
+        )
+
+    def loop(self, board: Board, *, surface: bool = False) -> Ending:
+        """Run until an Ending, between `enter` and `leave`.
+
+        With `surface` every exit goes to `board.take_exit`, else only those that no device
+        answers.  What a device raises passes, but for GuestExit and GuestReset.
+        """
+        core, run, dispatch = self._living(), lib.pykvm_run, self._dispatch
+        if dispatch is None:
+            raise StateError("no devices were given to this vCPU")
+        self._end_exit()
+        core.surface = surface
+        dispatch.coalesce(not surface)
+        handlers, check = dispatch.handlers, board.check
+        access, fields = _ACCESS.unpack_from, ffi.buffer(core, _ACCESS.size)
+        ending: Ending | None
+        try:
+            if dispatch.waiting:
+                dispatch.deliver(core)
+            while True:
+                code = run(core)
+                if code >= 0:
+                    if code & 1:
+                        handlers[code](*access(fields))
+                    else:
+                        answer = handlers[code](core.offset, core.size)
+                        try:
+                            core.value = answer
+                        except (TypeError, OverflowError):
+                            core.value = self._odd_answer(answer, code)
+                elif code == _DRAIN:
+                    dispatch.deliver(core)
+                elif code != _AGAIN:
+                    ending = self._special_case(board, code)
+                    if ending is not None:
+                        return ending
+                if check is not None:
+                    ending = check()
+                    if ending is not None:
+                        return ending
+        except GuestExit as exit:
+            return Ending(
+                Outcome.EXITED, f"the guest exited with code {exit.code}", exit_code=exit.code
+            )
+        except GuestReset as reset:
+            return Ending(Outcome.RESET, f"the guest asked for a reset ({reset.how})")
+
+    def _special_case(self, board: Board, code: int) -> Ending | None:
+        if code == _EXIT:
+            return board.take_exit(self)
+        if code == _KICKED:
+            return board.take_kick(self)
+        if code == _DEADLINE:
+            return board.take_deadline(self)
+        self.failed()
+        return None
+
+    def _odd_answer(self, answer: object, code: int) -> int:
+        """A negative number is taken modulo the size; anything else is a fault of the device."""
+        if isinstance(answer, int):
+            return answer % _LIMIT
+        range_ = self._dispatch.bus.by_slot[code >> 1] if self._dispatch else None
+        raise ConfigError(
+            f"device {range_.name if range_ else '?'} answered a read with {answer!r}",
+            hint="read(offset, size) has to return an int",
+        )
+
+    def __repr__(self) -> str:
+        return f"<CPU {self.index}{' parked' if self.parked else ''}>"
