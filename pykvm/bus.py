@@ -197,7 +197,8 @@ class Bus:
         self.on_change: Callable[[], None] | None = None
         self.by_slot: dict[int, Range] = {}
         self._next_slot = 0
-        self._lock = threading.Lock()
+        # Re-entrant: `on_change` may well change the bus again.
+        self._lock = threading.RLock()
         # Readers in other threads see either the old or the new pair, never half a change.
         self._tables: dict[Space, tuple[tuple[Range, ...], list[int]]] = {
             space: ((), []) for space in Space

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import deque
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     Sink = Callable[[Sequence[tuple[int, int, int]]], None]
 
 __all__ = ["Coalescing", "Dispatch"]
+
+# From so many collected writes on, the kernel's own collecting pays for what it costs.
+MANY = 2048
 
 # struct pykvm_write
 _WRITE = struct.Struct("<QQII")
@@ -64,7 +67,8 @@ class Dispatch:
         self.map: Any = None
         self._vm = vm
         self._zones: set[tuple[int, int, bool]] = set()
-        self._wanted = False
+        self._allowed = False
+        self._sunk = 0
         # vCPUs in other threads may be reading an older map.
         self._retired: list[Any] = []
         self._waiting: deque[tuple[Sink, list[tuple[int, int, int]]]] = deque()
@@ -93,8 +97,7 @@ class Dispatch:
         if self.map is not None:
             self._retired.append(self.map)
         self.map = new
-        if self._wanted:
-            self.coalesce(True)
+        self._set_zones()
 
     def _locked(self, method: Callable[..., Any]) -> Callable[..., Any]:
         if not self._shared:
@@ -111,22 +114,29 @@ class Dispatch:
         """Free the maps that `rebuild` replaced: no vCPU may be inside the guest."""
         self._retired.clear()
 
-    def coalesce(self, wanted: bool) -> None:
-        """Have the kernel collect the writes of sinks without an exit, or stop it."""
-        self._wanted = wanted
+    def coalesce(self, allowed: bool) -> None:
+        """Say whether the kernel may collect the writes of sinks without an exit.
+
+        It does so from the moment that there were many: a zone makes each write ten times as
+        cheap and the end of the VM milliseconds slower.
+        """
+        self._allowed = allowed
+        self._set_zones()
+
+    def _set_zones(self) -> None:
         if self._vm is None:
             return
-        zones = {_zone(range_) for range_ in self.bus.ranges if range_.sink} if wanted else set()
+        zones = set()
+        if self._allowed and self._sunk >= MANY:
+            zones = {_zone(range_) for range_ in self.bus.ranges if range_.sink}
         for address, size, pio in self._zones - zones:
             self._vm.unregister_coalesced_mmio(address, size, pio=pio)
             self._zones.discard((address, size, pio))
         for address, size, pio in zones - self._zones:
-            try:
+            # The kernel has room for a limited number; what is left exits, and C sinks it.
+            with suppress(KVMError):
                 self._vm.register_coalesced_mmio(address, size, pio=pio)
-            except KVMError:
-                # The kernel has room for a limited number of zones; the rest exits, and C sinks it.
-                continue
-            self._zones.add((address, size, pio))
+                self._zones.add((address, size, pio))
 
     def deliver(self, core: Any) -> None:
         """Hand the writes that `core` has collected to their sinks, in order.
@@ -135,6 +145,10 @@ class Dispatch:
         """
         count = core.sunk
         if count:
+            if self._sunk < MANY <= self._sunk + count:
+                self._sunk = MANY
+                self._set_zones()
+            self._sunk += count
             data = ffi.buffer(core.writes, count * _WRITE.size)[:]
             core.sunk = 0
             for slot, group in groupby(_WRITE.iter_unpack(data), key=itemgetter(3)):

@@ -621,7 +621,9 @@ _DECODERS: dict[int, Callable[[RunPage], Exit]] = {
 
 #: The class of each exit reason that x86 has; KVM_EXIT_IO and KVM_EXIT_MMIO have two.
 EXITS: tuple[type[Exit], ...] = tuple(
-    cls for cls in Exit.__subclasses__() if cls is not UnknownReason
+    cls
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, Exit) and hasattr(cls, "reason")
 )
 
 

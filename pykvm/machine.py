@@ -398,9 +398,10 @@ class Machine:
         self._closed = True
         for cpu in self._vcpus:
             cpu.close()
-        self.memory.close()
+        # The VM first: deleting its slots one by one would wait for each.
         if self._vm is not None:
             self._vm.close()
+        self.memory.close()
 
     def __enter__(self) -> Machine:
         if self._closed:

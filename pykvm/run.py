@@ -165,8 +165,8 @@ class Run:
                 timeout = max(timeout - (time.monotonic() - self._began), 0.0)
             cpu.enter(None if timeout is None else int(timeout * 1e9) or 1)
             try:
-                # An end that came before this vCPU could be kicked.
-                ending = self._ending or cpu.loop(self, surface=self._on_exit is not None)
+                # The end may have come before this vCPU could be kicked.
+                ending = self.take_kick(cpu) or cpu.loop(self, surface=self._on_exit is not None)
             finally:
                 cpu.leave()
             self.end(ending)

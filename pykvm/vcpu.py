@@ -305,13 +305,16 @@ class CPU:
         self._dispatch = dispatch
         lib.pykvm_set_map(self._living(), dispatch.map)
 
-    def enter(self, timeout_ns: int | None) -> None:
-        """Make the calling thread this vCPU's own, until `leave`."""
+    def enter(self, timeout_ns: int | None, *, loose: bool = False) -> None:
+        """Make the calling thread this vCPU's own, until `leave`.
+
+        A `loose` run can be replaced by another one while it is outside the guest.
+        """
         core = self._living()
         deadline = 0 if timeout_ns is None else time.monotonic_ns() + timeout_ns
-        result = lib.pykvm_enter(core, deadline)
+        result = lib.pykvm_enter(core, deadline, loose)
         if result == -16:  # EBUSY
-            raise StateError(f"vCPU {self.index} is running in another thread")
+            raise StateError(f"vCPU {self.index} is running already")
         if result < 0:
             raise KVMError("KVM_SET_SIGNAL_MASK", -result)
         self._loop += 1
@@ -328,7 +331,7 @@ class CPU:
         """
         from pykvm.exits import Interrupted, decode
 
-        self.enter(None if timeout is None else int(timeout * 1e9))
+        self.enter(None if timeout is None else int(timeout * 1e9), loose=True)
         core, page, run, loop = self.core, self.run_page, lib.pykvm_run, self._loop
         core.surface = 1
         self.uncoalesce()

@@ -67,6 +67,7 @@ struct pykvm_private {
     pthread_mutex_t lock; /* guards `owner` against pykvm_kick() */
     pid_t owner;          /* the thread between enter and leave, or 0 */
     int inside;           /* that thread is inside pykvm_run() */
+    int loose;            /* outside of it, another thread may take the vCPU over */
     int kicked;
     int unblock; /* leave has to unblock the kick signal */
 
@@ -318,7 +319,8 @@ static int64_t take_mmio(struct pykvm_vcpu *v, const struct pykvm_map *map)
     struct kvm_run *run = v->private_->run;
     const struct range *range;
 
-    if (run->mmio.len < 1 || run->mmio.len > 8)
+    /* An access across two pages comes in parts of any size: the bus cuts those up. */
+    if (!run->mmio.len || run->mmio.len > 8 || run->mmio.len & (run->mmio.len - 1))
         return PYKVM_EXIT;
     range = find_mmio(map, run->mmio.phys_addr, run->mmio.len);
     if (!range)
@@ -493,7 +495,7 @@ static void drop_timer(struct pykvm_private *p)
     p->timer_armed = 0;
 }
 
-int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline)
+int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline, int loose)
 {
     struct pykvm_private *p = v->private_;
     pid_t self = (pid_t)syscall(SYS_gettid);
@@ -504,10 +506,10 @@ int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline)
     if (!pykvm_kick_signal())
         return -EAGAIN;
     pthread_mutex_lock(&p->lock);
-    /* A loop over exits that was left by an exception may never have called leave. */
-    taken = p->owner && __atomic_load_n(&p->inside, __ATOMIC_RELAXED);
+    taken = p->owner && (!p->loose || __atomic_load_n(&p->inside, __ATOMIC_RELAXED));
     if (!taken) {
         p->owner = self;
+        p->loose = loose;
         p->kicked = 0;
         p->run->immediate_exit = 0;
     }

@@ -68,10 +68,12 @@ void pykvm_vcpu_free(struct pykvm_vcpu *vcpu);
 void pykvm_set_map(struct pykvm_vcpu *vcpu, struct pykvm_map *map);
 
 /*
- * A run is what happens between enter and leave, on one thread.  `deadline` and `now` are
- * CLOCK_MONOTONIC nanoseconds; deadline 0 means none.  Each returns 0 or a negative errno.
+ * A run is what happens between enter and leave, on one thread.  `deadline` is in CLOCK_MONOTONIC
+ * nanoseconds; 0 means none.  A `loose` run may never come to leave (a Python loop over exits that
+ * an exception left), so another one may take its place.  Returns 0 or a negative errno: EBUSY if
+ * the vCPU is running.
  */
-int pykvm_enter(struct pykvm_vcpu *vcpu, uint64_t deadline);
+int pykvm_enter(struct pykvm_vcpu *vcpu, uint64_t deadline, int loose);
 int64_t pykvm_run(struct pykvm_vcpu *vcpu);
 void pykvm_leave(struct pykvm_vcpu *vcpu);
 

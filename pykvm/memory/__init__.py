@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pykvm.memory.backing import HostMapping, host_address, host_memory
-from pykvm.memory.guest import GuestMemory, Region, SlotHost
+from pykvm.memory.guest import GuestMemory
+from pykvm.memory.regions import Region, SlotHost
 
 __all__ = ["GuestMemory", "HostMapping", "Region", "SlotHost", "host_address", "host_memory"]

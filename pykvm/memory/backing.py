@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
+from pykvm._core import ffi
 from pykvm.errors import ClosedError, ConfigError, HostError
 from pykvm.sizes import format_size
 
@@ -42,9 +43,6 @@ def host_address(buffer: mmap.mmap) -> int:
 
     The address stays right for as long as the mapping exists: a mapping is never moved.
     """
-    from _cffi_backend import FFI
-
-    ffi = FFI()
     with ffi.from_buffer(buffer) as start:
         return int(ffi.cast("uintptr_t", start))
 

@@ -1,26 +1,19 @@
-"""Guest-physical memory: regions, the slots that KVM sees them by, and access to their bytes."""
+"""Guest-physical memory as bytes, integers and strings."""
 
 from __future__ import annotations
 
-import threading
-from bisect import bisect_right
-from contextlib import suppress
 from struct import Struct
 from struct import error as struct_error
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
-from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
-from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
+from pykvm.errors import ConfigError, MemoryRangeError
+from pykvm.memory.backing import PAGE_SIZE
+from pykvm.memory.regions import ADDRESS_LIMIT, RegionMap, bytes_of, flat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+    from typing_extensions import Buffer
 
-    from typing_extensions import Buffer, Self
-
-    from pykvm.memory.backing import Backing, HostMapping, HugePages
-
-__all__ = ["GuestMemory", "Region", "SlotHost"]
+__all__ = ["GuestMemory"]
 
 # Native order and size: struct then moves the value in one piece, so that an aligned access is
 # as atomic against the guest as the guest's own.
@@ -47,8 +40,6 @@ class GuestMemory(RegionMap):
     ...     memory.read(0x1000, 5), memory.u16(0x1000)
     (b'hello', 25960)
     """
-
-    # Bytes
 
     def read(self, address: int, length: int) -> bytes:
         """A copy of `length` bytes at `address`.  Raises MemoryRangeError."""

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
     from pykvm.memory.backing import Backing, HostMapping, HugePages
 
-__all__ = ["ADDRESS_LIMIT", "Region", "RegionMap", "SlotHost", "flat"]
+__all__ = ["ADDRESS_LIMIT", "Region", "RegionMap", "SlotHost", "bytes_of", "flat"]
 
 KVM_MEM_READONLY = 1 << 1
 
 # A physical address has at most 52 bits (SDM 3A 4.1.4), a slot at most KVM_MEM_MAX_NR_PAGES pages.
 ADDRESS_LIMIT = 1 << 52
 SLOT_LIMIT = ((1 << 31) - 1) * PAGE_SIZE
+
+_IN_MEMORY = ("anonymous", "memfd")
 
 
 class SlotHost(Protocol):
@@ -257,8 +259,10 @@ class RegionMap:
         with self._lock:
             self._check_open()
             _check_placement(name, start, size, self.regions)
-            if not self._overcommit and not (shared and backing not in ("anonymous", "memfd")):
-                check_affordable(self.size + size)
+            # What is written to a shared file is the file's, not this host's memory.
+            if not self._overcommit and (backing in _IN_MEMORY or not shared):
+                held = sum(region.size for region in self.regions if region.backing in _IN_MEMORY)
+                check_affordable(held + size)
             mapping = map_memory(size, backing, shared=shared, huge_pages=huge_pages)
             try:
                 if content is not None:

@@ -298,6 +298,33 @@ def test_ranges_are_sorted_and_slots_never_come_back() -> None:
     assert len(set(versions)) == len(versions)
 
 
+def test_slot_numbers_fit_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = Bus()
+    monkeypatch.setattr(bus, "_next_slot", 0xFFFF)
+    assert bus.add_pio(0, 1, Recorder()).slot == 0xFFFF
+    with pytest.raises(ConfigError, match="65536 ranges"):
+        bus.add_pio(1, 1, Recorder())
+
+
+def test_whoever_wants_to_know_is_told_of_every_change() -> None:
+    bus = Bus()
+    seen: list[int] = []
+
+    def changed() -> None:
+        seen.append(len(bus.ranges))
+        if len(bus.ranges) == 1:
+            bus.add_pio(0x200, 1, Recorder("second"))
+
+    bus.on_change = changed
+    bus.add_pio(0x100, 1, Recorder("first"))
+    with pytest.raises(BusConflict):
+        bus.add_pio(0x100, 1, Recorder("third"))
+    assert seen == [1, 2], "a change while told of one, and nothing for a refused one"
+    bus.on_change = seen.clear
+    bus.remove("first")
+    assert seen == []
+
+
 def test_remove_by_name_or_itself_or_not_at_all() -> None:
     bus, one, two = Bus(), Recorder("one"), Recorder("two")
     bus.add_pio(0, 1, one)

@@ -123,6 +123,23 @@ class TestKeyboardController:
     def test_tests_pass(self, command: int, answer: int) -> None:
         assert self.ask(KeyboardController(), command) == answer
 
+    def test_the_self_test_alone_sets_the_system_flag(self) -> None:
+        controller = KeyboardController()
+        self.ask(controller, 0xAB)
+        assert not controller.read(STATUS, 1) & 4
+        self.ask(controller, 0xAA)
+        assert controller.read(STATUS, 1) & 4
+
+    @pytest.mark.parametrize("command", [0xD2, 0xD3])
+    def test_echo_into_the_output_buffer(self, command: int) -> None:
+        controller = KeyboardController()
+        controller.write(COMMAND, 1, command)
+        controller.write(DATA, 1, 0x5A)
+        assert controller.read(STATUS, 1) & 1
+        assert controller.read(DATA, 1) == 0x5A
+        controller.write(DATA, 1, 0x77)
+        assert not controller.read(STATUS, 1) & 1, "one byte per command"
+
     def test_mode_is_kept_and_its_system_flag_shows(self) -> None:
         controller = KeyboardController()
         assert not controller.read(STATUS, 1) & 4

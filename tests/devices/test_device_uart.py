@@ -97,8 +97,8 @@ def test_state_at_power_on(rig: Rig) -> None:
         IIR_NONE,
         0,
         0,
-        LSR_SENT,
-        MSR_CTS | MSR_DSR | MSR_DCD,
+        0x60,
+        0xB0,
         0,
     ]
     assert rig.uart.baud == 9600
@@ -308,6 +308,24 @@ def test_thr_empty_interrupt(rig: Rig) -> None:
     rig.inb(IIR)
     rig.out(IER, IER_THR_EMPTY)
     assert rig.irq()
+    rig.inb(IIR)
+    rig.out(IER, IER_THR_EMPTY)
+    assert not rig.irq(), "it was enabled already"
+
+
+@pytest.mark.parametrize(
+    ("enable", "identity"), [(0x01, 0x04), (0x02, 0x02), (0x04, 0x06), (0x08, 0x00)]
+)
+def test_each_source_has_its_enable_bit_and_its_identity(
+    rig: Rig, enable: int, identity: int
+) -> None:
+    rig.out(MCR, 0x10)
+    rig.out(DATA, 1)
+    rig.out(DATA, 2)
+    assert rig.inb(IIR) == 0x01
+    rig.out(IER, enable)
+    assert rig.irq()
+    assert rig.inb(IIR) == identity
 
 
 def test_interrupt_priority(rig: Rig) -> None:
@@ -344,14 +362,20 @@ def test_connecting_a_line_late_drives_it_at_once(rig: Rig) -> None:
     late = Line()
     rig.uart.connect(late)
     assert late.level
+    rig.inb(IIR)
+    assert late.changes == [True, False]
 
 
 def test_reset_keeps_what_the_host_sent(rig: Rig) -> None:
     rig.out(IER, IER_THR_EMPTY)
     rig.out(LCR, 0x83)
+    rig.out(MCR, MCR_LOOP)
+    rig.out(LCR, 0)
+    rig.out(DATA, ord("L"))
     rig.uart.send("kept")
     rig.uart.reset()
     assert not rig.irq()
+    assert rig.uart.pending == 4, "what the receiver held is gone"
     assert (rig.inb(IER), rig.inb(LCR), rig.inb(IIR)) == (0, 0, IIR_NONE)
     assert rig.take() == b"kept"
 

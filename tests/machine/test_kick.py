@@ -187,8 +187,8 @@ import os, signal, sys, threading, time
 from pykvm import Machine, Mode
 machine = Machine(bytes.fromhex({code!r}), mode=Mode.REAL, memory="1M", devices={devices})
 for _ in range({rounds}):
-    threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
+        threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()
         machine.run(timeout=30)
     except KeyboardInterrupt:
         print("interrupted", flush=True)

@@ -69,7 +69,8 @@ def test_out_of_range_names_the_address_and_the_regions(
         with pytest.raises(MemoryRangeError) as caught:
             access()
         assert (caught.value.address, caught.value.length) == (address, length)
-        assert f"no guest memory at {hole:#x}" in str(caught.value)
+        asked = f" ({length:#x} bytes from {address:#x} on asked for)" if length > 1 else ""
+        assert f"no guest memory at {hole:#x}{asked}; there is" in str(caught.value)
         assert "first 0x1000-0x2000, second 0x2000-0x3000, third 0x8000-0x9000" in str(caught.value)
     assert not memory.covers(address, length)
 

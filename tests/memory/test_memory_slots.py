@@ -273,6 +273,18 @@ def test_the_regions_together_must_fit_the_host() -> None:
         memory.add_ram(1 << 45, part)
 
 
+def test_a_shared_file_is_not_counted_against_the_hosts_memory(tmp_path: Path) -> None:
+    size = host_memory()["MemTotal"] * 2 // 4096 * 4096
+    path = tmp_path / "sparse.img"
+    with path.open("wb") as file:
+        file.truncate(size)
+    with GuestMemory() as memory:
+        memory.add_ram(0, size, backing=path)
+        memory.add_ram(1 << 45, 4096)
+        with pytest.raises(HostError, match="asked for"):
+            memory.add_ram(1 << 46, size, backing=path, shared=False)
+
+
 def test_overcommit_takes_more_than_the_host_has() -> None:
     asked = host_memory()["MemTotal"] * 4 // 4096 * 4096
     with GuestMemory(overcommit=True) as memory:
