@@ -46,6 +46,10 @@ format: venv ## ruff: format, and mend what it can
 guests: ## build the guest programs into guests/build
 	@$(MAKE) --no-print-directory -C guests
 
+.PHONY: soak
+soak: venv guests ## the long tests: kicks, machines and random guests, for some minutes
+	$(python) -m pytest -m soak tests/machine
+
 .PHONY: bench
 bench: venv guests ## measure against a C loop and QEMU (docs/performance.md)
 	$(python) benchmarks/run.py

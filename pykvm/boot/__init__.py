@@ -105,7 +105,7 @@ def load(
 def place(image: Image, memory: GuestMemory, *, args: Sequence[str] = ()) -> Entry:
     """Put `image` into `memory`, with what its protocol promises at entry, and say how to start it.
 
-    `args` are the guest's arguments after its name.  Either all is written or, on an error, nothing.
+    `args` are the guest's arguments after its name.  On an error nothing has been written.
 
     Raises LoadError, with the numbers, where something lies outside RAM or finds no room in it;
     ConfigError for arguments that cannot be passed.

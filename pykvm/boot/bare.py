@@ -10,8 +10,8 @@ protected
     Flat 32-bit segments, paging off, interrupts off; argc and argv on the stack, above a return
     address of 0 (cdecl).
 real
-    CS:IP at the entry, all data segments equal to CS, a stack below the image (or, where there is
-    no room, above).  No arguments.
+    CS:IP at the entry, CS being the 64 KiB that it lies in, DS and ES equal to CS, a stack below
+    the image (or, where there is no room, above), interrupts off.  No arguments.
 
 The structures lie in RAM that no segment claims, first fit from 0x1000 on.  The stack comes first:
 it overflows into the first page, not into the page tables.

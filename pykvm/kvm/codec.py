@@ -236,25 +236,25 @@ class StructLayout:
         """Return every field of `value`: one of our records, a mapping, or None for zeros."""
         if type(value) is self.record:
             return value.__dict__
+        record = self.zero()
         if value is None:
-            return self.new().__dict__
+            return record.__dict__
         if not isinstance(value, Mapping):
             kind = type(value).__name__
             raise ConfigError(f"{where}: expected a {self.name} record or a mapping, not {kind}")
-        return self.new(**value).__dict__
-
-    def new(self, **fields: Any) -> Record:
-        """Return a record of zeros with `fields` set.
-
-        Raises ConfigError for a field that the struct does not have.
-        """
-        record = self.zero()
-        for name, value in fields.items():
+        for name, field in value.items():
             if name not in record.__dict__ and name not in self.aliases:
                 known = ", ".join((*record.__dict__, *self.aliases))
                 raise ConfigError(f"{self.name} has no field {name!r}", hint=f"it has {known}")
-            setattr(record, name, value)
-        return record
+            setattr(record, name, field)
+        return record.__dict__
+
+    def new(self, **fields: Any) -> Record:
+        """Return a record of zeros with `fields` set; mappings in them become records.
+
+        Raises ConfigError for a field that the struct does not have or that does not fit.
+        """
+        return self.unpack(self.pack(fields)) if fields else self.zero()
 
     def zero(self) -> Record:
         """Return a record whose every byte is zero."""

@@ -118,6 +118,8 @@ def _type_of(con: Any, path: str, known: Mapping[int, StructLayout]) -> Type:
     if id(con) in known:
         return known[id(con)]
     if isinstance(con, FormatField):
+        if con.fmtstr[0] != "<":
+            raise TypeError(f"{path}: KVM's byte order is little-endian, not that of {con!r}")
         return str(con.fmtstr[-1])
     if isinstance(con, Bytes):
         return f"{con.length}s"

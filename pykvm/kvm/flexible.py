@@ -71,6 +71,19 @@ class FlexibleLayout(StructLayout):
             raise ConfigError(f"{self.name} does not count its elements")
         return int(super().unpack(buffer).__dict__[self.counter])
 
+    def complete(self, packed: bytes | bytearray) -> bytearray:
+        """Return a struct packed elsewhere, for the kernel to read as far as its counter says.
+
+        Raises ConfigError if it is shorter than that.
+        """
+        buffer = bytearray(packed)
+        if len(buffer) < self.size:
+            raise ConfigError(f"{self.name} has {self.size} bytes or more, not {len(buffer)}")
+        wanted = self.size + self.count_in(buffer) * self.element_size
+        if len(buffer) < wanted:
+            raise ConfigError(f"{self.name} counts {wanted} bytes but has {len(buffer)}")
+        return buffer
+
     def pack(self, value: Any = None) -> bytearray:
         """Return head and elements as bytes; the counter becomes the number of elements."""
         fields = dict(self.fields_of(value, self.name))

@@ -6,6 +6,7 @@ import fcntl
 import os
 import warnings
 from errno import E2BIG
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ClosedError, ConfigError, KVMError
@@ -31,6 +32,7 @@ __all__ = ["Attributes", "Enabling", "Extensions", "Handle", "address_of", "byte
 
 _INT_MAX = (1 << 31) - 1
 _GROWTH_LIMIT = 1 << 16
+_ATTRIBUTE_ROOM = 64
 
 
 def address_of(buffer: Buffer) -> int:
@@ -67,10 +69,12 @@ def name_of(number: int) -> str:
     >>> name_of(0xAE80)
     'KVM_RUN'
     """
-    for name, value in vars(uapi).items():
-        if value == number and name.startswith("KVM_"):
-            return name
-    return f"ioctl {number:#x}"
+    return _names().get(number) or f"ioctl {number:#x}"
+
+
+@cache
+def _names() -> dict[int, str]:
+    return {number: name for name, number in vars(uapi).items() if name.startswith("KVM_")}
 
 
 class Handle:
@@ -251,10 +255,11 @@ class Attributes(Handle):
         Raises KVMError: ENXIO where there is no such attribute, EPERM where it cannot be read.
         KVM_GET_DEVICE_ATTR, api.rst 4.80; capabilities as for `has_device_attr`.
         """
-        data = bytearray(size)
+        # Room for a kernel that writes more than the caller thinks.
+        data = bytearray(max(size, _ATTRIBUTE_ROOM))
         value = {"group": group, "attr": attr, "addr": address_of(data)}
         self.ioctl_write(uapi.KVM_GET_DEVICE_ATTR, uapi.kvm_device_attr, value)
-        return int.from_bytes(data, "little")
+        return int.from_bytes(data[:size], "little")
 
     def set_device_attr(self, group: int, attr: int, value: int | bytes, size: int = 8) -> None:
         """Set the attribute: an integer of `size` bytes, or the bytes that it consists of.
@@ -263,5 +268,6 @@ class Attributes(Handle):
         KVM_SET_DEVICE_ATTR, api.rst 4.80; capabilities as for `has_device_attr`.
         """
         data = bytearray(bytes_of(value, size) if isinstance(value, int) else value)
+        data = data.ljust(_ATTRIBUTE_ROOM, b"\0")
         fields = {"group": group, "attr": attr, "addr": address_of(data)}
         self.ioctl_write(uapi.KVM_SET_DEVICE_ATTR, uapi.kvm_device_attr, fields)

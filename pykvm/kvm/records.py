@@ -112,8 +112,10 @@ class Overlay:
 
     def __bytes__(self) -> bytes:
         """Return the union's bytes, changes made through the last view included."""
-        if self._member is not None:
-            data = self._layout.pack_member(self._member, self._view, self._bytes)
+        member, layout = self._member, self._layout
+        # A view that was only looked at changes nothing, not even the holes in its struct.
+        if member is not None and self._view != layout.unpack_member(member, self._bytes):
+            data = layout.pack_member(member, self._view, self._bytes)
             object.__setattr__(self, "_bytes", data)
         return self._bytes
 

@@ -29,12 +29,14 @@ class VCPU(State, Enabling, Attributes):
     """A vCPU, made by `VM.create_vcpu`; its ioctls belong to the thread that runs it.
 
     `id` is its number in the VM, `run_page` the mapping that it shares with the kernel: kvm_run,
-    and behind it the pages of port data and of the coalesced ring.
+    and behind it the pages of port data and of the coalesced ring, `xsave_size` the size of its
+    extended state (KVM_CAP_XSAVE2).
     """
 
-    def __init__(self, fd: int, id: int, mmap_size: int) -> None:
+    def __init__(self, fd: int, id: int, mmap_size: int, xsave_size: int = 0) -> None:
         super().__init__(fd, "vCPU")
         self.id = id
+        self.xsave_size = max(xsave_size, uapi.kvm_xsave.size)
         try:
             self._page: mmap.mmap | None = mmap.mmap(fd, mmap_size)
         except OSError:
@@ -138,7 +140,7 @@ class VCPU(State, Enabling, Attributes):
         KVM_SET_CPUID2, api.rst 4.20.
         """
         if isinstance(entries, bytes | bytearray):
-            self.ioctl(uapi.KVM_SET_CPUID2, bytearray(entries))
+            self.ioctl(uapi.KVM_SET_CPUID2, uapi.kvm_cpuid2.complete(entries))
             return
         value = {"entries": list(entries)}
         self.ioctl_write(uapi.KVM_SET_CPUID2, uapi.kvm_cpuid2, value)
@@ -214,6 +216,8 @@ class VCPU(State, Enabling, Attributes):
             return
         mask = 0
         for number in blocked:
+            if not 1 <= number <= 8 * _SIGSET_BYTES:
+                raise ConfigError(f"there is no signal {number}")
             mask |= 1 << (number - 1)
         value = {"sigset": mask.to_bytes(_SIGSET_BYTES, "little")}
         self.ioctl_write(uapi.KVM_SET_SIGNAL_MASK, uapi.kvm_signal_mask, value)

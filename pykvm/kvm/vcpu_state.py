@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm.errors import ConfigError
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import (
     KVM_REG_GUEST_SSP,
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GUEST_SSP", "State", "msr_register"]
 
+_LARGEST_REGISTER = 256
+
 GUEST_SSP = KVM_REG_X86 | KVM_REG_SIZE_U64 | KVM_X86_REG_TYPE_KVM << 32 | KVM_REG_GUEST_SSP
 
 
@@ -36,6 +39,8 @@ def msr_register(index: int) -> int:
 
 class State(Handle):
     """The part of a vCPU that holds state beyond registers, CPUID and MSRs."""
+
+    xsave_size: int
 
     def get_fpu(self) -> Record:
         """Return x87 and SSE state as kvm_fpu.
@@ -60,12 +65,12 @@ class State(Handle):
         self.ioctl(uapi.KVM_GET_XSAVE, buffer)
         return buffer
 
-    def get_xsave2(self, size: int) -> bytearray:
-        """Return `size` bytes of extended state: what the VM says to KVM_CAP_XSAVE2.
+    def get_xsave2(self) -> bytearray:
+        """Return the `xsave_size` bytes of extended state, dynamic features included.
 
-        KVM_GET_XSAVE2, api.rst 4.134.
+        Needs KVM_CAP_XSAVE2.  KVM_GET_XSAVE2, api.rst 4.134.
         """
-        buffer = uapi.kvm_xsave.room(max(0, size - uapi.kvm_xsave.size))
+        buffer = uapi.kvm_xsave.room(self.xsave_size - uapi.kvm_xsave.size)
         self.ioctl(uapi.KVM_GET_XSAVE2, buffer)
         return buffer
 
@@ -75,9 +80,8 @@ class State(Handle):
         Needs KVM_CAP_XSAVE.  Raises KVMError: EINVAL for features that the guest lacks.
         KVM_SET_XSAVE, api.rst 4.43.
         """
-        head = uapi.kvm_xsave.size
-        value = {"region": data[:head], "extra": data[head:]}
-        self.ioctl_write(uapi.KVM_SET_XSAVE, uapi.kvm_xsave, value)
+        # The kernel reads xsave_size bytes, whatever the struct in the ioctl's number says.
+        self.ioctl(uapi.KVM_SET_XSAVE, bytearray(data).ljust(self.xsave_size, b"\0"))
 
     def get_xcrs(self) -> Record:
         """Return the extended control registers as kvm_xcrs, the first `nr_xcrs` of `xcrs`.
@@ -171,6 +175,9 @@ class State(Handle):
 
         Needs KVM_CAP_NESTED_STATE.  Raises KVMError: EINVAL.  KVM_SET_NESTED_STATE, api.rst 4.115.
         """
+        size = uapi.kvm_nested_state.unpack(data).size if len(data) >= 128 else 0
+        if not 128 <= size <= len(data):
+            raise ConfigError(f"{len(data)} bytes are no kvm_nested_state")
         self.ioctl(uapi.KVM_SET_NESTED_STATE, bytearray(data))
 
     def get_one_reg(self, id: int) -> int:
@@ -179,10 +186,10 @@ class State(Handle):
         Needs KVM_CAP_ONE_REG.  Raises KVMError: ENOENT or EINVAL for an unknown id.
         KVM_GET_ONE_REG, api.rst 4.69.
         """
-        data = bytearray(_register_size(id))
+        data = bytearray(_LARGEST_REGISTER)
         value = {"id": id, "addr": address_of(data)}
         self.ioctl_write(uapi.KVM_GET_ONE_REG, uapi.kvm_one_reg, value)
-        return int.from_bytes(data, "little")
+        return int.from_bytes(data[: _register_size(id)], "little")
 
     def set_one_reg(self, id: int, value: int) -> None:
         """Set one register by its id.

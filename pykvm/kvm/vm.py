@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from errno import ENOENT
 from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError, KVMError
 from pykvm.kvm import uapi
+from pykvm.kvm.capabilities import Cap
 from pykvm.kvm.constants import (
     KVM_CREATE_DEVICE_TEST,
     KVM_HYPERV_EVENTFD_DEASSIGN,
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VM"]
 
+PAGE = 4096
+
 
 class VM(Interrupts, Enabling, Extensions):
     """A VM, made by `System.create_vm`.
@@ -38,6 +42,7 @@ class VM(Interrupts, Enabling, Extensions):
         super().__init__(fd, "VM")
         self._vcpu_mmap_size = vcpu_mmap_size
         self._children: list[VCPU | Device] = []
+        self._slot_pages: dict[int, int] = {}
 
     def close(self) -> None:
         """Close the vCPUs and devices of this VM, then the VM."""
@@ -53,7 +58,9 @@ class VM(Interrupts, Enabling, Extensions):
         """
         from pykvm.kvm.vcpu import VCPU
 
-        vcpu = VCPU(self.ioctl_word(uapi.KVM_CREATE_VCPU, id), id, self._vcpu_mmap_size)
+        xsave_size = self.check_extension(Cap.KVM_CAP_XSAVE2)
+        fd = self.ioctl_word(uapi.KVM_CREATE_VCPU, id)
+        vcpu = VCPU(fd, id, self._vcpu_mmap_size, xsave_size)
         self._children.append(vcpu)
         return vcpu
 
@@ -81,6 +88,7 @@ class VM(Interrupts, Enabling, Extensions):
         }
         layout = uapi.kvm_userspace_memory_region
         self.ioctl_write(uapi.KVM_SET_USER_MEMORY_REGION, layout, value)
+        self._slot_pages[slot] = memory_size // PAGE
 
     def set_user_memory_region2(self, region: Fields) -> None:
         """Map memory as `set_user_memory_region` does, or with a guest_memfd behind it.
@@ -88,8 +96,10 @@ class VM(Interrupts, Enabling, Extensions):
         `region` is a kvm_userspace_memory_region2.  Needs KVM_CAP_USER_MEMORY2.
         KVM_SET_USER_MEMORY_REGION2, api.rst 4.140.
         """
-        layout = uapi.kvm_userspace_memory_region2
-        self.ioctl_write(uapi.KVM_SET_USER_MEMORY_REGION2, layout, region)
+        packed = uapi.kvm_userspace_memory_region2.pack(region)
+        self.ioctl(uapi.KVM_SET_USER_MEMORY_REGION2, packed)
+        value = uapi.kvm_userspace_memory_region2.unpack(packed)
+        self._slot_pages[value.slot] = value.memory_size // PAGE
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> int:
         """Return a file descriptor of `size` bytes of memory bound to this VM; close it yourself.
@@ -111,14 +121,17 @@ class VM(Interrupts, Enabling, Extensions):
         layout = uapi.kvm_memory_attributes
         self.ioctl_write(uapi.KVM_SET_MEMORY_ATTRIBUTES, layout, value)
 
-    def get_dirty_log(self, slot: int, pages: int) -> bytearray:
+    def get_dirty_log(self, slot: int) -> bytearray:
         """Return the bitmap of the pages of `slot` written since the last call, bit 0 first.
 
-        `pages` is the size of the slot in pages; the bitmap comes in whole 64-bit words.  The
-        slot needs KVM_MEM_LOG_DIRTY_PAGES.  Raises KVMError: ENOENT for a slot without a log.
-        KVM_GET_DIRTY_LOG, api.rst 4.8.
+        The bitmap comes in whole 64-bit words.  The slot needs KVM_MEM_LOG_DIRTY_PAGES and must
+        have been set through this object, which knows its size.  Raises KVMError: ENOENT for a
+        slot without a log.  KVM_GET_DIRTY_LOG, api.rst 4.8.
         """
+        pages = self._slot_pages.get(slot, 0)
         bitmap = bytearray((pages + 63) // 64 * 8)
+        if not bitmap:
+            raise KVMError("KVM_GET_DIRTY_LOG", ENOENT, detail=f"there is no slot {slot}")
         value = {"slot": slot, "dirty_bitmap": address_of(bitmap)}
         self.ioctl_write(uapi.KVM_GET_DIRTY_LOG, uapi.kvm_dirty_log, value)
         return bitmap

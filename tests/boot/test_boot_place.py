@@ -150,6 +150,16 @@ class TestProtectedMode:
         *pointers, end = struct.unpack("<4I", memory.read(argv, 16))
         assert (strings(memory, pointers), end) == ([b"g.elf", b"one", b"two"], 0)
 
+    @pytest.mark.parametrize("data", [elf(), HLT], ids=["elf64", "flat"])
+    def test_pointers_are_four_bytes_whatever_the_file(
+        self, memory: GuestMemory, data: bytes
+    ) -> None:
+        image = boot.load(data, name="g", mode=Mode.PROTECTED)
+        state = boot.place(image, memory, args=["one"]).state
+        _, argc, argv = struct.unpack("<3I", memory.read(state.rsp, 12))
+        *pointers, end = struct.unpack("<3I", memory.read(argv, 12))
+        assert (argc, strings(memory, pointers), end) == (2, [b"g", b"one"], 0)
+
     def test_everything_lies_below_four_gigabytes(self) -> None:
         image = boot.load(elf(bits=32))
         with (
@@ -172,6 +182,7 @@ class TestRealMode:
     @pytest.mark.parametrize(
         ("address", "cs", "ip", "ss", "sp"),
         [
+            (0x07C05, 0x0000, 0x7C05, 0x0000, 0x7C00),
             (0x0FFF0, 0x0000, 0xFFF0, 0x0000, 0xFFF0),
             (0x10000, 0x1000, 0x0000, 0x0000, 0x0000),
             (0x10020, 0x1000, 0x0020, 0x0002, 0x0000),
@@ -195,6 +206,10 @@ class TestRealMode:
             entry = boot.place(boot.load(HLT, address=address), memory)
             assert layout(entry)[-1] == "stack (0x1000-0x2000)"
             assert (entry.state.ss.selector, entry.state.rsp) == (0, 0x2000)
+
+    def test_the_least_room_below_that_will_do(self, memory: GuestMemory) -> None:
+        entry = boot.place(boot.load(HLT, address=0x900), memory)
+        assert layout(entry) == ["stack (0x500-0x900)", "image (0x900-0x901)"]
 
     def test_an_image_at_the_start_of_ram_has_its_stack_above(self) -> None:
         with memory_of((0x8000, 32 * K)) as memory:
@@ -257,6 +272,13 @@ class TestMemory:
             "stack (0x11000-0x21000)",
         ]
 
+    def test_structures_do_not_go_into_rom(self) -> None:
+        with GuestMemory(overcommit=True) as memory:
+            memory.add_rom(0x1000, bytes(0x2_F000))
+            memory.add_ram(0x3_0000, 4 * M)
+            entry = boot.place(boot.load(elf()), memory)
+            assert entry.layout[0].start == 0x3_0000
+
     def test_one_megabyte_is_enough_for_long_mode(self) -> None:
         with memory_of((0, 1 * M)) as memory:
             entry = boot.place(boot.load(elf(Part(vaddr=0x8_0000))), memory)
@@ -290,6 +312,11 @@ class TestRefused:
             "hello.elf: segment 0 (0x3fffff-0x400001) lies outside guest memory (4 MiB)\n"
             "give the guest more memory (--memory 8M) or link it lower"
         )
+
+    def test_segment_that_twice_the_memory_holds_to_the_last_byte(
+        self, memory: GuestMemory
+    ) -> None:
+        assert "--memory 8M" in self.refusal(elf(Part(vaddr=4 * M, memsz=4 * M)), memory)
 
     def test_segment_that_no_memory_could_hold(self, memory: GuestMemory) -> None:
         assert self.refusal(elf(Part(memsz=1 << 60)), memory) == (

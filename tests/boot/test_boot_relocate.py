@@ -129,6 +129,16 @@ def test_the_file_given_stays_as_it_is() -> None:
     assert data == before
 
 
+def test_what_follows_dt_null_does_not_count() -> None:
+    assert boot.load(pie(b"x", (0, 0), (1, 1))).segments[1].address == 0x10_1000
+
+
+def test_a_number_means_another_relocation_on_another_machine() -> None:
+    rel = (DT_REL, 0x1008), (DT_RELSZ, 8), (DT_RELENT, 8)
+    with pytest.raises(LoadError, match="needs the relocation type 38 at 0x1000: "):
+        boot.load(pie(bytes(8) + longs_of(0x1000, 38), *rel, bits=32))
+
+
 @pytest.mark.parametrize(
     ("tags", "table", "message"),
     [
@@ -153,6 +163,11 @@ def test_the_file_given_stays_as_it_is() -> None:
             "word to relocate at 0x1019 (0x8 bytes) lies in no segment's part of the file",
         ),
         (
+            [(DT_RELA, 0x1008), (DT_RELASZ, 24), (DT_RELAENT, 24)],
+            struct.pack("<QQq", 0xFF8, 8, 0),
+            "word to relocate at 0xff8 (0x8 bytes) lies in no segment's part of the file",
+        ),
+        (
             [(DT_RELA, 0x1008), (DT_RELASZ, 1 << 60), (DT_RELAENT, 24)],
             bytes(24),
             "relocation table (DT_RELA) has 0x1000000000000000 bytes in entries of 24, "
@@ -175,7 +190,7 @@ def test_the_file_given_stays_as_it_is() -> None:
             "relocation table (DT_RELR) has 0x18 bytes in entries of None, but an entry has 8",
         ),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_refused(tags: list[tuple[int, int]], table: bytes, message: str) -> None:
     with pytest.raises(LoadError) as caught:

@@ -1,0 +1,100 @@
+"""The long versions of what the other tests show briefly: `make soak`, some minutes."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machine.conftest import MakeGuest
+from machine.test_hostile import CODE, ENDINGS
+from machine.test_kick import MIXED, no_sink
+from machine.test_life import descriptors, live, mappings, resident
+
+from pykvm import Machine, Mode, Outcome
+from pykvm.x86 import state as x86
+
+pytestmark = [pytest.mark.kvm, pytest.mark.soak, pytest.mark.timeout(1800)]
+
+
+def test_a_hundred_thousand_kicks(guest: MakeGuest) -> None:
+    machine = guest(MIXED, devices=no_sink())
+    chance = random.Random(2)
+    over = False
+    stops = 0
+
+    def stopper() -> None:
+        nonlocal stops
+        while not over:
+            for _ in range(chance.randrange(200)):
+                pass
+            stops += machine.stop()
+
+    threads = [threading.Thread(target=stopper) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    runs = 0
+    try:
+        while stops < 100_000:
+            assert machine.run(timeout=60).outcome is Outcome.STOPPED
+            runs += 1
+    finally:
+        over = True
+        for thread in threads:
+            thread.join()
+    assert machine.run(timeout=0.02).outcome is Outcome.TIMEOUT
+    # Two stops may meet the same run; no run ends without one.
+    assert 0 < runs <= stops
+
+
+def test_ten_thousand_machines_leak_nothing() -> None:
+    for _ in range(100):
+        live()
+    gc.collect()
+    before = descriptors(), mappings(), resident()
+    for number in range(10_000):
+        live(vcpus=2 if number % 50 == 0 else 1)
+    gc.collect()
+    assert descriptors() == before[0]
+    assert mappings() <= before[1] + 10
+    assert resident() <= before[2] + 16384
+
+
+@settings(max_examples=5000)
+@given(CODE, st.sampled_from(list(Mode)), st.booleans())
+def test_a_great_deal_of_random_code(pieces: list[bytes], mode: Mode, traced: bool) -> None:
+    with Machine(
+        b"".join(pieces) or b"\xf4",
+        mode=mode,
+        memory="2M",
+        load_address=0x10000,
+        unclaimed="float",
+    ) as machine:
+        on_exit = (lambda cpu, exit: None) if traced else None
+        assert machine.run(timeout=0.02, on_exit=on_exit).outcome in ENDINGS
+
+
+def test_four_vcpus_stopped_and_resumed_for_a_minute(guest: MakeGuest) -> None:
+    """Each adds to the same word without end; none is lost on the way, none hangs."""
+    machine = guest(
+        """
+        F0 83 06 00 05 01      lock add word [0x500], 1
+        E6 80                  out 0x80, al
+        EB F6                  jmp $-8
+        """,
+        vcpus=4,
+    )
+    for cpu in machine.vcpus:
+        cpu.state = x86.real_mode(ip=0x7C00)
+        cpu.parked = False
+    until = time.monotonic() + 60
+    chance = random.Random(3)
+    while time.monotonic() < until:
+        timer = threading.Timer(chance.random() / 20, machine.stop)
+        timer.start()
+        assert machine.run(timeout=60).outcome is Outcome.STOPPED
+        timer.join()
