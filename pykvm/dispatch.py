@@ -1,8 +1,7 @@
 """The bus as the run loop wants it: a map in C, and the devices' methods by slot.
 
-C finds the range that an access lies in and returns ``slot * 2 + is_write``; Python uses that
-number as a key.  So an exit costs one look-up in C and one in Python, however many devices
-there are.
+C finds the range that an access lies in and returns its slot, by which Python finds the device's
+method: so an exit costs one look-up in C and one in Python, however many devices there are.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import struct
 import threading
 from collections import deque
 from contextlib import nullcontext, suppress
-from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
@@ -32,8 +29,7 @@ __all__ = ["Coalescing", "Dispatch"]
 # From so many collected writes on, the kernel's own collecting pays for what it costs.
 MANY = 2048
 
-# struct pykvm_write
-_WRITE = struct.Struct("<QQII")
+_WRITE = struct.Struct("<QQQ")  # struct pykvm_write
 _SPACE = {Space.PIO: lib.PYKVM_PIO, Space.MMIO: lib.PYKVM_MMIO}
 
 
@@ -50,7 +46,7 @@ class Coalescing(Protocol):
 class Dispatch:
     """Who answers what, in the form that the run loop uses.
 
-    `handlers` maps ``slot * 2`` to how that range is read and ``slot * 2 + 1`` to how it is
+    `handlers` has at ``slot * 2`` how that range is read and ``slot * 2 + 1`` to how it is
     written.  `map` is the C side; `rebuild` after the bus has changed.
     """
 
@@ -62,7 +58,8 @@ class Dispatch:
         self.bus = bus
         self.lock: AbstractContextManager[object] = threading.RLock() if shared else nullcontext()
         self._shared = shared
-        self.handlers: dict[int, Callable[..., Any]] = {}
+        self.reads: list[Callable[[int, int], int]] = []
+        self.writes: list[Callable[[int, int, int], None]] = []
         self.sinks: dict[int, Sink] = {}
         self.map: Any = None
         self._vm = vm
@@ -90,8 +87,11 @@ class Dispatch:
             )
             if result:
                 raise MemoryError("the map of ports and addresses")
-            self.handlers[range_.slot * 2] = self._locked(range_.read)
-            self.handlers[range_.slot * 2 + 1] = self._locked(range_.write)
+            missing = range_.slot + 1 - len(self.reads)
+            self.reads += [_nobody] * missing
+            self.writes += [_nobody] * missing
+            self.reads[range_.slot] = self._locked(range_.read)
+            self.writes[range_.slot] = self._locked(range_.write)
             if range_.sink is not None:
                 self.sinks[range_.slot] = self._locked(range_.sink)
         if self.map is not None:
@@ -149,11 +149,15 @@ class Dispatch:
                 self._sunk = MANY
                 self._set_zones()
             self._sunk += count
-            data = ffi.buffer(core.writes, count * _WRITE.size)[:]
-            core.sunk = 0
-            for slot, group in groupby(_WRITE.iter_unpack(data), key=itemgetter(3)):
-                writes = [(offset, size, value) for offset, value, size, _ in group]
-                self._waiting.append((self.sinks[slot], writes))
+            data = memoryview(ffi.buffer(core.writes, count * _WRITE.size)[:])
+            batches = ffi.unpack(core.batches, core.sunk_batches)
+            core.sunk = core.sunk_batches = 0
+            at = 0
+            for batch in batches:
+                end = at + batch.count * _WRITE.size
+                writes = list(_WRITE.iter_unpack(data[at:end]))
+                self._waiting.append((self.sinks[batch.slot], writes))
+                at = end
         while self._waiting:
             sink, writes = self._waiting.popleft()
             sink(writes)
@@ -162,6 +166,11 @@ class Dispatch:
     def waiting(self) -> bool:
         """Whether an exception kept writes from their sinks."""
         return bool(self._waiting)
+
+
+def _nobody(*_: int) -> Any:
+    """What stands at a slot that the bus has given up: no map leads there."""
+    return 0
 
 
 def _zone(range_: Range) -> tuple[int, int, bool]:

@@ -19,7 +19,7 @@ at the next KVM_RUN.  Without one a read gives all ones, as a bus that nobody dr
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pykvm.errors import ConfigError, StateError
@@ -63,11 +63,12 @@ __all__ = [
     "decode",
 ]
 
-REASON_OFFSET = 8
+# struct kvm_run: exit_reason, in words of 32 bits; the union of all exits, in bytes.
+REASON_WORD = 2
 PAYLOAD_OFFSET = 32
 PAYLOAD_SIZE = 256
 
-_REASON = struct.Struct("<I")
+_ONE = struct.Struct("<I")
 _TWO = struct.Struct("<II")
 _IO = struct.Struct("<BBHIQ")
 _MMIO = struct.Struct("<Q8sIB")
@@ -85,24 +86,34 @@ class RunPage:
     `current` is the last exit that `decode` made, while it may still be answered; None after that.
     """
 
-    __slots__ = ("current", "view")
+    __slots__ = ("current", "view", "words")
 
     def __init__(self, view: memoryview) -> None:
         """`view` is writable and as long as KVM_GET_VCPU_MMAP_SIZE says."""
         self.view = view
+        self.words = view.cast("I")
         self.current: Exit | None = None
 
 
+class _Decoded:
+    """The page that an exit was decoded from, which is no part of its value.
+
+    Not a field of `Exit`: in Python 3.10 every subclass with slots would have one of its own.
+    """
+
+    __slots__ = ("_page",)
+    _page: RunPage
+
+
 @dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(_Decoded):
     """Base of every exit.  `reason` is the kernel's KVM_EXIT_ number."""
 
     reason: ClassVar[int]
-    _page: RunPage | None = field(default=None, init=False, repr=False, compare=False)
 
     def _view(self) -> memoryview:
         """The page to put an answer into."""
-        if self._page is None:
+        if not hasattr(self, "_page"):
             raise StateError(f"{self!r} was not made by a vCPU: there is nobody to answer")
         if self._page.current is not self:
             raise StateError(
@@ -501,7 +512,7 @@ class UnknownReason(Exit):
 # A frozen dataclass pays dearly for every field that its __init__ sets.  The four exits that come
 # by the million are made without it: the slots are set as the class itself would.
 _new = object.__new__
-_set_page: _Setter = vars(Exit)["_page"].__set__
+_set_page: _Setter = vars(_Decoded)["_page"].__set__
 
 
 def _setters(cls: type[Exit]) -> Iterator[_Setter]:
@@ -579,7 +590,7 @@ def _wrmsr(page: RunPage) -> Exit:
 
 
 def _hyperv(page: RunPage) -> Exit:
-    (kind,) = _REASON.unpack_from(page.view, PAYLOAD_OFFSET)
+    (kind,) = _ONE.unpack_from(page.view, PAYLOAD_OFFSET)
     return Hyperv(kind, bytes(page.view[PAYLOAD_OFFSET + 8 : PAYLOAD_OFFSET + 40]))
 
 
@@ -637,7 +648,7 @@ def decode(page: RunPage) -> Exit:
     >>> decode(RunPage(view))
     Hlt()
     """
-    (reason,) = _REASON.unpack_from(page.view, REASON_OFFSET)
+    reason = page.words[REASON_WORD]
     decoder = _DECODERS.get(reason)
     if decoder is None:
         payload = bytes(page.view[PAYLOAD_OFFSET : PAYLOAD_OFFSET + PAYLOAD_SIZE])

@@ -60,8 +60,9 @@ class Result:
     `outcome` is the kind of end and `exit_code` the guest's own code (None unless the outcome is
     EXITED).  `exit` is the last VM exit, where it matters to the outcome, and `error` the
     GuestError of a crash.  `exits` counts the VM exits of this run by kind; writes that the kernel
-    coalesced caused none.  `seconds` is the time the run took, `guest_seconds` of it inside
-    KVM_RUN, and `outside_seconds` in pykvm and in devices, summed over the vCPUs that ran.
+    coalesced caused none.  `seconds` is the time the run took.  Summed over the vCPUs that ran,
+    `guest_seconds` of it were spent in the guest, in KVM and in the loop in C, `outside_seconds` in
+    Python: pykvm and the devices.
     """
 
     __slots__ = (

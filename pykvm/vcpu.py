@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,14 +38,12 @@ _DIRTY_REGS = 296
 _REGS = 304
 _SYNC_REGS = 1  # KVM_SYNC_X86_REGS
 
-# struct pykvm_vcpu: offset, size and value of the access at hand.
-_ACCESS = struct.Struct("<QQQ")
-
 _EXIT: int = lib.PYKVM_EXIT
 _AGAIN: int = lib.PYKVM_AGAIN
 _KICKED: int = lib.PYKVM_KICKED
 _DEADLINE: int = lib.PYKVM_DEADLINE
 _DRAIN: int = lib.PYKVM_DRAIN
+_READ: int = lib.PYKVM_READ
 
 _SEGMENT_FIELDS = SegmentRegister.__slots__
 _LIMIT = 1 << 64
@@ -340,8 +337,8 @@ class CPU:
                 code = run(core)
                 if code == _EXIT:
                     yield decode(page)
-                    page.current = None
                 elif code == _KICKED:
+                    page.current = None
                     yield Interrupted()
                 elif code == _DEADLINE:
                     raise TimeoutError(f"vCPU {self.index} still runs after {timeout} s")
@@ -397,8 +394,9 @@ class CPU:
         self._end_exit()
         core.surface = surface
         dispatch.coalesce(not surface)
-        handlers, check = dispatch.handlers, board.check
-        access, fields = _ACCESS.unpack_from, ffi.buffer(core, _ACCESS.size)
+        reads, writes, check = dispatch.reads, dispatch.writes, board.check
+        # offset, size and value, the first three words of struct pykvm_vcpu
+        access = memoryview(ffi.buffer(core, 24)).cast("Q")
         ending: Ending | None
         try:
             if dispatch.waiting:
@@ -406,14 +404,13 @@ class CPU:
             while True:
                 code = run(core)
                 if code >= 0:
-                    if code & 1:
-                        handlers[code](*access(fields))
-                    else:
-                        answer = handlers[code](core.offset, core.size)
-                        try:
-                            core.value = answer
-                        except (TypeError, OverflowError):
-                            core.value = self._odd_answer(answer, code)
+                    writes[code](access[0], access[1], access[2])
+                elif code <= _READ:
+                    answer = reads[_READ - code](access[0], access[1])
+                    try:
+                        access[2] = answer
+                    except (TypeError, ValueError):
+                        access[2] = self._odd_answer(answer, _READ - code)
                 elif code == _DRAIN:
                     dispatch.deliver(core)
                 elif code != _AGAIN:
@@ -441,11 +438,11 @@ class CPU:
         self.failed()
         return None
 
-    def _odd_answer(self, answer: object, code: int) -> int:
+    def _odd_answer(self, answer: object, slot: int) -> int:
         """A negative number is taken modulo the size; anything else is a fault of the device."""
         if isinstance(answer, int):
             return answer % _LIMIT
-        range_ = self._dispatch.bus.by_slot[code >> 1] if self._dispatch else None
+        range_ = self._dispatch.bus.by_slot[slot] if self._dispatch else None
         raise ConfigError(
             f"device {range_.name if range_ else '?'} answered a read with {answer!r}",
             hint="read(offset, size) has to return an int",

@@ -59,6 +59,13 @@ struct pykvm_private {
     struct kvm_coalesced_mmio_ring *ring;
     uint32_t ring_entries;
     struct pykvm_map *map;
+    struct pykvm_map *new_map; /* what pykvm_set_map() left for the vCPU's thread, or NULL */
+
+    /*
+     * The range of the last access in each space, in the memory that every exit touches anyway:
+     * after a world switch each further page costs a TLB miss.
+     */
+    struct range recent[2];
 
     void *answer;    /* where KVM expects the answer to a read, or NULL */
     int held;        /* the page holds an exit that was not handed out yet */
@@ -199,8 +206,7 @@ int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t las
     return 0;
 }
 
-/* The range that holds the whole access, or NULL. */
-static const struct range *find_port(const struct pykvm_map *map, uint32_t port, uint32_t size)
+static const struct range *search_ports(const struct pykvm_map *map, uint32_t port, uint32_t size)
 {
     const struct range *range;
 
@@ -210,7 +216,7 @@ static const struct range *find_port(const struct pykvm_map *map, uint32_t port,
     return port + size - 1 <= range->last ? range : NULL;
 }
 
-static const struct range *find_mmio(const struct pykvm_map *map, uint64_t address, uint32_t size)
+static const struct range *search_mmio(const struct pykvm_map *map, uint64_t address, uint32_t size)
 {
     size_t low = 0, high = map->mmio_ranges;
 
@@ -226,6 +232,30 @@ static const struct range *find_mmio(const struct pykvm_map *map, uint64_t addre
             return range->last - address >= size - 1 ? range : NULL;
     }
     return NULL;
+}
+
+/* The range that holds the whole access, or NULL. */
+static const struct range *find(struct pykvm_private *p, int space, uint64_t address, uint32_t size)
+{
+    struct range *recent = &p->recent[space];
+    const struct range *found;
+
+    if (address >= recent->first && address <= recent->last && recent->last - address >= size - 1)
+        return recent;
+    found = space == PYKVM_PIO ? search_ports(p->map, (uint32_t)address, size)
+                               : search_mmio(p->map, address, size);
+    if (found)
+        *recent = *found;
+    return found;
+}
+
+/* Forget what `find` remembers: the map has changed. */
+static void forget(struct pykvm_private *p)
+{
+    static const struct range nowhere = {.first = 1, .last = 0};
+
+    p->recent[PYKVM_PIO] = nowhere;
+    p->recent[PYKVM_MMIO] = nowhere;
 }
 
 /* ---- sinks ----------------------------------------------------------------------------- */
@@ -244,16 +274,18 @@ static void sink(struct pykvm_vcpu *v, const struct range *range, uint64_t addre
     struct pykvm_write *write = &v->writes[v->sunk++];
 
     write->offset = address - range->first;
-    write->value = value;
     write->size = size;
-    write->slot = range->slot;
+    write->value = value;
+    if (!v->sunk_batches || v->batches[v->sunk_batches - 1].slot != range->slot)
+        v->batches[v->sunk_batches++] = (struct pykvm_batch){.slot = range->slot};
+    v->batches[v->sunk_batches - 1].count++;
 }
 
 /*
  * Writes that the kernel coalesced happened before the exit that KVM_RUN just returned.  The ring
  * is shared with the kernel, not with another vCPU: a machine with several does not coalesce.
  */
-static void drain_ring(struct pykvm_vcpu *v, const struct pykvm_map *map)
+static void drain_ring(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
     struct kvm_coalesced_mmio_ring *ring = p->ring;
@@ -264,9 +296,8 @@ static void drain_ring(struct pykvm_vcpu *v, const struct pykvm_map *map)
         return;
     while (first != last) {
         const struct kvm_coalesced_mmio *entry = &ring->coalesced_mmio[first];
-        const struct range *range = entry->pio
-                                        ? find_port(map, entry->phys_addr & 0xffff, entry->len)
-                                        : find_mmio(map, entry->phys_addr, entry->len);
+        int space = entry->pio ? PYKVM_PIO : PYKVM_MMIO;
+        const struct range *range = find(p, space, entry->phys_addr, entry->len);
 
         if (range)
             sink(v, range, entry->phys_addr, load(entry->data, entry->len), entry->len);
@@ -287,20 +318,20 @@ static int64_t hand_out(struct pykvm_vcpu *v, const struct range *range, uint64_
     v->size = size;
     if (is_write) {
         v->value = load(data, size);
-        return (int64_t)range->slot * 2 + 1;
+        return range->slot;
     }
     /* Until somebody answers, the bus floats. */
     v->value = UINT64_MAX;
     v->private_->answer = data;
-    return (int64_t)range->slot * 2;
+    return PYKVM_READ - (int64_t)range->slot;
 }
 
-static int64_t take_io(struct pykvm_vcpu *v, const struct pykvm_map *map)
+static int64_t take_io(struct pykvm_vcpu *v)
 {
     struct kvm_run *run = v->private_->run;
     uint8_t *data = (uint8_t *)run + run->io.data_offset;
     int is_write = run->io.direction == KVM_EXIT_IO_OUT;
-    const struct range *range = find_port(map, run->io.port, run->io.size);
+    const struct range *range = find(v->private_, PYKVM_PIO, run->io.port, run->io.size);
 
     if (!range)
         return PYKVM_EXIT;
@@ -314,7 +345,7 @@ static int64_t take_io(struct pykvm_vcpu *v, const struct pykvm_map *map)
     return hand_out(v, range, run->io.port, data, run->io.size, is_write);
 }
 
-static int64_t take_mmio(struct pykvm_vcpu *v, const struct pykvm_map *map)
+static int64_t take_mmio(struct pykvm_vcpu *v)
 {
     struct kvm_run *run = v->private_->run;
     const struct range *range;
@@ -322,7 +353,7 @@ static int64_t take_mmio(struct pykvm_vcpu *v, const struct pykvm_map *map)
     /* An access across two pages comes in parts of any size: the bus cuts those up. */
     if (!run->mmio.len || run->mmio.len > 8 || run->mmio.len & (run->mmio.len - 1))
         return PYKVM_EXIT;
-    range = find_mmio(map, run->mmio.phys_addr, run->mmio.len);
+    range = find(v->private_, PYKVM_MMIO, run->mmio.phys_addr, run->mmio.len);
     if (!range)
         return PYKVM_EXIT;
     if (run->mmio.is_write && range->sink) {
@@ -346,16 +377,15 @@ static void count(struct pykvm_vcpu *v, const struct kvm_run *run)
 static int64_t take_exit(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
-    const struct pykvm_map *map = __atomic_load_n(&p->map, __ATOMIC_ACQUIRE);
 
-    if (!map || v->surface)
+    if (!p->map || v->surface)
         return PYKVM_EXIT;
     if (p->ring)
-        drain_ring(v, map);
+        drain_ring(v);
     if (p->run->exit_reason == KVM_EXIT_IO)
-        return take_io(v, map);
+        return take_io(v);
     if (p->run->exit_reason == KVM_EXIT_MMIO)
-        return take_mmio(v, map);
+        return take_mmio(v);
     return PYKVM_EXIT;
 }
 
@@ -366,12 +396,11 @@ static int64_t take_exit(struct pykvm_vcpu *v)
 static int64_t interrupted(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
-    const struct pykvm_map *map = __atomic_load_n(&p->map, __ATOMIC_ACQUIRE);
     uint64_t now;
 
     v->interruptions++;
-    if (p->ring && map && !v->surface)
-        drain_ring(v, map);
+    if (p->ring && p->map && !v->surface)
+        drain_ring(v);
     collect_kicks();
     __atomic_store_n(&p->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
     if (__atomic_exchange_n(&p->kicked, 0, __ATOMIC_SEQ_CST))
@@ -384,10 +413,18 @@ static int64_t interrupted(struct pykvm_vcpu *v)
     return PYKVM_AGAIN;
 }
 
+/* Another thread may change the bus while this one is in the guest. */
+static void take_map(struct pykvm_private *p)
+{
+    if (!__atomic_load_n(&p->new_map, __ATOMIC_RELAXED))
+        return;
+    p->map = __atomic_exchange_n(&p->new_map, NULL, __ATOMIC_ACQUIRE);
+    forget(p);
+}
+
 static int64_t enter_guest(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
-    uint64_t before;
     int result, error;
 
     if (p->held) {
@@ -396,10 +433,8 @@ static int64_t enter_guest(struct pykvm_vcpu *v)
     }
     p->run->exit_reason = STALE_REASON;
     v->runs++;
-    before = __rdtsc();
     result = ioctl(p->fd, KVM_RUN, 0);
     error = errno;
-    v->guest_cycles += __rdtsc() - before;
     if (result < 0) {
         if (error == EINTR)
             return interrupted(v);
@@ -412,6 +447,7 @@ static int64_t enter_guest(struct pykvm_vcpu *v)
         }
     }
     count(v, p->run);
+    take_map(p);
     return take_exit(v);
 }
 
@@ -419,6 +455,7 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
     int64_t code = p->pending;
+    uint64_t before;
 
     if (code != REENTER) {
         p->pending = REENTER;
@@ -429,8 +466,11 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
         p->answer = NULL;
     }
     __atomic_store_n(&p->inside, 1, __ATOMIC_RELAXED);
+    take_map(p);
+    before = __rdtsc();
     while (code == REENTER && v->sunk <= WRITES - LARGEST_BATCH)
         code = enter_guest(v);
+    v->guest_cycles += __rdtsc() - before;
     __atomic_store_n(&p->inside, 0, __ATOMIC_RELAXED);
     if (code == REENTER)
         code = PYKVM_AGAIN;
@@ -501,12 +541,13 @@ int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline, int loose)
     pid_t self = (pid_t)syscall(SYS_gettid);
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID};
     sigset_t kick, before;
-    int result, taken;
+    int result, taken, again;
 
     if (!pykvm_kick_signal())
         return -EAGAIN;
     pthread_mutex_lock(&p->lock);
     taken = p->owner && (!p->loose || __atomic_load_n(&p->inside, __ATOMIC_RELAXED));
+    again = p->owner == self;
     if (!taken) {
         p->owner = self;
         p->loose = loose;
@@ -520,7 +561,9 @@ int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline, int loose)
     sigemptyset(&kick);
     sigaddset(&kick, kick_signal);
     pthread_sigmask(SIG_BLOCK, &kick, &before);
-    p->unblock = !sigismember(&before, kick_signal);
+    /* A loop of this thread that is replaced has blocked the signal and will not unblock it. */
+    if (!again)
+        p->unblock = !sigismember(&before, kick_signal);
     result = set_signal_mask(p, &before);
 
     drop_timer(p);
@@ -589,27 +632,37 @@ int pykvm_kick(struct pykvm_vcpu *v)
 
 /* ---- life ------------------------------------------------------------------------------ */
 
+/* Both halves in one piece: see `recent`. */
+struct whole {
+    struct pykvm_vcpu vcpu;
+    struct pykvm_private private_;
+};
+
 struct pykvm_vcpu *pykvm_vcpu_new(int fd, void *page, void *ring, uint32_t ring_entries)
 {
-    struct pykvm_vcpu *v = calloc(1, sizeof *v);
-    struct pykvm_private *p = calloc(1, sizeof *p);
+    struct whole *whole = calloc(1, sizeof *whole);
     struct pykvm_write *writes = malloc(WRITES * sizeof *writes);
+    struct pykvm_batch *batches = malloc(WRITES * sizeof *batches);
+    struct pykvm_private *p;
 
-    if (!v || !p || !writes) {
-        free(v);
-        free(p);
+    if (!whole || !writes || !batches) {
+        free(whole);
         free(writes);
+        free(batches);
         return NULL;
     }
-    v->private_ = p;
-    v->writes = writes;
+    p = &whole->private_;
+    whole->vcpu.private_ = p;
+    whole->vcpu.writes = writes;
+    whole->vcpu.batches = batches;
     p->fd = fd;
     p->run = page;
     p->ring = ring;
     p->ring_entries = ring_entries;
     p->pending = REENTER;
+    forget(p);
     pthread_mutex_init(&p->lock, NULL);
-    return v;
+    return &whole->vcpu;
 }
 
 void pykvm_vcpu_free(struct pykvm_vcpu *v)
@@ -618,12 +671,12 @@ void pykvm_vcpu_free(struct pykvm_vcpu *v)
         return;
     drop_timer(v->private_);
     pthread_mutex_destroy(&v->private_->lock);
-    free(v->private_);
     free(v->writes);
-    free(v);
+    free(v->batches);
+    free(v); /* it begins the struct whole */
 }
 
 void pykvm_set_map(struct pykvm_vcpu *v, struct pykvm_map *map)
 {
-    __atomic_store_n(&v->private_->map, map, __ATOMIC_RELEASE);
+    __atomic_store_n(&v->private_->new_map, map, __ATOMIC_RELEASE);
 }

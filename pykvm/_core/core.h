@@ -10,8 +10,9 @@
 #include <stdint.h>
 
 /*
- * What pykvm_run() returns.  Zero and above: an access that lies wholly inside one range of the
- * map; the number is slot * 2, plus 1 for a write.  Below zero: one of these.
+ * What pykvm_run() returns.  Zero and above: a write that lies wholly inside one range of the map;
+ * the number is its slot.  PYKVM_READ and below: such a read, of slot PYKVM_READ - number.  Else
+ * one of the others.
  */
 enum pykvm_code {
     PYKVM_EXIT = -1,      /* the kvm_run page holds an exit for Python */
@@ -19,15 +20,21 @@ enum pykvm_code {
     PYKVM_KICKED = -3,    /* pykvm_kick() was called since pykvm_enter() or the last PYKVM_KICKED */
     PYKVM_DEADLINE = -4,  /* the deadline given to pykvm_enter() has passed */
     PYKVM_ERROR = -5,     /* KVM_RUN failed; `error` has its errno */
-    PYKVM_DRAIN = -6      /* `sunk` writes wait in `writes`; reset `sunk` and call pykvm_run() again */
+    PYKVM_READ = -16,
+    PYKVM_DRAIN = -6      /* writes wait; reset `sunk` and `sunk_batches`, then pykvm_run() again */
 };
 
-/* One write that a sink collected. */
+/* One write that a sink collected; Python reads these with struct as "<QQQ". */
 struct pykvm_write {
     uint64_t offset; /* from the start of the range */
+    uint64_t size;   /* in bytes */
     uint64_t value;
-    uint32_t size;   /* in bytes */
+};
+
+/* So many writes in a row belong to the same slot. */
+struct pykvm_batch {
     uint32_t slot;
+    uint32_t count;
 };
 
 enum {
@@ -48,9 +55,11 @@ struct pykvm_vcpu {
     int32_t error;
     uint8_t surface;  /* nonzero: every exit is PYKVM_EXIT, no map and no sink takes part */
     uint32_t sunk;
+    uint32_t sunk_batches;
     struct pykvm_write *writes;
+    struct pykvm_batch *batches;
     uint64_t runs;          /* KVM_RUN calls so far */
-    uint64_t guest_cycles;  /* host TSC cycles spent inside KVM_RUN */
+    uint64_t guest_cycles;  /* host TSC cycles spent in the guest and in this loop */
     uint64_t interruptions; /* KVM_RUN calls that a signal ended */
     uint64_t exits[128];
     struct pykvm_private *private_;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -147,6 +148,16 @@ def test_a_loop_that_was_taken_over_says_so(guest: MakeGuest) -> None:
     next(second)
     with pytest.raises(StateError, match="taken this vCPU over"):
         next(first)
+
+
+def test_loops_taken_over_leave_the_threads_signals_as_they_were(guest: MakeGuest) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    machine = guest(ADD)
+    loops = [machine.vcpus[0].exits() for _ in range(3)]
+    for loop in loops:
+        next(loop)
+    del loop, loops
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_a_running_machine_is_not_taken_over(guest: MakeGuest) -> None:

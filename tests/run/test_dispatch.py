@@ -51,14 +51,16 @@ class Zones:
         self.zones.remove((addr, size, pio))
 
 
-def collected(*writes: tuple[int, int, int, int]) -> Any:
-    """A vCPU's collection of (slot, offset, size, value)."""
+def collected(*batches: tuple[int, list[tuple[int, int, int]]]) -> Any:
+    """A vCPU's collection of writes (offset, size, value) by slot, and what keeps it alive."""
     core = ffi.new("struct pykvm_vcpu *")
-    core.writes = keep = ffi.new("struct pykvm_write[]", len(writes))
-    for target, (slot, offset, size, value) in zip(keep, writes, strict=True):
-        target.slot, target.offset, target.size, target.value = slot, offset, size, value
-    core.sunk = len(writes)
-    return core, keep
+    flat = [write for _, writes in batches for write in writes]
+    core.writes = writes_ = ffi.new("struct pykvm_write[]", flat)
+    core.batches = batches_ = ffi.new(
+        "struct pykvm_batch[]", [(slot, len(writes)) for slot, writes in batches]
+    )
+    core.sunk, core.sunk_batches = len(flat), len(batches)
+    return core, (writes_, batches_)
 
 
 def test_handlers_by_slot() -> None:
@@ -67,8 +69,8 @@ def test_handlers_by_slot() -> None:
     slot = bus.add_pio(0x10, 4, device).slot
     dispatch = Dispatch(bus)
 
-    assert dispatch.handlers[slot * 2](1, 2) == 5
-    dispatch.handlers[slot * 2 + 1](1, 2, 3)
+    assert dispatch.reads[slot](1, 2) == 5
+    dispatch.writes[slot](1, 2, 3)
     assert device.calls == [(1, 2), (1, 2, 3)]
 
 
@@ -79,7 +81,7 @@ def test_writes_are_handed_over_in_order_grouped_by_sink(shared: bool) -> None:
     second = bus.add_mmio(0x1000, 4, Sink("second", log)).slot
     dispatch = Dispatch(bus, shared=shared)
     core, _keep = collected(
-        (first, 0, 1, 7), (first, 1, 1, 8), (second, 0, 4, 9), (first, 2, 2, 10)
+        (first, [(0, 1, 7), (1, 1, 8)]), (second, [(0, 4, 9)]), (first, [(2, 2, 10)])
     )
     dispatch.deliver(core)
 
@@ -88,7 +90,7 @@ def test_writes_are_handed_over_in_order_grouped_by_sink(shared: bool) -> None:
         ("second", [(0, 4, 9)]),
         ("first", [(2, 2, 10)]),
     ]
-    assert core.sunk == 0
+    assert (core.sunk, core.sunk_batches) == (0, 0)
     assert not dispatch.waiting
 
 
@@ -101,10 +103,10 @@ def test_the_kernel_collects_from_many_writes_on() -> None:
     dispatch = Dispatch(bus, vm=vm)
     dispatch.coalesce(True)
     assert vm.zones == set()
-    core, _keep = collected(*[(slot, 0, 1, 1)] * (MANY - 1))
+    core, _keep = collected((slot, [(0, 1, 1)] * (MANY - 1)))
     dispatch.deliver(core)
     assert vm.zones == set()
-    core, _keep = collected((slot, 0, 1, 1))
+    core, _keep = collected((slot, [(0, 1, 1)]))
     dispatch.deliver(core)
     # As many as there is room for; never the plain device.
     assert len(vm.zones) == 2

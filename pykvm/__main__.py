@@ -1,0 +1,33 @@
+"""`python -m pykvm`: see `pykvm.cli`."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from typing import NoReturn
+
+from pykvm.cli import main
+from pykvm.cli.status import Status
+
+__all__ = ["run"]
+
+_MANY_OBJECTS = 100_000
+
+
+def run() -> NoReturn:
+    """Run the command line and end the process."""
+    # What start-up makes stays to the end: looking for garbage in it is in vain, and slow.
+    gc.set_threshold(_MANY_OBJECTS)
+    status = main()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = Status.OUTPUT_CLOSED
+    # Everything is closed and flushed.  To take the interpreter apart would cost a small guest's
+    # run several times over.
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    run()
