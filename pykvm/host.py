@@ -112,11 +112,10 @@ def _coalescing_ring(extension: Callable[[Cap], int]) -> tuple[int, int] | None:
 
 
 def _cpuid_table(system: System, model: str, index: int, count: int) -> bytes:
-    from pykvm.x86.cpuid import LAPIC_FEATURES, CpuidTable, select, with_topology
+    from pykvm.x86.cpuid import LAPIC_FEATURES, select, with_topology
 
-    selected = select(system.supported_cpuid(), model)
     # A guest that finds an APIC in CPUID expects one to be there.
-    bare = CpuidTable(selected).with_features(remove=LAPIC_FEATURES)
-    entries = with_topology(bare, apic_id=index, count=count) if count > 1 else list(bare)
+    selected = select(system.supported_cpuid(), model, remove=LAPIC_FEATURES)
+    entries = with_topology(selected, apic_id=index, count=count)
     head = _CPUID_HEAD.pack(len(entries), 0)
     return head + b"".join(_CPUID_ENTRY.pack(*entry) for entry in entries)

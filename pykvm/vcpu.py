@@ -21,6 +21,7 @@ from pykvm.x86.state import CpuState, SegmentRegister, TableRegister
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Literal
 
     from pykvm import kvm
     from pykvm.dispatch import Dispatch
@@ -215,8 +216,17 @@ class CPU:
 
     # -- memory as the guest sees it ---------------------------------------------------------
 
-    def walk(self, address: int, *, access: str = "read", user: bool = False) -> Walk:
-        """Translate a guest-virtual address and tell every level of the walk."""
+    def walk(
+        self,
+        address: int,
+        *,
+        access: Literal["read", "write", "execute"] | None = "read",
+        user: bool = False,
+    ) -> Walk:
+        """Translate a guest-virtual address and tell every level of the walk.
+
+        `access` is what the guest would do there, None to ask for the mapping alone.
+        """
         from pykvm.x86 import paging
 
         special = self.special()
@@ -236,7 +246,7 @@ class CPU:
 
         Raises TranslationError, with the level at which the walk failed, if there is none.
         """
-        walk = self.walk(address)
+        walk = self.walk(address, access=None)
         if walk.physical is None:
             raise TranslationError(
                 f"virtual address {address:#x} is not mapped: {walk.fault}",

@@ -10,5 +10,5 @@ Nothing here knows KVM or needs /dev/kvm.  Import the module of the subject:
 - `diagnose`: why a guest died, in one sentence
 
 "SDM" is the Intel 64 and IA-32 Architectures Software Developer's Manual (volume and section, as
-numbered in order number 325462-084US), "APM" the AMD64 Architecture Programmer's Manual.
+numbered in order number 325462-080US), "APM" the AMD64 Architecture Programmer's Manual.
 """

@@ -170,7 +170,7 @@ def with_topology(entries: Iterable[Entry], *, apic_id: int, count: int) -> list
     """The entries for one vCPU of `count`, all cores of one package, with its APIC id.
 
     Sets the ids and counts in leaf 1, the sharing of caches in leaf 4, the cores in 0x80000008, and
-    leaf 0xB anew where the table has one (SDM 2A CPUID; SDM 3A 10.9.1).
+    leaf 0xB anew where the table has one (SDM 2A CPUID; SDM 3A 9.9.1).
 
     >>> leaf = CpuidEntry(1, 0, 0, 0, 0x0300_0800, 0, 0)
     >>> hex(with_topology([leaf], apic_id=2, count=4)[0].ebx)

@@ -1,7 +1,7 @@
 """The feature bits of CPUID by name.
 
-Names are those of Linux's /proc/cpuinfo; where it has none, QEMU's.  Sources: SDM 2A CPUID (tables
-3-17 to 3-22), APM 3 appendix E, and the kernel's Documentation/virt/kvm/x86/cpuid.rst.
+Names are those of Linux's /proc/cpuinfo; where it has none, QEMU's.  Sources: SDM 2A CPUID,
+APM 3 appendix E, and the kernel's Documentation/virt/kvm/x86/cpuid.rst.
 """
 
 from __future__ import annotations

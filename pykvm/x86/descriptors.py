@@ -185,7 +185,7 @@ class SegmentDescriptor(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """A call, interrupt, trap or task gate (SDM 3A 5.8.3, 6.11, 6.14.1, 7.2.5).
+    """A call, interrupt, trap or task gate (SDM 3A 5.8.3, 6.11, 6.14.1, 8.2.5).
 
     `long` tells the 16-byte form of long mode, the only one with `ist`.  `parameters` is how
     many of them a call gate copies.
@@ -306,7 +306,7 @@ def data(
 def tss(
     base: int, limit: int = 0x67, *, bits: int = 64, busy: bool = False, dpl: int = 0
 ) -> SegmentDescriptor:
-    """A TSS descriptor for a 16, 32 or 64-bit task state segment (SDM 3A 7.2.2, 7.2.3).
+    """A TSS descriptor for a 16, 32 or 64-bit task state segment (SDM 3A 8.2.2, 8.2.3).
 
     LTR wants an available one and marks it busy.  `limit` is the last valid offset: 0x67 without an
     I/O permission bitmap, 0x2b for 16 bits.
@@ -348,7 +348,7 @@ def call_gate(
 
 
 def task_gate(selector: int, *, dpl: int = 0) -> Gate:
-    """A task gate to the TSS at `selector`; long mode has none (SDM 3A 7.2.5)."""
+    """A task gate to the TSS at `selector`; long mode has none (SDM 3A 8.2.5)."""
     return Gate(selector, 0, _TASK, dpl)
 
 

@@ -142,7 +142,7 @@ def explain(state: CpuState, read: Callable[[int, int], bytes]) -> str:
     try:
         raised = _fetch_exception(guest) or _instruction_exception(guest)
     except _Broken as broken:
-        return f"the instruction at RIP {rip:#x} cannot be fetched: {broken.reason}"
+        return f"the instruction at RIP {rip:#x} {broken.reason}"
     raised = raised or _page_fault_left(guest)
     if raised is None:
         return _stuck(guest) or _unknown(guest)
@@ -168,7 +168,7 @@ def _fetch_exception(guest: _Guest) -> _Exception | None:
         guest.translate(state.linear_rip, "execute", user=state.cpl == 3)
     except _Broken as broken:
         if broken.vector is None:
-            raise
+            raise _Broken(f"cannot be fetched: {broken.reason}") from None
         return _Exception(broken.vector, f"RIP: {broken.reason}")
     return None
 
@@ -207,7 +207,7 @@ def _stack_exception(guest: _Guest, code: bytes) -> _Exception | None:
         guest.translate(address, access, user=state.cpl == 3)
     except _Broken as broken:
         if broken.vector is None:
-            raise _Broken(f"its stack: {broken.reason}") from None
+            raise _Broken(f"cannot use its stack: {broken.reason}") from None
         # Through SS, a non-canonical address is a stack fault (SDM 3A 6.15, vector 12).
         vector = _STACK_FAULT if broken.vector == _GENERAL_PROTECTION else broken.vector
         return _Exception(vector, f"stack: {broken.reason}")

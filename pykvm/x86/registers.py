@@ -164,7 +164,8 @@ def names(value: int, bits: type) -> list[str]:
     known = 0
     found: list[tuple[int, str]] = []
     for name, mask in vars(bits).items():
-        if not isinstance(mask, int):
+        # A class has numbers of Python's own, as __firstlineno__.
+        if not isinstance(mask, int) or name.startswith("__"):
             continue
         low = mask & -mask
         if not name.startswith("_"):

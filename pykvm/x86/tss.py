@@ -1,4 +1,4 @@
-"""Task state segments: the images that a TSS descriptor points to (SDM 3A 7.2.1, 7.6, 7.7).
+"""Task state segments: the images that a TSS descriptor points to (SDM 3A 8.2.1, 8.6, 8.7).
 
 Today a TSS is where the processor finds the stack pointers of inner rings and the I/O permission
 bitmap; the 16 and 32-bit ones also hold the registers of a suspended task.

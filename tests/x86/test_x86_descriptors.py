@@ -1,6 +1,6 @@
 """Descriptors, gates and tables against bytes from the manuals and from Linux.
 
-SDM 3A figure 3-8 (segment descriptor), 6-2 and 6-8 (gates), 7-4 (64-bit TSS descriptor).
+SDM 3A figure 3-8 (segment descriptor), 6-2 and 6-8 (gates), 8-4 (64-bit TSS descriptor).
 """
 
 from __future__ import annotations

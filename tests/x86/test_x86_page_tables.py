@@ -91,7 +91,7 @@ def test_5_level_paging() -> None:
     tables = empty(LEVEL5)
     tables.map(0x00FE_0000_0000_0000, 0x5000, 4 * K)
 
-    # Bits 56:48 are the index into the PML5 table (SDM 3A 4.5.1).
+    # Bits 56:48 are the index into the PML5 table (SDM 3A 4.5).
     assert entries(tables) == {
         (0x1000, 0xFE): 0x2003,
         (0x2000, 0): 0x3003,
@@ -177,7 +177,7 @@ def test_mapping_a_page_again_replaces_it() -> None:
     ("mode", "arguments", "message"),
     [
         (LEVEL4, (0x800, 0, 4 * K), "virtual 0x800 is not a multiple of the page, 0x1000"),
-        (LEVEL4, (0, 0x1000, 2 * M, 2 * M), "physical 0x1000 is not a multiple of the page, 0x200000"),
+        (LEVEL4, (0, 0x1000, 2 * M, 2 * M), "physical 0x1000 is not a multiple of the page"),
         (LEVEL4, (0, 0, 2 * M + 4 * K, 2 * M), "length 0x201000 is not a multiple"),
         (LEVEL4, (0, 0, 0), "cannot map 0 bytes"),
         (LEVEL4, (0, 0, 4 * M, 4 * M), "4-level paging has no pages of 0x400000 bytes"),
@@ -202,6 +202,23 @@ def test_what_cannot_be_mapped_is_named(
     assert entries(tables) == {}
 
 
+@pytest.mark.parametrize(
+    ("mode", "arguments", "entry"),
+    [
+        (LEVEL4, (0x7FFF_FFFF_F000, (1 << 52) - 0x1000, 4 * K), (1 << 52) - 0x1000 | 3),
+        (LEVEL4, ((1 << 64) - 0x1000, 0, 4 * K), 3),
+        (LEGACY32, (0xFFFF_F000, 0xFFFF_F000, 4 * K), 0xFFFF_F003),
+        (LEGACY32, (0, (1 << 40) - 4 * M, 4 * M, 4 * M), 0xFFC0_0083 | 0xFF << 13),
+    ],
+)
+def test_the_last_addresses_can_be_mapped(
+    mode: PagingMode, arguments: tuple[int, ...], entry: int
+) -> None:
+    tables = empty(mode)
+    tables.map(*arguments)
+    assert list(entries(tables).values())[-1] == entry
+
+
 def test_a_page_of_another_size_in_the_way_is_named() -> None:
     tables = empty(LEVEL4)
     tables.map(0, 0, 2 * M, 2 * M)
@@ -221,10 +238,15 @@ def test_a_page_of_another_size_in_the_way_is_named() -> None:
         (lambda: empty(LEGACY32).map(0, 0, 4 * K, executable=False), "32-bit paging has no NX"),
         (lambda: empty(LEVEL4).map(0, 0, 4 * K, pat=8), "PAT has 8 entries, there is no 8"),
         (lambda: empty(PagingMode.NONE), "no page tables without paging"),
-        (lambda: PageTables(LEVEL4, lambda: 0x1800), "a page table cannot lie at 0x1800"),
-        (lambda: PageTables(PAE, lambda: 1 << 32), "a page table cannot lie at 0x100000000"),
-        (lambda: identity(G, base=0x1001), "page tables at 0x1001 are not page aligned"),
+        (
+            lambda: PageTables(LEVEL4, lambda: 0x1800),
+            "a page table of 4-level paging cannot lie at 0x1800",
+        ),
+        (lambda: PageTables(PAE, lambda: 1 << 32), "of PAE paging cannot lie at 0x100000000"),
+        (lambda: identity(G, base=0x1001), "a page table of 4-level paging cannot lie at 0x1001"),
         (lambda: identity(0, base=0), "4-level paging cannot map 0x0 bytes"),
+        (lambda: identity(G, base=1 << 32, mode=PAE), "of PAE paging cannot lie at 0x100000000"),
+        (lambda: identity((1 << 47) + 1, base=0), "4-level paging cannot map 0x800000000001 bytes"),
         (lambda: identity((1 << 32) + 1, base=0, mode=PAE), "PAE paging cannot map 0x100000001"),
         (lambda: identity(G, base=0, page_size=4 * M), "4-level paging has no pages of 0x400000"),
     ],
@@ -260,7 +282,7 @@ def test_identity_rounds_up_to_whole_pages_and_leaves_the_rest_absent() -> None:
         (PAE, 4 * K, 3 * M),
         (PAE, 2 * M, 4 * G),
         (LEVEL4, 4 * K, 3 * M + 4 * K),
-        (LEVEL4, 2 * M, 1025 * G),
+        (LEVEL4, 2 * M, 5 * G + 2 * M),
         (LEVEL4, 1 * G, 600 * G),
         (LEVEL5, 2 * M, 5 * G),
     ],
@@ -292,7 +314,12 @@ def test_reading_beside_the_tables_is_refused() -> None:
     fast = identity(G, base=0x1000)
     slow = empty(LEVEL4)
 
-    for read, address in ((fast.read, 0xFF8), (fast.read, 0x1000 + fast.size), (slow.read, 0x2000)):
+    for read, address in (
+        (fast.read, 0xFF8),
+        (fast.read, 0x1000 + fast.size - 4),
+        (slow.read, 0x2000),
+        (slow.read, 0x1FFC),
+    ):
         with pytest.raises(MemoryRangeError) as caught:
             read(address, 8)
         assert caught.value.address == address

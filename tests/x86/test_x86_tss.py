@@ -1,4 +1,4 @@
-"""Task state segments against SDM 3A figures 7-2 (32-bit), 7-10 (16-bit) and 7-11 (64-bit)."""
+"""Task state segments against SDM 3A figures 8-2 (32-bit), 8-10 (16-bit) and 8-11 (64-bit)."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def identity(
 
     `length` is rounded up to whole pages.  The tables lie one after another from `base`, root
     first, a page each.  Raises ConfigError for a page size that `mode` does not have, a `length`
-    beyond its address space, or a `base` that is not page aligned.
+    beyond its address space, or a `base` that no table can have.
 
     >>> tables = identity(4 << 30, base=0x1000)
     >>> tables.size // PAGE_SIZE, hex(tables.root)
@@ -79,8 +79,7 @@ def identity(
     half = mode.linear_bits - (mode.linear_bits > 32)
     if not 0 < length <= 1 << half:
         raise ConfigError(f"{mode} cannot map {length:#x} bytes from address 0")
-    if base & (PAGE_SIZE - 1):
-        raise ConfigError(f"page tables at {base:#x} are not page aligned")
+    _check_table(mode, base)
 
     counts = []
     entries = -(-length // page_size)
@@ -211,15 +210,9 @@ class PageTables:
 
     def _new_table(self) -> int:
         address = self._allocate()
-        if address & (PAGE_SIZE - 1) or not 0 <= address < 1 << self._table_bits:
-            raise ConfigError(f"a page table cannot lie at {address:#x}")
+        _check_table(self.mode, address)
         self.pages[address] = bytearray(PAGE_SIZE)
         return address
-
-    @property
-    def _table_bits(self) -> int:
-        """How many bits the address of a table may have: CR3 holds 32 outside long mode."""
-        return 32 if self.mode.linear_bits == 32 else _PHYSICAL_BITS
 
     def _largest(self, virtual: int, physical: int, end: int) -> int:
         """The largest page that `virtual` and `physical` are aligned to and that `end` allows."""
@@ -255,6 +248,13 @@ class PageTables:
             raise ConfigError(f"physical {physical:#x}+{length:#x} does not fit {bits} bits")
         if not 0 <= pat < 8:
             raise ConfigError(f"PAT has 8 entries, there is no {pat}")
+
+
+def _check_table(mode: PagingMode, address: int) -> None:
+    """Raise ConfigError unless a table can lie there: CR3 holds 32 bits outside long mode."""
+    bits = 32 if mode.linear_bits == 32 else _PHYSICAL_BITS
+    if address & (PAGE_SIZE - 1) or address < 0 or address >> bits:
+        raise ConfigError(f"a page table of {mode} cannot lie at {address:#x}")
 
 
 def _leaf(physical: int, size: int, flags: int, pat: int) -> int:
