@@ -149,6 +149,9 @@ def explain(state: CpuState, read: Callable[[int, int], bytes]) -> str:
     reason = _undeliverable(guest, raised.vector)
     if reason is None:
         return f"{raised}, for which a handler is in place: it may be what goes wrong"
+    stack = raised.cause.removeprefix("stack: ")
+    if stack != raised.cause and reason.endswith(stack):
+        reason = "its handler would run on the same stack"
     if _undeliverable(guest, _DOUBLE_FAULT) is None:
         reason += "; a handler for the double fault that follows is in place"
     return f"{raised} could not be delivered: {reason}"
