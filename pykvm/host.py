@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError, HostError
-from pykvm.kvm import VM, Cap, System
+from pykvm.kvm import VM, System
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,13 +18,19 @@ __all__ = ["Host"]
 TSS_ADDRESS = 0xFFFBD000
 IDENTITY_MAP_ADDRESS = 0xFFFBC000
 
+# Capabilities by number: to import the enum of all of them costs a millisecond at every start.
+KVM_CAP_NR_VCPUS = 9
+KVM_CAP_COALESCED_MMIO = 15
+KVM_CAP_MAX_VCPUS = 66
+KVM_CAP_COALESCED_PIO = 162
+
 # What the run loop is built on; Linux has all of it since 4.17.
-REQUIRED = (
-    Cap.KVM_CAP_USER_MEMORY,
-    Cap.KVM_CAP_IMMEDIATE_EXIT,
-    Cap.KVM_CAP_SYNC_REGS,
-    Cap.KVM_CAP_EXT_CPUID,
-)
+REQUIRED = {
+    "KVM_CAP_USER_MEMORY": 3,
+    "KVM_CAP_EXT_CPUID": 7,
+    "KVM_CAP_SYNC_REGS": 74,
+    "KVM_CAP_IMMEDIATE_EXIT": 136,
+}
 
 _CPUID_HEAD = struct.Struct("<II")  # struct kvm_cpuid2 before its entries
 _CPUID_ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
@@ -61,13 +67,13 @@ class Host:
         if Host._checked:
             return
         extension = self.system.check_extension
-        missing = [cap.name for cap in REQUIRED if not extension(cap)]
+        missing = [name for name, number in REQUIRED.items() if not extension(number)]
         if missing:
             raise HostError(
                 f"this host's KVM lacks {', '.join(missing)}",
                 hint="Linux 4.17 or newer has them",
             )
-        Host._max_vcpus = extension(Cap.KVM_CAP_MAX_VCPUS) or extension(Cap.KVM_CAP_NR_VCPUS) or 4
+        Host._max_vcpus = extension(KVM_CAP_MAX_VCPUS) or extension(KVM_CAP_NR_VCPUS) or 4
         Host._ring = _coalescing_ring(extension)
         Host._checked = True
 
@@ -103,9 +109,9 @@ class Host:
         return table
 
 
-def _coalescing_ring(extension: Callable[[Cap], int]) -> tuple[int, int] | None:
-    page = extension(Cap.KVM_CAP_COALESCED_MMIO)
-    if not page or not extension(Cap.KVM_CAP_COALESCED_PIO):
+def _coalescing_ring(extension: Callable[[int], int]) -> tuple[int, int] | None:
+    page = extension(KVM_CAP_COALESCED_MMIO)
+    if not page or not extension(KVM_CAP_COALESCED_PIO):
         return None
     # include/linux/kvm_host.h: KVM_COALESCED_MMIO_MAX fills one page.
     return page, (PAGE - RING_HEAD) // RING_ENTRY

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import string
-
 from pykvm.errors import ConfigError
 
 __all__ = ["format_size", "parse_size"]
 
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _UNITS = ("", "K", "M", "G", "T", "P")
 _SPELLINGS = {
     spelling.lower(): 1 << (10 * power)
@@ -56,7 +55,7 @@ def _parse(text: str) -> int | None:
     word = text.strip().replace("_", "").lower()
     if word.startswith("0x"):
         return _integer(word, 16)
-    number = word.rstrip(string.ascii_letters).rstrip()
+    number = word.rstrip(_LETTERS).rstrip()
     unit = _SPELLINGS.get(word[len(number) :].strip())
     if unit is None:
         return None

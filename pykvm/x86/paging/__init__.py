@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pykvm.x86.paging.modes import PAGE_SIZE, PTE, LevelFormat, PagingMode
 from pykvm.x86.paging.tables import IdentityTables, PageTables, identity
-from pykvm.x86.paging.walker import Level, Walk, walk
+
+if TYPE_CHECKING:
+    from pykvm.x86.paging.walker import Level, Walk, walk
 
 __all__ = [
     "PAGE_SIZE",
@@ -18,3 +22,12 @@ __all__ = [
     "identity",
     "walk",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Every machine builds tables as it starts; few ever walk them.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pykvm.x86.paging import walker
+
+    return getattr(walker, name)
