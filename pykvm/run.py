@@ -133,6 +133,10 @@ class Run:
         """See `pykvm.vcpu.Board`."""
         return self._timed_out()
 
+    def take_attention(self, cpu: CPU) -> Ending | None:
+        """See `pykvm.vcpu.Board`."""
+        return None
+
     #: What a vCPU's loop returns when another vCPU's handler raised; nobody sees it.
     _failed = Ending(Outcome.STOPPED, "another vCPU's handler raised")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +45,8 @@ _AGAIN: int = lib.PYKVM_AGAIN
 _KICKED: int = lib.PYKVM_KICKED
 _DEADLINE: int = lib.PYKVM_DEADLINE
 _DRAIN: int = lib.PYKVM_DRAIN
+_ALARM: int = lib.PYKVM_ALARM
+_ATTENTION: int = lib.PYKVM_ATTENTION
 _READ: int = lib.PYKVM_READ
 
 _SEGMENT_FIELDS = SegmentRegister.__slots__
@@ -64,6 +67,9 @@ class Board(Protocol):
 
     def take_deadline(self, cpu: CPU) -> Ending:
         """The time is up."""
+
+    def take_attention(self, cpu: CPU) -> Ending | None:
+        """`CPU.attend` was called, or the alarm went off: look at timers and interrupts."""
 
 
 class CPU:
@@ -109,6 +115,7 @@ class CPU:
         self._special_at = -1
         self._dispatch: Dispatch | None = None
         self._loop = 0
+        self._thread: int | None = None
 
     def close(self) -> None:
         """Free what belongs to this vCPU.  Closing twice is harmless."""
@@ -307,6 +314,25 @@ class CPU:
         """
         return self.core is not None and lib.pykvm_kick(self.core) == 1
 
+    def attend(self) -> None:
+        """From any thread: have the run loop come to `Board.take_attention` before it goes on.
+
+        If the vCPU is not running, its next run begins with that.
+        """
+        if self.core is None:
+            return
+        if self._thread == threading.get_ident():
+            self.core.attention = 1
+        else:
+            lib.pykvm_attend(self.core)
+
+    def set_alarm(self, when: int | None) -> None:
+        """By the vCPU's own thread: come to `Board.take_attention` at this host time.
+
+        `when` is in nanoseconds of CLOCK_MONOTONIC; None for never.
+        """
+        lib.pykvm_set_alarm(self._living(), 0 if when is None else max(when, 1))
+
     def use(self, dispatch: Dispatch) -> None:
         """Answer exits by these devices from now on."""
         self._dispatch = dispatch
@@ -325,9 +351,11 @@ class CPU:
         if result < 0:
             raise KVMError("KVM_SET_SIGNAL_MASK", -result)
         self._loop += 1
+        self._thread = threading.get_ident()
 
     def leave(self) -> None:
         """Give the thread back.  Harmless when it was not entered."""
+        self._thread = None
         if self.core is not None:
             lib.pykvm_leave(self.core)
 
@@ -353,6 +381,9 @@ class CPU:
                 elif code == _DEADLINE:
                     raise TimeoutError(f"vCPU {self.index} still runs after {timeout} s")
                 elif code == _AGAIN:
+                    continue
+                elif code == _ATTENTION:
+                    core.attention = 0
                     continue
                 else:
                     self.failed()
@@ -441,6 +472,9 @@ class CPU:
     def _special_case(self, board: Board, code: int) -> Ending | None:
         if code == _EXIT:
             return board.take_exit(self)
+        if code in (_ATTENTION, _ALARM):
+            self.core.attention = 0
+            return board.take_attention(self)
         if code == _KICKED:
             return board.take_kick(self)
         if code == _DEADLINE:

@@ -78,7 +78,9 @@ struct pykvm_private {
     int kicked;
     int unblock; /* leave has to unblock the kick signal */
 
-    uint64_t deadline;
+    uint64_t deadline; /* of the run, and of what the guest programmed; 0 is never */
+    uint64_t alarm;
+    uint64_t expiry; /* when the timer will next fire, or earlier */
     timer_t timer;
     int timer_armed;
 
@@ -153,14 +155,28 @@ static struct timespec timespec_of(uint64_t ns)
     return value;
 }
 
-/* Tick from now on, the first time at the deadline if that is nearer. */
+/* Tick from now on, the first time at the deadline or the alarm if one is nearer. */
 static void arm(struct pykvm_private *p, uint64_t now)
 {
-    struct itimerspec when = {.it_interval = timespec_of(TICK_NS), .it_value = timespec_of(TICK_NS)};
+    struct itimerspec when = {.it_interval = timespec_of(TICK_NS)};
 
-    if (p->deadline && p->deadline < now + TICK_NS)
-        when.it_value = timespec_of(p->deadline > now ? p->deadline - now : 1);
+    p->expiry = now + TICK_NS;
+    if (p->deadline && p->deadline < p->expiry)
+        p->expiry = p->deadline;
+    if (p->alarm && p->alarm < p->expiry)
+        p->expiry = p->alarm;
+    when.it_value = timespec_of(p->expiry > now ? p->expiry - now : 1);
     timer_settime(p->timer, 0, &when, NULL);
+}
+
+void pykvm_set_alarm(struct pykvm_vcpu *v, uint64_t when)
+{
+    struct pykvm_private *p = v->private_;
+    uint64_t now = now_ns();
+
+    p->alarm = when;
+    if (when && (when < p->expiry || p->expiry <= now))
+        arm(p, now);
 }
 
 /* ---- the map --------------------------------------------------------------------------- */
@@ -408,7 +424,11 @@ static int64_t interrupted(struct pykvm_vcpu *v)
     now = now_ns();
     if (p->deadline && now >= p->deadline)
         return PYKVM_DEADLINE;
-    if (p->deadline && p->deadline - now < TICK_NS)
+    if (p->alarm && now >= p->alarm) {
+        p->alarm = 0;
+        return PYKVM_ALARM;
+    }
+    if (now >= p->expiry)
         arm(p, now);
     return PYKVM_AGAIN;
 }
@@ -468,8 +488,12 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
     __atomic_store_n(&p->inside, 1, __ATOMIC_RELAXED);
     take_map(p);
     before = __rdtsc();
-    while (code == REENTER && v->sunk <= WRITES - LARGEST_BATCH)
-        code = enter_guest(v);
+    while (code == REENTER && v->sunk <= WRITES - LARGEST_BATCH) {
+        if (__atomic_load_n(&v->attention, __ATOMIC_RELAXED) && !p->held)
+            code = PYKVM_ATTENTION;
+        else
+            code = enter_guest(v);
+    }
     v->guest_cycles += __rdtsc() - before;
     __atomic_store_n(&p->inside, 0, __ATOMIC_RELAXED);
     if (code == REENTER)
@@ -577,6 +601,7 @@ int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline, int loose)
     }
     p->timer_armed = 1;
     p->deadline = deadline;
+    p->alarm = 0;
     arm(p, now_ns());
     return 0;
 }
@@ -628,6 +653,20 @@ int pykvm_kick(struct pykvm_vcpu *v)
     }
     pthread_mutex_unlock(&p->lock);
     return running;
+}
+
+/* A signal without `kicked`: `attention` alone tells what it was for. */
+void pykvm_attend(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+
+    pthread_mutex_lock(&p->lock);
+    __atomic_store_n(&v->attention, 1, __ATOMIC_SEQ_CST);
+    if (p->owner) {
+        __atomic_store_n(&p->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+        syscall(SYS_tgkill, getpid(), p->owner, kick_signal);
+    }
+    pthread_mutex_unlock(&p->lock);
 }
 
 /* ---- life ------------------------------------------------------------------------------ */

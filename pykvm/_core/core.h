@@ -20,6 +20,8 @@ enum pykvm_code {
     PYKVM_KICKED = -3,    /* pykvm_kick() was called since pykvm_enter() or the last PYKVM_KICKED */
     PYKVM_DEADLINE = -4,  /* the deadline given to pykvm_enter() has passed */
     PYKVM_ERROR = -5,     /* KVM_RUN failed; `error` has its errno */
+    PYKVM_ALARM = -7,     /* the time given to pykvm_set_alarm() has come; there is no alarm now */
+    PYKVM_ATTENTION = -8, /* `attention` is set: it stays so until Python clears it */
     PYKVM_READ = -16,
     PYKVM_DRAIN = -6      /* writes wait; reset `sunk` and `sunk_batches`, then pykvm_run() again */
 };
@@ -53,6 +55,7 @@ struct pykvm_vcpu {
     uint64_t size;    /* in bytes: 1, 2, 4 or 8 */
     uint64_t value;   /* what was written; for a read, put the answer here */
     int32_t error;
+    uint32_t attention; /* nonzero: come back before entering the guest again */
     uint8_t surface;  /* nonzero: every exit is PYKVM_EXIT, no map and no sink takes part */
     uint32_t sunk;
     uint32_t sunk_batches;
@@ -88,6 +91,18 @@ void pykvm_leave(struct pykvm_vcpu *vcpu);
 
 /* From any thread: take a run in progress out of the guest.  Returns 0 if there was none. */
 int pykvm_kick(struct pykvm_vcpu *vcpu);
+
+/*
+ * From any thread: set `attention`, and take the vCPU out of the guest for it.  Not lost if the
+ * vCPU is not running: the next run begins with it.
+ */
+void pykvm_attend(struct pykvm_vcpu *vcpu);
+
+/*
+ * Between enter and leave, by the vCPU's own thread: come back with PYKVM_ALARM at this time, in
+ * CLOCK_MONOTONIC nanoseconds; 0 for never.  A new run has no alarm.
+ */
+void pykvm_set_alarm(struct pykvm_vcpu *vcpu, uint64_t when);
 
 /*
  * Let KVM finish the instruction behind the last exit without entering the guest.  Returns 0, or
