@@ -21,7 +21,7 @@ from pykvm.result import Ending, Outcome
 from pykvm.x86.state import CpuState, SegmentRegister, TableRegister
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from typing import Literal
 
     from pykvm import kvm
@@ -359,7 +359,7 @@ class CPU:
         if self.core is not None:
             lib.pykvm_leave(self.core)
 
-    def exits(self, timeout: float | None = None) -> Iterator[Exit]:
+    def exits(self, timeout: float | None = None) -> Generator[Exit, None, None]:
         """Run, and yield every VM exit as a value; no device takes part.
 
         A kick yields `Interrupted`.  After `timeout` seconds TimeoutError is raised.

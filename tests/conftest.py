@@ -14,8 +14,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from support.guest import guest
+
+__all__ = ["guest", "guests", "root"]
+
 ROOT = Path(__file__).parent.parent
 BUILD_TOOLS = ("make", "gcc", "ld")
+
+# --doctest-modules would import this file once more, and find a folder's own `conftest` instead.
+collect_ignore = ["conftest.py"]
 
 # Machines that run tests are busy: no example fails for being slow.  CI repeats the same examples.
 settings.register_profile("pykvm", deadline=None, derandomize="CI" in os.environ)

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
-from machine.conftest import MakeGuest
 
 from pykvm.result import Ending, Outcome
+from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine.conftest import MakeGuest
 
 from pykvm import HostError, Machine, Mode, Outcome
 from pykvm.exits import InternalError
+from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
 

@@ -12,12 +12,12 @@ import time
 from typing import Any
 
 import pytest
-from machine.conftest import MakeGuest
 
 from pykvm import Machine, Mode, Outcome
 from pykvm._core import lib
 from pykvm.bus import Placement, Space
 from pykvm.exits import Hlt, Interrupted, IoOut
+from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
 

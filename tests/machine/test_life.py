@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from machine.conftest import MakeGuest
 
 from pykvm import BusConflict, ConfigError, GuestMemory, LoadError, Machine, Mode, Outcome
 from pykvm.bus import Placement, Space
+from support.guest import MakeGuest
 from support.listing import assemble
 
 pytestmark = pytest.mark.kvm

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-from machine.conftest import MakeGuest
 
 from pykvm import (
     ClosedError,
@@ -21,6 +20,7 @@ from pykvm import (
 )
 from pykvm.bus import Placement, Space
 from pykvm.exits import IoOut, MmioWrite
+from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
 

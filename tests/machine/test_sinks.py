@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from machine.conftest import MakeGuest
 
 from pykvm import Mode, Outcome
 from pykvm.bus import Placement, Space
 from pykvm.dispatch import MANY
 from pykvm.exits import Hlt, IoOut
+from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
 
@@ -215,10 +215,10 @@ def test_a_loop_by_hand_sees_the_writes_of_sinks_as_exits(guest: MakeGuest) -> N
     while len(log) <= MANY:
         assert machine.run(timeout=10).outcome is Outcome.HALTED
     del log[1:]
-    exits = iter(machine.vcpus[0])
+    exits = machine.vcpus[0].exits()
     assert [next(exits) for _ in range(2)] == [IoOut(port=0x10, size=1, data=b"\0"), Hlt()]
     assert len(log) == 1
-    exits.close()  # type: ignore[attr-defined]
+    exits.close()
     assert machine.run(timeout=10).outcome is Outcome.HALTED
     assert len(log) == 2
 

@@ -10,13 +10,13 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine.conftest import MakeGuest
 from machine.test_hostile import CODE, ENDINGS
 from machine.test_kick import MIXED, no_sink
 from machine.test_life import descriptors, live, mappings, resident
 
 from pykvm import Machine, Mode, Outcome
 from pykvm.x86 import state as x86
+from support.guest import MakeGuest
 
 pytestmark = [pytest.mark.kvm, pytest.mark.soak, pytest.mark.timeout(1800)]
 

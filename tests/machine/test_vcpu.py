@@ -6,12 +6,12 @@ import signal
 import threading
 
 import pytest
-from machine.conftest import MakeGuest
 
 from pykvm import ConfigError, Machine, Mode, Outcome, StateError, TranslationError
 from pykvm.bus import Placement, Space
 from pykvm.exits import Hlt, IoIn, IoOut, MmioRead, MmioWrite, Shutdown
 from pykvm.x86 import state as x86
+from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
 

@@ -1,0 +1,90 @@
+"""The command line: `python -m pykvm guest.elf`, `pykvm step guest.elf`, `pykvm info`.
+
+Only what a command needs is imported, and only when it runs: starting up fast is a feature.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pykvm.cli.options import UsageError, parse
+from pykvm.cli.status import Status
+from pykvm.errors import ConfigError, LoadError, PykvmError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pykvm.cli.options import Options
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (by default the program's own) and return its exit status.
+
+    Errors are told on stderr, without a traceback unless the environment has PYKVM_TRACEBACK=1.
+    """
+    try:
+        return _command(parse(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        return _complain(Status.WRONG_USE, f"{error} (pykvm --help shows what there is)")
+    except (ConfigError, LoadError) as error:
+        return _complain(Status.WRONG_USE, error.message, error.hint, error)
+    except PykvmError as error:
+        return _complain(Status.FAILED, error.message, error.hint, error)
+    except KeyboardInterrupt:
+        return _complain(Status.INTERRUPTED, "stopped by Ctrl-C")
+    except BrokenPipeError:
+        return _output_closed()
+    except MemoryError as error:
+        return _complain(Status.FAILED, "this host is out of memory", "", error)
+    except Exception as error:  # noqa: BLE001 - the last resort, for people who see no traceback
+        return _complain(
+            Status.FAILED,
+            f"an error inside pykvm: {type(error).__name__}: {error}",
+            "PYKVM_TRACEBACK=1 in the environment shows where",
+            error,
+        )
+
+
+def _command(options: Options) -> int:
+    if options.help:
+        from pykvm.cli.help import help_text
+
+        return _show(help_text())
+    if options.version:
+        import pykvm
+
+        return _show(f"pykvm {pykvm.__version__}\n")
+    command = import_module(f"pykvm.cli.{options.command}")
+    status: int = command.main(options)
+    return status
+
+
+def _show(text: str) -> int:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return 0
+
+
+def _complain(status: int, message: str, hint: str = "", error: Exception | None = None) -> int:
+    from pykvm.cli.report import say
+
+    if error is not None and os.environ.get("PYKVM_TRACEBACK", "0") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+    say(message, hint)
+    return status
+
+
+def _output_closed() -> int:
+    """Whoever read our output has gone, as `head` does: end as a program that SIGPIPE ends."""
+    # Python flushes stdout once more at exit.
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+    return Status.OUTPUT_CLOSED

@@ -1,0 +1,198 @@
+"""A machine's consoles, connected to where the command line says they go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from pykvm.cli.ports import StdoutPort, open_port
+from pykvm.cli.pump import Pump
+from pykvm.cli.report import say
+from pykvm.devices.debugcon import DebugConsole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.cli.interrupts import Interrupts
+    from pykvm.cli.options import Destination, Options
+    from pykvm.cli.ports import Port
+    from pykvm.cli.terminal import RawTerminal
+    from pykvm.machine import Machine
+
+__all__ = ["Consoles", "Lines"]
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+
+
+class Consoles:
+    """While entered, the serial port and the debug console are connected to their destinations."""
+
+    def __init__(
+        self, machine: Machine, options: Options, interrupts: Interrupts, deadline: float | None
+    ) -> None:
+        """`deadline`, on time.monotonic's clock, is when the run ends at the latest."""
+        self._machine = machine
+        self._options = options
+        self._interrupts = interrupts
+        self._deadline = deadline
+        self._stack = ExitStack()
+        self._ports: list[Port] = []
+        #: True once Ctrl-A x was typed.
+        self.left = False
+        #: What is to be said at the end: output that was lost.
+        self.remarks: list[str] = []
+
+    def __enter__(self) -> Consoles:
+        with self._stack:
+            self._connect()
+            # Nothing went wrong, so all of it stays open.
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def amid_line(self) -> bool:
+        """Whether what goes to stderr next would be glued to the guest's last words."""
+        return same_file(_STDOUT, _STDERR) and any(
+            isinstance(port, StdoutPort) and port.unfinished for port in self._ports
+        )
+
+    def _connect(self) -> None:
+        options, uart = self._options, self._machine.serial
+        pumps: list[Pump] = []
+        receive: Callable[[bytes], object] = uart.send
+        terminal: RawTerminal | None = None
+        if options.serial.kind == "stdio" and os.isatty(_STDIN):
+            from pykvm.cli.terminal import RawTerminal
+
+            def resumed() -> None:
+                pumps[0].wake()
+
+            terminal = RawTerminal(_STDIN, resumed)
+            receive = self._typing(uart.send)
+
+        serial = self._open("--serial", options.serial, terminal=terminal)
+        write = self._writer(serial)
+        uart.on_output(write)
+        if serial.pumped:
+            pumps.append(Pump(serial, receive=receive, unread=lambda: uart.pending))
+            uart.on_drained(pumps[0].drained)
+
+        if options.debugcon.kind != "serial" and options.debugcon != options.serial:
+            console = self._open("--debugcon", options.debugcon, typing=False)
+            write = self._writer(console)
+            if console.pumped:
+                pumps.append(Pump(console))
+        debugcon = self._machine.devices["debugcon"]
+        assert isinstance(debugcon, DebugConsole)
+        debugcon.on_output(write)
+
+        # From here on a signal must not come between the terminal and what puts it back.
+        self._interrupts.hold()
+        if terminal is not None:
+            self._stack.enter_context(terminal)
+        for pump in pumps:
+            self._stack.callback(pump.close)
+            pump.start()
+
+    def _open(
+        self,
+        option: str,
+        destination: Destination,
+        *,
+        typing: bool = True,
+        terminal: RawTerminal | None = None,
+    ) -> Port:
+        port = open_port(
+            option,
+            destination,
+            interrupts=self._interrupts,
+            deadline=self._deadline,
+            typing=typing,
+            terminal=terminal,
+        )
+        self._ports.append(port)
+        self._stack.callback(lambda: self._remark(port.close()))
+        if port.notice:
+            say(f"{option.removeprefix('--')} {port.notice}")
+        return port
+
+    def _remark(self, text: str) -> None:
+        if text:
+            self.remarks.append(text)
+
+    def _writer(self, port: Port) -> Callable[[bytes], object]:
+        """How to print on `port`: by lines where a trace is printed in between."""
+        if (
+            self._options.trace is None
+            or self._options.trace_file is not None
+            or not isinstance(port, StdoutPort)
+            or not same_file(_STDOUT, _STDERR)
+        ):
+            return port.write
+        lines = Lines(port.write)
+        self._stack.callback(lines.flush)
+        return lines.write
+
+    def _typing(self, send: Callable[[bytes], object]) -> Callable[[bytes], None]:
+        """What becomes of keys: the commands of Ctrl-A are ours, the rest is the guest's."""
+        from pykvm.cli.terminal import ESCAPE_HELP, Escape
+
+        escape = Escape()
+
+        def receive(typed: bytes) -> None:
+            passed, commands = escape.feed(typed)
+            if passed:
+                send(passed)
+            if "help" in commands:
+                os.write(_STDERR, ESCAPE_HELP.encode())
+            if "leave" in commands:
+                self.left = True
+                main = threading.main_thread().ident
+                assert main is not None
+                # As Ctrl-C does it: that works whether the run has begun or not.
+                signal.pthread_kill(main, signal.SIGINT)
+
+        return receive
+
+
+class Lines:
+    r"""Output by whole lines.
+
+    >>> parts = []
+    >>> lines = Lines(parts.append)
+    >>> lines.write(b"one\ntw"), lines.write(b"o\n"), lines.write(b"three"), lines.flush()
+    (None, None, None, None)
+    >>> parts
+    [b'one\n', b'two\n', b'three']
+    """
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+        self._begun = b""
+
+    def write(self, data: bytes) -> None:
+        """Pass on what are whole lines by now."""
+        whole, newline, self._begun = (self._begun + data).rpartition(b"\n")
+        if newline:
+            self._write(whole + newline)
+
+    def flush(self) -> None:
+        """Pass on the beginning of a line."""
+        begun, self._begun = self._begun, b""
+        if begun:
+            self._write(begun)
+
+
+def same_file(first: int, second: int) -> bool:
+    """Whether two descriptors lead to one file, terminal or pipe."""
+    try:
+        one, two = os.fstat(first), os.fstat(second)
+    except OSError:
+        return False
+    return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)

@@ -1,0 +1,76 @@
+"""The text of `pykvm --help`, made from the table of options."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from operator import attrgetter
+from textwrap import fill
+
+from pykvm.cli.options import OPTIONS, Option
+
+__all__ = ["help_text"]
+
+_WIDTH = 96
+_COLUMN = 28
+
+_USAGE = """\
+Run a guest on a KVM virtual machine.
+
+usage: pykvm [run] GUEST [options] [-- guest arguments]
+       pykvm step GUEST [options] [-- guest arguments]
+       pykvm info [--json]
+
+  run    run the guest to its end (the default)
+  step   stop at every VM exit: see why it happened, answer it by hand, look at registers and memory
+  info   what KVM offers on this host, and what to do where something is missing
+
+GUEST is a static ELF64 (starts in long mode) or ELF32 (protected mode), or a flat binary (real
+mode unless --mode says otherwise).  A file that is called run, step or info is ./run and so on.
+"""
+
+_EXAMPLES = """\
+Examples:
+  pykvm hello.elf
+  pykvm --memory 256M --timeout 10 kernel.elf -- console verbose
+  pykvm --mode real --load-address 0x7c00 bootsector.bin
+  pykvm --serial unix:/tmp/guest.sock --trace-file exits.txt --stats guest.elf
+  pykvm step hello.elf
+
+While the terminal is the guest's console, Ctrl-C stops the guest, Ctrl-A x leaves the console and
+ends the run, and Ctrl-A h lists what else Ctrl-A does.
+
+Exit status:
+  N    the guest exited with code N (above 255: 255, and a line says so)
+  0    also: the guest halted for good, asked for a reset, or was left with Ctrl-A x
+  2    wrong use: an option, a value or a guest file that makes no sense
+  124  the time given by --timeout is up
+  125  the guest crashed: triple fault, failed entry, refused instruction, wild access
+  126  this host or pykvm failed
+  130  Ctrl-C; 128 + N for any other signal N
+A line on stderr always tells how the run ended, so that a guest's own 124 is not taken for ours.
+
+The JSON lines of --trace=json have the keys seq, time (seconds since the start), vcpu, rip, symbol
+(null if there is none), exit (a class of pykvm.exits) and that exit's fields; bytes are in hex.
+The last line has outcome, exit_code, exits (by kind), seconds, guest_seconds and outside_seconds.
+
+PYKVM_TRACEBACK=1 in the environment shows the Python traceback of an error.
+"""
+
+
+def _row(option: Option) -> str:
+    name = f"{option.short}, {option.flag}" if option.short else f"    {option.flag}"
+    if option.metavar:
+        name += f"[={option.metavar}]" if option.bare is not None else f" {option.metavar}"
+    indent = " " * _COLUMN
+    text = fill(option.help, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    start = f"  {name}"
+    return start.ljust(_COLUMN) + text[_COLUMN:] if len(start) < _COLUMN - 1 else f"{start}\n{text}"
+
+
+def help_text() -> str:
+    """Everything that ``pykvm --help`` prints."""
+    parts = [_USAGE]
+    for group, options in groupby(OPTIONS, key=attrgetter("group")):
+        parts.append("\n".join([f"{group}:", *map(_row, options), ""]))
+    parts.append(_EXAMPLES)
+    return "\n".join(parts)

@@ -1,0 +1,327 @@
+"""What may stand on the command line: one table, from which it is parsed and `--help` is made.
+
+Importing argparse alone would cost a third of a small guest's whole run.
+
+>>> options = parse(["--memory", "32M", "guest.elf", "--", "one"])
+>>> options.command, options.guest, options.memory, options.arguments
+('run', 'guest.elf', 33554432, ('one',))
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pykvm.errors import ConfigError
+from pykvm.sizes import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "UsageError", "parse"]
+
+COMMANDS = ("run", "step", "info")
+
+
+class UsageError(Exception):
+    """The command line makes no sense; the message is one line."""
+
+
+class Destination(NamedTuple):
+    """Where a guest's console goes: `kind` is stdio, file, pty, unix or none.
+
+    `path` belongs to file and unix.
+    """
+
+    kind: str
+    path: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.path}" if self.path else self.kind
+
+
+class Options:
+    """What was asked for.  The class has the defaults."""
+
+    command: str = "run"
+    guest: str = ""
+    #: What stands after ``--``, for the guest.
+    arguments: tuple[str, ...] = ()
+    help: bool = False
+    version: bool = False
+    memory: int = 64 << 20
+    smp: int = 1
+    cpu: str = "baseline"
+    mode: str | None = None
+    load_address: int | None = None
+    append: str = ""
+    serial: Destination = Destination("stdio")
+    debugcon: Destination = Destination("serial")
+    unclaimed: str = "stop"
+    timeout: float | None = None
+    exit_status: str = "guest"
+    quiet: bool = False
+    trace: str | None = None
+    trace_file: str | None = None
+    stats: bool = False
+    dump_on_exit: bool = False
+    json: bool = False
+
+
+class Option(NamedTuple):
+    """One row of the table.
+
+    `metavar` is empty for an option that takes no value; `bare` is then what it stands for.  An
+    option with both takes its value after "=" only.  `commands` are those that know it.
+    """
+
+    flag: str
+    metavar: str
+    convert: Callable[[str], Any]
+    group: str
+    help: str
+    commands: tuple[str, ...] = ("run",)
+    short: str = ""
+    bare: Any = None
+
+    @property
+    def field(self) -> str:
+        """The attribute of Options that it sets."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """A converter that takes one of these words."""
+
+    def convert(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return text
+
+    return convert
+
+
+def _size(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ConfigError as error:
+        raise ValueError("a size such as 64M or 2G") from error
+    if size == 0:
+        raise ValueError("a size above zero, such as 64M")
+    return size
+
+
+def _count(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("a number") from None
+
+
+def _address(text: str) -> int:
+    try:
+        address = int(text, 0)
+    except ValueError:
+        raise ValueError("an address such as 0x100000") from None
+    if address < 0:
+        raise ValueError("an address, not negative")
+    return address
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError("seconds such as 5 or 0.5") from None
+    if not (isfinite(seconds) and seconds > 0):
+        raise ValueError("seconds, above zero")
+    return seconds
+
+
+def _destination(text: str, also: tuple[str, ...] = ()) -> Destination:
+    kind, _, path = text.partition(":")
+    if kind in ("file", "unix"):
+        if not path:
+            raise ValueError(f"{kind}:PATH, with a path")
+        return Destination(kind, path)
+    if text not in ("stdio", "pty", "none", *also):
+        raise ValueError(", ".join((*also, "stdio, file:PATH, pty, unix:PATH or none")))
+    return Destination(kind)
+
+
+def _debugcon(text: str) -> Destination:
+    return _destination(text, also=("serial",))
+
+
+def _flag(text: str) -> bool:
+    raise AssertionError("an option without a value has nothing to convert")
+
+
+_GUESTS = ("run", "step")
+_ALL = ("run", "step", "info")
+
+MACHINE = "The machine"
+GUEST = "The guest file"
+CONSOLE = "Console"
+ENDING = "Ending"
+LOOKING = "Looking inside"
+GENERAL = "General"
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "--memory", "SIZE", _size, MACHINE,
+        "RAM, as 64M or 2G; beyond 3G it goes on above 4G (default 64M)",
+        _GUESTS, short="-m",
+    ),
+    Option("--smp", "N", _count, MACHINE, "number of vCPUs (default 1)"),
+    Option(
+        "--cpu", "MODEL", one_of("baseline", "host"), MACHINE,
+        "what CPUID shows: baseline, the same on every host (default), or host, all that "
+        "this one has",
+        _GUESTS,
+    ),
+    Option(
+        "--unclaimed", "WHAT", one_of("stop", "float"), MACHINE,
+        "an access where neither memory nor a device is: stop ends the run as a crash (default), "
+        "float reads all ones and ignores writes",
+    ),
+    Option(
+        "--mode", "MODE", one_of("real", "protected", "long"), GUEST,
+        "CPU mode at entry: real, protected or long; by default the file decides, and a flat "
+        "binary starts in real mode",
+        _GUESTS,
+    ),
+    Option(
+        "--load-address", "ADDR", _address, GUEST,
+        "where to put a flat binary or a PIE (default 0x7c00 for a flat binary)",
+        _GUESTS,
+    ),
+    Option(
+        "--append", "WORDS", str, GUEST,
+        "words for the guest's argv, before those that follow --",
+        _GUESTS,
+    ),
+    Option(
+        "--serial", "DEST", _destination, CONSOLE,
+        "serial port COM1: stdio (default), file:PATH (output only; the file is replaced), "
+        "pty, unix:PATH (a socket, one client at a time) or none",
+    ),
+    Option(
+        "--debugcon", "DEST", _debugcon, CONSOLE,
+        "output of the debug console, port 0xe9: the same, or serial (default) for wherever the "
+        "serial port goes",
+    ),
+    Option("--timeout", "SECONDS", _seconds, ENDING, "stop the guest after this time"),
+    Option(
+        "--exit-status", "STYLE", one_of("guest", "qemu"), ENDING,
+        "status for a guest's exit code v: guest gives v (default), qemu gives (v << 1) | 1 as "
+        "QEMU's isa-debug-exit does",
+    ),
+    Option(
+        "--quiet", "", _flag, ENDING,
+        "say nothing on stderr when the guest exits by itself",
+        short="-q", bare=True,
+    ),
+    Option(
+        "--trace", "text|json", one_of("text", "json"), LOOKING,
+        "one line for every VM exit on stderr, or JSON lines",
+        bare="text",
+    ),
+    Option(
+        "--trace-file", "PATH", str, LOOKING,
+        "write the trace there (and trace, if --trace is not given)",
+    ),
+    Option(
+        "--stats", "", _flag, LOOKING,
+        "at the end, VM exits by kind and time inside and outside the guest; with --trace, the "
+        "busiest ports and addresses too",
+        bare=True,
+    ),
+    Option(
+        "--dump-on-exit", "", _flag, LOOKING,
+        "at the end, registers, code at RIP and the top of the stack",
+        bare=True,
+    ),
+    Option("--json", "", _flag, GENERAL, "info: print JSON", ("info",), bare=True),
+    Option("--help", "", _flag, GENERAL, "show this", _ALL, short="-h", bare=True),
+    Option("--version", "", _flag, GENERAL, "show the version", _ALL, bare=True),
+)  # fmt: skip
+
+_BY_FLAG = {
+    **{option.flag: option for option in OPTIONS},
+    **{option.short: option for option in OPTIONS if option.short},
+}
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options that `argv` (without the program's name) asks for.
+
+    Options may stand before and after the guest file; what follows ``--`` is the guest's.
+    Raises UsageError with one line that says what is wrong.
+    """
+    options = Options()
+    words: list[str] = []
+    given: list[Option] = []
+    rest = list(reversed(argv))
+    while rest:
+        word = rest.pop()
+        if word == "--":
+            options.arguments = tuple(reversed(rest))
+            break
+        if word.startswith("-") and word != "-":
+            option, value = _option(word, rest)
+            setattr(options, option.field, value)
+            given.append(option)
+        else:
+            words.append(word)
+    if words and words[0] in COMMANDS:
+        options.command = words.pop(0)
+    if not (options.help or options.version):
+        _check(options, words, given)
+    return options
+
+
+def _option(word: str, rest: list[str]) -> tuple[Option, Any]:
+    """The option that `word` names and its value, taken from `rest` where it stands apart."""
+    flag, equals, text = word.partition("=")
+    option = _BY_FLAG.get(flag)
+    if option is None:
+        raise UsageError(f"unknown option {flag}{_suggestion(flag)}")
+    if not option.metavar and equals:
+        raise UsageError(f"{flag} takes no value")
+    if option.bare is not None and not equals:
+        return option, option.bare
+    if not equals:
+        if not rest or rest[-1] == "--":
+            raise UsageError(f"{flag} needs a value: {flag} {option.metavar}")
+        text = rest.pop()
+    try:
+        return option, option.convert(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} takes {error}, not {text!r}") from None
+
+
+def _suggestion(flag: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(flag, _BY_FLAG, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _check(options: Options, words: Sequence[str], given: Sequence[Option]) -> None:
+    command = options.command
+    for option in given:
+        if command not in option.commands:
+            where = " and ".join(option.commands)
+            raise UsageError(f"{option.flag} belongs to {where}, not to {command}")
+    if command == "info":
+        if words or options.arguments:
+            raise UsageError(f"info takes no guest: unexpected {[*words, *options.arguments][0]!r}")
+        return
+    if not words:
+        raise UsageError("no guest file given")
+    if len(words) > 1:
+        raise UsageError(f"unexpected {words[1]!r}: what is meant for the guest goes after --")
+    options.guest = words[0]
+    if options.trace_file is not None and options.trace is None:
+        options.trace = "text"

@@ -1,0 +1,84 @@
+"""What is said on stderr, and the exit status, once a run is over."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pykvm.cli.status import Status
+from pykvm.result import Outcome
+
+if TYPE_CHECKING:
+    from pykvm.machine import Machine
+    from pykvm.result import Result
+    from pykvm.vcpu import CPU
+
+__all__ = ["ending_line", "exit_status", "place", "say"]
+
+_STDERR = 2
+
+_STATUS = {
+    Outcome.HALTED: Status.DONE,
+    Outcome.RESET: Status.DONE,
+    Outcome.TIMEOUT: Status.TIMED_OUT,
+    Outcome.CRASHED: Status.CRASHED,
+    # Nobody but the run's owner stops it or waits for a condition, and neither is told here.
+    Outcome.STOPPED: Status.FAILED,
+    Outcome.UNTIL: Status.FAILED,
+}
+
+
+def say(message: str, hint: str = "") -> None:
+    """Print one message on stderr, and below it, indented, what to do about it."""
+    lines = [f"pykvm: {message}", *(f"       {line}" for line in hint.splitlines())]
+    # Nobody there to be told: the exit status still tells.
+    with suppress(OSError):
+        os.write(_STDERR, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
+
+
+def exit_status(result: Result, style: str = "guest") -> tuple[int, str]:
+    """The exit status for a result, and a remark where it is not the guest's own code.
+
+    `style` is "guest" (the code itself) or "qemu" (what QEMU's isa-debug-exit makes of it).
+
+    >>> from pykvm.result import Ending, Outcome, Result
+    >>> ending = Ending(Outcome.EXITED, "the guest exited with code 3", exit_code=3)
+    >>> result = Result(ending, exits={}, seconds=0.0, guest_seconds=0.0, outside_seconds=0.0)
+    >>> exit_status(result), exit_status(result, "qemu")
+    ((3, ''), (7, 'exit status 7'))
+    """
+    code = result.exit_code
+    if result.outcome is not Outcome.EXITED or code is None:
+        return _STATUS[result.outcome], ""
+    if style == "qemu":
+        # QEMU passes this to exit(3), of which the parent sees the low eight bits.
+        status = ((code << 1) | 1) & Status.LARGEST
+        return status, f"exit status {status}"
+    if code > Status.LARGEST:
+        return Status.LARGEST, f"exit status {Status.LARGEST}, the largest there is"
+    return code, ""
+
+
+def place(cpu: CPU, machine: Machine) -> str:
+    """Where a vCPU is: "at 0x100123 (main+0x12)"."""
+    address = cpu.state.linear_rip
+    name = machine.symbol_at(address)
+    return f"at {address:#x} ({name})" if name else f"at {address:#x}"
+
+
+def ending_line(sentence: str, result: Result, where: str = "", note: str = "") -> str:
+    """The one line that tells how a run ended.
+
+    >>> from pykvm.result import Ending, Outcome, Result
+    >>> ending = Ending(Outcome.EXITED, "the guest exited with code 0", exit_code=0)
+    >>> exits = {"IoOut": 24, "Hlt": 1}
+    >>> result = Result(ending, exits=exits, seconds=0.5, guest_seconds=0.4, outside_seconds=0.1)
+    >>> ending_line(ending.sentence, result)
+    'the guest exited with code 0 (0.500 s, 25 VM exits)'
+    """
+    count = sum(result.exits.values())
+    exits = "1 VM exit" if count == 1 else f"{count} VM exits"
+    figures = [f"{result.seconds:.3f} s", exits, *filter(None, [note])]
+    middle = f" {where}" if where else ""
+    return f"{sentence}{middle} ({', '.join(figures)})"

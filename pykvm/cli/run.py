@@ -1,0 +1,126 @@
+"""`pykvm run`: a guest from its start to its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from pykvm.cli.consoles import Consoles
+from pykvm.cli.interrupts import Interrupts
+from pykvm.cli.report import ending_line, exit_status, place, say
+from pykvm.cli.status import Status
+from pykvm.machine import Machine
+from pykvm.result import Outcome
+
+if TYPE_CHECKING:
+    from pykvm.cli.options import Options
+    from pykvm.cli.trace import Trace
+    from pykvm.result import Result
+
+__all__ = ["main"]
+
+_STDERR = 2
+
+# Ends where what the guest was doing matters.
+_UNASKED = frozenset({Outcome.TIMEOUT, Outcome.STOPPED, Outcome.HALTED})
+
+
+def main(options: Options) -> int:
+    """Run the guest that `options` describe and return the exit status."""
+    with Machine(
+        options.guest,
+        memory=options.memory,
+        vcpus=options.smp,
+        mode=options.mode,
+        load_address=options.load_address,
+        append=options.append,
+        args=options.arguments,
+        cpu=options.cpu,
+        unclaimed=options.unclaimed,
+    ) as machine:
+        return _Session(machine, options).run()
+
+
+class _Session:
+    """One run of a machine, with the consoles, the signals and the reports around it."""
+
+    def __init__(self, machine: Machine, options: Options) -> None:
+        self._machine = machine
+        self._options = options
+        self._interrupts = Interrupts(machine.stop)
+        deadline = None if options.timeout is None else time.monotonic() + options.timeout
+        self._consoles = Consoles(machine, options, self._interrupts, deadline)
+        self._trace: Trace | None = None
+
+    def run(self) -> int:
+        """Run to the end, tell how it ended, and return the exit status."""
+        result = None
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(self._interrupts)
+                if self._options.trace is not None:
+                    from pykvm.cli.trace import Trace
+
+                    self._trace = stack.enter_context(Trace(self._machine, self._options))
+                stack.enter_context(self._consoles)
+                result = self._interrupts.run(self._run)
+        except KeyboardInterrupt:
+            # Out of the middle of something: there is no result to tell of.
+            if self._interrupts.received is None:
+                raise
+        except BrokenPipeError:
+            say("stopped: nobody reads stdout any more")
+            return Status.OUTPUT_CLOSED
+        if self._consoles.amid_line:
+            with suppress(OSError):
+                os.write(_STDERR, b"\n")
+        return self._report(result)
+
+    def _run(self) -> Result:
+        trace = self._trace
+        if trace is None:
+            return self._machine.run(timeout=self._options.timeout)
+        result = self._machine.run(timeout=self._options.timeout, on_exit=trace.exit)
+        trace.end(result)
+        return result
+
+    def _report(self, result: Result | None) -> int:
+        options, machine = self._options, self._machine
+        for remark in self._consoles.remarks:
+            say(remark)
+        if result is None:
+            sentence, status = self._stop()
+            say(sentence)
+            return status
+        status, note = exit_status(result, options.exit_status)
+        sentence = result.sentence
+        if result.outcome is Outcome.STOPPED and self._interrupts.received is not None:
+            sentence, status = self._stop()
+        if not (options.quiet and result.outcome is Outcome.EXITED):
+            where = place(machine.vcpus[0], machine) if result.outcome in _UNASKED else ""
+            hint = "" if result.error is None else result.error.hint
+            say(ending_line(sentence, result, where, note), hint)
+        if options.stats:
+            from pykvm.cli.stats import stats_text
+
+            self._print(stats_text(result, self._trace.places if self._trace else None))
+        if options.dump_on_exit:
+            from pykvm.cli.dump import dump_text
+
+            self._print(dump_text(machine))
+        return status
+
+    def _stop(self) -> tuple[str, int]:
+        """Why the run was stopped from outside, and the exit status for that."""
+        number = self._interrupts.received
+        assert number is not None
+        if self._consoles.left:
+            return "the console was left with Ctrl-A x", Status.DONE
+        name = "Ctrl-C" if number == Status.INTERRUPTED - 128 else number.name
+        return f"stopped by {name}", 128 + number
+
+    def _print(self, text: str) -> None:
+        with suppress(OSError):
+            os.write(_STDERR, text.encode(errors="replace"))

@@ -1,0 +1,22 @@
+"""The exit statuses of the command line."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["Status"]
+
+
+class Status(IntEnum):
+    """What pykvm itself ends with; a guest that exits gives its own code."""
+
+    DONE = 0
+    WRONG_USE = 2
+    TIMED_OUT = 124
+    CRASHED = 125
+    FAILED = 126
+    #: 128 + the number of the signal: SIGINT, and SIGPIPE when nobody reads stdout any more.
+    INTERRUPTED = 130
+    OUTPUT_CLOSED = 141
+    #: The largest that a process can give.
+    LARGEST = 255

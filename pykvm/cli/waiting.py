@@ -1,0 +1,265 @@
+"""Ports whose reader may be absent or slow: a pseudo-terminal and a Unix socket.
+
+They never make the guest wait.  The first 64 KiB that nobody has read wait for a reader; what does
+not fit is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import socket
+import stat
+import termios
+import threading
+import time
+import tty
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pykvm.cli.ports import NoPort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BACKLOG", "PtyPort", "UnixPort"]
+
+_CHUNK = 4096
+
+#: How many bytes wait for a reader.
+BACKLOG = 64 << 10
+#: How long, in seconds, the end of a run waits for a reader that makes no progress.
+LINGER = 0.5
+# How often, in seconds, to look whether the reader of a pseudo-terminal has made room.
+_PTY_INTERVAL = 0.05
+
+
+class _WaitingPort(NoPort):
+    """A port whose reader may be absent or slow: output waits in a bounded backlog."""
+
+    pumped = True
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._backlog = bytearray()
+        self._dropped = 0
+        self._wake: Callable[[], object] = bool
+
+    def attach(self, wake: Callable[[], object]) -> None:
+        """Call `wake` when something begins to wait."""
+        self._wake = wake
+
+    def write(self, data: bytes) -> None:
+        """Take `data`, or as much of it as there is room for; never blocks."""
+        with self._lock:
+            waited = bool(self._backlog)
+            self._flush()
+            room = BACKLOG - len(self._backlog)
+            self._backlog += data[:room]
+            self._dropped += max(len(data) - room, 0)
+            self._flush()
+            waits = bool(self._backlog)
+        if waits and not waited:
+            self._wake()
+
+    def _flush(self) -> None:
+        """Hand over as much of the backlog as the reader takes now."""
+        while self._backlog:
+            taken = self._send(bytes(self._backlog[:_CHUNK]))
+            if not taken:
+                return
+            del self._backlog[:taken]
+
+    def _send(self, data: bytes) -> int:
+        """Give `data` to the reader; how many bytes it took, 0 if there is none or it is slow."""
+        raise NotImplementedError
+
+    def _unread(self) -> int:
+        """How many bytes a reader has still to take, as far as can be told."""
+        raise NotImplementedError
+
+    def _linger(self) -> int:
+        """Give a reader time as long as it makes progress, and return what it left unread."""
+        unread, since = self._unread(), time.monotonic()
+        while unread and time.monotonic() - since < LINGER:
+            time.sleep(0.002)
+            with self._lock:
+                self._flush()
+            before, unread = unread, self._unread()
+            if unread != before:
+                since = time.monotonic()
+        return unread
+
+    def _lost(self, unread: int, path: str) -> str:
+        lost = self._dropped + unread
+        return f"{lost} bytes of output or more were lost: nobody read {path}" if lost else ""
+
+
+class PtyPort(_WaitingPort):
+    """A pseudo-terminal; `path` is the side to open with screen or cat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The slave stays open here too: without that, reading fails whenever nobody else has it.
+        self._master, self._slave = os.openpty()
+        tty.setraw(self._slave)
+        os.set_blocking(self._master, False)
+        self.path = os.ttyname(self._slave)
+        self.notice = f"console on {self.path}"
+
+    def interests(self, *, reading: bool) -> list[tuple[int, int]]:
+        """The master side."""
+        return [(self._master, select.POLLIN)] if reading else []
+
+    def patience(self) -> float | None:
+        """A terminal does not always tell when its reader has made room."""
+        with self._lock:
+            self._flush()
+            return _PTY_INTERVAL if self._backlog else None
+
+    def handle(self, fd: int, events: int) -> bytes:
+        """Read what was typed."""
+        with suppress(BlockingIOError):
+            return os.read(self._master, _CHUNK)
+        return b""
+
+    def _send(self, data: bytes) -> int:
+        with suppress(BlockingIOError):
+            return os.write(self._master, data)
+        return 0
+
+    def _unread(self) -> int:
+        # Beyond what the terminal has ready for its reader the kernel buffers more, uncounted.
+        queued = fcntl.ioctl(self._slave, termios.TIOCINQ, bytes(4))
+        return int.from_bytes(queued, "little") + len(self._backlog)
+
+    def _has_reader(self) -> bool:
+        """Whether anybody else has the slave side open."""
+        os.close(self._slave)
+        poll = select.poll()
+        poll.register(self._master, 0)
+        alone = any(events & select.POLLHUP for _, events in poll.poll(0))
+        self._slave = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        return not alone
+
+    def close(self) -> str:
+        """Close both sides, once a reader had its chance: closing throws away what it has not."""
+        unread = self._unread()
+        if unread and self._has_reader():
+            unread = self._linger()
+        os.close(self._master)
+        os.close(self._slave)
+        return self._lost(unread, self.path)
+
+
+class UnixPort(_WaitingPort):
+    """A Unix socket at `path` that takes one client at a time; the others wait for their turn."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+        self.notice = f"console at {path}, which waits for a client"
+        self._client: socket.socket | None = None
+        self._half_closed = False
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._remove_stale()
+            self._listener.bind(path)
+            self._identity = _identity(path)
+            self._listener.listen(1)
+            self._listener.setblocking(False)
+        except BaseException:
+            self._listener.close()
+            raise
+
+    def _remove_stale(self) -> None:
+        """Remove what a program left behind that did not end well.  Raises OSError if it lives."""
+        try:
+            if not stat.S_ISSOCK(os.stat(self.path).st_mode):
+                raise OSError(errno.EEXIST, "there is a file that is no socket")
+        except FileNotFoundError:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(self.path)
+            except ConnectionRefusedError:
+                os.unlink(self.path)
+                return
+        raise OSError(errno.EADDRINUSE, "another program listens there")
+
+    def interests(self, *, reading: bool) -> list[tuple[int, int]]:
+        """The client, or without one the socket that waits for one."""
+        client = self._client
+        if client is None:
+            return [(self._listener.fileno(), select.POLLIN)]
+        wanted = select.POLLOUT if self._backlog else 0
+        if reading and not self._half_closed:
+            wanted |= select.POLLIN
+        # With no events asked for, POLLHUP still comes when the client has gone.
+        return [(client.fileno(), wanted)]
+
+    def handle(self, fd: int, events: int) -> bytes:
+        """Accept, read, write what waits, or let a client go."""
+        if self._client is None:
+            self._accept()
+            return b""
+        data = b""
+        if events & select.POLLIN:
+            try:
+                data = self._client.recv(_CHUNK)
+            except BlockingIOError:
+                return b""
+            except OSError:
+                events |= select.POLLERR
+            # A client that has nothing more to say may still want to listen.
+            self._half_closed = not data
+        with self._lock:
+            if events & select.POLLERR or (events & select.POLLHUP and not data):
+                self._forget_client()
+            else:
+                self._flush()
+        return data
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            client, _ = self._listener.accept()
+            client.setblocking(False)
+            with self._lock:
+                self._client, self._half_closed = client, False
+                self._flush()
+
+    def _forget_client(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _send(self, data: bytes) -> int:
+        if self._client is None:
+            return 0
+        try:
+            return self._client.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            # The pump sees it too, and lets the client go.
+            return 0
+
+    def _unread(self) -> int:
+        return len(self._backlog)
+
+    def close(self) -> str:
+        """Close the connection and remove the socket's file."""
+        unread = self._linger() if self._client is not None else self._unread()
+        self._forget_client()
+        self._listener.close()
+        with suppress(OSError):
+            if _identity(self.path) == self._identity:
+                os.unlink(self.path)
+        return self._lost(unread, self.path)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

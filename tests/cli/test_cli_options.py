@@ -1,0 +1,123 @@
+"""The command line's words, parsed; no guest takes part."""
+
+from __future__ import annotations
+
+import pytest
+
+from pykvm.cli.help import help_text
+from pykvm.cli.options import OPTIONS, Destination, Options, UsageError, parse
+
+
+def test_defaults() -> None:
+    options = parse(["guest.elf"])
+    assert (options.command, options.guest, options.arguments) == ("run", "guest.elf", ())
+    assert (options.memory, options.smp, options.timeout) == (64 << 20, 1, None)
+    assert options.serial == Destination("stdio")
+
+
+@pytest.mark.parametrize("words", [["run", "a.elf"], ["a.elf"]])
+def test_run_is_the_default(words: list[str]) -> None:
+    options = parse(words)
+    assert (options.command, options.guest) == ("run", "a.elf")
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (["--memory", "1G"], "memory", 1 << 30),
+        (["-m", "16M"], "memory", 16 << 20),
+        (["--memory=2M"], "memory", 2 << 20),
+        (["--smp", "4"], "smp", 4),
+        (["--smp=-1"], "smp", -1),
+        (["--cpu", "host"], "cpu", "host"),
+        (["--mode", "real"], "mode", "real"),
+        (["--load-address", "0x1_0000"], "load_address", 0x10000),
+        (["--append", "a b"], "append", "a b"),
+        (["--append", "--x"], "append", "--x"),
+        (["--serial", "none"], "serial", Destination("none")),
+        (["--serial", "file:a:b"], "serial", Destination("file", "a:b")),
+        (["--serial=unix:/tmp/s"], "serial", Destination("unix", "/tmp/s")),
+        (["--debugcon", "pty"], "debugcon", Destination("pty")),
+        (["--unclaimed", "float"], "unclaimed", "float"),
+        (["--timeout", "0.5"], "timeout", 0.5),
+        (["--exit-status", "qemu"], "exit_status", "qemu"),
+        (["--trace"], "trace", "text"),
+        (["--trace=json"], "trace", "json"),
+        (["--trace-file", "t"], "trace", "text"),
+        (["--trace-file", "t", "--trace=json"], "trace", "json"),
+        (["--stats"], "stats", True),
+        (["--dump-on-exit"], "dump_on_exit", True),
+        (["-q"], "quiet", True),
+    ],
+)
+def test_option(words: list[str], field: str, value: object) -> None:
+    for argv in ([*words, "guest.elf"], ["guest.elf", *words], ["run", *words, "guest.elf"]):
+        options = parse(argv)
+        assert getattr(options, field) == value
+        assert options.guest == "guest.elf"
+
+
+def test_what_follows_two_dashes_is_the_guests() -> None:
+    options = parse(["a.elf", "--stats", "--", "--memory", "--", "x"])
+    assert options.arguments == ("--memory", "--", "x")
+    assert options.stats
+    assert options.memory == 64 << 20
+
+
+def test_commands_are_first_words_only() -> None:
+    assert parse(["./info"]).guest == "./info"
+    assert parse(["run", "info"]).guest == "info"
+    assert parse(["--memory", "8M", "step", "a.elf"]).command == "step"
+    assert parse(["info", "--json"]).json
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no guest file given"),
+        (["run"], "no guest file given"),
+        (["a.elf", "b"], "unexpected 'b': what is meant for the guest goes after --"),
+        (["--memroy", "1G", "a"], "unknown option --memroy (did you mean --memory?)"),
+        (["-x", "a"], "unknown option -x"),
+        (["a", "--memory"], "--memory needs a value: --memory SIZE"),
+        (["a", "--memory", "--"], "--memory needs a value: --memory SIZE"),
+        (["a", "--memory", "much"], "--memory takes a size such as 64M or 2G, not 'much'"),
+        (["a", "--memory", "0"], "--memory takes a size above zero, such as 64M, not '0'"),
+        (["a", "--smp", "two"], "--smp takes a number, not 'two'"),
+        (["a", "--mode", "v86"], "--mode takes one of real, protected, long, not 'v86'"),
+        (["a", "--load-address", "x"], "--load-address takes an address such as 0x100000, not 'x'"),
+        (["a", "--load-address", "-1"], "--load-address takes an address, not negative, not '-1'"),
+        (["a", "--timeout", "nan"], "--timeout takes seconds, above zero, not 'nan'"),
+        (["a", "--timeout", "0"], "--timeout takes seconds, above zero, not '0'"),
+        (["a", "--timeout", "soon"], "--timeout takes seconds such as 5 or 0.5, not 'soon'"),
+        (
+            ["a", "--serial", "tty"],
+            "--serial takes stdio, file:PATH, pty, unix:PATH or none, not 'tty'",
+        ),
+        (["a", "--serial", "file:"], "--serial takes file:PATH, with a path, not 'file:'"),
+        (["a", "--trace=xml"], "--trace takes one of text, json, not 'xml'"),
+        (["a", "--stats=yes"], "--stats takes no value"),
+        (["step", "a", "--trace"], "--trace belongs to run, not to step"),
+        (["a", "--json"], "--json belongs to info, not to run"),
+        (["info", "a"], "info takes no guest: unexpected 'a'"),
+    ],
+)
+def test_wrong_use_is_named(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(words)
+    assert str(caught.value) == message
+
+
+def test_help_is_asked_for_whatever_else_is_wrong() -> None:
+    assert parse(["--help"]).help
+    assert parse(["step", "--version"]).version
+
+
+def test_every_option_sets_an_attribute_that_exists() -> None:
+    assert [option.flag for option in OPTIONS if not hasattr(Options, option.field)] == []
+
+
+def test_help_names_every_option_in_narrow_lines() -> None:
+    text = help_text()
+    assert [option.flag for option in OPTIONS if option.flag not in text] == []
+    assert max(map(len, text.splitlines())) <= 100
