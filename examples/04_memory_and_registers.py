@@ -1,0 +1,68 @@
+"""Looking into a guest, and changing it: memory, registers, symbols, page tables.
+
+Run it:  python examples/04_memory_and_registers.py
+
+There are three kinds of address.  The guest's code uses guest-virtual ones (GVA); the guest's page
+tables turn them into guest-physical ones (GPA); KVM's memory slots turn those into addresses of
+this process (HVA).  `machine.memory` takes GPAs, a vCPU's `read` and `write` take GVAs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pykvm import Machine
+
+GUESTS = Path(__file__).parents[1] / "guests" / "build"
+
+
+def change_what_it_is_given() -> None:
+    """Edit a guest before its first instruction: args.elf prints its arguments."""
+    with Machine(GUESTS / "args.elf", args=["one", "two"]) as machine:
+        cpu = machine.vcpus[0]
+        print(f"rip is at {machine.symbol_at(cpu.regs.rip)}; argc is in rdi: {cpu.regs.rdi}")
+
+        # argv, in rsi, is an array of 8-byte pointers, all of them guest-virtual.
+        argv = cpu.regs.rsi
+        pointers = memoryview(cpu.read(argv, 8 * cpu.regs.rdi)).cast("Q")
+        print("argv:", [cpu.cstring(pointer).decode() for pointer in pointers])
+
+        # Registers are set by assigning to them, one by one ...
+        cpu.write(pointers[1], b"ONE")
+        cpu.regs.rdi = 2
+
+        # ... or all at once, as a value that can be printed, edited and assigned.
+        state = cpu.state
+        state.rax = 0x1234
+        cpu.state = state
+        print(f"cs is {state.cs}")
+
+        machine.run(timeout=10)
+        print(machine.serial.text)
+
+
+def follow_its_page_tables() -> None:
+    """paging.elf maps one page at two virtual addresses, and writes 43 through the second."""
+    window = 0x4000_0000_0000
+    with Machine(GUESTS / "paging.elf") as machine:
+        print(machine.run(timeout=10, until="through the old: 43\n").sentence)
+        cpu = machine.vcpus[0]
+
+        walk = cpu.walk(window)
+        print(walk)
+
+        # The same eight bytes by GVA, by GPA, and in place: a view shares them with the guest.
+        gpa = cpu.translate(window)
+        view = machine.memory.view(gpa, 8).cast("Q")
+        print(int.from_bytes(cpu.read(window, 8), "little"), machine.memory.u64(gpa), view[0])
+
+        # A page that is not there yet says which level ends the walk, and with which #PF.
+        print(cpu.walk(window + 4096, access="write"))
+
+
+if __name__ == "__main__":
+    if not GUESTS.exists():
+        sys.exit("Build the guests first: make guests")
+    change_what_it_is_given()
+    follow_its_page_tables()

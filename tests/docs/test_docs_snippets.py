@@ -1,0 +1,141 @@
+"""The snippets of the documentation do what the pages say.
+
+The ```python blocks of a page run in order, as one program, from the top of the source tree; what
+they define as test_... is called.  A ```text block right behind one is what it prints.  Each
+```console block is a shell session; a `make` that is more than a pykvm command is only looked up.
+In expected output addresses and times count for nothing, and "..." stands for anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from doctest import ELLIPSIS, OutputChecker
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+from docs.markdown import ROOT, Block, blocks, pages
+
+PAGES = [page.relative_to(ROOT).as_posix() for page in pages()]
+WITH_PYTHON = [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
+SESSIONS = [block for page in PAGES for block in blocks(page) if block.language == "console"]
+
+VARYING = (
+    (r"\b0x[0-9a-f]+", "0x"),
+    (r"\b\d+\.\d+ (s|ms|µs)\b", "0 s"),
+    (r"\b\d+ VM exits?\b", "0 VM exits"),
+)
+
+# What a session shows as typed at the prompt of `pykvm step`.
+TYPED = re.compile(r"^step> (.*\n)", re.MULTILINE)
+
+# Printed between one command's output and the next one's; the next one sees the same $?.
+MARK = "--8<--\n"
+END_OF_STEP = "status=$?; echo '--8<--'; (exit $status)"
+
+
+def loosely(text: str) -> str:
+    """Without what differs from run to run and from compiler to compiler."""
+    for pattern, word in VARYING:
+        text = re.sub(pattern, word, text)
+    return text
+
+
+def expect(block: Block, wanted: str, got: str) -> None:
+    if not OutputChecker().check_output(loosely(wanted), loosely(got), ELLIPSIS):
+        assert got == wanted, f"{block} shows something else"
+
+
+def programs(page: str) -> Iterator[tuple[Block, Block | None]]:
+    """The Python blocks of a page, each with the block of its output, if it has one."""
+    found = blocks(page)
+    for block, after in zip_longest(found, found[1:]):
+        if block.language == "python":
+            yield block, after if after is not None and after.language == "text" else None
+
+
+def execute(block: Block, namespace: dict[str, object]) -> None:
+    # Tracebacks then name the page and its line.
+    code = compile("\n" * (block.line - 1) + block.text, ROOT / block.page, "exec")
+    before = set(namespace)
+    exec(code, namespace)
+    for name, value in list(namespace.items()):
+        if name.startswith("test_") and name not in before and callable(value):
+            value()
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_python(
+    page: str, guests: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    namespace: dict[str, object] = {"__name__": page}
+    for block, output in programs(page):
+        execute(block, namespace)
+        printed = capsys.readouterr().out
+        expect(output or block, output.text if output else "", printed)
+
+
+def commands(block: Block) -> list[tuple[str, str]]:
+    """The commands of a session, each with the output that is shown below it."""
+    parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]
+    return [(part.partition("\n")[0], part.partition("\n")[2]) for part in parts]
+
+
+def dry_run(command: str) -> str:
+    """The last thing that a `make` would do."""
+    found = subprocess.run(
+        [*command.split(), "--dry-run", "--no-print-directory"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+    return found.stdout.splitlines()[-1]
+
+
+def runnable(command: str) -> str | None:
+    """What to type for `command` in a test, or None if it is too much to run."""
+    if not command.startswith("make"):
+        return command
+    before, python, arguments = dry_run(command).partition("python -m pykvm ")
+    return f"{python}{arguments}" if python and " " not in before else None
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("block", SESSIONS, ids=str)
+def test_console(block: Block, guests: Path) -> None:
+    session = commands(block)
+    steps = [runnable(command) for command, _ in session]
+    ran = subprocess.run(
+        ["bash", "-c", "".join(f"{step or ':'}\n{END_OF_STEP}\n" for step in steps)],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        input="".join(TYPED.findall(block.text)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    shown = ran.stdout.split(MARK)
+    assert len(shown) == len(session) + 1, ran.stdout
+    for (_, wanted), step, got in zip(session, steps, shown, strict=False):
+        if step is not None:
+            expect(block, wanted, got)
+
+
+def test_a_snippet_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError):
+        execute(Block("README.md", 1, "python", "def test_it():\n    assert False\n"), {})
+    with pytest.raises(AssertionError, match="shows something else"):
+        expect(Block("README.md", 1, "text", ""), "one ... three\n", "one two four\n")
+    expect(
+        Block("README.md", 1, "text", ""), "at 0x10 ... 0.1 s\n", "at 0x2f (main) after 0.25 s\n"
+    )
