@@ -59,7 +59,8 @@ def advice(facts: dict[str, Any]) -> list[str]:
         words = [facts["error"], facts.get("hint", "")]
         if facts["device"]["exists"] and facts["device"]["mode"][4:6] != "rw":
             words.append(
-                "not even its group may open it: as root, `chgrp kvm /dev/kvm && chmod 660 /dev/kvm`"
+                "not even its group may open it: as root, "
+                "`chgrp kvm /dev/kvm && chmod 660 /dev/kvm`"
             )
         if not facts["device"]["exists"] and not facts["processor"]["virtualization"]:
             words.append(
