@@ -142,6 +142,11 @@ class Uart16550(OutputLog):
         """How many characters were sent and not yet read by the guest."""
         return len(self._queue) + len(self._received)
 
+    @property
+    def receives(self) -> bool:
+        """Whether a byte from the host would interrupt the guest."""
+        return bool(self._ier & IER_RECEIVED)
+
     def on_drained(self, callback: Callable[[], object]) -> None:
         """Call ``callback()`` whenever the guest has read the last character that was sent.
 

@@ -1,0 +1,229 @@
+"""The 8254 programmable interval timer of a PC.
+
+Source: Intel 8254 Programmable Interval Timer data sheet (order number 231164); on a PC channel 0
+drives IRQ 0, channel 1 once refreshed the memory, and channel 2 drives the speaker, its gate and
+its output being bits of port 0x61 (`pykvm.devices.port61`).
+
+Every register is a function of guest time, so reads are right to the pulse however late the host
+is.  Interrupts are not: they come when the host finds the time.  What channel 0 has risen and not
+yet told is owed, and made up for one interrupt at a time, no sooner after each other than half a
+period and `SHORTEST` nanoseconds; so a guest that counts interrupts to know the time stays right.
+More than a second's worth is not made up for but counted in `Pit8254.missed`, and so is what the
+guest had not got yet when it programmed the channel anew.
+
+The line to the interrupt controller shows each rise of OUT.  In the modes where OUT is high at
+rest it falls just before the rise, not when OUT does: controllers look at the rise alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from pykvm.clock import ticks_at, time_of
+from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.devices.pit_channel import CONTROL_RW_SHIFT, Channel
+
+if TYPE_CHECKING:
+    from pykvm.clock import TimeSource
+
+__all__ = ["PIT_HZ", "SHORTEST", "Pit8254"]
+
+#: CLK pulses a second: a third of the NTSC colour carrier, as every PC has it.
+PIT_HZ = 1_193_182
+
+#: The least time from one interrupt to the next, in nanoseconds: no guest can ask for a storm.
+SHORTEST = 50_000
+
+CONTROL = 3
+
+# The control word and the read-back command ("Programming the 8254").
+SELECT_SHIFT = 6
+READ_BACK = 3
+READ_BACK_NO_COUNT = 0x20
+READ_BACK_NO_STATUS = 0x10
+
+
+class Pit8254:
+    """An 8254: counters at offsets 0 to 2, control word at offset 3.
+
+    `line` is driven with channel 0's output.  At power-on no channel counts, and every OUT is
+    high; the data sheet promises nothing.
+
+    >>> from pykvm.clock import Clock
+    >>> clock = Clock("warp")
+    >>> pit = Pit8254(clock)
+    >>> pit.write(3, 1, 0x30)  # channel 0, both bytes, mode 0
+    >>> pit.write(0, 1, 0xA9), pit.write(0, 1, 0x04)  # 1193: 1 ms
+    (None, None)
+    >>> clock.warp_to(500_000)
+    >>> pit.read(0, 1) | pit.read(0, 1) << 8
+    598
+    """
+
+    width = 1
+
+    def __init__(
+        self, clock: TimeSource, line: InterruptLine | None = None, name: str = "pit"
+    ) -> None:
+        self.name = name
+        #: How many interrupts of channel 0 the guest will never get, as it was too far behind.
+        self.missed = 0
+        self._clock = clock
+        self._line: InterruptLine = line or Unconnected()
+        self._level = False
+        self._timer = clock.timer(self._due)
+        # Re-entrant: an interrupt line may well come back to this device.
+        self._lock = threading.RLock()
+        self.reset()
+
+    def connect(self, line: InterruptLine) -> None:
+        """Drive `line` with channel 0's output from now on."""
+        with self._lock:
+            self._line = line
+            if self._level:
+                line.set(True)
+
+    def reset(self) -> None:
+        """Return to the state at power-on."""
+        with self._lock:
+            tick = self._tick()
+            self.channels = (
+                Channel(tick=tick),
+                Channel(tick=tick),
+                Channel(gate=False, tick=tick),
+            )
+            # How many of channel 0's rises the line has shown, and when it showed the last.
+            self._shown = 0
+            self._shown_at = -SHORTEST
+            self._timer.cancel()
+            self._set_line(False)
+
+    # The guest's side
+
+    def read(self, offset: int, size: int) -> int:
+        """The next byte of a counter; the control word cannot be read."""
+        offset &= 3
+        if offset == CONTROL:
+            return 0xFF
+        with self._lock:
+            return self.channels[offset].read(self._tick())
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write a byte of a counter's count, or a control word."""
+        offset &= 3
+        value &= 0xFF
+        with self._lock:
+            if offset != CONTROL:
+                self._program(offset, value)
+            elif value >> SELECT_SHIFT == READ_BACK:
+                self._read_back(value)
+            elif value >> CONTROL_RW_SHIFT & 3:
+                self._program(value >> SELECT_SHIFT, value, control=True)
+            else:
+                self.channels[value >> SELECT_SHIFT].latch_count(self._tick())
+
+    def _read_back(self, command: int) -> None:
+        tick = self._tick()
+        for number, channel in enumerate(self.channels):
+            if command >> 1 & 1 << number:
+                if not command & READ_BACK_NO_COUNT:
+                    channel.latch_count(tick)
+                if not command & READ_BACK_NO_STATUS:
+                    channel.latch_status(tick)
+
+    def _program(self, number: int, value: int, *, control: bool = False) -> None:
+        now = self._clock.now()
+        tick = ticks_at(now, PIT_HZ)
+        channel = self.channels[number]
+        channel.advance(tick)
+        if number == 0 and (control or not channel.period):
+            self._settle(now)
+        if control:
+            channel.control(tick, value)
+        else:
+            channel.write(tick, value)
+        if number == 0:
+            # In the modes where OUT is low at rest, the line follows it.
+            if not channel.mode.idle and not channel.out:
+                self._set_line(False)
+            self._serve(now)
+
+    # The board's side
+
+    def out(self, number: int) -> bool:
+        """The OUT output of a channel."""
+        with self._lock:
+            channel = self.channels[number]
+            channel.advance(self._tick())
+            return channel.out
+
+    def set_gate(self, number: int, level: bool) -> None:
+        """Drive the GATE input of a channel.  On a PC that of channel 2 alone is not tied high."""
+        with self._lock:
+            now = self._clock.now()
+            self.channels[number].set_gate(ticks_at(now, PIT_HZ), level)
+            if number == 0:
+                self._serve(now)
+
+    # Interrupts
+
+    def _tick(self) -> int:
+        return ticks_at(self._clock.now(), PIT_HZ)
+
+    def _due(self, when: int) -> None:
+        with self._lock:
+            now = self._clock.now()
+            self.channels[0].advance(ticks_at(now, PIT_HZ))
+            self._serve(now)
+
+    def _settle(self, now: int) -> None:
+        """Show one of the rises that are owed, and forget the others."""
+        owed = self.channels[0].rises - self._shown
+        if owed:
+            self.missed += owed - 1
+            self._shown += owed - 1
+            self._show(now)
+
+    def _serve(self, now: int) -> None:
+        """Show a rise if one is owed and it is time, and see to it that the next is shown."""
+        channel = self.channels[0]
+        period = channel.period
+        owed = channel.rises - self._shown
+        excess = owed - max(PIT_HZ // period if period else 1, 1)
+        if excess > 0:
+            self.missed += excess
+            self._shown += excess
+            owed -= excess
+        gap = max(SHORTEST, time_of(period, PIT_HZ) // 2)
+        if owed and now >= self._shown_at + gap:
+            self._show(now)
+            owed -= 1
+        rise = channel.next_rise()
+        if owed:
+            self._timer.arm(self._shown_at + gap)
+        elif rise is not None:
+            self._timer.arm(max(time_of(rise, PIT_HZ), self._shown_at + gap))
+        else:
+            self._timer.cancel()
+
+    def _show(self, now: int) -> None:
+        self._shown += 1
+        self._shown_at = now
+        self._set_line(False)
+        self._set_line(True)
+
+    def _set_line(self, level: bool) -> None:
+        if level != self._level:
+            self._level = level
+            self._line.set(level)
+
+    def __str__(self) -> str:
+        with self._lock:
+            tick = self._tick()
+            lines = []
+            for number, channel in enumerate(self.channels):
+                channel.advance(tick)
+                lines.append(f"channel {number}: {channel}")
+            owed = self.channels[0].rises - self._shown
+        return "\n".join([*lines, f"interrupts owed {owed}, missed {self.missed}"])

@@ -1,0 +1,844 @@
+"""The HPET, register by register, and against a model that counts tick by tick."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from clock.fake_host import Host, Lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pykvm.bus import Bus, Space
+from pykvm.clock import Clock
+from pykvm.devices.hpet import (
+    CAPABILITIES,
+    CONFIGURATION,
+    COUNTER,
+    ENABLE_CNF,
+    INT_ENB_CNF,
+    INT_TYPE_CNF,
+    LEG_RT_CNF,
+    MODE32_CNF,
+    PER_INT_CAP,
+    ROUTE_CNF,
+    ROUTE_SHIFT,
+    SHORTEST,
+    SIZE_CAP,
+    STATUS,
+    TICK_NS,
+    TIMERS,
+    TYPE_CNF,
+    VAL_SET_CNF,
+    Hpet,
+)
+
+ONES32 = (1 << 32) - 1
+ONES64 = (1 << 64) - 1
+IRQS = (0, 8, 11, 20, 21, 22, 23)
+PERIODIC = INT_ENB_CNF | TYPE_CNF | VAL_SET_CNF
+
+
+def config(number: int) -> int:
+    return 0x100 + 0x20 * number
+
+
+def comparator(number: int) -> int:
+    return 0x108 + 0x20 * number
+
+
+def route(irq: int) -> int:
+    return irq << ROUTE_SHIFT
+
+
+class Board:
+    """An HPET on a host whose time stands still, with the lines of a PC."""
+
+    def __init__(self) -> None:
+        self.host = Host()
+        self.clock: Clock = self.host.clock()
+        self.lines = Lines(self.clock, 24)
+        self.hpet = Hpet(self.clock, {irq: self.lines[irq] for irq in IRQS})
+
+    def read(self, offset: int, size: int = 8) -> int:
+        return self.hpet.read(offset, size)
+
+    def write(self, offset: int, value: int, size: int = 8) -> None:
+        self.hpet.write(offset, size, value)
+
+    def start(self, *, legacy: bool = False) -> None:
+        self.write(CONFIGURATION, ENABLE_CNF | LEG_RT_CNF * legacy)
+
+    def stop(self) -> None:
+        self.write(CONFIGURATION, 0)
+
+    def set(self, number: int, bits: int, value: int | None = None) -> None:
+        """Write timer `number`'s configuration and, if given, its comparator."""
+        self.write(config(number), bits)
+        if value is not None:
+            self.write(comparator(number), value)
+
+    def idle(self, ticks: int) -> None:
+        """Let time pass without a look at it, as a busy host does."""
+        self.host.now += ticks * TICK_NS
+
+    def run(self, ticks: int) -> None:
+        """Let time pass, with every deadline served on time."""
+        end = self.clock.now() + ticks * TICK_NS
+        while (when := self.clock.next_deadline(0)) is not None and when <= end:
+            self.host.now += max(when - self.clock.now(), 0)
+            self.clock.run_due(0)
+        self.host.now += end - self.clock.now()
+
+    def rises(self, irq: int) -> list[int]:
+        """The times, in ticks, at which a line rose."""
+        return [when // TICK_NS for when in self.lines.times(irq)]
+
+    def level(self, irq: int) -> bool:
+        return self.lines[irq].level
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board()
+
+
+class TestRegisters:
+    def test_numbers(self) -> None:
+        """As the figures of section 2.3 have them."""
+        assert (CAPABILITIES, CONFIGURATION, STATUS, COUNTER) == (0, 0x10, 0x20, 0xF0)
+        assert (ENABLE_CNF, LEG_RT_CNF) == (1, 2)
+        assert (INT_TYPE_CNF, INT_ENB_CNF, TYPE_CNF) == (2, 4, 8)
+        assert (PER_INT_CAP, SIZE_CAP, VAL_SET_CNF, MODE32_CNF) == (0x10, 0x20, 0x40, 0x100)
+        assert (ROUTE_CNF, ROUTE_SHIFT) == (0x3E00, 9)
+
+    def test_at_power_on(self, board: Board) -> None:
+        """Section 3.1."""
+        assert board.read(CONFIGURATION) == board.read(STATUS) == board.read(COUNTER) == 0
+        for number in range(TIMERS):
+            assert board.read(config(number)) & ONES32 == PER_INT_CAP | SIZE_CAP
+            assert board.read(comparator(number)) == ONES64
+        board.idle(1_000)
+        assert board.read(COUNTER) == 0, "halted"
+        assert board.clock.next_deadline(0) is None
+
+    def test_capabilities(self, board: Board) -> None:
+        value = board.read(CAPABILITIES)
+        assert value & 0xFF, "a revision of 0 is not permitted"
+        assert value >> 8 & 0x1F == TIMERS - 1
+        assert value >> 13 & 7 == 0b101, "64 bits, reserved, legacy replacement"
+        assert value >> 16 & 0xFFFF == 0x8086
+        assert value >> 32 == TICK_NS * 1_000_000 <= 0x05F5E100
+
+    def test_routing_capability(self, board: Board) -> None:
+        for number in range(TIMERS):
+            assert board.read(config(number)) >> 32 == 1 << 11 | 0xF << 20
+            assert board.read(config(number) + 4, 4) == 1 << 11 | 0xF << 20
+
+    @pytest.mark.parametrize("irqs", [(), (0,), (8, 20), (5,)])
+    def test_without_irq_0_and_8_there_is_no_legacy_replacement(self, irqs: tuple[int]) -> None:
+        clock = Host().clock()
+        lines = Lines(clock, 24)
+        hpet = Hpet(clock, {irq: lines[irq] for irq in irqs})
+        assert not hpet.read(CAPABILITIES, 4) & 1 << 15
+        hpet.write(CONFIGURATION, 8, ONES64)
+        assert hpet.read(CONFIGURATION, 8) == ENABLE_CNF
+        assert not hpet.legacy
+
+    @pytest.mark.parametrize(
+        ("offset", "written"),
+        [
+            (CAPABILITIES, 0),
+            (0x008, 0),
+            (CONFIGURATION, ENABLE_CNF | LEG_RT_CNF),
+            (0x018, 0),
+            (STATUS, 0),
+            (0x028, 0),
+            (0x0E8, 0),
+            (0x0F8, 0),
+            (0x110, 0),
+            (0x118, 0),
+            (0x130, 0),
+            (0x150, 0),
+            (0x158, 0),
+            (0x160, 0),
+            (0x3F8, 0),
+        ],
+    )
+    def test_reserved_bits_are_0_and_stay_so(self, board: Board, offset: int, written: int) -> None:
+        before = board.read(offset)
+        board.write(offset, ONES64)
+        assert board.read(offset) == before | written
+        board.write(offset, 0)
+        assert board.read(offset) == before
+
+    def test_writable_bits_of_a_timer(self, board: Board) -> None:
+        fixed = board.read(config(1))
+        board.write(config(1), ONES64 & ~ROUTE_CNF | route(23))
+        kept = INT_TYPE_CNF | INT_ENB_CNF | TYPE_CNF | VAL_SET_CNF | MODE32_CNF | route(23)
+        assert board.read(config(1)) == fixed | kept
+        board.write(config(1) + 4, 0, 4)
+        assert board.read(config(1)) == fixed | kept, "the upper half is read-only"
+        board.write(config(1), ONES32 << 32, 8)
+        assert board.read(config(1)) == fixed | route(23)
+        board.write(config(1) + 4, ONES32, 4)
+        assert board.read(config(1)) == fixed | route(23)
+
+    @pytest.mark.parametrize("offset", [0x110, 0x114, 0x118, 0x11C, 0x0F8, 0x104])
+    def test_writes_beside_a_timers_registers_leave_it_alone(
+        self, board: Board, offset: int
+    ) -> None:
+        board.set(0, INT_ENB_CNF | route(20), 1_000)
+        before = [board.read(config(0)), board.read(comparator(0))]
+        board.write(offset, 0x55, 4)
+        assert [board.read(config(0)), board.read(comparator(0))] == before
+        assert board.read(COUNTER) == 0
+
+    @pytest.mark.parametrize("irq", [irq for irq in range(32) if irq not in IRQS[2:]])
+    def test_a_route_that_is_not_there_is_not_taken(self, board: Board, irq: int) -> None:
+        board.write(config(0), route(21))
+        board.write(config(0), route(irq))
+        assert board.read(config(0)) & ROUTE_CNF == route(21)
+
+    def test_value_set_is_for_periodic_timers(self, board: Board) -> None:
+        board.write(config(0), VAL_SET_CNF)
+        assert not board.read(config(0)) & VAL_SET_CNF
+        board.write(config(0), VAL_SET_CNF | TYPE_CNF)
+        assert board.read(config(0)) & VAL_SET_CNF
+        board.write(comparator(0), 5)
+        assert not board.read(config(0)) & VAL_SET_CNF, "clears itself"
+
+    def test_halves(self, board: Board) -> None:
+        board.write(COUNTER, 0x11223344, 4)
+        board.write(COUNTER + 4, 0x55667788, 4)
+        assert board.read(COUNTER) == 0x5566778811223344
+        assert board.read(COUNTER + 4, 4) == 0x55667788
+        board.write(comparator(2) + 4, 0xAABBCCDD, 4)
+        assert board.read(comparator(2)) == 0xAABBCCDDFFFFFFFF
+        board.write(comparator(2), 7, 4)
+        assert board.read(comparator(2)) == 0xAABBCCDD00000007
+        board.write(CONFIGURATION + 4, 1, 4)
+        board.write(STATUS + 4, 1, 4)
+        assert board.read(CONFIGURATION) == 0
+
+    @pytest.mark.parametrize(("offset", "size"), [(0, 1), (0, 2), (1, 4), (2, 4), (4, 8), (3, 1)])
+    def test_accesses_that_software_must_not_make(
+        self, board: Board, offset: int, size: int
+    ) -> None:
+        """Section 2.3.2: they read what lies there, and write nothing."""
+        board.write(COUNTER, 0x8877665544332211)
+        image = (0x8877665544332211).to_bytes(8, "little") + bytes(8)
+        want = int.from_bytes(image[offset : offset + size], "little")
+        assert board.read(COUNTER + offset, size) == want
+        board.write(COUNTER + offset, 0, size)
+        assert board.read(COUNTER) == 0x8877665544332211
+
+    def test_a_read_across_two_registers(self, board: Board) -> None:
+        board.write(comparator(0), 0x1122334455667788)
+        assert board.read(config(0) + 4) == 0x55667788 << 32 | 1 << 11 | 0xF << 20
+
+    def test_on_the_bus(self, board: Board) -> None:
+        bus = Bus()
+        bus.add_mmio(0xFED0_0000, 0x400, board.hpet)
+        assert bus.write(Space.MMIO, 0xFED0_00F0, 8, 77)
+        assert bus.read(Space.MMIO, 0xFED0_00F0, 8) == 77
+        assert bus.read(Space.MMIO, 0xFED0_00F4, 4) == 0
+
+    def test_32_bit_mode_drops_the_upper_half(self, board: Board) -> None:
+        board.write(comparator(0), 0x1_2345_6789)
+        board.write(config(0), MODE32_CNF)
+        assert board.read(comparator(0)) == 0x2345_6789
+        board.write(comparator(0), ONES64)
+        assert board.read(comparator(0)) == ONES32
+        board.write(comparator(0) + 4, 9, 4)
+        assert board.read(comparator(0)) == ONES32
+        board.write(config(0), 0)
+        assert board.read(comparator(0)) == ONES32
+
+
+class TestCounter:
+    def test_it_runs_while_enabled(self, board: Board) -> None:
+        board.idle(100)
+        board.start()
+        board.idle(7)
+        assert board.read(COUNTER) == 7
+        board.stop()
+        board.idle(50)
+        assert board.read(COUNTER) == 7
+        board.start()
+        assert board.read(COUNTER) == 7
+        board.idle(1)
+        assert board.read(COUNTER) == board.hpet.counter == 8
+
+    def test_it_can_be_set_and_wraps(self, board: Board) -> None:
+        board.write(COUNTER, ONES64 - 1)
+        board.start()
+        board.idle(3)
+        assert board.read(COUNTER) == 1
+        board.write(COUNTER, 1_000)
+        board.idle(3)
+        assert board.read(COUNTER) == 1_003, "while it runs too"
+
+
+class TestOneShot:
+    @pytest.mark.parametrize("number", range(TIMERS))
+    @pytest.mark.parametrize("mode", [0, MODE32_CNF])
+    def test_it_fires_when_the_counter_equals(self, board: Board, number: int, mode: int) -> None:
+        board.set(number, INT_ENB_CNF | route(20) | mode, 500)
+        board.start()
+        board.run(499)
+        assert board.rises(20) == []
+        board.run(1)
+        assert board.rises(20) == [500]
+        assert not board.level(20), "a pulse"
+        board.run(100_000)
+        assert board.rises(20) == [500]
+        assert board.read(comparator(number)) == 500
+        assert board.read(STATUS) == 0
+
+    def test_a_comparator_that_was_passed_does_not_fire(self, board: Board) -> None:
+        board.start()
+        board.run(100)
+        board.set(0, INT_ENB_CNF | route(20), 99)
+        board.run(1_000_000)
+        assert board.rises(20) == []
+
+    def test_a_comparator_that_is_equal_fires_at_once(self, board: Board) -> None:
+        board.start()
+        board.run(100)
+        board.set(0, INT_ENB_CNF | route(20), 100)
+        board.run(0)
+        assert board.rises(20) == [100]
+
+    def test_one_that_equals_when_the_counter_starts(self, board: Board) -> None:
+        board.set(0, INT_ENB_CNF | route(20), 0)
+        board.run(50)
+        assert board.rises(20) == [], "not while halted"
+        board.start()
+        board.run(0)
+        assert board.rises(20) == [50]
+
+    def test_32_bit_mode_matches_across_the_wrap(self, board: Board) -> None:
+        """Of the counter only the low 32 bits count; the same value comes again each wrap."""
+        board.write(COUNTER, 0x7_FFFF_FF00)
+        board.set(0, INT_ENB_CNF | MODE32_CNF | route(20), 0x10)
+        board.start()
+        board.run(0x10F)
+        assert board.rises(20) == []
+        board.run(1)
+        assert board.rises(20) == [0x110]
+        board.run((1 << 32) - 1)
+        assert len(board.rises(20)) == 1
+        board.run(1)
+        assert board.rises(20) == [0x110, 0x110 + (1 << 32)]
+
+    @pytest.mark.parametrize(("late", "missed"), [((3 << 32) - 1, 2), (3 << 32, 3)])
+    def test_wraps_behind_it_coalesces_and_counts(
+        self, board: Board, late: int, missed: int
+    ) -> None:
+        board.set(0, INT_ENB_CNF | MODE32_CNF | route(20), 10)
+        board.start()
+        board.idle(10 + late)
+        board.run(0)
+        assert (len(board.rises(20)), board.hpet.missed) == (1, missed)
+
+    def test_64_bit_mode_does_not(self, board: Board) -> None:
+        board.write(COUNTER, 0x7_FFFF_FF00)
+        board.set(0, INT_ENB_CNF | route(20), 0x10)
+        board.start()
+        board.run(3 << 32)
+        assert board.rises(20) == []
+
+    def test_64_bit_mode_matches_across_its_own(self, board: Board) -> None:
+        board.write(COUNTER, ONES64)
+        board.set(0, INT_ENB_CNF | route(20), 5)
+        board.start()
+        board.run(6)
+        assert board.rises(20) == [6]
+
+    def test_masked_it_fires_nothing(self, board: Board) -> None:
+        board.set(0, route(20), 10)
+        board.start()
+        assert board.clock.next_deadline(0) is None
+        board.run(20)
+        board.set(0, INT_ENB_CNF | route(20))
+        board.run(20)
+        assert board.rises(20) == []
+
+    def test_halting_holds_it_back(self, board: Board) -> None:
+        board.set(0, INT_ENB_CNF | route(20), 10)
+        board.start()
+        board.run(5)
+        board.stop()
+        assert board.clock.next_deadline(0) is None
+        board.run(1_000)
+        assert board.rises(20) == []
+        board.start()
+        board.run(5)
+        assert board.rises(20) == [1_010]
+
+    def test_writing_the_counter_moves_it(self, board: Board) -> None:
+        board.set(0, INT_ENB_CNF | route(20), 1_000)
+        board.start()
+        board.run(10)
+        board.write(COUNTER, 990)
+        board.run(9)
+        assert board.rises(20) == []
+        board.run(1)
+        assert board.rises(20) == [20]
+        board.write(COUNTER, 990)
+        board.run(10)
+        assert board.rises(20) == [20, 30], "and again"
+
+    def test_an_access_before_the_deadline_is_served_misses_nothing(self, board: Board) -> None:
+        board.set(0, INT_ENB_CNF | route(20), 10)
+        board.start()
+        board.idle(30)
+        board.write(comparator(0), 1_000)
+        assert board.rises(20) == [30]
+        board.run(970)
+        assert board.rises(20) == [30, 1_000]
+
+    @pytest.mark.parametrize("offset", [STATUS, comparator(0)])
+    def test_a_read_before_the_deadline_is_served_gives_a_whole_pulse(
+        self, board: Board, offset: int
+    ) -> None:
+        board.set(0, INT_ENB_CNF | route(20), 10)
+        board.start()
+        board.idle(10)
+        board.read(offset)
+        assert (board.rises(20), board.level(20)) == ([10], False)
+
+    @pytest.mark.parametrize("offset", [CONFIGURATION, COUNTER, config(0), comparator(0)])
+    def test_a_write_before_the_deadline_is_served_comes_after_the_match(
+        self, board: Board, offset: int
+    ) -> None:
+        board.set(0, INT_ENB_CNF | route(20), 10)
+        board.start()
+        board.idle(15)
+        board.write(offset, 0)
+        assert board.rises(20) == [15]
+
+    def test_unrouted_it_goes_nowhere(self, board: Board) -> None:
+        board.set(0, INT_ENB_CNF, 10)
+        board.start()
+        board.run(20)
+        assert board.lines.log == []
+        assert board.hpet.missed == 0
+
+
+class TestPeriodic:
+    """With periods well above `SHORTEST`, but where that is the subject."""
+
+    P = 10_000
+
+    @pytest.mark.parametrize("number", range(TIMERS))
+    def test_it_fires_every_period(self, board: Board, number: int) -> None:
+        """The usage model of section 2.3.9.2.2."""
+        board.stop()
+        board.write(COUNTER, 0)
+        board.set(number, PERIODIC | route(22), self.P)
+        board.start()
+        board.run(10 * self.P)
+        assert board.rises(22) == [self.P * n for n in range(1, 11)]
+        assert board.read(comparator(number)) == 11 * self.P
+        assert board.hpet.missed == 0
+
+    def test_as_linux_programs_it(self, board: Board) -> None:
+        """First match and period by two writes, the second without Tn_VAL_SET_CNF."""
+        board.start()
+        board.run(123)
+        board.set(0, PERIODIC | MODE32_CNF | route(22), 123 + self.P)
+        board.write(comparator(0), 2 * self.P)
+        assert board.read(comparator(0)) == 123 + self.P
+        board.run(5 * self.P)
+        assert board.rises(22) == [123 + self.P, 123 + 3 * self.P, 123 + 5 * self.P]
+
+    def test_a_new_period_counts_from_the_next_match(self, board: Board) -> None:
+        """Section 2.4.3.2."""
+        board.set(0, PERIODIC | route(22), self.P)
+        board.start()
+        board.run(self.P + 1)
+        board.write(comparator(0), 3 * self.P)
+        assert board.read(comparator(0)) == 2 * self.P
+        board.run(4 * self.P)
+        assert board.rises(22) == [self.P, 2 * self.P, 5 * self.P]
+
+    def test_the_period_is_the_last_value_written_before_the_mode_too(self, board: Board) -> None:
+        board.set(0, 0, self.P)
+        board.write(config(0), INT_ENB_CNF | TYPE_CNF | route(22))
+        board.start()
+        board.run(3 * self.P)
+        assert board.rises(22) == [self.P, 2 * self.P, 3 * self.P]
+
+    def test_32_bit_mode_wraps_with_the_comparator(self, board: Board) -> None:
+        """FFFF0000h and 20000h give 10000h, as section 2.3.9.1 has it."""
+        board.write(COUNTER, 0x3_FFFE_0000)
+        board.set(0, PERIODIC | MODE32_CNF | route(22), 0xFFFF_0000)
+        board.write(comparator(0), 0x2_0000)
+        board.start()
+        board.run(0x1_0000)
+        assert board.read(comparator(0)) == 0x1_0000
+        board.run(0x4_0000)
+        assert board.rises(22) == [0x1_0000, 0x3_0000, 0x5_0000]
+
+    def test_64_bit_halves_each_need_value_set(self, board: Board) -> None:
+        board.set(0, PERIODIC | route(22))
+        board.write(comparator(0), 0x100, 4)
+        board.write(config(0), PERIODIC | route(22))
+        board.write(comparator(0) + 4, 0x2, 4)
+        assert board.read(comparator(0)) == 0x2_0000_0100
+        board.write(comparator(0) + 4, 0x7, 4)
+        assert board.read(comparator(0)) == 0x2_0000_0100, "that was the period"
+
+    @pytest.mark.parametrize("late", [1, 5, 1_000_000])
+    def test_behind_it_coalesces_and_counts(self, board: Board, late: int) -> None:
+        board.set(0, PERIODIC | route(22), self.P)
+        board.start()
+        board.idle((late + 1) * self.P + 1)
+        board.run(0)
+        assert len(board.rises(22)) == 1
+        assert board.hpet.missed == late
+        board.run(self.P)
+        assert board.rises(22)[1:] == [(late + 2) * self.P], "the next is where it would be anyway"
+
+    @pytest.mark.parametrize("period", [1, 7, SHORTEST // TICK_NS - 1])
+    def test_no_guest_can_ask_for_a_storm(self, board: Board, period: int) -> None:
+        board.set(0, PERIODIC | route(22), period)
+        board.start()
+        board.run(1_000_000)
+        rises = board.rises(22)
+        assert 2 <= len(rises) <= 1_000_000 * TICK_NS // SHORTEST + 1
+        assert all(b - a >= SHORTEST // TICK_NS for a, b in pairwise(rises))
+        board.read(comparator(0))
+        assert len(board.rises(22)) + board.hpet.missed == 1_000_000 // period
+
+    def test_a_period_of_0_is_one_match_a_wrap(self, board: Board) -> None:
+        board.set(0, PERIODIC | MODE32_CNF | route(22), 9)
+        board.write(comparator(0), 0)
+        board.start()
+        board.run((1 << 32) + 9)
+        assert board.rises(22) == [9, (1 << 32) + 9]
+
+    def test_masked_it_goes_on(self, board: Board) -> None:
+        board.set(0, (PERIODIC & ~INT_ENB_CNF) | route(22), self.P)
+        board.start()
+        assert board.clock.next_deadline(0) is None
+        board.run(5 * self.P + 1)
+        assert board.read(comparator(0)) == 6 * self.P
+        board.write(config(0), INT_ENB_CNF | TYPE_CNF | route(22))
+        board.run(self.P)
+        assert board.rises(22) == [6 * self.P]
+        assert board.hpet.missed == 0
+
+
+class TestLevel:
+    MODE = INT_ENB_CNF | INT_TYPE_CNF | route(21)
+
+    def test_held_until_cleared(self, board: Board) -> None:
+        board.set(1, self.MODE, 10)
+        board.start()
+        board.run(20)
+        assert board.level(21)
+        assert board.read(STATUS) == 0b010
+        board.write(STATUS, 0b101)
+        assert board.level(21)
+        board.write(STATUS, 0b010, 4)
+        assert (board.level(21), board.read(STATUS)) == (False, 0)
+
+    def test_status_shows_a_match_before_its_deadline_is_served(self, board: Board) -> None:
+        board.set(1, self.MODE, 10)
+        board.start()
+        board.idle(10)
+        assert board.read(STATUS) == 0b010
+        assert board.level(21)
+
+    def test_another_match_before_that_is_missed(self, board: Board) -> None:
+        board.set(1, self.MODE | TYPE_CNF | VAL_SET_CNF, 10_000)
+        board.start()
+        board.run(30_000)
+        assert board.clock.next_deadline(0) is None, "nothing to come until it is cleared"
+        board.write(STATUS, 0b010)
+        assert not board.level(21)
+        assert board.hpet.missed == 2
+        board.run(10_000)
+        assert board.rises(21) == [10_000, 40_000]
+
+    def test_clearing_comes_after_the_matches_before_it(self, board: Board) -> None:
+        board.set(1, self.MODE | TYPE_CNF | VAL_SET_CNF, 10_000)
+        board.start()
+        board.run(10_000)
+        board.idle(15_000)
+        board.write(STATUS, 0b010)
+        assert (board.level(21), board.hpet.missed) == (False, 1)
+        board.run(5_000)
+        assert board.rises(21) == [10_000, 30_000]
+
+    def test_what_was_missed_puts_nothing_off(self, board: Board) -> None:
+        board.set(1, self.MODE | TYPE_CNF | VAL_SET_CNF, 3_000)
+        board.start()
+        board.run(9_000)
+        assert board.read(STATUS)
+        board.write(STATUS, 0b010)
+        board.run(3_000)
+        assert board.rises(21) == [3_000, 12_000]
+
+    def test_masked_it_sets_the_status_alone(self, board: Board) -> None:
+        """Section 2.3.8, the note on Tn_INT_ENB_CNF."""
+        board.set(1, self.MODE & ~INT_ENB_CNF, 10)
+        board.start()
+        board.run(20)
+        assert board.read(STATUS) == 0b010
+        assert not board.level(21)
+        board.write(config(1), self.MODE)
+        assert board.level(21)
+        board.write(config(1), self.MODE & ~INT_ENB_CNF)
+        assert not board.level(21)
+
+    def test_halted_the_line_falls_and_the_status_stays(self, board: Board) -> None:
+        board.set(1, self.MODE, 10)
+        board.start()
+        board.run(20)
+        board.stop()
+        assert (board.level(21), board.read(STATUS)) == (False, 0b010)
+        board.start()
+        assert board.level(21)
+
+    def test_two_timers_on_one_line(self, board: Board) -> None:
+        board.set(0, self.MODE, 10)
+        board.set(1, self.MODE, 20)
+        board.set(2, INT_ENB_CNF | route(21), 30)
+        board.start()
+        board.run(40)
+        assert board.rises(21) == [10]
+        assert board.read(STATUS) == 0b011
+        board.write(STATUS, 0b001)
+        assert board.level(21)
+        board.write(STATUS, 0b010)
+        assert not board.level(21)
+
+    def test_a_route_can_change_under_it(self, board: Board) -> None:
+        board.set(0, self.MODE, 10)
+        board.start()
+        board.run(20)
+        board.write(config(0), INT_ENB_CNF | INT_TYPE_CNF | route(23))
+        assert (board.level(21), board.level(23)) == (False, True)
+
+    def test_edge_mode_has_no_status(self, board: Board) -> None:
+        board.set(0, self.MODE, 10)
+        board.start()
+        board.run(20)
+        board.write(config(0), INT_ENB_CNF | route(21))
+        assert (board.level(21), board.read(STATUS)) == (False, 0)
+
+    def test_reset(self, board: Board) -> None:
+        board.set(0, self.MODE, 10)
+        board.start()
+        board.run(20)
+        board.hpet.reset()
+        assert not board.level(21)
+        TestRegisters().test_at_power_on(board)
+
+
+class TestLegacyReplacement:
+    def test_timers_0_and_1_have_irq_0_and_8(self, board: Board) -> None:
+        for number in range(TIMERS):
+            board.set(number, INT_ENB_CNF | route(23), 10 * (number + 1))
+        board.start(legacy=True)
+        board.run(100)
+        assert board.rises(0) == [10]
+        assert board.rises(8) == [20]
+        assert board.rises(23) == [30], "timer 2 goes where it is routed"
+
+    @pytest.mark.parametrize("irq", [0, 8])
+    def test_the_device_behind_is_cut_off(self, board: Board, irq: int) -> None:
+        behind = board.hpet.behind(irq)
+        behind.set(True)
+        assert board.level(irq)
+        board.write(CONFIGURATION, LEG_RT_CNF)
+        assert board.level(irq), "both bits are needed"
+        board.start(legacy=True)
+        assert board.hpet.legacy
+        assert not board.level(irq)
+        behind.set(False)
+        behind.set(True)
+        assert not board.level(irq)
+        board.stop()
+        assert board.level(irq)
+        behind.set(False)
+        assert not board.level(irq)
+
+    def test_level_triggered(self, board: Board) -> None:
+        board.set(0, INT_ENB_CNF | INT_TYPE_CNF, 10)
+        board.start(legacy=True)
+        board.run(10)
+        assert board.level(0)
+        board.start(legacy=False)
+        assert not board.level(0), "and not to the route that is not set"
+        board.start(legacy=True)
+        board.write(STATUS, 1)
+        assert not board.level(0)
+
+    def test_nothing_behind_a_line_that_is_not_there(self) -> None:
+        Hpet(Host().clock()).behind(0).set(True)
+
+
+def test_str(board: Board) -> None:
+    board.set(0, PERIODIC | INT_TYPE_CNF | route(20), 10_000)
+    board.start(legacy=True)
+    board.run(30_000)
+    board.read(STATUS)
+    assert str(board.hpet) == (
+        "hpet: running at 0x7530, legacy replacement\n"
+        "  timer 0: periodic 64-bit level irq 20 enabled"
+        " comparator 0x9c40 period 0x2710 active missed 2\n"
+        "  timer 1: one-shot 64-bit edge irq 0 masked comparator 0xffffffffffffffff\n"
+        "  timer 2: one-shot 64-bit edge irq 0 masked comparator 0xffffffffffffffff"
+    )
+
+
+class Ticking:
+    """Timer 0 of an HPET that looks at every tick: counter, comparator, matches."""
+
+    def __init__(self) -> None:
+        self.counter = 0
+        self.comparator = ONES64
+        self.period = 0
+        self.periodic = self.running = self.mode32 = False
+        self.set_value = False
+        self.matches = 0
+        # Whether the counter has stood at its value long enough to match.
+        self.looked = False
+
+    def look(self) -> None:
+        ones = ONES32 if self.mode32 else ONES64
+        if self.running and not self.looked:
+            self.looked = True
+            if self.counter & ones == self.comparator:
+                self.matches += 1
+                if self.periodic:
+                    self.comparator = self.comparator + self.period & ones
+
+    def tick(self) -> None:
+        self.look()
+        if self.running:
+            self.counter = self.counter + 1 & ONES64
+            self.looked = False
+        self.look()
+
+
+NEAR = st.integers(0, 60)
+FAR = st.sampled_from((ONES32, ONES32 - 20, 1 << 32, ONES64 - 20, ONES64))
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("pass"), st.integers(0, 120)),
+        st.tuples(st.just("enable"), st.booleans()),
+        st.tuples(st.just("counter"), NEAR | FAR),
+        st.tuples(st.just("config"), st.integers(0, 7)),
+        st.tuples(st.just("comparator"), NEAR | FAR),
+        st.tuples(st.just("ahead"), NEAR),
+    ),
+    max_size=16,
+)
+
+
+@settings(max_examples=150)
+@given(actions=ACTIONS, prompt=st.booleans())
+def test_against_counting_tick_by_tick(actions: list[tuple[str, int]], prompt: bool) -> None:
+    """Interrupts and missed ones make up every match, however late the deadlines are served."""
+    board = Board()
+    model = Ticking()
+    board.set(0, INT_ENB_CNF | route(20))
+    for action, value in actions:
+        if action == "ahead":
+            action, value = "comparator", board.hpet.counter + value & ONES64
+        if action == "pass":
+            (board.run if prompt else board.idle)(value)
+            for _ in range(value):
+                model.tick()
+        elif action == "enable":
+            board.write(CONFIGURATION, ENABLE_CNF * value)
+            model.running = bool(value)
+        elif action == "counter":
+            board.write(COUNTER, value)
+            model.counter = value
+            model.looked = False
+        elif action == "config":
+            model.periodic, model.mode32 = bool(value & 1), bool(value & 2)
+            model.set_value = value & 5 == 5
+            bits = TYPE_CNF * model.periodic | MODE32_CNF * model.mode32
+            bits |= VAL_SET_CNF * model.set_value
+            board.write(config(0), INT_ENB_CNF | route(20) | bits)
+            model.comparator &= ONES32 if model.mode32 else ONES64
+        else:
+            board.write(comparator(0), value)
+            ones = ONES32 if model.mode32 else ONES64
+            model.period = value
+            if model.set_value or not model.periodic:
+                model.comparator = value & ones
+            model.set_value = False
+            model.looked = False
+        model.look()
+        assert board.read(COUNTER) == model.counter
+        assert board.read(comparator(0)) == model.comparator
+        assert len(board.rises(20)) + board.hpet.missed == model.matches
+
+
+OFFSETS = st.one_of(
+    st.integers(0, 0x3FF),
+    st.sampled_from([0x00, 0x10, 0x20, 0xF0, *range(0x100, 0x160, 8)]),
+)
+VALUES = st.one_of(st.integers(0, ONES64), st.integers(0, 0xFFFF), st.just(ONES64))
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("write"), OFFSETS, st.sampled_from((4, 8)), VALUES),
+            st.tuples(
+                st.sampled_from(("read", "write")), OFFSETS, st.sampled_from((1, 2, 4, 8)), VALUES
+            ),
+            st.tuples(st.just("pass"), st.just(0), st.just(0), st.integers(0, 1 << 50)),
+            st.tuples(st.just("behind"), st.sampled_from((0, 8)), st.just(0), st.booleans()),
+        ),
+        max_size=40,
+    )
+)
+def test_whatever_a_guest_does(actions: list[tuple[str, int, int, int]]) -> None:
+    """No exception, no storm, registers within their bits, lines that agree with them."""
+    board = Board()
+    behind = {irq: board.hpet.behind(irq) for irq in (0, 8)}
+    last = 0
+    for action, where, size, value in actions:
+        if action == "read":
+            assert 0 <= board.read(where, size) < 1 << 8 * size
+        elif action == "write":
+            board.write(where, value & (1 << 8 * size) - 1, size)
+        elif action == "behind":
+            behind[where].set(bool(value))
+        else:
+            board.idle(value)
+            before = len(board.lines.log)
+            assert board.clock.run_due(0) <= TIMERS
+            assert len(board.lines.log) - before <= 2 * TIMERS
+        status = board.read(STATUS)
+        assert status < 1 << TIMERS
+        running = board.read(CONFIGURATION) & ENABLE_CNF
+        for number in range(TIMERS):
+            bits = board.read(config(number))
+            assert board.read(comparator(number)) <= (ONES32 if bits & MODE32_CNF else ONES64)
+            assert bits & (PER_INT_CAP | SIZE_CAP) == PER_INT_CAP | SIZE_CAP
+            assert not bits & 0xFFFF_C081
+            if status >> number & 1:
+                assert bits & INT_TYPE_CNF
+                irq = bits >> ROUTE_SHIFT & 0x1F
+                if running and bits & INT_ENB_CNF and number == 2 and irq in IRQS:
+                    assert board.level(irq)
+        assert board.hpet.missed >= last
+        last = board.hpet.missed
+        str(board.hpet)
+    board.hpet.reset()
+    for irq in (0, 8):
+        behind[irq].set(False)
+    assert not any(board.level(irq) for irq in IRQS)
