@@ -1,0 +1,432 @@
+"""The PC's two 8259A interrupt controllers.
+
+Sources: Intel 8259A data sheet (231468-003, December 1988), by the titles of its sections; Intel
+I/O Controller Hub 9 data sheet, 13.4, for the edge/level control registers (13.4.10 and 13.4.11)
+and for what a chipset has wired for good.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.errors import ConfigError
+from pykvm.interrupts.source import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Pic8259", "Pic8259Pair"]
+
+# Initialization command words.
+ICW1 = 0x10
+ICW1_SINGLE = 0x02
+ICW1_ICW4 = 0x01
+ICW2_VECTOR = 0xF8
+ICW3_IDENTITY = 0x07
+ICW4_NESTED = 0x10
+ICW4_AUTO_EOI = 0x02
+
+# Operation command words.
+OCW2_ROTATE = 0x80
+OCW2_SPECIFIC = 0x40
+OCW2_EOI = 0x20
+OCW3 = 0x08
+OCW3_CHANGE_SPECIAL_MASK = 0x40
+OCW3_SPECIAL_MASK = 0x20
+OCW3_POLL = 0x04
+OCW3_SELECT = 0x02
+OCW3_ISR = 0x01
+
+POLL_REQUEST = 0x80
+SPURIOUS = 7
+CASCADE = 2
+
+# What a processor reads when no chip answers its acknowledge cycle.
+FLOATING_BUS = 0xFF
+
+# Level triggering can be chosen for none of IRQ 0, 1, 2, 8 and 13.
+ELCR_WRITABLE = (0xF8, 0xDE)
+
+
+class Pic8259:
+    """One 8259A, without the wires around it: `Pic8259Pair` has two.
+
+    `lines` are the levels at its inputs; `irr`, `isr` and `imr` its registers; `elcr` says which
+    inputs are level-triggered; `lowest` is the input of the lowest priority; `slaves` are the
+    inputs that ICW3 says have a slave behind them, and `identity` is the slave that it makes this;
+    after a poll command it is `polling` until it is read.
+    """
+
+    def __init__(self, *, master: bool) -> None:
+        self.master = master
+        self.lines = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state at power-on: until it is initialized it requests nothing."""
+        self.irr = 0
+        self.isr = 0
+        self.imr = 0
+        self.elcr = 0
+        self.lowest = 7
+        self.vector = 0
+        self.slaves = 0
+        self.identity = 7
+        self.auto_eoi = False
+        self.rotate_on_auto_eoi = False
+        self.fully_nested = False
+        self.special_mask = False
+        self.ready = False
+        self.polling = False
+        self._reads_isr = False
+        self._awaited: tuple[Callable[[int], None], ...] = ()
+
+    def __str__(self) -> str:
+        modes = (
+            ("uninitialized", not self.ready),
+            ("auto-eoi", self.auto_eoi),
+            ("rotating", self.rotate_on_auto_eoi),
+            ("special-mask", self.special_mask),
+            ("fully-nested", self.fully_nested),
+        )
+        names = "".join(f" {name}" for name, on in modes if on)
+        return (
+            f"irr={self.irr:02x} isr={self.isr:02x} imr={self.imr:02x} elcr={self.elcr:02x} "
+            f"lines={self.lines:02x} vector={self.vector:02x} lowest={self.lowest}{names}"
+        )
+
+    # The processor's side
+
+    def read(self, a0: int) -> int:
+        """What the chip answers at A0: IRR or ISR at 0, IMR at 1, after a poll command the poll."""
+        if self.polling:
+            self.polling = False
+            return self.poll()
+        if a0:
+            return self.imr
+        return self.isr if self._reads_isr else self.irr
+
+    def write(self, a0: int, value: int) -> None:
+        """Take a command word."""
+        if not a0:
+            if value & ICW1:
+                self._icw1(value)
+            elif value & OCW3:
+                self._ocw3(value)
+            else:
+                self._ocw2(value)
+        elif self._awaited:
+            word, *rest = self._awaited
+            self._awaited = tuple(rest)
+            word(value)
+            self.ready = not rest
+        else:
+            self.imr = value
+
+    def request(self) -> int | None:
+        """The input whose request goes to the processor now, if any: INT is high if there is one.
+
+        "Fully Nested Mode": requests that are not masked, against what is in service.
+        """
+        requests = self.irr & ~self.imr
+        if not requests or not self.ready:
+            return None
+        found = self._first(requests)
+        served = self._served()
+        if not served:
+            return found
+        current = self._first(served)
+        if self._rank(found) < self._rank(current):
+            return found
+        # "The Special Fully Nested Mode": a slave in service may ask again for what outranks it.
+        if found == current and self.fully_nested and self.slaves >> found & 1:
+            return found
+        return None
+
+    def accept(self) -> int | None:
+        """Answer an acknowledge cycle: put the input into service; None if there is none.
+
+        "Interrupt Sequence", "Automatic End of Interrupt (AEOI) Mode", "Automatic Rotation".
+        """
+        found = self.request()
+        if found is None:
+            return None
+        bit = 1 << found
+        self.isr |= bit
+        self.irr &= ~bit | self.elcr
+        if self.auto_eoi:
+            self.isr &= ~bit
+            if self.rotate_on_auto_eoi:
+                self.lowest = found
+        return found
+
+    def poll(self) -> int:
+        """Accept the request and tell which it is ("Poll Command")."""
+        found = self.accept()
+        return SPURIOUS if found is None else POLL_REQUEST | found
+
+    # The devices' side
+
+    def drive(self, number: int, level: bool) -> None:
+        """Set the level at an input.
+
+        The request of an edge stays when the line falls before it is acknowledged: devices may
+        pulse their lines.
+        """
+        bit = 1 << number
+        if not level:
+            self.lines &= ~bit
+            self.irr &= ~(bit & self.elcr)
+        elif not self.lines & bit:
+            self.lines |= bit
+            self.irr |= bit
+
+    def choose_level_triggered(self, elcr: int) -> None:
+        """Set the edge/level control register: a 1 makes the input level-triggered."""
+        changed = elcr & ~self.elcr
+        self.elcr = elcr
+        self.irr = self.irr & ~changed | self.lines & changed
+
+    # Priorities
+
+    def _rank(self, number: int) -> int:
+        """0 for the highest priority to 7 for the lowest ("Specific Rotation")."""
+        return (number - self.lowest - 1) & 7
+
+    def _first(self, inputs: int) -> int:
+        """Which of some inputs, at least one, has the highest priority."""
+        turned = (inputs | inputs << 8) >> (self.lowest + 1)
+        return ((turned & -turned).bit_length() + self.lowest) & 7
+
+    def _served(self) -> int:
+        """What is in service and holds others back ("Special Mask Mode": not what is masked)."""
+        return self.isr & ~self.imr if self.special_mask else self.isr
+
+    # Command words
+
+    def _icw1(self, value: int) -> None:
+        """Start the initialization ("Initialization Command Words 1 and 2", and Figure 6)."""
+        # The edge sense circuit is reset: only a new edge, or a level, requests anything.
+        self.irr &= self.elcr
+        self.imr = 0
+        self.lowest = 7
+        self.special_mask = False
+        self._reads_isr = False
+        self.slaves = 0
+        self.identity = 7
+        if not value & ICW1_ICW4:
+            self.auto_eoi = self.fully_nested = False
+        self.ready = False
+        icw3 = () if value & ICW1_SINGLE else (self._icw3,)
+        icw4 = (self._icw4,) if value & ICW1_ICW4 else ()
+        self._awaited = (self._icw2, *icw3, *icw4)
+
+    def _icw2(self, value: int) -> None:
+        self.vector = value & ICW2_VECTOR
+
+    def _icw3(self, value: int) -> None:
+        if self.master:
+            self.slaves = value
+        else:
+            self.identity = value & ICW3_IDENTITY
+
+    def _icw4(self, value: int) -> None:
+        self.fully_nested = bool(value & ICW4_NESTED)
+        self.auto_eoi = bool(value & ICW4_AUTO_EOI)
+
+    def _ocw2(self, value: int) -> None:
+        """End of interrupt and rotation ("Operation Control Word 2")."""
+        command = value & (OCW2_ROTATE | OCW2_SPECIFIC | OCW2_EOI)
+        if not command & (OCW2_SPECIFIC | OCW2_EOI):
+            self.rotate_on_auto_eoi = bool(command)
+            return
+        if command & OCW2_SPECIFIC:
+            number = value & 7
+        elif served := self._served():
+            number = self._first(served)
+        else:
+            return
+        if command & OCW2_EOI:
+            self.isr &= ~(1 << number)
+        if command & OCW2_ROTATE:
+            self.lowest = number
+
+    def _ocw3(self, value: int) -> None:
+        """Poll, status reads and special mask mode ("Operation Control Word 3")."""
+        if value & OCW3_POLL:
+            self.polling = True
+        if value & OCW3_SELECT:
+            self._reads_isr = bool(value & OCW3_ISR)
+        if value & OCW3_CHANGE_SPECIAL_MASK:
+            self.special_mask = bool(value & OCW3_SPECIAL_MASK)
+
+
+class _Ports:
+    """Two ports of the pair, as a device on the bus."""
+
+    width: ClassVar = 1
+
+    def __init__(
+        self, name: str, read: Callable[[int], int], write: Callable[[int, int], None]
+    ) -> None:
+        self.name = name
+        self._read = read
+        self._write = write
+
+    def read(self, offset: int, size: int) -> int:
+        """The byte at port `offset`, 0 or 1."""
+        return self._read(offset & 1)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Set the byte at port `offset`, 0 or 1."""
+        self._write(offset & 1, value & 0xFF)
+
+
+class Pic8259Pair:
+    """Master and slave as in the IBM PC/AT: IRQ 0-7 and, over the master's input 2, IRQ 8-15.
+
+    `output` is driven with the master's INT; the processor answers it with `acknowledge`.  The
+    devices `master` (ports 0x20-0x21), `slave` (0xa0-0xa1) and `elcr` (0x4d0-0x4d1) go on the bus.
+
+    >>> pair = Pic8259Pair()
+    >>> for offset, value in ((0, 0x11), (1, 0x20), (1, 0x04), (1, 0x01)):
+    ...     pair.master.write(offset, 1, value)
+    >>> pair.line(3).set(True)
+    >>> pair.pending, hex(pair.acknowledge()), pair.pending
+    (True, '0x23', False)
+
+    As on a PC and in KVM, and unlike the data sheet:
+
+    - ICW1's LTIM is ignored, in favour of the edge/level control registers; so are ICW4's
+      microprocessor and buffered modes: the pair is always in 8086 mode.
+    - An edge is remembered even if the line falls before it is acknowledged.
+
+    KVM's in-kernel pair differs from the data sheet, and so from this, in that
+
+    - it requests interrupts before and during the initialization; ICW1 does not lower INT;
+    - it ignores ICW1's SNGL (it always waits for ICW3) and what ICW3 says;
+    - ICW1 also ends the service of the inputs whose edges it drops;
+    - special mask mode has no effect;
+    - special fully nested mode opens the master for all inputs below the slave's, too;
+    - a poll sets no bit of the ISR and drops a request whose level is still there, and polling the
+      slave ends the service of the master's input 2 (older kernels never set the answer's bit 7);
+    - the request of the slave comes back at the master after ICW1 and after a poll, without an
+      edge;
+    - writing the edge/level control register does not look at the lines;
+    - IRQ 2 is an input, which leads to a spurious interrupt of the slave: here it leads nowhere;
+    - accesses of more than a byte are ignored, and read 0: here the bus splits them.
+
+    Lines may be set from any thread; `output` is driven under the pair's lock.
+    """
+
+    def __init__(self, output: InterruptLine | None = None) -> None:
+        self._output: InterruptLine = output or Unconnected()
+        self._level = False
+        # Re-entrant: whoever is interrupted may acknowledge at once.
+        self._lock = threading.RLock()
+        self._sources = [0] * 16
+        self.chips = Pic8259(master=True), Pic8259(master=False)
+        self.master = _Ports("pic-master", partial(self._read, 0), partial(self._write, 0))
+        self.slave = _Ports("pic-slave", partial(self._read, 1), partial(self._write, 1))
+        self.elcr = _Ports("pic-elcr", self._read_elcr, self._write_elcr)
+
+    def __str__(self) -> str:
+        master, slave = self.chips
+        return f"master {master}\nslave  {slave}\nINT={int(self._level)}"
+
+    def reset(self) -> None:
+        """Return to the state at power-on; the lines stay as their devices drive them."""
+        with self._lock:
+            for chip in self.chips:
+                chip.reset()
+            self._update()
+
+    def line(self, irq: int) -> InterruptLine:
+        """A source for an input: IRQ `irq` is asserted while any of its sources is.
+
+        IRQ 2, which the slave drives, leads nowhere.  Raises ConfigError if there is no such IRQ.
+        """
+        if not 0 <= irq <= 15:
+            raise ConfigError(f"the PIC has IRQs 0 to 15, not {irq}")
+        return Unconnected() if irq == CASCADE else Source(self._drive, irq)
+
+    @property
+    def pending(self) -> bool:
+        """Whether INT is high: the processor is to call `acknowledge` when it takes interrupts."""
+        return self._level
+
+    def acknowledge(self) -> int:
+        """Run the processor's acknowledge cycle, and return the vector.
+
+        With nothing to request any more it is the spurious interrupt: IRQ 7, or IRQ 15 if only the
+        slave has withdrawn ("Interrupt Sequence", "Edge and Level Triggered Modes").
+        """
+        with self._lock:
+            self._set_output(False)
+            vector = self._vector()
+            self._update()
+            return vector
+
+    def _vector(self) -> int:
+        master, slave = self.chips
+        found = master.accept()
+        if found is None:
+            return master.vector + SPURIOUS
+        if not master.slaves >> found & 1:
+            return master.vector + found
+        if slave.identity != found:
+            return FLOATING_BUS
+        inner = slave.accept()
+        master.drive(CASCADE, False)
+        return slave.vector + (SPURIOUS if inner is None else inner)
+
+    def _read(self, which: int, a0: int) -> int:
+        chip = self.chips[which]
+        with self._lock:
+            return self._poll(chip) if chip.polling else chip.read(a0)
+
+    def _write(self, which: int, a0: int, value: int) -> None:
+        with self._lock:
+            self.chips[which].write(a0, value)
+            self._update()
+
+    def _poll(self, chip: Pic8259) -> int:
+        """Read a chip that was told to poll: an acknowledge cycle of that chip alone."""
+        answer = chip.read(0)
+        if answer & POLL_REQUEST and not chip.master:
+            # INT of the slave falls, and the edge that it made at the master is served.
+            master = self.chips[0]
+            master.drive(CASCADE, False)
+            master.irr &= ~(1 << CASCADE)
+        self._update()
+        return answer
+
+    def _read_elcr(self, which: int) -> int:
+        return self.chips[which].elcr
+
+    def _write_elcr(self, which: int, value: int) -> None:
+        with self._lock:
+            self.chips[which].choose_level_triggered(value & ELCR_WRITABLE[which])
+            self._update()
+
+    def _drive(self, irq: int, step: int) -> None:
+        with self._lock:
+            before = self._sources[irq]
+            self._sources[irq] = before + step
+            if not before or not before + step:
+                self.chips[irq >> 3].drive(irq & 7, not before)
+                self._update()
+
+    def _update(self) -> None:
+        """Let INT of the slave, and then of the master, follow the registers."""
+        master, slave = self.chips
+        master.drive(CASCADE, slave.request() is not None)
+        self._set_output(master.request() is not None)
+
+    def _set_output(self, level: bool) -> None:
+        if level != self._level:
+            self._level = level
+            self._output.set(level)

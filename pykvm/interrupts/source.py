@@ -1,0 +1,31 @@
+"""What drives an input of an interrupt controller."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Source"]
+
+
+class Source:
+    """One of the drivers of an input: the input is asserted while any of them is.
+
+    An `InterruptLine`.  It calls ``drive(number, step)`` with the number of the input, and 1 when
+    it starts to assert it or -1 when it stops; setting the level that it has does nothing.
+    """
+
+    __slots__ = ("_drive", "_level", "_number")
+
+    def __init__(self, drive: Callable[[int, int], None], number: int) -> None:
+        self._drive = drive
+        self._number = number
+        self._level = False
+
+    def set(self, level: bool) -> None:
+        """Assert the input, or stop doing so."""
+        if bool(level) != self._level:
+            self._level = not self._level
+            self._drive(self._number, 1 if level else -1)
