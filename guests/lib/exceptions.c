@@ -4,7 +4,8 @@
 #include "lib/exit.h"
 #include "lib/print.h"
 
-#define VECTORS 32
+#define VECTORS 32 /* exceptions; what interrupts get is up to the guest */
+#define GATES 256
 #define STUB_SIZE 16 /* lib/vectors.S */
 
 /* A 64-bit interrupt gate (SDM 3A 6.14.1). */
@@ -17,7 +18,7 @@ struct gate {
 
 extern const char vectors[VECTORS][STUB_SIZE];
 
-static struct gate idt[VECTORS];
+static struct gate idt[GATES];
 
 void set_gate(unsigned vector, void (*entry)(void))
 {

@@ -19,14 +19,24 @@
 .set EFER_LME, 1 << 8
 .set TABLE, 0x3                 /* present, writable */
 .set PAGE_2M, 0x83              /* present, writable, large */
+.set GIB, 4                     /* so much is identity-mapped: the devices are at its end */
 
 .text
 .code32
 pvh_start:
         mov     $stack_top, %esp
-        movl    $pdpt + TABLE, pml4     /* one 2 MiB page, identity-mapped, holds all of us */
-        movl    $pd + TABLE, pdpt
-        movl    $PAGE_2M, pd
+        movl    $pdpt + TABLE, pml4
+        .set    gib, 0
+        .rept   GIB
+        movl    $pd + gib * 4096 + TABLE, pdpt + gib * 8
+        .set    gib, gib + 1
+        .endr
+        mov     $PAGE_2M, %eax
+        mov     $pd, %edi
+1:      mov     %eax, (%edi)
+        add     $8, %edi
+        add     $2 << 20, %eax          /* carries after the last page */
+        jnc     1b
         mov     $pml4, %eax
         mov     %eax, %cr3
 
@@ -66,6 +76,6 @@ gdt_pointer:
 .balign 4096
 pml4:   .skip   4096
 pdpt:   .skip   4096
-pd:     .skip   4096
+pd:     .skip   GIB * 4096
         .skip   4096
 stack_top:

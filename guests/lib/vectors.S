@@ -17,6 +17,7 @@ vectors:
         .set vector, vector + 1
 .endr
 
+.globl save_and_call    /* for stubs of a guest's own, which push the same two */
 save_and_call:
         .irp register, rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15
         push    %\register
