@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from pykvm.errors import BusConflict, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from typing_extensions import Buffer
 
@@ -226,6 +226,28 @@ class Bus:
         Raises BusConflict if another device has any of these addresses, ConfigError if there are no
         such addresses or the object is no device.
         """
+        with self._lock:
+            return self._add([placement])[0]
+
+    def add_all(self, placements: Iterable[Placement]) -> list[Range]:
+        """Put devices in their places, all of them or, where one raises as `add` does, none."""
+        with self._lock:
+            return self._add(list(placements))
+
+    def _add(self, placements: list[Placement]) -> list[Range]:
+        added: list[Range] = []
+        for placement in placements:
+            new = self._range(placement, self._next_slot + len(added))
+            for other in (*self._tables[new.space][0], *added):
+                if new.space is other.space and new.first <= other.last and other.first <= new.last:
+                    raise BusConflict(f"{new} overlaps {other}")
+            added.append(new)
+        self._next_slot += len(added)
+        self.by_slot = {**self.by_slot, **{range_.slot: range_ for range_ in added}}
+        self._rebuild()
+        return added
+
+    def _range(self, placement: Placement, slot: int) -> Range:
         space, first = placement.space, placement.address
         last = first + placement.length - 1
         access = _accessors(placement.device, placement.offset)
@@ -234,17 +256,29 @@ class Bus:
                 f"{placement.name}: {placement.length} {space.value}(es) from {first:#x} on: "
                 f"there are {space.size:#x}, and a device needs at least one"
             )
+        if slot >= SLOTS:
+            raise ConfigError(f"a bus takes {SLOTS} ranges in its life, and had them")
+        return Range(space, first, last, placement.device, slot, *access)
+
+    def replace(self, devices: Mapping[str, Device]) -> None:
+        """Let other devices stand where those of these names do, slots and all.
+
+        Raises ConfigError for a name that is not there, or an object that is no device.
+        """
         with self._lock:
-            added = Range(space, first, last, placement.device, self._next_slot, *access)
-            for other in self._tables[space][0]:
-                if first <= other.last and other.first <= last:
-                    raise BusConflict(f"{added} overlaps {other}")
-            if self._next_slot >= SLOTS:
-                raise ConfigError(f"a bus takes {SLOTS} ranges in its life, and had them")
-            self._next_slot += 1
-            self.by_slot = {**self.by_slot, added.slot: added}
+            known = {range_.name for range_ in self.by_slot.values()}
+            for name in devices:
+                if name not in known:
+                    raise ConfigError(f"no device {name!r} on the bus")
+            self.by_slot = {
+                slot: Range(
+                    *range_[:3], devices[range_.name], slot, *_accessors(devices[range_.name], 0)
+                )
+                if range_.name in devices
+                else range_
+                for slot, range_ in self.by_slot.items()
+            }
             self._rebuild()
-        return added
 
     def remove(self, device: Device | str) -> None:
         """Take away every range of `device`, given as itself or by name.

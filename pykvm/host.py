@@ -47,7 +47,7 @@ class Host:
     """
 
     _checked = False
-    _tables: dict[tuple[str, int, int], bytes] = {}  # noqa: RUF012 - one for the process, on purpose
+    _tables: dict[tuple[str, int, int, bool], bytes] = {}  # noqa: RUF012 - one for the process, on purpose
     _max_vcpus = 0
     _ring: tuple[int, int] | None = None
 
@@ -97,12 +97,12 @@ class Host:
         vm.set_identity_map_addr(IDENTITY_MAP_ADDRESS)
         return vm
 
-    def cpuid(self, model: str, index: int, count: int) -> bytes:
-        """The struct kvm_cpuid2 of vCPU `index` of `count`, for KVM_SET_CPUID2.
+    def cpuid(self, model: str, index: int, count: int, *, apic: bool) -> bytes:
+        """The struct kvm_cpuid2 of vCPU `index` of `count`, with a local APIC or none.
 
         Raises ConfigError for a model that pykvm does not know or this host cannot give.
         """
-        key = model, index, count
+        key = model, index, count, apic
         table = Host._tables.get(key)
         if table is None:
             table = Host._tables[key] = _cpuid_table(self.system, *key)
@@ -117,11 +117,12 @@ def _coalescing_ring(extension: Callable[[int], int]) -> tuple[int, int] | None:
     return page, (PAGE - RING_HEAD) // RING_ENTRY
 
 
-def _cpuid_table(system: System, model: str, index: int, count: int) -> bytes:
+def _cpuid_table(system: System, model: str, index: int, count: int, apic: bool) -> bytes:
     from pykvm.x86.cpuid import LAPIC_FEATURES, select, with_topology
 
     # A guest that finds an APIC in CPUID expects one to be there.
-    selected = select(system.supported_cpuid(), model, remove=LAPIC_FEATURES)
+    hidden = () if apic else LAPIC_FEATURES
+    selected = select(system.supported_cpuid(), model, remove=hidden)
     entries = with_topology(selected, apic_id=index, count=count)
     head = _CPUID_HEAD.pack(len(entries), 0)
     return head + b"".join(_CPUID_ENTRY.pack(*entry) for entry in entries)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pykvm import boot
 from pykvm.bus import Bus, Placement, Space
+from pykvm.chipset import UserChipset, check_chipset
 from pykvm.dispatch import Dispatch
 from pykvm.errors import ClosedError, ConfigError, StateError
 from pykvm.host import Host
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pykvm.bus import Device
+    from pykvm.clock import Clock
     from pykvm.devices.uart import Uart16550
     from pykvm.exits import Exit
+    from pykvm.kernel_chipset import KernelChipset
     from pykvm.kvm import VM
     from pykvm.result import Result
 
@@ -59,7 +62,10 @@ class Machine:
     `parked = False`.  `devices` replaces the standard ones (`pykvm.devices.standard_devices`);
     `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest
     touches a port or an address where nobody is: "stop" ends the run, "float" reads all ones and
-    ignores writes.
+    ignores writes.  `irqchip` is where interrupt controllers and clocks are: "user" for
+    software, "kernel" for KVM's own, "split" for KVM's local APICs and the rest in software, "none"
+    for nowhere; `clock` is the policy of guest time, "realtime", "paused" or "warp"
+    (`pykvm.clock`).
 
     Raises HostError (no usable KVM, too little memory), LoadError (the file), ConfigError (wrong
     values) and KVMError (KVM refused).
@@ -81,7 +87,10 @@ class Machine:
         devices: Iterable[Placement] | None = None,
         cpu: str = "baseline",
         unclaimed: str = "stop",
+        irqchip: str = "user",
+        clock: str = "realtime",
     ) -> None:
+        check_chipset(irqchip, clock)
         if unclaimed not in UNCLAIMED:
             raise ConfigError(f"unclaimed is one of {', '.join(UNCLAIMED)}, not {unclaimed!r}")
         self._closed = False
@@ -96,6 +105,9 @@ class Machine:
         self.entry: boot.Entry | None = None
 
         self._vm: VM | None = None
+        self._chipset: UserChipset | KernelChipset | None = None
+        self._clock: Clock | None = None
+        self._policy = clock
 
         loaded = None
         if image is not None:
@@ -106,7 +118,7 @@ class Machine:
             host.check_vcpus(vcpus)
             self.memory = memory if isinstance(memory, GuestMemory) else _ram(memory)
             try:
-                self._build(host, vcpus, cpu, devices)
+                self._build(host, vcpus, cpu, devices, irqchip)
                 if loaded is not None:
                     self.entry = boot.place(loaded, self.memory, args=(*append.split(), *args))
                     self._vcpus[0].state = self.entry.state
@@ -117,14 +129,25 @@ class Machine:
     # -- building ----------------------------------------------------------------------------
 
     def _build(
-        self, host: Host, vcpus: int, model: str, devices: Iterable[Placement] | None
+        self,
+        host: Host,
+        vcpus: int,
+        model: str,
+        devices: Iterable[Placement] | None,
+        irqchip: str,
     ) -> None:
         vm = self._vm = host.create_vm()
         self.memory.attach(vm)
+        if irqchip in ("kernel", "split"):
+            from pykvm.kernel_chipset import KernelChipset
+
+            self._chipset = KernelChipset(
+                vm, self.bus, lambda: self.clock, split=irqchip == "split"
+            )
         # The ring is the VM's; vCPUs that share it could not keep their writes in order.
         alone = vcpus == 1
         for index in range(vcpus):
-            cpuid = host.cpuid(model, index, vcpus)
+            cpuid = host.cpuid(model, index, vcpus, apic=irqchip != "none")
             vcpu = vm.create_vcpu(index)
             ring = host.coalescing_ring if alone else None
             self._vcpus.append(CPU(vcpu, self.memory, ring=ring))
@@ -133,12 +156,23 @@ class Machine:
             from pykvm.devices import standard_devices
 
             devices = standard_devices()
-        for placement in devices:
-            self._place(placement)
+        self._place_all(list(devices))
+        if irqchip == "user":
+            self._chipset = UserChipset(
+                vm, self.bus, lambda: self.clock, on_made=self._chipset_made
+            )
+            self._place_all(self._chipset.placements())
         self._dispatch = Dispatch(self.bus, vm=vm if alone else None, shared=not alone)
         self.bus.on_change = self._bus_changed
         for cpu in self._vcpus:
             cpu.use(self._dispatch)
+        if isinstance(self._chipset, UserChipset):
+            self._chipset.attach(self._vcpus)
+            if self._policy != "realtime":
+                self._chipset.make()
+        elif self._chipset is not None:
+            self.devices.update(self._chipset.attach(self._vcpus))
+            self._connect_uarts(self._chipset)
 
     def _bus_changed(self) -> None:
         self._dispatch.rebuild()
@@ -147,9 +181,30 @@ class Machine:
         if self._run is None:
             self._dispatch.forget_old_maps()
 
-    def _place(self, placement: Placement) -> None:
-        self.bus.add(placement)
-        self.devices[placement.device.name] = placement.device
+    def _place_all(self, placements: Sequence[Placement]) -> None:
+        self.bus.add_all(placements)
+        self.devices.update((placement.name, placement.device) for placement in placements)
+
+    def _chipset_made(self, chipset: UserChipset) -> None:
+        """The guest has touched an interrupt controller or a clock: now they exist."""
+        platform = chipset.make()
+        self.devices.update(
+            (name, device) for name, device in platform.devices.items() if name in self.devices
+        )
+        self._connect_uarts(chipset)
+        run = self._run
+        if run is not None:
+            platform.clock.start()
+            run.interrupts = chipset.timekeeper
+
+    def _connect_uarts(self, chipset: UserChipset | KernelChipset) -> None:
+        from pykvm.devices.uart import Uart16550
+
+        for name, irq in (("com1", 4), ("com2", 3)):
+            device = self.devices.get(name)
+            if isinstance(device, Uart16550):
+                device.connect(chipset.line(irq))
+                chipset.uarts.append(device)
 
     def add(
         self,
@@ -176,8 +231,8 @@ class Machine:
         ...         self.value = value
         >>> with Machine() as machine:  # needs /dev/kvm
         ...     machine.add(Echo(), pio=0x500, length=4)
-        ...     sorted(machine.devices)
-        ['com1', 'com2', 'debug-exit', 'debugcon', 'echo', 'i8042', 'post', 'reset-control']
+        ...     "echo" in machine.devices
+        True
         """
         if (pio is None) == (mmio is None):
             raise ConfigError(f"device {device.name}: give either pio= or mmio=")
@@ -195,7 +250,7 @@ class Machine:
                 f"there is a device named {device.name!r} already",
                 hint="remove it first, or give the new one another name",
             )
-        self._place(Placement(device, space, first, size))
+        self._place_all([Placement(device, space, first, size)])
 
     def remove(self, device: Device | str) -> None:
         """Take a device away, by name or by itself.  Raises ConfigError if it is not there."""
@@ -209,6 +264,15 @@ class Machine:
     def vcpus(self) -> tuple[CPU, ...]:
         """The vCPUs; the first is the one that the guest starts on."""
         return tuple(self._vcpus)
+
+    @property
+    def clock(self) -> Clock:
+        """Guest time: see `pykvm.clock`."""
+        if self._clock is None:
+            from pykvm.chipset import clock_of
+
+            self._clock = clock_of(self._vcpus[0], self._policy)
+        return self._clock
 
     @property
     def serial(self) -> Uart16550:
@@ -256,10 +320,42 @@ class Machine:
             raise ConfigError(f"timeout={timeout}: seconds from now on, not negative")
         with self._running() as begin, self._condition(until) as check:
             run = Run(
-                self._vcpus, take=self._take_exit, timeout=timeout, check=check, on_exit=on_exit
+                self._vcpus,
+                take=self._take_exit,
+                timeout=timeout,
+                check=check,
+                on_exit=on_exit,
+                interrupts=self._chipset.timekeeper if self._chipset else None,
             )
             begin(run)
-            return run()
+            self._start_clock()
+            try:
+                result = run()
+            finally:
+                self._stop_clock()
+            result.notes = self._notes()
+            return result
+
+    def _notes(self) -> tuple[str, ...]:
+        clock = self._clock
+        if clock is None or clock.tsc_movable or self._policy == "realtime":
+            return ()
+        return (
+            f"clock={self._policy!r} does not reach RDTSC: this host's KVM ignores a TSC offset, "
+            "and the guest's TSC is the host's",
+        )
+
+    def _start_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.start()
+            if self._policy != "realtime" and self._chipset is not None:
+                self._chipset.resume()
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.stop()
+            if self._policy != "realtime" and self._chipset is not None and not self._closed:
+                self._chipset.pause()
 
     @contextmanager
     def _running(self) -> Iterator[Callable[[Run], None]]:
@@ -337,9 +433,9 @@ class Machine:
         from pykvm.crash import crash_of
         from pykvm.exits import (
             Debug,
+            IoapicEoi,
             IoIn,
             IoOut,
-            IrqWindowOpen,
             MmioRead,
             MmioWrite,
             RdMsr,
@@ -353,7 +449,19 @@ class Machine:
                 with self._dispatch.lock:
                     if self.handle(exit) or self._float:
                         return None
-            case IrqWindowOpen() | SetTpr() | RdMsr() | WrMsr():
+            case RdMsr():
+                if self._chipset is not None:
+                    self._chipset.read_msr(cpu, exit)
+                return None
+            case WrMsr():
+                if self._chipset is not None:
+                    self._chipset.write_msr(cpu, exit)
+                return None
+            case SetTpr():
+                return None
+            case IoapicEoi(vector=vector):
+                if self._chipset is not None:
+                    self._chipset.end_of_interrupt(vector)
                 return None
             case Debug(pc=pc):
                 return Ending(Outcome.STOPPED, f"stopped by a debug event at {pc:#x}", exit=exit)

@@ -63,6 +63,8 @@ class Result:
     coalesced caused none.  `seconds` is the time the run took.  Summed over the vCPUs that ran,
     `guest_seconds` of it were spent in the guest, in KVM and in the loop in C, `outside_seconds` in
     Python: pykvm and the devices.
+
+    `notes` says what this host did not do as asked: a sentence each.
     """
 
     __slots__ = (
@@ -71,6 +73,7 @@ class Result:
         "exit_code",
         "exits",
         "guest_seconds",
+        "notes",
         "outcome",
         "outside_seconds",
         "seconds",
@@ -95,6 +98,7 @@ class Result:
         self.seconds = seconds
         self.guest_seconds = guest_seconds
         self.outside_seconds = outside_seconds
+        self.notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
 from pykvm.result import Ending, Outcome, Result
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pykvm.exits import Exit
     from pykvm.vcpu import CPU
 
-__all__ = ["Run"]
+__all__ = ["Interrupts", "Run"]
 
 _HLT = 5  # KVM_EXIT_HLT
 _REASON = 8  # struct kvm_run: exit_reason
@@ -55,6 +55,40 @@ _NAMES = {
 }
 
 
+class Interrupts(Protocol):
+    """What the machine's interrupt controllers and clock are to a run; see `pykvm.timekeeper`."""
+
+    #: Whether the guest can start parked vCPUs.
+    can_start: bool
+
+    def run_timers(self, cpu: CPU) -> None:
+        """Run the timers of `cpu` that are due, and set its alarm for the next."""
+
+    def next_timer(self, cpu: CPU) -> float | None:
+        """When the next timer of `cpu` is due, in seconds of the host's monotonic clock."""
+
+    def reset_by_init(self, cpu: CPU) -> bool:
+        """Whether an INIT came; all but the first vCPU are parked then."""
+
+    def awake(self, cpu: CPU) -> bool:
+        """Whether a halted or parked vCPU would go on."""
+
+    def start(self, cpu: CPU) -> bool:
+        """Let a vCPU that is awake go on; whether it needs attention first."""
+
+    def serve(self, cpu: CPU) -> None:
+        """Inject what can be injected."""
+
+    def can_wake(self, cpus: Sequence[CPU]) -> bool:
+        """Whether anything may still wake one of these vCPUs, all of them idle."""
+
+    def warp(self) -> bool:
+        """Skip to the next deadline, if the clock does so."""
+
+    def dead(self, cpu: CPU) -> bool:
+        """Whether `cpu`, if it waits in the kernel, does so for good."""
+
+
 class Run:
     """What happens between one call of `Machine.run` and its return.
 
@@ -70,17 +104,27 @@ class Run:
         timeout: float | None,
         check: Callable[[], Ending | None] | None = None,
         on_exit: Callable[[CPU, Exit], None] | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
-        """`take` answers an exit or says how the run ends; `on_exit` sees each of them before."""
+        """`take` answers an exit or says how the run ends; `on_exit` sees each of them before.
+
+        `interrupts` is what wakes halted vCPUs, and starts parked ones; None if nothing does.
+        """
         self.check = check
-        self._cpus = [cpu for cpu in cpus if cpu.index == 0 or not cpu.parked]
+        self.interrupts = interrupts
+        self._cpus = [
+            cpu
+            for cpu in cpus
+            if cpu.index == 0 or not cpu.parked or (interrupts and interrupts.can_start)
+        ]
         self._take = take
         self._on_exit = on_exit
         self._timeout = timeout
         self._ending: Ending | None = None
         self._errors: list[BaseException] = []
         self._threads = {threading.get_ident()}
-        self._halted = 0
+        # Halted or parked: by index.
+        self._idle: set[int] = set()
         self._changed = threading.Condition()
         self._began = time.monotonic()
 
@@ -114,15 +158,18 @@ class Run:
 
     def take_exit(self, cpu: CPU) -> Ending | None:
         """See `pykvm.vcpu.Board`."""
-        if self._on_exit is None and cpu.page[_REASON] == _HLT:
+        reason = cpu.page[_REASON]
+        if self._on_exit is None and reason == _HLT:
             return self._halt(cpu)
-        from pykvm.exits import Hlt, decode
+        from pykvm.exits import Hlt, IrqWindowOpen, SetTpr, decode
 
         exit = decode(cpu.run_page)
         if self._on_exit is not None:
             self._on_exit(cpu, exit)
         if isinstance(exit, Hlt):
             return self._halt(cpu)
+        if isinstance(exit, (IrqWindowOpen, SetTpr)):
+            return self.take_attention(cpu)
         return self._take(cpu, exit)
 
     def take_kick(self, cpu: CPU) -> Ending | None:
@@ -133,8 +180,35 @@ class Run:
         """See `pykvm.vcpu.Board`."""
         return self._timed_out()
 
+    def take_tick(self, cpu: CPU) -> Ending | None:
+        """See `pykvm.vcpu.Board`."""
+        if self.interrupts is None or self.interrupts.can_start:
+            return None
+        # HLT waits inside KVM_RUN: look whether it will ever come back.
+        with self._changed:
+            if not self.interrupts.dead(cpu):
+                self._idle.discard(cpu.index)
+                return None
+            self._idle.add(cpu.index)
+            return self._halted_for_good() if len(self._idle) == len(self._cpus) else None
+
     def take_attention(self, cpu: CPU) -> Ending | None:
         """See `pykvm.vcpu.Board`."""
+        interrupts = self.interrupts
+        if interrupts is None:
+            return None
+        interrupts.run_timers(cpu)
+        ending = self._take_init(cpu) or (self._wait(cpu) if cpu.parked else None)
+        if ending is None:
+            interrupts.serve(cpu)
+        return ending
+
+    def _take_init(self, cpu: CPU) -> Ending | None:
+        """Carry out an INIT, if one came."""
+        if self.interrupts is None or not self.interrupts.reset_by_init(cpu):
+            return None
+        if cpu.index == 0:
+            return Ending(Outcome.RESET, "the guest sent INIT to its first vCPU")
         return None
 
     #: What a vCPU's loop returns when another vCPU's handler raised; nobody sees it.
@@ -144,20 +218,75 @@ class Run:
         return Ending(Outcome.TIMEOUT, f"the guest was still running after {self._timeout:g} s")
 
     def _halt(self, cpu: CPU) -> Ending | None:
-        """HLT: nothing can wake a vCPU yet, so wait until all have halted or the run ends."""
-        with self._changed:
-            self._halted += 1
-            if self._halted == len(self._cpus):
-                who = "the guest" if len(self._cpus) == 1 else "every vCPU of the guest"
-                return Ending(Outcome.HALTED, f"{who} halted with nothing to wake it")
-            deadline = None if self._timeout is None else self._began + self._timeout
-            while self._ending is None and not self._errors:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    return self._timed_out()
-                self._changed.wait(left)
-            self._halted -= 1
-        return self._ending or self._failed
+        ending = self._wait(cpu)
+        if ending is None and self.interrupts is not None:
+            self.interrupts.serve(cpu)
+        return ending
+
+    def _wait(self, cpu: CPU) -> Ending | None:
+        """Wait outside the guest, without burning CPU, until this vCPU can go on."""
+        interrupts = self.interrupts
+        deadline = None if self._timeout is None else self._began + self._timeout
+        while True:
+            if interrupts is not None:
+                interrupts.run_timers(cpu)
+            ending = self.take_kick(cpu)
+            if ending is not None:
+                return ending
+            if interrupts is not None and interrupts.awake(cpu):
+                if not interrupts.start(cpu):
+                    return None
+                ending = self._take_init(cpu)
+                if ending is not None:
+                    return ending
+                continue
+            if deadline is not None and time.monotonic() >= deadline:
+                return self._timed_out()
+            with self._changed:
+                self._idle.add(cpu.index)
+                try:
+                    if not cpu.core.attention and self._ending is None and not self._errors:
+                        if self._all_idle() and not self._skip_ahead():
+                            return self._halted_for_good()
+                        self._changed.wait(self._patience(cpu, deadline))
+                finally:
+                    self._idle.discard(cpu.index)
+                cpu.core.attention = 0
+
+    def _all_idle(self) -> bool:
+        """Whether every vCPU waits, and none of them has been called and not yet looked."""
+        return len(self._idle) == len(self._cpus) and not any(
+            cpu.core.attention for cpu in self._cpus
+        )
+
+    def _skip_ahead(self) -> bool:
+        """All are idle: whether anything can still wake one, to which a warping clock jumps."""
+        interrupts = self.interrupts
+        if interrupts is None or not interrupts.can_wake(self._cpus):
+            return False
+        if interrupts.warp():
+            self._changed.notify_all()
+        return True
+
+    def _patience(self, cpu: CPU, deadline: float | None) -> float | None:
+        """How long `cpu` may wait for others, in seconds: until its next timer or the deadline."""
+        times = [] if deadline is None else [deadline]
+        if self.interrupts is not None:
+            timer = self.interrupts.next_timer(cpu)
+            if timer is not None:
+                times.append(timer)
+        # An hour is as good as for ever, and within what a lock can wait for.
+        return max(min(min(times) - time.monotonic(), 3600.0), 0.0) if times else None
+
+    def _halted_for_good(self) -> Ending:
+        who = "the guest" if len(self._cpus) == 1 else "every vCPU of the guest"
+        return Ending(Outcome.HALTED, f"{who} halted with nothing to wake it")
+
+    def notify(self) -> None:
+        """From any thread: a vCPU was called to attention, and may be waiting outside the guest."""
+        if self._idle:
+            with self._changed:
+                self._changed.notify_all()
 
     # -- running -----------------------------------------------------------------------------
 
@@ -170,7 +299,9 @@ class Run:
             cpu.enter(None if timeout is None else int(timeout * 1e9) or 1)
             try:
                 # The end may have come before this vCPU could be kicked.
-                ending = self.take_kick(cpu) or cpu.loop(self, surface=self._on_exit is not None)
+                ending = self.take_kick(cpu) or (self._wait(cpu) if cpu.parked else None)
+                if ending is None:
+                    ending = cpu.loop(self, surface=self._on_exit is not None)
             finally:
                 cpu.leave()
             self.end(ending)
@@ -183,6 +314,8 @@ class Run:
     def __call__(self) -> Result:
         """Run to the end.  An exception of a handler, or Ctrl-C, passes as it is."""
         before = [_Counters(cpu) for cpu in self._cpus]
+        for cpu in self._cpus:
+            cpu.on_attend = self.notify
         cycles = lib.pykvm_cycles()
         threads = [
             threading.Thread(
@@ -197,6 +330,8 @@ class Run:
         finally:
             for thread in threads:
                 thread.join()
+            for cpu in self._cpus:
+                cpu.on_attend = None
         seconds = time.monotonic() - self._began
         if self._errors:
             raise self._errors[0]
@@ -215,10 +350,6 @@ class Run:
                 if count != old.exits[index]:
                     name = _NAMES.get(index, f"UnknownReason {index}")
                     exits[name] = exits.get(name, 0) + count - old.exits[index]
-            if new.interruptions != old.interruptions:
-                exits["Interrupted"] = (
-                    exits.get("Interrupted", 0) + new.interruptions - old.interruptions
-                )
         inside = cycles / rate
         return Result(
             self._ending,
@@ -236,4 +367,3 @@ class _Counters:
         core: Any = cpu.core
         self.exits: Sequence[int] = ffi.unpack(core.exits, lib.PYKVM_COUNTERS)
         self.cycles: int = core.guest_cycles
-        self.interruptions: int = core.interruptions

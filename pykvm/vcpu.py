@@ -68,6 +68,9 @@ class Board(Protocol):
     def take_deadline(self, cpu: CPU) -> Ending:
         """The time is up."""
 
+    def take_tick(self, cpu: CPU) -> Ending | None:
+        """Nothing happened for a while, or a signal of the host's did."""
+
     def take_attention(self, cpu: CPU) -> Ending | None:
         """`CPU.attend` was called, or the alarm went off: look at timers and interrupts."""
 
@@ -115,7 +118,10 @@ class CPU:
         self._special_at = -1
         self._dispatch: Dispatch | None = None
         self._loop = 0
-        self._thread: int | None = None
+        #: The thread that runs this vCPU, by `threading.get_ident`, while one does.
+        self.thread: int | None = None
+        #: Called after each `attend`, in the thread that called it.
+        self.on_attend: Callable[[], None] | None = None
 
     def close(self) -> None:
         """Free what belongs to this vCPU.  Closing twice is harmless."""
@@ -321,10 +327,12 @@ class CPU:
         """
         if self.core is None:
             return
-        if self._thread == threading.get_ident():
+        if self.thread == threading.get_ident():
             self.core.attention = 1
         else:
             lib.pykvm_attend(self.core)
+        if self.on_attend is not None:
+            self.on_attend()
 
     def set_alarm(self, when: int | None) -> None:
         """By the vCPU's own thread: come to `Board.take_attention` at this host time.
@@ -351,11 +359,11 @@ class CPU:
         if result < 0:
             raise KVMError("KVM_SET_SIGNAL_MASK", -result)
         self._loop += 1
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
 
     def leave(self) -> None:
         """Give the thread back.  Harmless when it was not entered."""
-        self._thread = None
+        self.thread = None
         if self.core is not None:
             lib.pykvm_leave(self.core)
 
@@ -454,7 +462,7 @@ class CPU:
                         access[2] = self._odd_answer(answer, _READ - code)
                 elif code == _DRAIN:
                     dispatch.deliver(core)
-                elif code != _AGAIN:
+                else:
                     ending = self._special_case(board, code)
                     if ending is not None:
                         return ending
@@ -472,6 +480,8 @@ class CPU:
     def _special_case(self, board: Board, code: int) -> Ending | None:
         if code == _EXIT:
             return board.take_exit(self)
+        if code == _AGAIN:
+            return board.take_tick(self)
         if code in (_ATTENTION, _ALARM):
             self.core.attention = 0
             return board.take_attention(self)

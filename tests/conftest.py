@@ -21,8 +21,8 @@ __all__ = ["guest", "guests", "root"]
 ROOT = Path(__file__).parent.parent
 BUILD_TOOLS = ("make", "gcc", "ld")
 
-# --doctest-modules would import this file once more, and find a folder's own `conftest` instead.
-collect_ignore = ["conftest.py"]
+# --doctest-modules would import these once more, and find another folder's `conftest` instead.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 
 # Machines that run tests are busy: no example fails for being slow.  CI repeats the same examples.
 settings.register_profile("pykvm", deadline=None, derandomize="CI" in os.environ)

@@ -414,7 +414,6 @@ static int64_t interrupted(struct pykvm_vcpu *v)
     struct pykvm_private *p = v->private_;
     uint64_t now;
 
-    v->interruptions++;
     if (p->ring && p->map && !v->surface)
         drain_ring(v);
     collect_kicks();
@@ -467,6 +466,10 @@ static int64_t enter_guest(struct pykvm_vcpu *v)
         }
     }
     count(v, p->run);
+    /* The guest may leave often enough for a window that opened never to be an exit of its own. */
+    if (p->run->request_interrupt_window && p->run->ready_for_interrupt_injection &&
+        p->run->exit_reason != KVM_EXIT_IRQ_WINDOW_OPEN)
+        __atomic_store_n(&v->attention, 1, __ATOMIC_RELAXED);
     take_map(p);
     return take_exit(v);
 }

@@ -63,7 +63,6 @@ struct pykvm_vcpu {
     struct pykvm_batch *batches;
     uint64_t runs;          /* KVM_RUN calls so far */
     uint64_t guest_cycles;  /* host TSC cycles spent in the guest and in this loop */
-    uint64_t interruptions; /* KVM_RUN calls that a signal ended */
     uint64_t exits[128];
     struct pykvm_private *private_;
 };

@@ -57,6 +57,8 @@ class Options:
     append: str = ""
     serial: Destination = Destination("stdio")
     debugcon: Destination = Destination("serial")
+    irqchip: str = "user"
+    clock: str = "realtime"
     unclaimed: str = "stop"
     timeout: float | None = None
     exit_status: str = "guest"
@@ -178,6 +180,18 @@ OPTIONS: tuple[Option, ...] = (
         "--cpu", "MODEL", one_of("baseline", "host"), MACHINE,
         "what CPUID shows: baseline, the same on every host (default), or host, all that "
         "this one has",
+        _GUESTS,
+    ),
+    Option(
+        "--irqchip", "WHERE", one_of("user", "kernel", "split", "none"), MACHINE,
+        "interrupt controllers and clocks: user for software (default), kernel for KVM's own, "
+        "split for KVM's local APICs and the rest in software, or none",
+        _GUESTS,
+    ),
+    Option(
+        "--clock", "POLICY", one_of("realtime", "paused", "warp"), MACHINE,
+        "guest time: realtime (default); paused hides what passes while the guest is stopped; "
+        "warp also skips what a halted guest waits for (irqchip user)",
         _GUESTS,
     ),
     Option(

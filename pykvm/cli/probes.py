@@ -84,6 +84,13 @@ def _syscall() -> Verdict:
         return verdict
 
 
+def _tsc_offset() -> Verdict:
+    with Machine(memory="1M", irqchip="none") as machine:
+        movable = machine.clock.tsc_movable
+    detail = "" if movable else "it is accepted and forgotten: guests read the host's TSC"
+    return Verdict(movable, detail)
+
+
 def _flat(selector: int, kind: int, *, l: int = 0, db: int = 0) -> SegmentRegister:  # noqa: E741
     return SegmentRegister(
         limit=0xFFFF_FFFF, selector=selector, type=kind, present=1, dpl=3, s=1, g=1, l=l, db=db
@@ -100,4 +107,5 @@ PROBES = (
     Probe("a guest runs in protected mode", _runs_in("protected")),
     Probe("a guest runs in long mode", _runs_in("long")),
     Probe("SYSCALL in ring 3 enters ring 0", _syscall),
+    Probe("a TSC offset is kept", _tsc_offset),
 )

@@ -39,6 +39,8 @@ def main(options: Options) -> int:
         args=options.arguments,
         cpu=options.cpu,
         unclaimed=options.unclaimed,
+        irqchip=options.irqchip,
+        clock=options.clock,
     ) as machine:
         return _Session(machine, options).run()
 
@@ -102,6 +104,8 @@ class _Session:
             where = place(machine.vcpus[0], machine) if result.outcome in _UNASKED else ""
             hint = "" if result.error is None else result.error.hint
             say(ending_line(sentence, result, where, note), hint)
+            for remark in result.notes:
+                say(remark)
         if options.stats:
             from pykvm.cli.stats import stats_text
 

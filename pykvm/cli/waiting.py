@@ -131,9 +131,21 @@ class PtyPort(_WaitingPort):
         return 0
 
     def _unread(self) -> int:
-        # Beyond what the terminal has ready for its reader the kernel buffers more, uncounted.
-        queued = fcntl.ioctl(self._slave, termios.TIOCINQ, bytes(4))
-        return int.from_bytes(queued, "little") + len(self._backlog)
+        return self._ready() + len(self._backlog)
+
+    def _ready(self) -> int:
+        """How many bytes the terminal has ready for its reader: 0 only when it holds none at all.
+
+        What was written becomes ready in its own time, and is counted only then.  A poll that
+        finds nothing ready makes it so; one that finds something has not looked further.
+        """
+        poll = select.poll()
+        poll.register(self._slave, select.POLLIN)
+        while True:
+            more = poll.poll(0)
+            ready = fcntl.ioctl(self._slave, termios.TIOCINQ, bytes(4))
+            if any(ready) or not more:
+                return int.from_bytes(ready, "little")
 
     def _has_reader(self) -> bool:
         """Whether anybody else has the slave side open."""

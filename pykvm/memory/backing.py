@@ -160,7 +160,7 @@ def check_affordable(total: int) -> None:
         raise HostError(
             f"{format_size(total)} of guest memory asked for, but the host has "
             f"{format_size(available)} available (of {format_size(host['MemTotal'])})",
-            hint="ask for less, or allow overcommit if the guest will not touch all of it",
+            hint="ask for less, or use GuestMemory(overcommit=True) if the guest will use less",
         )
 
 

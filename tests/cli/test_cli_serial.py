@@ -8,9 +8,11 @@ import select
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -295,6 +297,29 @@ def test_pump_waits_while_the_guest_does_not_read() -> None:
         os.close(fd)
         pump.close()
         port.close()
+
+
+def test_closing_a_pty_leaves_its_reader_the_last_words() -> None:
+    """The kernel hands them on in its own time, and throws away what is left at the close."""
+    words = b"goodbye\n"
+    for _ in range(100):
+        port = PtyPort()
+        with open(os.open(port.path, os.O_RDONLY | os.O_NOCTTY), "rb", buffering=0) as reader:
+            got = bytearray()
+
+            def read(reader: FileIO = reader, got: bytearray = got) -> None:
+                # EIO is how a terminal that has gone ends.
+                with suppress(OSError):
+                    while piece := reader.read(100):
+                        got += piece
+
+            thread = threading.Thread(target=read)
+            thread.start()
+            for byte in words:
+                port.write(bytes([byte]))
+            assert port.close() == ""
+            thread.join(DEADLINE)
+            assert got == words
 
 
 def test_pty_keeps_what_its_reader_is_slow_to_take() -> None:

@@ -20,7 +20,7 @@ GUEST = """
     BA F8 03       mov dx, 0x3f8
     B0 41          mov al, 'A'
     EE             out dx, al
-    E4 40          in al, 0x40
+    E4 48          in al, 0x48
     A2 00 05       mov [0x500], al
     BA FD 03       mov dx, 0x3fd
     EC             in al, dx
@@ -55,7 +55,7 @@ def step(kvm: None) -> Iterator[Session]:
 
 def test_exit_by_exit(step: Session) -> None:
     assert step("n").startswith("[1] IoOut(port=0x3f8, size=1, data=b'A') for com1 at 0x7c0")
-    assert step("").startswith("[2] IoIn(port=0x40, size=1, count=1) for nobody at 0x7c0")
+    assert step("").startswith("[2] IoIn(port=0x48, size=1, count=1) for nobody at 0x7c0")
     shown = step("n").splitlines()
     assert shown[0] == "nobody is there: reads give all ones, writes go nowhere"
     assert shown[1].startswith("[3] IoIn(port=0x3fd, size=1, count=1) for com1")
@@ -87,11 +87,11 @@ def test_only_a_read_is_answered_once(step: Session) -> None:
 
 
 def test_one_instruction(step: Session) -> None:
-    assert step("s") == "[1] stepped to 0x7c03: b0 41 ee e4 40 a2 00 05"
+    assert step("s") == "[1] stepped to 0x7c03: b0 41 ee e4 48 a2 00 05"
     assert step("s").startswith("[2] stepped to 0x7c05: ee e4")
     assert step("s").startswith("[3] IoOut(port=0x3f8")
     # The next exit comes by itself again.
-    assert step("n").startswith("[4] IoIn(port=0x40")
+    assert step("n").startswith("[4] IoIn(port=0x48")
 
 
 def test_to_the_end(step: Session) -> None:

@@ -37,6 +37,9 @@ class Watcher:
     def take_exit(self, cpu: Any) -> Ending | None:
         return None
 
+    def take_tick(self, cpu: Any) -> Ending | None:
+        return None
+
     def take_kick(self, cpu: Any) -> Ending | None:
         return None
 
@@ -63,13 +66,13 @@ def test_attention_before_a_run_is_not_lost(guest: MakeGuest) -> None:
 def test_attention_from_other_threads(guest: MakeGuest) -> None:
     """A thousand calls, each after the one before was seen: none is lost."""
     machine = guest(SPIN)
-    board = Watcher(1000)
+    seen = threading.Semaphore(0)
+    board = Watcher(1000, lambda cpu: seen.release())
 
     def attend() -> None:
-        for number in range(1000):
+        for _ in range(1000):
             machine.vcpus[0].attend()
-            while len(board.calls) <= number:
-                pass
+            assert seen.acquire(timeout=20)
 
     thread = threading.Thread(target=attend)
     thread.start()

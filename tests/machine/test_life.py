@@ -45,8 +45,8 @@ def live(vcpus: int = 1) -> None:
 
 
 def test_a_thousand_machines_leak_nothing() -> None:
-    for _ in range(20):
-        live()
+    for number in range(20):
+        live(vcpus=1 + number % 2)
     gc.collect()
     before = descriptors(), mappings()
     memory = resident()
@@ -55,8 +55,8 @@ def test_a_thousand_machines_leak_nothing() -> None:
     gc.collect()
 
     assert descriptors() == before[0]
-    # malloc may keep an arena or two; a leak would be thousands.
-    assert mappings() <= before[1] + 10
+    # malloc may keep some arenas for threads that are gone; a leak would be thousands.
+    assert mappings() <= before[1] + 40
     assert resident() <= memory + 8192
 
 
@@ -171,7 +171,8 @@ def test_two_devices_cannot_have_the_same_port(guest: MakeGuest) -> None:
         machine.add(Device("second"), pio=0x107, length=1)
     machine.remove("first")
     machine.add(Device("second"), pio=0x107, length=1)
-    assert set(machine.devices) == {"second"}
+    assert "first" not in machine.devices
+    assert machine.devices["second"].name == "second"
 
 
 @pytest.mark.parametrize(

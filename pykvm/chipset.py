@@ -1,0 +1,343 @@
+"""The machine's interrupt controllers and clocks, as `irqchip=` and `clock=` choose them.
+
+``user`` is all in software (`pykvm.platform`).  It is made when the guest first touches any of it:
+a guest that needs no interrupt and no clock does not pay for them.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pykvm.bus import Placement, Space
+from pykvm.errors import BusConflict, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pykvm.bus import Bus, Range
+    from pykvm.clock import Clock
+    from pykvm.devices.line import InterruptLine
+    from pykvm.devices.uart import Uart16550
+    from pykvm.exits import RdMsr, WrMsr
+    from pykvm.injector import Injector
+    from pykvm.kvm import VM
+    from pykvm.platform import Platform
+    from pykvm.timekeeper import Timekeeper
+    from pykvm.vcpu import CPU
+
+__all__ = ["IRQCHIPS", "PLACES", "OnDemand", "UserChipset"]
+
+IRQCHIPS = ("user", "kernel", "split", "none")
+POLICIES = ("realtime", "paused", "warp")  # of pykvm.clock, which few runs need
+
+# Where everything stands, before anything of it exists: (name, space, address, length).
+PLACES = (
+    ("pic-master", Space.PIO, 0x20, 2),
+    ("pit", Space.PIO, 0x40, 4),
+    ("port61", Space.PIO, 0x61, 1),
+    ("rtc", Space.PIO, 0x70, 2),
+    ("pic-slave", Space.PIO, 0xA0, 2),
+    ("pic-elcr", Space.PIO, 0x4D0, 2),
+    ("pm-timer", Space.PIO, 0x608, 4),
+    ("ioapic", Space.MMIO, 0xFEC00000, 0x1000),
+    ("hpet", Space.MMIO, 0xFED00000, 0x400),
+    ("lapic", Space.MMIO, 0xFEE00000, 0x1000),
+)
+
+# SDM 4, table 2-2.
+IA32_TSC = 0x10
+IA32_APIC_BASE = 0x1B
+IA32_TSC_ADJUST = 0x3B
+IA32_TSC_DEADLINE = 0x6E0
+
+# <linux/kvm.h>
+KVM_CAP_X86_USER_SPACE_MSR = 188
+KVM_MSR_EXIT_REASON_INVAL = 1
+KVM_MSR_EXIT_REASON_FILTER = 4
+KVM_MSR_FILTER_READ_WRITE = 3
+
+# struct kvm_run: apic_base, in words of 64 bits.
+_APIC_BASE_WORD = 3
+
+
+class OnDemand:
+    """What stands on the bus for a device until the guest first touches it."""
+
+    def __init__(self, name: str, make: Callable[[str], Range]) -> None:
+        self.name = name
+        self._make = make
+
+    def read(self, offset: int, size: int) -> int:
+        """Make the device and read it."""
+        return self._make(self.name).read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Make the device and write it."""
+        self._make(self.name).write(offset, size, value)
+
+
+class UserChipset:
+    """Interrupt controllers and clocks in software, over a VM that has none of its own."""
+
+    def __init__(
+        self,
+        vm: VM,
+        bus: Bus,
+        clock: Callable[[], Clock],
+        *,
+        on_made: Callable[[UserChipset], None],
+    ) -> None:
+        """`clock` makes the machine's clock; `on_made` is called once the platform exists."""
+        self._vm = vm
+        self._bus = bus
+        self._make_clock = clock
+        self._on_made = on_made
+        self._lock = threading.RLock()
+        self._cpus: Sequence[CPU] = ()
+        self.injectors: tuple[Injector, ...] = ()
+        self.platform: Platform | None = None
+        self.timekeeper: Timekeeper | None = None
+        #: The serial ports, whose input from outside can interrupt the guest at any time.
+        self.uarts: list[Uart16550] = []
+        # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
+        vm.enable_cap(
+            KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER
+        )
+
+    def placements(self) -> list[Placement]:
+        """What goes on the bus until the platform is made."""
+        taken = self._bus.ranges
+        return [
+            Placement(OnDemand(name, self._touch), space, address, length)
+            for name, space, address, length in PLACES
+            # Whoever put a device of their own there wants that one.
+            if not any(
+                range_.space is space and range_.first < address + length and address <= range_.last
+                for range_ in taken
+            )
+        ]
+
+    def attach(self, cpus: Sequence[CPU]) -> None:
+        """These are the machine's vCPUs."""
+        self._cpus = cpus
+        if len(cpus) > 1:
+            self.make()
+
+    def _touch(self, name: str) -> Range:
+        self.make()
+        return next(range_ for range_ in self._bus.ranges if range_.name == name)
+
+    def make(self) -> Platform:
+        """The platform, which is made now if there was none."""
+        with self._lock:
+            if self.platform is None:
+                self._make()
+            assert self.platform is not None
+            return self.platform
+
+    def _make(self) -> None:
+        from pykvm.injector import Injector
+        from pykvm.platform import Platform
+        from pykvm.timekeeper import Timekeeper
+
+        self.injectors = tuple(Injector(cpu) for cpu in self._cpus)
+        platform = Platform(
+            self._make_clock(),
+            self.injectors,
+            self._current,
+            physical_bits=physical_bits(self._cpus[0]),
+        )
+        for injector, lapic in zip(self.injectors, platform.lapics, strict=True):
+            injector.lapic = lapic
+            base = injector.cpu.page.cast("Q")[_APIC_BASE_WORD]
+            if base and base != lapic.base:
+                lapic.base = base
+        self.injectors[0].pic = platform.pic
+        self.timekeeper = Timekeeper(
+            platform.clock,
+            self.injectors,
+            waits_for_host=self._waits_for_host,
+            nmi_source=platform.has_nmi_source,
+            on_warp=self.resume,
+        )
+        platform.clock.on_earlier = self._earlier
+        self._filter_msrs()
+        present = {
+            range_.name for range_ in self._bus.ranges if isinstance(range_.device, OnDemand)
+        }
+        self._bus.replace({name: platform.devices[name] for name in present})
+        self.platform = platform
+        self._on_made(self)
+
+    def _waits_for_host(self) -> bool:
+        return any(uart.receives for uart in self.uarts)
+
+    def _filter_msrs(self) -> None:
+        """Have the MSRs of time and of the APIC's place exit."""
+        indices = (IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE)
+        self._vm.set_msr_filter(
+            [(KVM_MSR_FILTER_READ_WRITE, index, 8, b"\xfe") for index in indices]
+        )
+
+    def _earlier(self, queue: int) -> None:
+        if queue < len(self._cpus):
+            self._cpus[queue].attend()
+
+    def _current(self) -> Injector:
+        """The processor whose thread calls, else the first."""
+        if len(self.injectors) == 1:
+            return self.injectors[0]
+        here = threading.get_ident()
+        return next(
+            (injector for injector in self.injectors if injector.cpu.thread == here),
+            self.injectors[0],
+        )
+
+    def line(self, irq: int) -> InterruptLine:
+        """Where a device's interrupt request goes."""
+        return self.make().line(irq)
+
+    def end_of_interrupt(self, vector: int) -> None:
+        """Only in-kernel local APICs report one to us."""
+
+    def pause(self) -> None:
+        """Time stands still: nothing here runs without the clock."""
+
+    def resume(self) -> None:
+        """Time goes on, or has been skipped: what KVM itself tells the guest has to follow."""
+        if self.platform is not None:
+            follow(self._vm, self._cpus, self.platform.clock)
+
+    # -- MSRs --------------------------------------------------------------------------------
+
+    def read_msr(self, cpu: CPU, exit: RdMsr) -> None:
+        """Answer a RDMSR that KVM has left to us, or let it be #GP."""
+        from pykvm.interrupts import GpFault
+
+        clock = self.make().clock
+        if exit.index == IA32_TSC:
+            exit.answer(clock.tsc(cpu=cpu.index))
+        elif exit.index == IA32_TSC_ADJUST:
+            exit.answer(clock.tsc_adjust(cpu.index))
+        else:
+            injector = self.injectors[cpu.index]
+            injector.before_access()
+            try:
+                exit.answer(injector.lapic.read_msr(exit.index) if injector.lapic else 0)
+            except GpFault:
+                exit.fail()
+
+    def write_msr(self, cpu: CPU, exit: WrMsr) -> None:
+        """Carry out a WRMSR that KVM has left to us, or let it be #GP."""
+        from pykvm.interrupts import GpFault
+
+        platform = self.make()
+        exit.accept()
+        if exit.index == IA32_TSC:
+            platform.clock.write_tsc(cpu.index, exit.value)
+            self._move_tsc(cpu)
+        elif exit.index == IA32_TSC_ADJUST:
+            platform.clock.write_tsc_adjust(cpu.index, exit.value)
+            self._move_tsc(cpu)
+        else:
+            injector = self.injectors[cpu.index]
+            lapic = platform.lapics[cpu.index]
+            injector.before_access()
+            try:
+                lapic.write_msr(exit.index, exit.value)
+            except GpFault:
+                exit.fail()
+                return
+            injector.after_access()
+            if exit.index == IA32_APIC_BASE:
+                self._rebase(cpu, lapic.base)
+
+    def _move_tsc(self, cpu: CPU) -> None:
+        platform = self.make()
+        if platform.clock.tsc_movable:
+            set_tsc_offset(cpu, platform.clock.vcpu_tsc_offset(cpu.index))
+        platform.lapics[cpu.index].timer.tsc_moved()
+
+    def _rebase(self, cpu: CPU, base: int) -> None:
+        """IA32_APIC_BASE was written: KVM has to know, and the bus where the page stands."""
+        cpu.regs.apic_base = base
+        wanted = {lapic.address for lapic in self.make().lapics if lapic.enabled}
+        page = self.make().devices["lapic"]
+        present = {range_.first for range_ in self._bus.ranges if range_.device is page}
+        if wanted == present:
+            return
+        if present:
+            self._bus.remove(page)
+        for address in sorted(wanted):
+            # Where another device stands, that one stays.
+            with suppress(BusConflict):
+                self._bus.add_mmio(address, 0x1000, page)
+
+
+def follow(vm: VM, cpus: Sequence[CPU], clock: Clock) -> None:
+    """Set kvmclock to guest time, and the TSC offsets where this host keeps them."""
+    vm.set_clock({"clock": clock.now()})
+    if clock.tsc_movable:
+        for cpu in cpus:
+            set_tsc_offset(cpu, clock.vcpu_tsc_offset(cpu.index))
+
+
+# <asm/kvm.h>: the group KVM_VCPU_TSC_CTRL and its attribute KVM_VCPU_TSC_OFFSET
+_TSC_CTRL = 0
+_TSC_OFFSET = 0
+
+
+def set_tsc_offset(cpu: CPU, offset: int) -> None:
+    """Set what KVM adds to the host's TSC (signed)."""
+    cpu.kvm.set_device_attr(_TSC_CTRL, _TSC_OFFSET, offset % (1 << 64))
+
+
+def tsc_offset(cpu: CPU) -> int:
+    """What KVM adds to the host's TSC (signed)."""
+    value = cpu.kvm.get_device_attr(_TSC_CTRL, _TSC_OFFSET)
+    return value - (1 << 64) if value >> 63 else value
+
+
+def physical_bits(cpu: CPU) -> int:
+    """MAXPHYADDR as the guest's CPUID has it (SDM 3A 4.1.4)."""
+    leaves = {leaf.function: leaf for leaf in cpu.kvm.get_cpuid2()}
+    return leaves[0x8000_0008].eax & 0xFF if 0x8000_0008 in leaves else 36
+
+
+def check_chipset(irqchip: str, clock: str) -> None:
+    """Raise ConfigError unless there is such an irqchip, and such a policy of time with it."""
+    if irqchip not in IRQCHIPS:
+        raise ConfigError(f"irqchip is one of {', '.join(IRQCHIPS)}, not {irqchip!r}")
+    if clock not in POLICIES:
+        raise ConfigError(f"clock is one of {', '.join(POLICIES)}, not {clock!r}")
+    if clock == "warp" and irqchip in ("kernel", "split"):
+        raise ConfigError(
+            f"clock='warp' does not go with irqchip={irqchip!r}: the kernel's timers skip no time",
+            hint="irqchip='user' has all of them in software",
+        )
+
+
+def clock_of(cpu: CPU, policy: str) -> Clock:
+    """The clock of a machine whose first vCPU this is."""
+    from pykvm._core import lib
+    from pykvm.clock import Clock
+
+    khz = cpu.kvm.get_tsc_khz()
+    before = tsc_offset(cpu)
+    movable = offset_is_kept(cpu, before)
+    clock = Clock(policy, host_tsc=lib.pykvm_cycles, host_tsc_khz=khz, tsc_movable=movable)
+    if movable:
+        # What the guest has seen so far: KVM started this vCPU's TSC at 0 when it was made.
+        clock.tsc_offset = before
+    return clock
+
+
+def offset_is_kept(cpu: CPU, offset: int) -> bool:
+    """Probe: whether this host's KVM keeps a TSC offset it is given, and so shows it to guests."""
+    moved = offset + (1 << 20)
+    set_tsc_offset(cpu, moved)
+    kept = tsc_offset(cpu) == moved
+    set_tsc_offset(cpu, offset)
+    return kept

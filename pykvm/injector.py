@@ -1,0 +1,159 @@
+"""From a software local APIC into a vCPU, where KVM has no interrupt controller of its own.
+
+Source: Documentation/virt/kvm/api.rst, 4.16 (KVM_INTERRUPT), 4.64 (KVM_NMI) and 5 (struct kvm_run:
+request_interrupt_window, ready_for_interrupt_injection, if_flag, cr8).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.x86.state import real_mode
+
+if TYPE_CHECKING:
+    from pykvm.interrupts.lapic import LocalApic
+    from pykvm.interrupts.pic import Pic8259Pair
+    from pykvm.vcpu import CPU
+
+__all__ = ["Injector"]
+
+# struct kvm_run
+_REQUEST_WINDOW = 0
+_READY = 12
+_IF_FLAG = 13
+_CR8 = 16
+
+# One NMI is being handled and one may wait (SDM 3A 6.7.1).
+_NMIS = 2
+
+
+class Injector:
+    """The processor end of a local APIC: a `CpuPort`.
+
+    The requests come from any thread and only note what is wanted; `serve` and `awake` belong to
+    the vCPU's own, outside the guest.
+    """
+
+    def __init__(self, cpu: CPU) -> None:
+        self.cpu = cpu
+        self.lapic: LocalApic | None = None
+        #: The 8259 pair, on the processor whose LINT0 it drives.
+        self.pic: Pic8259Pair | None = None
+        self._nmis = 0
+        self._init = False
+        self._sipi: int | None = None
+
+    # -- CpuPort -----------------------------------------------------------------------------
+
+    def request_nmi(self) -> None:
+        """See `CpuPort`."""
+        self._nmis = min(self._nmis + 1, _NMIS)
+        self.cpu.attend()
+
+    def request_init(self) -> None:
+        """See `CpuPort`."""
+        self._sipi = None
+        self._init = True
+        self.cpu.attend()
+
+    def request_sipi(self, vector: int) -> None:
+        """See `CpuPort`."""
+        # Ignored by a processor that does not wait for one (SDM 3A 9.4.4).
+        if self.cpu.parked or self._init:
+            self._sipi = vector
+            self.cpu.attend()
+
+    def wake(self) -> None:
+        """See `CpuPort`."""
+        self.cpu.attend()
+
+    # -- in the vCPU's thread ----------------------------------------------------------------
+
+    def before_access(self) -> None:
+        """The guest accesses its local APIC: let that know the task priority in CR8."""
+        lapic, cr8 = self.lapic, self.cpu.page[_CR8]
+        if lapic is not None and lapic.cr8 != cr8:
+            lapic.cr8 = cr8
+
+    def after_access(self) -> None:
+        """The guest may have written TPR: let KVM know."""
+        if self.lapic is not None:
+            self.cpu.page[_CR8] = self.lapic.cr8
+
+    def take_init(self) -> bool:
+        """Whether an INIT is to be carried out; then it is, as far as the APIC goes."""
+        if not self._init:
+            return False
+        # First of all: a start-up IPI that follows at once is not to be missed.
+        self.cpu.parked = self.cpu.index != 0
+        self._init = False
+        self._nmis = 0
+        if self.lapic is not None:
+            self.lapic.init()
+            self.cpu.page[_CR8] = 0
+        self.cpu.page[_REQUEST_WINDOW] = 0
+        return True
+
+    def take_sipi(self) -> bool:
+        """Whether a start-up IPI came to this waiting processor; then it stands where that says."""
+        vector, self._sipi = self._sipi, None
+        if vector is None:
+            return False
+        self.cpu.state = real_mode(ip=0, cs=vector << 8)
+        self.cpu.parked = False
+        return True
+
+    @property
+    def init_pending(self) -> bool:
+        """Whether an INIT waits to be carried out."""
+        return self._init
+
+    @property
+    def interrupts_on(self) -> bool:
+        """Whether RFLAGS.IF was set at the last exit."""
+        return bool(self.cpu.page[_IF_FLAG])
+
+    @property
+    def awake(self) -> bool:
+        """Whether a halted processor would go on."""
+        if self._init:
+            return True
+        if self.cpu.parked:
+            # Whoever waits for a start-up IPI keeps an NMI for later (SDM 3A 9.4.1).
+            return self._sipi is not None
+        return bool(self._nmis) or (self.interrupts_on and self._wanted())
+
+    def _wanted(self) -> bool:
+        lapic = self.lapic
+        if lapic is None:
+            return False
+        self.before_access()
+        return lapic.extint or lapic.interrupt is not None
+
+    @property
+    def held_by_priority(self) -> bool:
+        """Whether an interrupt waits for nothing but a lower task priority."""
+        return self.lapic is not None and self.lapic.held_by_priority
+
+    def serve(self) -> None:
+        """Give KVM what it can take now, and ask for a window for what it cannot."""
+        page = self.cpu.page
+        while self._nmis:
+            self._nmis -= 1
+            self.cpu.kvm.nmi()
+        if not self._wanted():
+            page[_REQUEST_WINDOW] = 0
+            return
+        if page[_READY]:
+            page[_READY] = 0
+            self.cpu.kvm.interrupt(self._acknowledge())
+        page[_REQUEST_WINDOW] = self._wanted()
+
+    def _acknowledge(self) -> int:
+        lapic = self.lapic
+        assert lapic is not None
+        # KVM's own irqchip asks the 8259 first, too.
+        if lapic.extint and self.pic is not None:
+            lapic.acknowledge_extint()
+            return self.pic.acknowledge()
+        return lapic.acknowledge()

@@ -1,0 +1,110 @@
+"""What a person is told when a guest file, a value or the host is no good."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boot.elfs import Part, elf
+
+from pykvm.cli import main
+
+Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
+
+EM_AARCH64 = 183
+
+
+@pytest.fixture
+def refused(pykvm: Pykvm, tmp_path: Path) -> Callable[..., str]:
+    """Run a guest of these bytes; what is said on stderr, where the status is 2 and no more."""
+
+    def run(image: bytes, *options: str) -> str:
+        path = tmp_path / "guest.elf"
+        path.write_bytes(image)
+        done = pykvm(*options, path)
+        assert (done.returncode, done.stdout) == (2, "")
+        return done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("image", "line"),
+    [
+        (elf()[:10], "ELF header is truncated: the file has 10 bytes, 20 are needed"),
+        (elf()[:40], "ELF header is truncated: the file has 40 bytes, 64 are needed"),
+        (elf()[:100], "1 program headers (e_phnum) at 0x40 (e_phoff) end at 0x78, past the end"),
+        (elf()[:-1], "segment 0 ends at file offset 0x79"),
+        (elf(machine=EM_AARCH64), "AArch64"),
+        (elf(entry=0x20_0000), "0x200000"),
+        (elf(Part(), Part()), "overlap"),
+    ],
+    ids=["ident", "header", "program headers", "segment", "machine", "entry", "overlap"],
+)
+def test_a_file_that_is_no_good(refused: Callable[..., str], image: bytes, line: str) -> None:
+    told = refused(image)
+    assert told.startswith("pykvm: guest.elf: ")
+    assert line in told
+
+
+@pytest.mark.kvm
+def test_a_segment_outside_memory_and_what_to_do(refused: Callable[..., str]) -> None:
+    assert refused(elf(Part(vaddr=0x800_0000)), "--memory", "64M") == (
+        "pykvm: guest.elf: segment 0 (0x8000000-0x8000001) lies outside guest memory (64 MiB)\n"
+        "       give the guest more memory (--memory 256M) or link it lower\n"
+    )
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("count", ["0", "10000"])
+def test_a_number_of_vcpus_that_no_host_has(refused: Callable[..., str], count: str) -> None:
+    told = refused(elf(), "--smp", count)
+    assert told.startswith(f"pykvm: vcpus={count}: a machine has at least one, and this host's KVM")
+
+
+@pytest.mark.parametrize("size", ["0", "0M"])
+def test_no_memory(refused: Callable[..., str], size: str) -> None:
+    assert "--memory takes a size above zero" in refused(elf(), "--memory", size)
+
+
+@pytest.mark.kvm
+def test_more_memory_than_the_host_has(pykvm: Pykvm, guests: Path) -> None:
+    done = pykvm("--memory", "4T", guests / "hello.elf")
+    assert (done.returncode, done.stdout) == (126, "")
+    assert done.stderr.startswith("pykvm: 4 TiB of guest memory asked for, but the host has ")
+
+
+@pytest.mark.parametrize("command", ["run", "step"])
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOENT, "modprobe kvm_intel"), (errno.EACCES, "usermod -aG kvm")]
+)
+def test_no_kvm_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    command: str,
+    number: int,
+    advice: str,
+) -> None:
+    host_open = os.open
+
+    def refuse(path: Any, *rest: Any, **options: Any) -> int:
+        if path == "/dev/kvm":
+            raise OSError(number, os.strerror(number))
+        return host_open(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    path = tmp_path / "guest.elf"
+    path.write_bytes(elf())
+    assert main([command, str(path)]) == 126
+    out, told = capfd.readouterr()
+    assert out == ""
+    line, hint = told.splitlines()
+    assert line == f"pykvm: cannot open /dev/kvm: {os.strerror(number)}"
+    assert hint.startswith("       ")
+    assert advice in hint

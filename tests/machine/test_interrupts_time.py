@@ -1,0 +1,222 @@
+"""Guest time on a real vCPU: hours that pass at once, and hours that pass unseen."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from pykvm import Machine, Outcome
+from support.guest import MakeGuest
+from support.interrupts import COUNT, VECTOR, count, listen, platform_of, poke
+
+pytestmark = pytest.mark.kvm
+
+LAPIC = 0xFEE00000
+HPET = 0xFED00000
+MS = 1_000_000
+SECOND = 1_000_000_000
+HOUR = 3600 * SECOND
+
+# Sleeps until [0x502] interrupts were handled.
+SLEEP = """
+    FB                       sti
+    F4                       hlt
+    FA                       cli
+    A1 00 05                 mov ax, [0x500]
+    3B 06 02 05              cmp ax, [0x502]
+    75 F4                    jne $-10
+    B0 00                    mov al, 0
+    E6 F4                    out 0xf4, al
+"""
+# The APIC's page is out of a real-mode guest's reach.
+COUNT_AND_END = """
+    FF 06 00 05              inc word [0x500]
+    E6 E8                    out 0xe8, al
+    CF                       iret
+"""
+SPIN = "EB FE  jmp $"
+
+
+def io_apic(machine: Machine, pin: int) -> None:
+    """Lead a pin to VECTOR, edge-triggered."""
+    poke(machine, 0xFEC00000, 0x10 + 2 * pin)
+    poke(machine, 0xFEC00010, VECTOR)
+
+
+def by_lapic(machine: Machine) -> int:
+    """36 times 100 seconds: its counter is of 32 bits."""
+    poke(machine, LAPIC + 0x3E0, 0xA)  # by 128
+    poke(machine, LAPIC + 0x320, 0x20000 | VECTOR)
+    poke(machine, LAPIC + 0x380, 100 * SECOND // 128)
+    return 36
+
+
+def by_hpet(machine: Machine) -> int:
+    io_apic(machine, 11)
+    poke(machine, HPET + 0x100, 11 << 9 | 4)
+    poke(machine, HPET + 0x108, 3600 * 100_000_000, 8)
+    return 1
+
+
+def by_rtc(machine: Machine) -> int:
+    """The alarm, an hour after a time that the guest sets."""
+    io_apic(machine, 8)
+    for index, value in (
+        (0xB, 0x82),
+        (0xA, 0x70),
+        (4, 0x10),
+        (2, 0),
+        (0, 0),
+        (5, 0x11),
+        (3, 0),
+        (1, 0),
+        (0xA, 0x26),
+        (0xB, 0x22),
+    ):
+        poke(machine, 0x70, index, 1)
+        poke(machine, 0x71, value, 1)
+    return 1
+
+
+def by_pit(machine: Machine) -> int:
+    """18 ticks, a second: what it can count in one go is 55 ms."""
+    io_apic(machine, 2)
+    for port, value in ((0x43, 0x34), (0x40, 0xFF), (0x40, 0xFF)):
+        poke(machine, port, value, 1)
+    return 18
+
+
+def read_pit(machine: Machine) -> int:
+    poke(machine, 0x43, 0, 1)
+    pit: Any = machine.devices["pit"]
+    low, high = pit.read(0, 1), pit.read(0, 1)
+    return int(high << 8 | low)
+
+
+@pytest.mark.parametrize(
+    ("program", "length"),
+    [(by_lapic, HOUR), (by_hpet, HOUR), (by_rtc, HOUR), (by_pit, SECOND)],
+    ids=["lapic", "hpet", "rtc", "pit"],
+)
+def test_a_wait_is_skipped_and_all_clocks_agree_on_it(
+    guest: MakeGuest, program: Any, length: int
+) -> None:
+    machine = guest(SLEEP, clock="warp")
+    platform = listen(machine, COUNT_AND_END)
+    machine.add(EndOfInterrupt(platform.lapics[0]), pio=0xE8, length=1)
+    poke(machine, HPET + 0x10, 1)
+    machine.memory.write_u16(0x502, program(machine))
+    pm_before, rtc_before = pm_timer(machine), platform.rtc.time
+    clock_before, hpet_before = machine.clock.now(), platform.hpet.counter
+    pit_before = read_pit(machine)
+
+    result = machine.run(timeout=30)
+
+    assert result.exit_code == 0, result
+    assert result.seconds < 5
+    passed = machine.clock.now() - clock_before
+    # The PIT loads its count with its next tick; the RTC's seconds begin half a second in.
+    assert length - SECOND < passed < length + 5 * SECOND
+
+    assert abs((platform.hpet.counter - hpet_before) * 10 - passed) < MS
+    pm_ticks = (pm_timer(machine) - pm_before) % (1 << 24)
+    assert abs(difference(pm_ticks, passed * 3_579_545 // SECOND, 1 << 24)) < 3580
+    assert abs(platform.rtc.time - rtc_before - passed // SECOND) <= 1
+    if program is by_pit:
+        pit_ticks = (pit_before - read_pit(machine)) % 0xFFFF
+        assert abs(difference(pit_ticks, passed * 1_193_182 // SECOND, 0xFFFF)) < 1194
+
+
+def difference(a: int, b: int, modulus: int) -> int:
+    return (a - b + modulus // 2) % modulus - modulus // 2
+
+
+class EndOfInterrupt:
+    """A port whose write is the local APIC's EOI."""
+
+    name = "eoi"
+
+    def __init__(self, lapic: Any) -> None:
+        self._lapic = lapic
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._lapic.eoi()
+
+
+def pm_timer(machine: Machine) -> int:
+    device: Any = machine.devices["pm-timer"]
+    return int(device.read(0, 4)) % (1 << 24)
+
+
+def test_an_hour_takes_no_time(guest: MakeGuest) -> None:
+    machine = guest(SLEEP, clock="warp")
+    listen(machine)
+    poke(machine, HPET + 0x10, 1)
+    machine.memory.write_u16(0x502, by_hpet(machine))
+    result = machine.run(timeout=30)
+    assert result.exit_code == 0
+    # Some milliseconds; here is room for a busy host.
+    assert result.seconds < 2
+
+
+def test_without_a_deadline_there_is_nothing_to_skip_to(guest: MakeGuest) -> None:
+    machine = guest(SLEEP, clock="warp")
+    listen(machine)
+    assert machine.run(timeout=30).outcome is Outcome.HALTED
+    assert machine.clock.now() < 20 * SECOND
+
+
+def test_a_tsc_deadline_does_not_make_time_run_away(guest: MakeGuest) -> None:
+    """Where the guest's TSC cannot be moved, nobody can skip to what it has to reach."""
+    machine = guest(SLEEP, clock="warp")
+    platform = listen(machine)
+    machine.memory.write_u16(0x502, 1)
+    poke(machine, LAPIC + 0x320, 0x40000 | VECTOR)
+    clock = machine.clock
+    platform.lapics[0].write_msr(0x6E0, clock.tsc() + clock.tsc_khz * 500)
+    result = machine.run(timeout=30)
+    assert result.exit_code == 0, result
+    assert count(machine) == 1
+    assert clock.now() < 30 * SECOND
+
+
+@pytest.mark.parametrize("policy", ["paused", "warp"])
+def test_what_passes_between_two_runs_is_not_seen(guest: MakeGuest, policy: str) -> None:
+    machine = guest(SPIN, clock=policy)
+    platform = platform_of(machine)
+    poke(machine, HPET + 0x10, 1)
+    time.sleep(0.05)
+    assert machine.clock.now() == 0, "before the first run"
+    assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
+    before = machine.clock.now(), platform.hpet.counter
+    assert 0 < before[0]
+    time.sleep(0.2)
+    assert abs(machine.clock.now() - before[0]) < MS
+    assert abs(platform.hpet.counter - before[1]) < MS // 10
+    assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
+    assert machine.clock.now() > before[0]
+
+
+def test_a_timer_goes_on_where_it_stood(guest: MakeGuest) -> None:
+    machine = guest(SLEEP, clock="paused")
+    listen(machine, COUNT)
+    machine.memory.write_u16(0x502, 1)
+    poke(machine, LAPIC + 0x3E0, 0xB)
+    poke(machine, LAPIC + 0x320, VECTOR)
+    poke(machine, LAPIC + 0x380, 600 * MS)
+    assert machine.run(timeout=0.1).outcome is Outcome.TIMEOUT
+    time.sleep(0.7)
+    began = time.monotonic()
+    assert machine.run(timeout=30).exit_code == 0
+    assert machine.clock.now() >= 600 * MS
+    assert time.monotonic() - began > 0.2, "it was not due yet when the second run began"
+
+
+def test_in_real_time_it_is_seen(guest: MakeGuest) -> None:
+    machine = guest(SPIN)
+    assert machine.run(timeout=0.01).outcome is Outcome.TIMEOUT
+    before = machine.clock.now()
+    time.sleep(0.05)
+    assert machine.clock.now() - before >= 50 * MS
