@@ -348,7 +348,7 @@ class Machine:
     def _start_clock(self) -> None:
         if self._clock is not None:
             self._clock.start()
-            if self._policy != "realtime" and self._chipset is not None:
+            if self._chipset is not None:
                 self._chipset.resume()
 
     def _stop_clock(self) -> None:

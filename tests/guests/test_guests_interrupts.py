@@ -9,10 +9,18 @@ from typing import NamedTuple
 import pytest
 
 from pykvm import Machine
+from support.host import host_probe, require_host
 
 pytestmark = pytest.mark.kvm
 
-CLOCKS = ("realtime", "warp")
+SETTINGS = (
+    ("user", "realtime"),
+    ("user", "paused"),
+    ("user", "warp"),
+    ("split", "realtime"),
+    ("kernel", "realtime"),
+    ("kernel", "paused"),
+)
 
 
 class Shown(NamedTuple):
@@ -37,11 +45,24 @@ GUESTS = {
 }
 
 
-@pytest.mark.parametrize("clock", CLOCKS)
+@host_probe("in-kernel-lapic-knows-priorities")
+def in_kernel_lapic_knows_priorities() -> str | None:
+    """Whether a handler that takes interrupts again is spared those of its own class."""
+    guest = Path(__file__).parents[2] / "guests" / "build" / "priority.elf"
+    with Machine(guest, irqchip="kernel") as machine:
+        result = machine.run(timeout=20)
+    return None if result.exit_code == 0 else "a handler is interrupted by its own class"
+
+
+@pytest.mark.parametrize(("irqchip", "clock"), SETTINGS)
 @pytest.mark.parametrize("name", GUESTS)
-def test_it_shows_what_it_is_for(guests: Path, name: str, clock: str) -> None:
+def test_it_shows_what_it_is_for(guests: Path, name: str, irqchip: str, clock: str) -> None:
     shown = GUESTS[name]
-    with Machine(guests / f"{name}.elf", vcpus=shown.vcpus, clock=clock) as machine:
+    if name == "priority" and irqchip != "user":
+        require_host("in-kernel-lapic-knows-priorities")
+    with Machine(
+        guests / f"{name}.elf", vcpus=shown.vcpus, irqchip=irqchip, clock=clock
+    ) as machine:
         result = machine.run(timeout=20)
         said = machine.serial.text
     assert re.fullmatch(f"{shown.line}\n", said), f"{said!r}; {result}"
