@@ -101,6 +101,8 @@ class Injector:
             return False
         self.cpu.state = real_mode(ip=0, cs=vector << 8)
         self.cpu.parked = False
+        if self._nmis:
+            self.cpu.attend()
         return True
 
     @property

@@ -51,8 +51,11 @@ class ApicBus:
         """Deliver a message of `source`'s interrupt command register."""
         self.deliver(message, source)
 
-    def deliver(self, message: Message, source: LocalApic | None = None) -> None:
-        """Deliver `message`; without `source` it comes from an I/O APIC or is an MSI."""
+    def deliver(self, message: Message, source: LocalApic | None = None) -> bool:
+        """Deliver `message`; without `source` it comes from an I/O APIC or is an MSI.
+
+        Returns whether any local APIC took it.
+        """
         targets = self.targets(message, source)
         if message.mode == LOWEST_PRIORITY and len(targets) > 1:
             if self._is_broadcast(message, source) and not message.logical:
@@ -60,8 +63,8 @@ class ApicBus:
                 message = message._replace(mode=FIXED)
             else:
                 targets = self._lowest_priority(message, targets)
-        for lapic in targets:
-            lapic.receive(message)
+        taken = [lapic.receive(message) for lapic in targets]
+        return any(taken)
 
     def targets(self, message: Message, source: LocalApic | None = None) -> list[LocalApic]:
         """The APICs that `message` addresses.  One disabled by its base register hears nothing."""

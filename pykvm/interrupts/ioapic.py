@@ -83,8 +83,8 @@ class IoApic:
     KVM's in-kernel I/O APIC differs from the data sheet, and so from this, in that
 
     - it keeps what is written to the reserved bits of an entry;
-    - it sends SMI, NMI, INIT and ExtINT as level-triggered if the entry says so, remote IRR and
-      all: here they are edge-triggered, as the data sheet has it;
+    - it sends SMI, NMI and INIT as level-triggered if the entry says so, remote IRR and all: here
+      they and ExtINT are edge-triggered, as the data sheet has it; ExtINT reaches nobody there;
     - it sends the reserved delivery modes, 6 as a start-up message: here they send nothing;
     - an EOI sends an edge-triggered entry again whose line is asserted, if its vector is that of a
       level-triggered one;

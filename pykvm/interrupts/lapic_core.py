@@ -301,18 +301,22 @@ class ApicCore:
 
     # The system's side
 
-    def receive(self, message: Message) -> None:
-        """Take a message that is addressed to this APIC (SDM 3A 11.6.1, 11.8)."""
+    def receive(self, message: Message) -> bool:
+        """Take a message that is addressed to this APIC (SDM 3A 11.6.1, 11.8).
+
+        False if it was refused: this APIC is disabled, or the vector below 16.
+        """
         mode, vector = message.mode, message.vector
         if mode <= LOWEST_PRIORITY:
             if message.assert_ or not message.level:
-                self._accept(vector, message.level)
+                return self._accept(vector, message.level) is not None
         elif not self._base & reg.BASE_ENABLE:
-            return
+            return False
         elif mode == STARTUP:
             self._port.request_sipi(vector)
         elif mode != INIT or message.assert_ or not message.level:
             self._request(mode)
+        return True
 
     def accept(self, vector: int, level: bool = False) -> bool:
         """Take a fixed interrupt: set its IRR bit, and its TMR bit to the trigger mode `level`.

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interrupts.fakes import Board
 
-from pykvm.interrupts import LocalApic, Message
+from pykvm.interrupts import ApicBus, LocalApic, Message
 from pykvm.interrupts import lapic_registers as reg
+from pykvm.interrupts.ioapic import REMOTE_IRR, IoApic
 from pykvm.interrupts.message import (
     FIXED,
     INIT,
@@ -304,3 +305,22 @@ def test_any_message_goes_somewhere_or_nowhere(
     else:
         write(board.lapics[1], reg.ICR_HIGH, high)
         write(board.lapics[1], reg.ICR, command)
+
+
+def test_a_level_that_nobody_takes_is_sent_again_once_somebody_does() -> None:
+    """A line that is up before its local APIC is enabled does not hang in the I/O APIC."""
+    board = Board()
+    bus = ApicBus([board.lapic])
+    ioapic = IoApic(bus.deliver)
+    board.lapic.write(reg.SVR << 4, 4, 0xFF)
+    for register, value in ((0x18, 0x8031), (0x19, 0)):
+        ioapic.write(0, 4, register)
+        ioapic.write(0x10, 4, value)
+    line = ioapic.line(4)
+    line.set(True)
+    assert ioapic.entries[4] & REMOTE_IRR == 0
+    line.set(False)
+    board.lapic.write(reg.SVR << 4, 4, 0x1FF)
+    line.set(True)
+    assert ioapic.entries[4] & REMOTE_IRR
+    assert board.lapic.interrupt == 0x31

@@ -14,7 +14,7 @@ from pykvm.interrupts import GpFault, LocalApic, Message
 from pykvm.interrupts import lapic_registers as reg
 from pykvm.interrupts.lapic_registers import lvt_registers, lvt_writable
 
-Step = Callable[[Board, int], None]
+Step = Callable[[Board, int], object]
 
 # Values that mean something, beside any.
 VALUES = st.one_of(

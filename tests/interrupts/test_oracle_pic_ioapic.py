@@ -98,8 +98,6 @@ def program(port: int, vector: int, icw4: int = 1, *, icw3: int | None = None) -
 
 
 INITIALIZED = program(MASTER, 0x20) + program(SLAVE, 0x28)
-
-
 MASK = in_(MASTER + 1)
 
 
@@ -129,7 +127,6 @@ ALL_REGISTERS = [
     in_(ELCR),
     in_(ELCR + 1),
 ]
-
 
 chips = st.sampled_from([MASTER, SLAVE])
 ports = st.sampled_from([MASTER, MASTER + 1, SLAVE, SLAVE + 1, ELCR, ELCR + 1])
