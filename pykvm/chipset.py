@@ -106,16 +106,17 @@ class UserChipset:
             KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER
         )
 
-    def placements(self) -> list[Placement]:
-        """What goes on the bus until the platform is made."""
-        taken = self._bus.ranges
+    def placements(self, others: Sequence[Placement]) -> list[Placement]:
+        """What goes on the bus until the platform is made, beside `others`."""
         return [
             Placement(OnDemand(name, self._touch), space, address, length)
             for name, space, address, length in PLACES
             # Whoever put a device of their own there wants that one.
             if not any(
-                range_.space is space and range_.first < address + length and address <= range_.last
-                for range_ in taken
+                other.space is space
+                and other.address < address + length
+                and address < other.address + other.length
+                for other in others
             )
         ]
 

@@ -156,12 +156,13 @@ class Machine:
             from pykvm.devices import standard_devices
 
             devices = standard_devices()
-        self._place_all(list(devices))
+        placements = list(devices)
         if irqchip == "user":
             self._chipset = UserChipset(
                 vm, self.bus, lambda: self.clock, on_made=self._chipset_made
             )
-            self._place_all(self._chipset.placements())
+            placements += self._chipset.placements(placements)
+        self._place_all(placements)
         self._dispatch = Dispatch(self.bus, vm=vm if alone else None, shared=not alone)
         self.bus.on_change = self._bus_changed
         for cpu in self._vcpus:
