@@ -320,18 +320,30 @@ def check_chipset(irqchip: str, clock: str) -> None:
         )
 
 
-def clock_of(cpu: CPU, policy: str) -> Clock:
-    """The clock of a machine whose first vCPU this is."""
+def clock_of(cpus: Sequence[CPU], policy: str, tsc_khz: int | None = None) -> Clock:
+    """The clock of a machine with these vCPUs, whose TSC is to run at `tsc_khz` (else the host's).
+
+    Raises ConfigError where this host shows guests its own TSC and cannot have it run otherwise.
+    """
     from pykvm._core import lib
     from pykvm.clock import Clock
 
-    khz = cpu.kvm.get_tsc_khz()
-    before = tsc_offset(cpu)
-    movable = offset_is_kept(cpu, before)
-    clock = Clock(policy, host_tsc=lib.pykvm_cycles, host_tsc_khz=khz, tsc_movable=movable)
-    if movable:
+    first = cpus[0]
+    host_khz = first.kvm.get_tsc_khz()
+    before = tsc_offset(first)
+    clock = Clock(
+        policy,
+        host_tsc=lib.pykvm_cycles,
+        host_tsc_khz=host_khz,
+        tsc_khz=tsc_khz,
+        tsc_movable=offset_is_kept(first, before),
+    )
+    if clock.tsc_movable:
         # What the guest has seen so far: KVM started this vCPU's TSC at 0 when it was made.
         clock.tsc_offset = before
+        if clock.tsc_khz != host_khz:
+            for cpu in cpus:
+                cpu.kvm.set_tsc_khz(clock.tsc_khz)
     return clock
 
 

@@ -65,7 +65,7 @@ class Machine:
     ignores writes.  `irqchip` is where interrupt controllers and clocks are: "user" for
     software, "kernel" for KVM's own, "split" for KVM's local APICs and the rest in software, "none"
     for nowhere; `clock` is the policy of guest time, "realtime", "paused" or "warp"
-    (`pykvm.clock`).
+    (`pykvm.clock`), and `tsc_khz` the frequency of the guest's TSC, where this host can scale it.
 
     Raises HostError (no usable KVM, too little memory), LoadError (the file), ConfigError (wrong
     values) and KVMError (KVM refused).
@@ -89,6 +89,7 @@ class Machine:
         unclaimed: str = "stop",
         irqchip: str = "user",
         clock: str = "realtime",
+        tsc_khz: int | None = None,
     ) -> None:
         check_chipset(irqchip, clock)
         if unclaimed not in UNCLAIMED:
@@ -108,6 +109,7 @@ class Machine:
         self._chipset: UserChipset | KernelChipset | None = None
         self._clock: Clock | None = None
         self._policy = clock
+        self._tsc_khz = tsc_khz
 
         loaded = None
         if image is not None:
@@ -174,6 +176,9 @@ class Machine:
         elif self._chipset is not None:
             self.devices.update(self._chipset.attach(self._vcpus))
             self._connect_uarts(self._chipset)
+        if self._tsc_khz is not None:
+            # Not left to the guest's first look at a clock: the host may not be able to.
+            _ = self.clock
 
     def _bus_changed(self) -> None:
         self._dispatch.rebuild()
@@ -272,7 +277,7 @@ class Machine:
         if self._clock is None:
             from pykvm.chipset import clock_of
 
-            self._clock = clock_of(self._vcpus[0], self._policy)
+            self._clock = clock_of(self._vcpus, self._policy, self._tsc_khz)
         return self._clock
 
     @property

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pykvm import ConfigError, Machine, Mode, Outcome
+from pykvm import ConfigError, HostError, Machine, Mode, Outcome
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
@@ -125,3 +125,21 @@ def test_no_interrupt_controller_at_all(guest: MakeGuest) -> None:
     machine = guest(WAIT, irqchip="none")
     assert machine.run(timeout=30).outcome is Outcome.HALTED
     assert "pit" not in machine.devices
+
+
+def test_an_offset_or_a_frequency_that_the_host_does_not_give_is_an_error(kvm: None) -> None:
+    with Machine() as machine:
+        clock = machine.clock
+        host_khz = clock.tsc_khz
+        if clock.tsc_movable:
+            clock.tsc_offset = 1 << 40
+            assert clock.tsc_offset == pytest.approx(1 << 40, rel=1e-3)
+        else:
+            with pytest.raises(HostError, match="offset"):
+                clock.tsc_offset = 1 << 40
+        movable = clock.tsc_movable
+    if not movable:
+        with pytest.raises(ConfigError, match="cannot run at"):
+            Machine(tsc_khz=host_khz * 2)
+    with Machine(tsc_khz=host_khz) as machine:
+        assert machine.clock.tsc_khz == host_khz

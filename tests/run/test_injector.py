@@ -156,9 +156,7 @@ class TestThe8259:
         assert cpu.kvm.injected == [0x23]
         assert pic.master.read(0, 1) == 0, "no longer in IRR"
 
-    def test_before_what_the_apic_has(
-        self, wired: tuple[Injector, FakeCpu, Pic8259Pair]
-    ) -> None:
+    def test_before_what_the_apic_has(self, wired: tuple[Injector, FakeCpu, Pic8259Pair]) -> None:
         injector, cpu, pic = wired
         assert injector.lapic is not None
         injector.lapic.accept(0xE0)
@@ -223,9 +221,10 @@ class TestWaking:
         cpu.leave(interrupts_on=True)
         injector.request_nmi()
         injector.wake()
-        assert not injector.awake
+        awake = [injector.awake]
         injector.request_sipi(0x9A)
-        assert injector.awake
+        awake.append(injector.awake)
+        assert awake == [False, True]
         assert injector.take_sipi()
         assert not cpu.parked
         assert (cpu.state.cs.base, cpu.state.cs.selector, cpu.state.rip) == (0x9A000, 0x9A00, 0)
@@ -242,15 +241,14 @@ class TestInit:
         cpu.page[CR8] = 7
         injector.request_nmi()
         injector.request_init()
-        assert injector.awake
-        assert injector.init_pending
+        awake, pending = [injector.awake], [injector.init_pending]
         assert injector.take_init()
-        assert cpu.parked
-        assert not injector.init_pending
-        assert not window(cpu)
+        awake.append(injector.awake)
+        pending.append(injector.init_pending)
+        assert awake == pending == [True, False]
+        assert [cpu.parked, window(cpu)] == [True, False]
         assert cpu.page[CR8] == 0
         assert lapic.read(SVR, 4) == 0xFF
-        assert not injector.awake
         assert not injector.take_init(), "once is enough"
 
     def test_the_first_processor_goes_to_its_reset_vector_instead(self) -> None:
@@ -312,7 +310,6 @@ class TestTaskPriority:
         lapic.cr8 = 8
         lapic.accept(0x31)
         assert cpu.attended == 1
-
 
 
 def test_interrupts_on_is_as_kvm_left_it() -> None:

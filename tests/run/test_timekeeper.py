@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from clock.fake_host import Host
 from run.fake_cpu import FakeCpu
 
@@ -18,9 +19,9 @@ HOUR = 3600 * 1_000_000_000
 class Board:
     """Some vCPUs with their local APICs, on one clock."""
 
-    def __init__(self, cpus: int = 1, policy: str = "realtime") -> None:
+    def __init__(self, cpus: int = 1, policy: str = "realtime", *, movable: bool = True) -> None:
         self.host = Host()
-        self.clock: Clock = self.host.clock(policy)
+        self.clock: Clock = self.host.clock(policy, movable=movable)
         self.cpus = [FakeCpu(index) for index in range(cpus)]
         self.injectors = [Injector(cpu) for cpu in self.cpus]  # type: ignore[arg-type]
         for index, injector in enumerate(self.injectors):
@@ -134,7 +135,7 @@ class TestCanWake:
         board.nmi_source = True
         board.cpus[0].leave(interrupts_on=False)
         assert not board.can_wake(), "nothing that could raise it"
-        board.clock.timer(ignore).arm(HOUR)
+        board.waits_for_host = True
         assert board.can_wake()
 
     def test_the_timer_of_one_may_wake_another(self) -> None:
@@ -171,6 +172,15 @@ class TestWarp:
             board.clock.timer(ignore, queue).arm(when)
         assert board.keeper.warp()
         assert board.clock.now() == HOUR
+
+    @pytest.mark.parametrize("movable", [False, True])
+    def test_not_past_a_tsc_that_stays_behind(self, movable: bool) -> None:
+        board = Board(policy="warp", movable=movable)
+        lapic = board.lapic()
+        lapic.write(reg.LVT_TIMER << 4, 4, 0x40041)
+        lapic.write_msr(reg.MSR_TSC_DEADLINE, board.clock.tsc() + board.clock.tsc_khz * 1000)
+        assert board.keeper.warp() is movable
+        assert abs(board.clock.now() - movable * 1000 * MS) < 1000
 
     def test_there_is_nowhere_to_go(self) -> None:
         board = Board(policy="warp")
