@@ -59,7 +59,9 @@ static int tsc_deadline(void)
     __asm__ volatile("mfence"); /* the LVT is memory, the deadline an MSR: keep the order */
     uint64_t deadline = rdtsc() + DEADLINE;
     write_msr(MSR_TSC_DEADLINE, deadline);
-    wait_for(1);
+    do { /* a last tick of the periodic timer may have been waiting */
+        wait_for_interrupt();
+    } while (fired < 2 && read_msr(MSR_TSC_DEADLINE) != 0);
     return rdtsc() >= deadline && read_msr(MSR_TSC_DEADLINE) == 0;
 }
 

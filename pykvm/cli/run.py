@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 from pykvm.cli.consoles import Consoles
 from pykvm.cli.interrupts import Interrupts
+from pykvm.cli.machine import machine_of
 from pykvm.cli.report import ending_line, exit_status, place, say
 from pykvm.cli.status import Status
-from pykvm.machine import Machine
 from pykvm.result import Outcome
 
 if TYPE_CHECKING:
     from pykvm.cli.options import Options
     from pykvm.cli.trace import Trace
+    from pykvm.machine import Machine
     from pykvm.result import Result
 
 __all__ = ["main"]
@@ -29,19 +30,7 @@ _UNASKED = frozenset({Outcome.TIMEOUT, Outcome.STOPPED, Outcome.HALTED})
 
 def main(options: Options) -> int:
     """Run the guest that `options` describe and return the exit status."""
-    with Machine(
-        options.guest,
-        memory=options.memory,
-        vcpus=options.smp,
-        mode=options.mode,
-        load_address=options.load_address,
-        append=options.append,
-        args=options.arguments,
-        cpu=options.cpu,
-        unclaimed=options.unclaimed,
-        irqchip=options.irqchip,
-        clock=options.clock,
-    ) as machine:
+    with machine_of(options) as machine:
         return _Session(machine, options).run()
 
 

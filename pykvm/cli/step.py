@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm.cli.dump import code_line, hex_dump, stack_lines
+from pykvm.cli.machine import machine_of
 from pykvm.cli.stepper import Stepper
 from pykvm.errors import ConfigError, PykvmError
-from pykvm.machine import Machine
 from pykvm.registers import CONTROL, GENERAL, SEGMENTS, TABLES
 
 if TYPE_CHECKING:
@@ -30,15 +30,7 @@ class Leave(Exception):
 
 def main(options: Options) -> int:
     """Step through the guest that `options` describe and return the exit status."""
-    with Machine(
-        options.guest,
-        memory=options.memory,
-        mode=options.mode,
-        load_address=options.load_address,
-        append=options.append,
-        args=options.arguments,
-        cpu=options.cpu,
-    ) as machine:
+    with machine_of(options) as machine:
         stepper = Stepper(machine, print)
         print(f"{options.guest} is about to start at {stepper.place}; h lists the commands")
         with suppress(Leave):

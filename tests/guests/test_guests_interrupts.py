@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from pykvm import Machine
+from pykvm import Machine, Outcome
+from pykvm.chipset import offset_is_kept, tsc_offset
 from support.host import host_probe, require_host
 
 pytestmark = pytest.mark.kvm
@@ -69,19 +70,37 @@ def test_it_shows_what_it_is_for(guests: Path, name: str, irqchip: str, clock: s
     assert result.exit_code == 0, result
 
 
-def test_the_time_stamp_counter(guests: Path) -> None:
-    """Where guests cannot have a counter of their own they see that, or are offered no register."""
+def test_the_time_stamp_counter_can_be_set_where_the_host_lets_it(guests: Path) -> None:
+    with Machine(guests / "tsc.elf", cpu="host") as machine:
+        cpu = machine.vcpus[0]
+        leaf7 = [leaf.ebx for leaf in cpu.kvm.get_cpuid2() if leaf.function == 7]
+        movable = offset_is_kept(cpu, tsc_offset(cpu))
+        result = machine.run(timeout=30)
+        if not any(ebx & 2 for ebx in leaf7):
+            expected = 3, "TSC: no IA32_TSC_ADJUST\n"
+        elif movable:
+            expected = 0, "TSC: set ahead by 2^40, set back by IA32_TSC_ADJUST\n"
+        else:
+            expected = 4, "TSC: a write has no effect on this host\n"
+        assert (result.exit_code, machine.serial.text) == expected
+
+
+def test_the_baseline_has_no_tsc_adjust(guests: Path) -> None:
     with Machine(guests / "tsc.elf") as machine:
-        result = machine.run(timeout=20)
-        said = machine.serial.text, result.exit_code
-        movable = machine.clock.tsc_movable
-    if movable:
-        assert said == ("TSC: set ahead by 2^40, set back by IA32_TSC_ADJUST\n", 0), result
-    else:
-        assert said in [
-            ("TSC: no IA32_TSC_ADJUST\n", 3),
-            ("TSC: a write has no effect on this host\n", 4),
-        ], result
+        assert machine.run(timeout=30).exit_code == 3
+
+
+def test_seen_exit_by_exit(guests: Path) -> None:
+    with Machine(guests / "priority.elf") as machine:
+        seen: list[object] = []
+        result = machine.run(timeout=30, on_exit=lambda cpu, exit: seen.append(exit))
+        assert result.exit_code == 0, result
+        assert len(seen) > 20
+
+
+def test_without_controllers_they_do_not_get_far(guests: Path) -> None:
+    with Machine(guests / "pit.elf", irqchip="none") as machine:
+        assert machine.run(timeout=30).outcome is Outcome.CRASHED
 
 
 def test_more_processors(guests: Path) -> None:

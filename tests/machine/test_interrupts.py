@@ -14,8 +14,8 @@ from pykvm.exits import Hlt, IoOut
 from pykvm.x86.descriptors import idt, interrupt_gate
 from pykvm.x86.state import TableRegister
 from support.guest import MakeGuest
-from support.listing import assemble
 from support.interrupts import COUNT, END, VECTOR, count, listen, platform_of, poke, put_handler
+from support.listing import assemble
 
 pytestmark = pytest.mark.kvm
 
@@ -333,9 +333,7 @@ class TestX2Apic:
             (0x1B, 0xFEE00800),  # back to xAPIC mode
         ],
     )
-    def test_what_is_not_allowed_is_a_fault(
-        self, guest: MakeGuest, index: int, value: int
-    ) -> None:
+    def test_what_is_not_allowed_is_a_fault(self, guest: MakeGuest, index: int, value: int) -> None:
         machine = guest(f"""
             66 B9 {dword(index)}     mov ecx, index
             66 B8 {dword(value)}     mov eax, value
@@ -391,11 +389,12 @@ class TestApicBase:
         )
         platform = listen(machine)
         assert machine.run(timeout=30).outcome is Outcome.HALTED
-        assert not platform.lapics[0].enabled
-        assert machine.bus.find(Space.MMIO, LAPIC) is None
+        enabled, page = [platform.lapics[0].enabled], [machine.bus.find(Space.MMIO, LAPIC)]
         assert machine.run(timeout=30).exit_code == 0
-        assert platform.lapics[0].enabled
-        assert machine.bus.find(Space.MMIO, LAPIC) is not None
+        enabled.append(platform.lapics[0].enabled)
+        page.append(machine.bus.find(Space.MMIO, LAPIC))
+        assert enabled == [False, True]
+        assert [range_ is not None for range_ in page] == [False, True]
 
     @pytest.mark.parametrize(
         "value",
