@@ -1,1 +1,1 @@
-"""Measurements of pykvm against a C loop, memcpy and QEMU, taken in turns in the same run."""
+"""Measurements of pykvm beside a C loop, memcpy, the kernel and QEMU, taken in the same run."""

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from benchmarks import bulk, handled, life, process
+from benchmarks import bulk, handled, interrupts, kick, life, periodic, process
 from benchmarks.bench import CannotMeasureError
 from benchmarks.host import conditions
 from benchmarks.rig import Rig
@@ -21,14 +21,22 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
     from benchmarks.row import Outcome
 
-BENCHES = (*handled.BENCHES, *life.BENCHES, *bulk.BENCHES, *process.BENCHES)
+BENCHES = (
+    *handled.BENCHES,
+    *life.BENCHES,
+    *bulk.BENCHES,
+    *kick.BENCHES,
+    *interrupts.BENCHES,
+    *periodic.BENCHES,
+    *process.BENCHES,
+)
 QUICK_PAIRS = 8
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks/run.py",
-        description="Measure pykvm against a C loop, memcpy and QEMU, taking turns (A B B A).",
+        description="Measure pykvm beside C, memcpy, the kernel and QEMU, taking turns (A B B A).",
     )
     parser.add_argument("rows", nargs="*", help="names of rows, or patterns: 'sink-*' (all)")
     parser.add_argument("--list", action="store_true", help="list the names of the rows")
@@ -63,8 +71,8 @@ def explain(rig: Rig, facts: dict[str, str]) -> str:
     return (
         f"{facts['backend']}, {facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']},"
         f" Python {facts['python']}\n"
-        f"Sides taken in turns (A B B A), both pinned to CPU {rig.cpu}; whole processes are not"
-        " pinned.\nExits and copies in CPU time of the thread, lives and processes in wall time."
+        f"Sides taken in turns (A B B A), both pinned to CPU {rig.cpu}, but for kicks, IPIs and"
+        " processes.\nExits and copies in CPU time of the thread, everything else in wall time."
         "\nYardstick: one OUT exit from ring 0 in the C loop, taken just before the row.\n"
     )
 

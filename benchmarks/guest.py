@@ -1,4 +1,4 @@
-"""The guests that are measured, assembled when they are needed."""
+"""The guests that are measured, built when they are needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = Path(__file__).parent / "guests"
+HERE = Path(__file__).parent
+SOURCES = HERE / "guests"
+# The guests in C are built as those that pykvm comes with, from the same library.
+LIBRARY = HERE.parent / "guests"
 EXITS_PER_BATCH = 2000
 PORT = 0x10
 STOP_PORT = 0xF4
@@ -16,26 +19,43 @@ LINK = ("-nostdlib", "-static", "-no-pie", "-Wl,-n,-Ttext=0x100000,--build-id=no
 
 
 class Guest(NamedTuple):
-    """One build of one source: its file in ``guests/`` and what the preprocessor is told."""
+    """One build of one source: its file in ``guests/``, and what the preprocessor or it is told."""
 
     source: str
-    defines: tuple[tuple[str, int], ...]
+    defines: tuple[tuple[str, int], ...] = ()
+    #: Of guests in C alone: what they find in argv.
+    args: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A name of its own for this build and these arguments."""
+        told = [*(f"{key}{value:x}" for key, value in self.defines), *self.args]
+        return "-".join([Path(self.source).stem, *told])
 
     def build(self, folder: Path) -> Path:
-        """Assemble and link into `folder`; return the ELF file, made only once."""
-        name = "-".join([self.source, *(f"{key}{value:x}" for key, value in self.defines)])
-        elf = folder / f"{name}.elf"
+        """Build into `folder`; return the ELF file, made only once."""
+        if self.source.endswith(".c"):
+            return _compile(Path(self.source).stem, folder)
+        elf = folder / f"{self.name}.elf"
         if not elf.exists():
             options = [f"-D{key}={value:#x}" for key, value in self.defines]
-            source = SOURCES / f"{self.source}.S"
-            subprocess.run(["gcc", *LINK, *options, "-o", elf, source], check=True)
+            command = ["gcc", *LINK, *options, "-o", str(elf), str(SOURCES / self.source)]
+            subprocess.run(command, check=True)
         return elf
+
+
+def _compile(name: str, folder: Path) -> Path:
+    elf = folder / f"{name}.elf"
+    places = (f"BUILD={folder}", f"VPATH={SOURCES}")
+    command = ["make", "--silent", "--no-print-directory", "-C", str(LIBRARY), *places, str(elf)]
+    subprocess.run(command, check=True)
+    return elf
 
 
 def exits(ring: int, *, mmio: bool) -> Guest:
     """`EXITS_PER_BATCH` writes to `PORT` or `ADDRESS`, one to `STOP_PORT`, and again."""
     return Guest(
-        "exits",
+        "exits.S",
         (
             ("RING", ring),
             ("MMIO", int(mmio)),
@@ -47,4 +67,4 @@ def exits(ring: int, *, mmio: bool) -> Guest:
     )
 
 
-FIRST = Guest("first", (("STOP", STOP_PORT),))
+FIRST = Guest("first.S", (("STOP", STOP_PORT),))

@@ -9,7 +9,7 @@ from benchmarks.bench import Bench
 from benchmarks.guest import ADDRESS, EXITS_PER_BATCH, PORT, STOP_PORT, exits
 from benchmarks.measure import alternate
 from benchmarks.row import Row
-from pykvm.bus import GuestExit
+from benchmarks.stop import add_stop
 from pykvm.exits import IoOut, MmioWrite
 
 if TYPE_CHECKING:
@@ -48,19 +48,10 @@ class DeviceProbe:
         self.count += 1
 
 
-class Stop:
-    """Ends the run when the guest has done a batch."""
-
-    name = "stop"
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        raise GuestExit(value)
-
-
 def _run_with(machine: Machine, probe: SinkProbe | DeviceProbe) -> Run:
     machine.add(probe, pio=PORT, length=1)
     machine.add(probe, mmio=ADDRESS, length=4096)
-    machine.add(Stop(), pio=STOP_PORT, length=1)
+    add_stop(machine)
 
     def run() -> int:
         before = probe.count

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.bench import Bench, CannotMeasureError
-from benchmarks.measure import alternate
+from benchmarks.measure import Pair, in_turns
 from benchmarks.row import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.measure import Pair
     from benchmarks.rig import Rig
 
 HELLO = Path(__file__).parent.parent / "guests" / "build" / "hello.elf"
@@ -49,11 +50,23 @@ def qemu_command() -> list[str]:
     return [program, *options.split(), "-m", MEMORY, "-kernel", str(HELLO)]
 
 
-def _rehearse(command: list[str], status: int) -> bytes:
+def _environment(rig: Rig) -> dict[str, str]:
+    """Modules come from bytecode, as they do where pykvm is installed, and that is up to date."""
+    environment = dict(os.environ, PYTHONPYCACHEPREFIX=str(rig.folder / "bytecode"))
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
+def _rehearse(command: list[str], status: int, environment: dict[str, str]) -> bytes:
     """Run once and return what the guest printed; no measurement of something that fails."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=DEADLINE,
+            check=False,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         raise CannotMeasureError(f"{command[0]} did not end within {DEADLINE:g} s") from None
@@ -65,28 +78,33 @@ def _rehearse(command: list[str], status: int) -> bytes:
     return done.stdout
 
 
-def _measure(rig: Rig, pairs: int, value: Callable[[Usage], float]) -> tuple[Pair, ...]:
+@cache
+def _usages(rig: Rig, pairs: int) -> list[tuple[Usage, Usage]]:
+    """What both take: one measurement for all rows."""
     if not HELLO.exists():
         raise CannotMeasureError(f"{HELLO.relative_to(HELLO.parents[2])} is not built")
     qemu = qemu_command()
-    theirs = _rehearse(qemu, QEMU_STATUS)
-    ours = _rehearse(pykvm_command(), 0)
+    environment = _environment(rig)
+    theirs = _rehearse(qemu, QEMU_STATUS, environment)
+    ours = _rehearse(pykvm_command(), 0, environment)
     if ours.replace(b"\r", b"") != theirs.replace(b"\r", b""):
         raise CannotMeasureError(f"the guest printed {ours!r} here and {theirs!r} in QEMU")
 
-    def side(command: list[str], status: int) -> Callable[[], float]:
-        def once() -> float:
+    def side(command: list[str], status: int) -> Callable[[], Usage]:
+        spawn = [str(rig.program("spawn")), *command]
+
+        def once() -> Usage:
             done = subprocess.run(
-                [rig.program("spawn"), *command], capture_output=True, text=True, check=True
+                spawn, capture_output=True, text=True, check=True, env=environment
             )
             usage = Usage(*map(int, done.stdout.split()))
             if usage.status != status:
                 raise RuntimeError(f"{command[0]} ended with {usage.status}, not {status}")
-            return value(usage)
+            return usage
 
         return once
 
-    return alternate(side(pykvm_command(), 0), side(qemu, QEMU_STATUS), pairs)
+    return in_turns(side(pykvm_command(), 0), side(qemu, QEMU_STATUS), pairs)
 
 
 def _bench(
@@ -100,7 +118,11 @@ def _bench(
         limit=limit,
         unit=unit,
     )
-    return Bench(row, lambda rig, pairs: _measure(rig, pairs, value), pairs=20, pinned=False)
+
+    def measure(rig: Rig, pairs: int) -> tuple[Pair, ...]:
+        return tuple(Pair(value(ours), value(theirs)) for ours, theirs in _usages(rig, pairs))
+
+    return Bench(row, measure, pairs=20, pinned=False)
 
 
 BENCHES = (

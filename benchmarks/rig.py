@@ -29,7 +29,7 @@ class Rig:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="pykvm-bench-")))
+        self.folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="pykvm-bench-")))
         self._cpus = os.sched_getaffinity(0)
         self.cpu = max(self._cpus)
         with self.pinned():
@@ -37,19 +37,25 @@ class Rig:
 
     def program(self, name: str) -> Path:
         """A C program of this folder, compiled."""
-        return compile_c(name, self._folder)
+        return compile_c(name, self.folder)
 
     def elf(self, guest: Guest) -> Path:
-        return guest.build(self._folder)
+        return guest.build(self.folder)
 
-    def machine(self, guest: Guest, vcpus: int = 1) -> Machine:
-        """A machine with this guest loaded and no devices."""
-        return Machine(self.elf(guest), memory=RAM, devices=(), vcpus=vcpus)
+    def machine(self, guest: Guest, vcpus: int = 1, irqchip: str = "user") -> Machine:
+        """A machine with this guest loaded and no devices but those of `irqchip`."""
+        return Machine(
+            self.elf(guest),
+            memory=RAM,
+            devices=(),
+            vcpus=vcpus,
+            irqchip=irqchip,
+            args=guest.args,
+        )
 
     def cloop(self, guest: Guest) -> CLoop:
         """The C loop on this guest, from the same RAM and registers as `machine` gives it."""
-        elf = self.elf(guest)
-        image = elf.with_suffix(".image")
+        image = self.folder / f"{guest.name}.image"
         if not image.exists():
             with self.machine(guest) as machine:
                 image.write_bytes(freeze(machine))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Row:
     """What is measured, against what, and what is promised.
 
-    `unit` names the unit of both sides; `limit` is in that unit for ``extra``, a factor for
-    ``ratio``, and None where nothing is promised.  `ring` is the guest's, where it matters.
+    `unit` names the unit of both sides; `limit` is in that unit for ``extra`` and ``own``, a factor
+    for ``ratio``, and None where nothing is promised.  `ring` is the guest's, where it matters.
     """
 
     name: str

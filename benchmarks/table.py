@@ -31,7 +31,9 @@ VERDICTS = {True: "yes", False: "NO", None: "-"}
 
 
 def _compared(value: float, row: Row) -> str:
-    return f"{value:.3f} x" if row.method == "ratio" else f"{value:+.2f} {row.unit}"
+    if row.method == "ratio":
+        return f"{value:.3f} x"
+    return f"{value:+.2f} {row.unit}" if row.method == "extra" else f"{value:.2f} {row.unit}"
 
 
 def _target(row: Row) -> str:
@@ -39,7 +41,7 @@ def _target(row: Row) -> str:
         return "none"
     if row.method == "ratio":
         return f"<= {row.limit:g} x"
-    return f"<= +{row.limit:g} {row.unit}"
+    return f"<= {'+' if row.method == 'extra' else ''}{row.limit:g} {row.unit}"
 
 
 def _quartiles(compared: Spread, row: Row) -> str:
