@@ -101,6 +101,8 @@ class UserChipset:
         self.timekeeper: Timekeeper | None = None
         #: The serial ports, whose input from outside can interrupt the guest at any time.
         self.uarts: list[Uart16550] = []
+        #: Whether somebody outside the machine has wires to it, and may use them at any time.
+        self.has_outside_lines = False
         # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
         vm.enable_cap(
             KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER
@@ -173,7 +175,7 @@ class UserChipset:
         self._on_made(self)
 
     def _waits_for_host(self) -> bool:
-        return any(uart.receives for uart in self.uarts)
+        return self.has_outside_lines or any(uart.receives for uart in self.uarts)
 
     def _filter_msrs(self) -> None:
         """Have the MSRs of time and of the APIC's place exit."""
@@ -199,6 +201,18 @@ class UserChipset:
     def line(self, irq: int) -> InterruptLine:
         """Where a device's interrupt request goes."""
         return self.make().line(irq)
+
+    def send_msi(self, address: int, data: int) -> bool:
+        """Send a message-signalled interrupt, and return whether a local APIC took it."""
+        from pykvm.interrupts import Message
+
+        return self.make().apics.deliver(Message.from_msi(address, data))
+
+    def irqfd(self, fd: int, irq: int) -> None:
+        """Nothing listens to an eventfd here."""
+        raise ConfigError(
+            "an irqfd needs KVM's own interrupt controllers", hint="Machine(irqchip='kernel')"
+        )
 
     def end_of_interrupt(self, vector: int) -> None:
         """Only in-kernel local APICs report one to us."""

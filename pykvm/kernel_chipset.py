@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.bus import Placement, Space
 from pykvm.chipset import follow
+from pykvm.errors import ConfigError
 from pykvm.interrupts.source import Source
 from pykvm.timekeeper import Timers
 
@@ -227,6 +228,8 @@ class KernelChipset:
         self._make_clock = clock
         self.split = split
         self.uarts: list[Uart16550] = []
+        #: See `UserChipset`; the kernel's HLT with interrupts on waits anyway.
+        self.has_outside_lines = False
         self.timekeeper: KernelTimekeeper | None = None
         self.ioapic: IoApic | None = None
         self.pic: Pic8259Pair | None = None
@@ -302,6 +305,18 @@ class KernelChipset:
     def _drive(self, irq: int, step: int) -> None:
         self._asserted[irq] += step
         self._vm.irq_line(irq, self._asserted[irq] > 0)
+
+    def send_msi(self, address: int, data: int) -> bool:
+        """Send a message-signalled interrupt, and return whether a local APIC took it."""
+        return self._vm.signal_msi(address, data) > 0
+
+    def irqfd(self, fd: int, irq: int) -> None:
+        """KVM_IRQFD."""
+        if self.split:
+            raise ConfigError(
+                "an irqfd needs KVM's own I/O APIC", hint="Machine(irqchip='kernel') has it"
+            )
+        self._vm.irqfd(fd, irq)
 
     def end_of_interrupt(self, vector: int) -> None:
         """KVM_EXIT_IOAPIC_EOI."""

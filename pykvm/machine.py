@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pykvm.bus import Device
     from pykvm.clock import Clock
+    from pykvm.devices.line import InterruptLine
     from pykvm.devices.uart import Uart16550
     from pykvm.exits import Exit
     from pykvm.kernel_chipset import KernelChipset
@@ -40,6 +41,7 @@ HOLE_START = 3 * GIB
 HOLE_END = 4 * GIB
 
 UNCLAIMED = ("stop", "float")
+ISA_IRQS = 16
 
 
 class Machine:
@@ -263,6 +265,39 @@ class Machine:
         name = device if isinstance(device, str) else device.name
         self.bus.remove(device)
         self.devices.pop(name, None)
+
+    def line(self, irq: int) -> InterruptLine:
+        """A wire to ISA interrupt `irq` (0 to 15 but 2), for a device to drive: `line.set(True)`.
+
+        Wires to the same input are ORed.  It may be driven from any thread, and is the same
+        whichever irqchip the machine has.  A guest that halts with interrupts on is waited for once
+        there is one: only `timeout`, `stop` or the guest end its run.  Raises ConfigError if the
+        machine has no interrupt controller, or that no such input.
+        """
+        if irq not in range(ISA_IRQS) or irq == 2:
+            raise ConfigError(f"irq={irq}: a PC's devices have 0 to 15 but 2")
+        chipset = self._interrupts()
+        chipset.has_outside_lines = True
+        return chipset.line(irq)
+
+    def send_msi(self, address: int, data: int) -> bool:
+        """Send a message-signalled interrupt: `data` written to `address` (SDM 3A 11.11).
+
+        Returns whether a local APIC took it.  May be called from any thread.
+        """
+        return self._interrupts().send_msi(address, data)
+
+    def irqfd(self, fd: int, irq: int) -> None:
+        """Pulse ISA interrupt `irq` whenever the eventfd `fd` is written to, without pykvm.
+
+        Only KVM itself can: raises ConfigError unless ``irqchip="kernel"``.
+        """
+        self._interrupts().irqfd(fd, irq)
+
+    def _interrupts(self) -> UserChipset | KernelChipset:
+        if self._chipset is None:
+            raise ConfigError("this machine has no interrupt controller (irqchip='none')")
+        return self._chipset
 
     # -- looking -----------------------------------------------------------------------------
 

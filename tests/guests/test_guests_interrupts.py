@@ -10,7 +10,8 @@ import pytest
 
 from pykvm import Machine, Outcome
 from pykvm.chipset import offset_is_kept, tsc_offset
-from support.host import host_probe, require_host
+from support.host import require_host
+from support.interrupts import IN_KERNEL_PRIORITIES
 
 pytestmark = pytest.mark.kvm
 
@@ -46,21 +47,12 @@ GUESTS = {
 }
 
 
-@host_probe("in-kernel-lapic-knows-priorities")
-def in_kernel_lapic_knows_priorities() -> str | None:
-    """Whether a handler that takes interrupts again is spared those of its own class."""
-    guest = Path(__file__).parents[2] / "guests" / "build" / "priority.elf"
-    with Machine(guest, irqchip="kernel") as machine:
-        result = machine.run(timeout=20)
-    return None if result.exit_code == 0 else "a handler is interrupted by its own class"
-
-
 @pytest.mark.parametrize(("irqchip", "clock"), SETTINGS)
 @pytest.mark.parametrize("name", GUESTS)
 def test_it_shows_what_it_is_for(guests: Path, name: str, irqchip: str, clock: str) -> None:
     shown = GUESTS[name]
     if name == "priority" and irqchip != "user":
-        require_host("in-kernel-lapic-knows-priorities")
+        require_host(IN_KERNEL_PRIORITIES)
     with Machine(
         guests / f"{name}.elf", vcpus=shown.vcpus, irqchip=irqchip, clock=clock
     ) as machine:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pykvm import Machine
 from pykvm.bus import Space
 from pykvm.chipset import UserChipset
+from support.host import host_probe
 from support.listing import assemble
 
 if TYPE_CHECKING:
     from pykvm.platform import Platform
 
-__all__ = ["COUNT", "END", "VECTOR", "count", "listen", "platform_of", "poke", "put_handler"]
+__all__ = [
+    "COUNT",
+    "END",
+    "IN_KERNEL_PRIORITIES",
+    "VECTOR",
+    "count",
+    "listen",
+    "platform_of",
+    "poke",
+    "put_handler",
+]
 
 VECTOR = 0x41
 
@@ -31,6 +43,18 @@ END = """
     66 61                    popad
     CF                       iret
 """
+
+
+IN_KERNEL_PRIORITIES = "in-kernel-lapic-knows-priorities"
+
+
+@host_probe(IN_KERNEL_PRIORITIES)
+def in_kernel_lapic_knows_priorities() -> str | None:
+    """Whether a handler that takes interrupts again is spared those of its own class."""
+    guest = Path(__file__).parents[2] / "guests" / "build" / "priority.elf"
+    with Machine(guest, irqchip="kernel") as machine:
+        result = machine.run(timeout=20)
+    return None if result.exit_code == 0 else "a handler is interrupted by its own class"
 
 
 def platform_of(machine: Machine) -> Platform:
