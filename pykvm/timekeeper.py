@@ -30,6 +30,8 @@ class Timers:
     def run_timers(self, cpu: CPU) -> None:
         """See `pykvm.run.Interrupts`."""
         self.clock.run_due(cpu.index)
+        # Those that came due called the vCPU that is looking already.
+        cpu.heed()
         due = self.clock.next_deadline(cpu.index)
         cpu.set_alarm(None if due is None else self.clock.host_deadline(due))
 

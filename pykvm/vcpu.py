@@ -334,6 +334,10 @@ class CPU:
         if self.on_attend is not None:
             self.on_attend()
 
+    def heed(self) -> None:
+        """By the vCPU's own thread: it is about to look at what `attend` was called for so far."""
+        self.core.attention = 0
+
     def set_alarm(self, when: int | None) -> None:
         """By the vCPU's own thread: come to `Board.take_attention` at this host time.
 

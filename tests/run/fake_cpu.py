@@ -33,11 +33,15 @@ class FakeCpu:
         self.page = bytearray(4096)
         self.kvm = FakeKvm()
         self.attended = 0
+        self.heeded = 0
         self.alarms: list[int | None] = []
         self.state: Any = None
 
     def attend(self) -> None:
         self.attended += 1
+
+    def heed(self) -> None:
+        self.heeded += 1
 
     def set_alarm(self, when: int | None) -> None:
         self.alarms.append(when)
