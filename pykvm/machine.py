@@ -42,6 +42,7 @@ HOLE_END = 4 * GIB
 
 UNCLAIMED = ("stop", "float")
 ISA_IRQS = 16
+IA32_TSC_AUX = 0xC0000103
 
 
 class Machine:
@@ -156,6 +157,9 @@ class Machine:
             ring = host.coalescing_ring if alone else None
             self._vcpus.append(CPU(vcpu, self.memory, ring=ring))
             vcpu.set_cpuid2(cpuid)
+            if index:
+                # What RDTSCP and RDPID tell of the processor, until the guest sets it.
+                vcpu.set_msrs({IA32_TSC_AUX: index}, partial=True)
         if devices is None:
             from pykvm.devices import standard_devices
 
@@ -313,6 +317,9 @@ class Machine:
             from pykvm.chipset import clock_of
 
             self._clock = clock_of(self._vcpus, self._policy, self._tsc_khz)
+            if self._policy != "realtime":
+                for cpu in self._vcpus:
+                    cpu.timing = self._start_clock, self._stop_clock
         return self._clock
 
     @property

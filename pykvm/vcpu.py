@@ -122,6 +122,9 @@ class CPU:
         self.thread: int | None = None
         #: Called after each `attend`, in the thread that called it.
         self.on_attend: Callable[[], None] | None = None
+        #: Called before and after each KVM_RUN of a loop by hand, for a clock that stands still
+        #: between them.
+        self.timing: tuple[Callable[[], None], Callable[[], None]] | None = None
 
     def close(self) -> None:
         """Free what belongs to this vCPU.  Closing twice is harmless."""
@@ -382,9 +385,15 @@ class CPU:
         core, page, run, loop = self.core, self.run_page, lib.pykvm_run, self._loop
         core.surface = 1
         self.uncoalesce()
+        timing = self.timing
         try:
             while True:
-                code = run(core)
+                if timing is None:
+                    code = run(core)
+                else:
+                    timing[0]()
+                    code = run(core)
+                    timing[1]()
                 if code == _EXIT:
                     yield decode(page)
                 elif code == _KICKED:

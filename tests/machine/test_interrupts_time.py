@@ -161,6 +161,27 @@ def test_an_hour_takes_no_time(guest: MakeGuest) -> None:
     assert result.seconds < 2
 
 
+def test_kvmclock_agrees_on_the_hour(guest: MakeGuest) -> None:
+    machine = guest(SLEEP, clock="warp")
+    listen(machine)
+    poke(machine, HPET + 0x10, 1)
+    machine.memory.write_u16(0x502, by_hpet(machine))
+    vm = machine._vm
+    assert vm is not None
+    seen: list[tuple[int, int, int]] = []
+
+    def look(machine: Machine) -> bool:
+        before = machine.clock.now()
+        seen.append((before, int(vm.get_clock().clock), machine.clock.now()))
+        return False
+
+    assert machine.run(timeout=30, until=look).exit_code == 0
+    after_an_hour = [times for times in seen if times[0] >= 3600 * SECOND]
+    assert after_an_hour
+    for before, kvmclock, after in after_an_hour:
+        assert before - MS < kvmclock < after + MS
+
+
 def test_without_a_deadline_there_is_nothing_to_skip_to(guest: MakeGuest) -> None:
     machine = guest(SLEEP, clock="warp")
     listen(machine)
@@ -197,6 +218,22 @@ def test_what_passes_between_two_runs_is_not_seen(guest: MakeGuest, policy: str)
     assert abs(platform.hpet.counter - before[1]) < MS // 10
     assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
     assert machine.clock.now() > before[0]
+
+
+@pytest.mark.parametrize("policy", ["paused", "warp"])
+def test_what_passes_while_a_loop_by_hand_looks_at_an_exit_is_not_seen(
+    guest: MakeGuest, policy: str
+) -> None:
+    machine = guest("E6 10  out 0x10, al\nEB FC  jmp $-2", clock=policy)
+    exits = machine.vcpus[0].exits(timeout=30)
+    next(exits)
+    before = machine.clock.now()
+    assert before > 0, "the guest has run"
+    time.sleep(0.2)
+    assert machine.clock.now() == before
+    for _ in range(10):
+        next(exits)
+    assert before < machine.clock.now() < before + 190 * MS
 
 
 def test_a_timer_goes_on_where_it_stood(guest: MakeGuest) -> None:
