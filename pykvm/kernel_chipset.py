@@ -236,7 +236,7 @@ class KernelChipset:
         self._cpus: Sequence[CPU] = ()
         self._lapics: list[bytes] = []
         self._pit: Record | None = None
-        self._asserted = [0] * ISA_IRQS
+        self._asserted = [0] * PINS
         if split:
             vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, PINS)
         else:
@@ -257,7 +257,7 @@ class KernelChipset:
         devices: dict[str, Device] = {}
         if self.split:
             devices.update(self._make_user_half())
-        lines = {irq: self.line(irq) for irq in range(ISA_IRQS) if irq != 2}
+        lines = {irq: self.line(irq) for irq in range(PINS) if irq != 2}
         hpet = Hpet(clock, lines)
         devices["hpet"] = hpet if self.split else _HpetBesideKernelPit(hpet, self._vm)
         devices["rtc"] = Rtc146818(clock, hpet.behind(8))
@@ -295,10 +295,12 @@ class KernelChipset:
             self._cpus[queue].attend()
 
     def line(self, irq: int) -> InterruptLine:
-        """Where a device's interrupt request goes: ISA IRQ `irq`."""
+        """Where a device's interrupt request goes: ISA IRQ `irq`, or I/O APIC pin from 16 on."""
         if self.ioapic is not None and self.pic is not None:
             from pykvm.platform import Both
 
+            if irq >= ISA_IRQS:
+                return self.ioapic.line(irq)
             return Both(self.pic.line(irq), self.ioapic.line(2 if irq == 0 else irq))
         return Source(self._drive, irq)
 

@@ -14,7 +14,7 @@ from pykvm.devices.pm_timer import AcpiPmTimer
 from pykvm.devices.port61 import Port61
 from pykvm.devices.rtc import Rtc146818
 from pykvm.interrupts.apicbus import ApicBus
-from pykvm.interrupts.ioapic import MASKED, IoApic
+from pykvm.interrupts.ioapic import MASKED, PINS, IoApic
 from pykvm.interrupts.lapic import LocalApic
 from pykvm.interrupts.message import NMI
 from pykvm.interrupts.pic import Pic8259Pair
@@ -121,6 +121,7 @@ class Platform:
             self.apics.add(lapic)
         self.pic = Pic8259Pair(Virtual8259Wire(self.lapics[0]))
         lines = {irq: self.line(irq) for irq in range(ISA_IRQS) if irq != 2}
+        lines |= {pin: self.ioapic.line(pin) for pin in range(ISA_IRQS, PINS)}
         self.hpet = Hpet(clock, lines)
         self.pit = Pit8254(clock, self.hpet.behind(0))
         self.rtc = Rtc146818(clock, self.hpet.behind(8))

@@ -114,6 +114,16 @@ class TestIrq0:
         board.advance(2 * MS)
         assert board.taken() is None
 
+    def test_the_hpet_reaches_the_pins_that_have_no_isa_irq(self, board: Board) -> None:
+        """All but 0 and 8, which legacy replacement has, and 2, the cascade."""
+        assert board.platform.hpet.read(0x104, 4) == 0xFFFEFA
+        board.route(20, 0x61)
+        board.write("hpet", 0x100, 20 << 9 | 0x4, 4)
+        board.write("hpet", 0x108, board.platform.hpet.counter + 500_000, 8)
+        board.write("hpet", 0x10, 1, 4)
+        board.advance(6 * MS)
+        assert board.platform.lapics[0].interrupt == 0x61
+
     def test_the_hpet_in_legacy_replacement_takes_it_from_the_pit(self, board: Board) -> None:
         board.init_pic(mask=0xFFFF)
         board.route(2, 0x40)
