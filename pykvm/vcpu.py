@@ -127,12 +127,18 @@ class CPU:
         self.timing: tuple[Callable[[], None], Callable[[], None]] | None = None
 
     def close(self) -> None:
-        """Free what belongs to this vCPU.  Closing twice is harmless."""
+        """Free what belongs to this vCPU.  Closing twice is harmless.
+
+        A loop by hand that is inside the guest, in another thread, is taken out first.
+        """
         if self.core is None:
             return
+        core, self.core = self.core, None
+        self._loop += 1
+        lib.pykvm_leave(core)
+        while lib.pykvm_shut(core):
+            time.sleep(0.001)  # it is on its way out
         self._end_exit()
-        ffi.release(self.core)
-        self.core = None
         self._general = None
         self.page.release()
         ffi.release(self._page_handle)
@@ -387,7 +393,7 @@ class CPU:
         self.uncoalesce()
         timing = self.timing
         try:
-            while True:
+            while self._loop == loop:
                 if timing is None:
                     code = run(core)
                 else:
@@ -395,6 +401,8 @@ class CPU:
                     code = run(core)
                     timing[1]()
                 if code == _EXIT:
+                    if self.core is None:
+                        break
                     yield decode(page)
                 elif code == _KICKED:
                     page.current = None
@@ -408,8 +416,8 @@ class CPU:
                     continue
                 else:
                     self.failed()
-                if self._loop != loop:
-                    raise StateError("another loop has taken this vCPU over")
+            self._living()
+            raise StateError("another loop has taken this vCPU over")
         finally:
             if self._loop == loop:
                 self.leave()
@@ -440,7 +448,7 @@ class CPU:
         """Raise what KVM_RUN returned."""
         raise KVMError(
             "KVM_RUN",
-            self.core.error,
+            self._living().error,
             hint="the host's kernel log may say why (dmesg)",
         )
 

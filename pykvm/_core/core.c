@@ -75,6 +75,7 @@ struct pykvm_private {
     pid_t owner;          /* the thread between enter and leave, or 0 */
     int inside;           /* that thread is inside pykvm_run() */
     int loose;            /* outside of it, another thread may take the vCPU over */
+    int shut;             /* pykvm_run() must not begin any more */
     int kicked;
     int unblock; /* leave has to unblock the kick signal */
 
@@ -484,11 +485,17 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
         p->pending = REENTER;
         return code;
     }
+    /* Either this sees `shut`, or pykvm_shut() sees `inside`. */
+    __atomic_store_n(&p->inside, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&p->shut, __ATOMIC_SEQ_CST)) {
+        v->error = EBADF;
+        __atomic_store_n(&p->inside, 0, __ATOMIC_SEQ_CST);
+        return PYKVM_ERROR;
+    }
     if (p->answer) {
         memcpy(p->answer, &v->value, v->size);
         p->answer = NULL;
     }
-    __atomic_store_n(&p->inside, 1, __ATOMIC_RELAXED);
     take_map(p);
     before = __rdtsc();
     while (code == REENTER && v->sunk <= WRITES - LARGEST_BATCH) {
@@ -498,13 +505,13 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
             code = enter_guest(v);
     }
     v->guest_cycles += __rdtsc() - before;
-    __atomic_store_n(&p->inside, 0, __ATOMIC_RELAXED);
     if (code == REENTER)
         code = PYKVM_AGAIN;
     if (v->sunk) {
         p->pending = code;
-        return PYKVM_DRAIN;
+        code = PYKVM_DRAIN;
     }
+    __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
     return code;
 }
 
@@ -656,6 +663,23 @@ int pykvm_kick(struct pykvm_vcpu *v)
     }
     pthread_mutex_unlock(&p->lock);
     return running;
+}
+
+int pykvm_shut(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    int inside;
+
+    __atomic_store_n(&p->shut, 1, __ATOMIC_SEQ_CST);
+    inside = __atomic_load_n(&p->inside, __ATOMIC_SEQ_CST);
+    if (inside) {
+        pykvm_kick(v);
+        return 1;
+    }
+    pthread_mutex_lock(&p->lock);
+    p->owner = 0;
+    pthread_mutex_unlock(&p->lock);
+    return 0;
 }
 
 /* A signal without `kicked`: `attention` alone tells what it was for. */

@@ -88,6 +88,13 @@ int pykvm_enter(struct pykvm_vcpu *vcpu, uint64_t deadline, int loose);
 int64_t pykvm_run(struct pykvm_vcpu *vcpu);
 void pykvm_leave(struct pykvm_vcpu *vcpu);
 
+/*
+ * From any thread, before what belongs to the vCPU is given back: no pykvm_run() begins from now on
+ * (it is PYKVM_ERROR with EBADF), and nothing here touches the kvm_run page.  Returns 1, having
+ * kicked it, while one is still under way: call again.
+ */
+int pykvm_shut(struct pykvm_vcpu *vcpu);
+
 /* From any thread: take a run in progress out of the guest.  Returns 0 if there was none. */
 int pykvm_kick(struct pykvm_vcpu *vcpu);
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pykvm import ConfigError, Machine, Mode, Outcome, StateError, TranslationError
+from pykvm import ClosedError, ConfigError, Machine, Mode, Outcome, StateError, TranslationError
 from pykvm.bus import Placement, Space
 from pykvm.exits import Hlt, IoIn, IoOut, MmioRead, MmioWrite, Shutdown
 from pykvm.x86 import state as x86
@@ -158,6 +158,42 @@ def test_loops_taken_over_leave_the_threads_signals_as_they_were(guest: MakeGues
         next(loop)
     del loop, loops
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_closing_ends_a_loop_in_another_thread(guest: MakeGuest) -> None:
+    """Whether it spins in the guest or is between two exits: ClosedError, and no crash."""
+    for code in ("FA EB FE  cli; jmp $", "E6 10 EB FC  out 0x10, al; jmp $-2"):
+        for _ in range(20):
+            machine = guest(code)
+            ended: list[BaseException] = []
+
+            def loop(machine: Machine = machine, ended: list[BaseException] = ended) -> None:
+                try:
+                    for _ in machine.vcpus[0].exits(timeout=30):
+                        pass
+                except ClosedError as error:
+                    ended.append(error)
+
+            thread = threading.Thread(target=loop)
+            thread.start()
+            while not machine.vcpus[0].kick():
+                pass
+            machine.close()
+            thread.join(20)
+            assert len(ended) == 1
+
+
+def test_a_loop_over_a_machine_that_was_closed(guest: MakeGuest) -> None:
+    machine = guest(ADD)
+    exits = iter(machine.vcpus[0])
+    read = next(exits)
+    machine.close()
+    assert isinstance(read, IoIn)
+    with pytest.raises(StateError, match="is over"):
+        read.answer(1)
+    with pytest.raises(ClosedError):
+        next(exits)
+    assert machine.vcpus[0].kick() is False
 
 
 def test_a_running_machine_is_not_taken_over(guest: MakeGuest) -> None:
