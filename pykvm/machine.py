@@ -178,6 +178,7 @@ class Machine:
         if isinstance(self._chipset, UserChipset):
             self._chipset.attach(self._vcpus)
             if self._policy != "realtime":
+                # A clock that stands still between runs has to be there from the first one on.
                 self._chipset.make()
         elif self._chipset is not None:
             self.devices.update(self._chipset.attach(self._vcpus))
@@ -204,10 +205,8 @@ class Machine:
             (name, device) for name, device in platform.devices.items() if name in self.devices
         )
         self._connect_uarts(chipset)
-        run = self._run
-        if run is not None:
-            platform.clock.start()
-            run.interrupts = chipset.timekeeper
+        if self._run is not None:
+            self._run.interrupts = chipset.timekeeper
 
     def _connect_uarts(self, chipset: UserChipset | KernelChipset) -> None:
         from pykvm.devices.uart import Uart16550

@@ -12,6 +12,7 @@ from pykvm import (
     ClosedError,
     ConfigError,
     GuestError,
+    GuestExit,
     GuestReset,
     Machine,
     Mode,
@@ -132,6 +133,18 @@ def test_stop_from_a_device_takes_effect_at_the_next_entry(guest: MakeGuest) -> 
     assert machine.run(timeout=10).outcome is Outcome.STOPPED
     assert counter.writes == 2
     assert machine.memory.u16(0x500) == 2
+
+
+def test_what_the_guest_does_at_the_moment_of_a_stop_counts_more(guest: MakeGuest) -> None:
+    def stop_and_exit() -> None:
+        assert machine.stop()
+        raise GuestExit(3)
+
+    machine = guest(COUNT, devices=[])
+    machine.add(Counter(stop_and_exit), pio=0x80, length=1)
+    result = machine.run(timeout=10)
+
+    assert (result.outcome, result.exit_code) == (Outcome.EXITED, 3)
 
 
 def test_stop_without_a_run_does_nothing(guest: MakeGuest) -> None:
