@@ -370,6 +370,7 @@ class CPU:
         if result == -16:  # EBUSY
             raise StateError(f"vCPU {self.index} is running already")
         if result < 0:
+            self._living()
             raise KVMError("KVM_SET_SIGNAL_MASK", -result)
         self._loop += 1
         self.thread = threading.get_ident()
@@ -387,12 +388,13 @@ class CPU:
         """
         from pykvm.exits import Interrupted, decode
 
+        core, run = self._living(), lib.pykvm_run
         self.enter(None if timeout is None else int(timeout * 1e9), loose=True)
-        core, page, run, loop = self.core, self.run_page, lib.pykvm_run, self._loop
-        core.surface = 1
-        self.uncoalesce()
-        timing = self.timing
+        loop, timing = self._loop, self.timing
         try:
+            page = self.run_page
+            core.surface = 1
+            self.uncoalesce()
             while self._loop == loop:
                 if timing is None:
                     code = run(core)
@@ -401,8 +403,6 @@ class CPU:
                     code = run(core)
                     timing[1]()
                 if code == _EXIT:
-                    if self.core is None:
-                        break
                     yield decode(page)
                 elif code == _KICKED:
                     page.current = None
@@ -418,6 +418,9 @@ class CPU:
                     self.failed()
             self._living()
             raise StateError("another loop has taken this vCPU over")
+        except ValueError:
+            self._living()  # `close`, in another thread, has released the kvm_run page
+            raise
         finally:
             if self._loop == loop:
                 self.leave()

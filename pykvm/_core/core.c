@@ -575,20 +575,25 @@ int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline, int loose)
     pid_t self = (pid_t)syscall(SYS_gettid);
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID};
     sigset_t kick, before;
-    int result, taken, again;
+    int result, shut, taken, again;
 
     if (!pykvm_kick_signal())
         return -EAGAIN;
     pthread_mutex_lock(&p->lock);
+    shut = __atomic_load_n(&p->shut, __ATOMIC_SEQ_CST);
     taken = p->owner && (!p->loose || __atomic_load_n(&p->inside, __ATOMIC_RELAXED));
     again = p->owner == self;
-    if (!taken) {
+    if (!taken && !shut) {
         p->owner = self;
         p->loose = loose;
         p->kicked = 0;
         p->run->immediate_exit = 0;
+        /* Until it returns, pykvm_shut() waits: the file descriptor is in use. */
+        __atomic_store_n(&p->inside, 1, __ATOMIC_SEQ_CST);
     }
     pthread_mutex_unlock(&p->lock);
+    if (shut)
+        return -EBADF;
     if (taken)
         return -EBUSY;
 
@@ -607,13 +612,14 @@ int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline, int loose)
         result = -errno;
     if (result) {
         pykvm_leave(v);
-        return result;
+    } else {
+        p->timer_armed = 1;
+        p->deadline = deadline;
+        p->alarm = 0;
+        arm(p, now_ns());
     }
-    p->timer_armed = 1;
-    p->deadline = deadline;
-    p->alarm = 0;
-    arm(p, now_ns());
-    return 0;
+    __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
+    return result;
 }
 
 void pykvm_leave(struct pykvm_vcpu *v)
@@ -670,8 +676,11 @@ int pykvm_shut(struct pykvm_vcpu *v)
     struct pykvm_private *p = v->private_;
     int inside;
 
+    /* Under the lock: either pykvm_enter() sees `shut`, or this sees `inside`. */
+    pthread_mutex_lock(&p->lock);
     __atomic_store_n(&p->shut, 1, __ATOMIC_SEQ_CST);
     inside = __atomic_load_n(&p->inside, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&p->lock);
     if (inside) {
         pykvm_kick(v);
         return 1;

@@ -82,15 +82,15 @@ void pykvm_set_map(struct pykvm_vcpu *vcpu, struct pykvm_map *map);
  * A run is what happens between enter and leave, on one thread.  `deadline` is in CLOCK_MONOTONIC
  * nanoseconds; 0 means none.  A `loose` run may never come to leave (a Python loop over exits that
  * an exception left), so another one may take its place.  Returns 0 or a negative errno: EBUSY if
- * the vCPU is running.
+ * the vCPU is running, EBADF after pykvm_shut().
  */
 int pykvm_enter(struct pykvm_vcpu *vcpu, uint64_t deadline, int loose);
 int64_t pykvm_run(struct pykvm_vcpu *vcpu);
 void pykvm_leave(struct pykvm_vcpu *vcpu);
 
 /*
- * From any thread, before what belongs to the vCPU is given back: no pykvm_run() begins from now on
- * (it is PYKVM_ERROR with EBADF), and nothing here touches the kvm_run page.  Returns 1, having
+ * From any thread, before what belongs to the vCPU is given back: no pykvm_enter() and no pykvm_run()
+ * begins from now on (EBADF; PYKVM_ERROR with EBADF), and nothing here touches the kvm_run page.  Returns 1, having
  * kicked it, while one is still under way: call again.
  */
 int pykvm_shut(struct pykvm_vcpu *vcpu);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 
 import pytest
@@ -181,6 +182,33 @@ def test_closing_ends_a_loop_in_another_thread(guest: MakeGuest) -> None:
             machine.close()
             thread.join(20)
             assert len(ended) == 1
+
+
+def test_closing_at_any_moment_of_a_loop_in_another_thread(guest: MakeGuest) -> None:
+    """Also while the loop is only being set up; threads change places as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for delay in range(0, 4000, 40):
+            machine = guest("E6 10 EB FC  out 0x10, al; jmp $-2")
+            ended: list[BaseException] = []
+
+            def loop(machine: Machine = machine, ended: list[BaseException] = ended) -> None:
+                try:
+                    for _ in machine.vcpus[0].exits(timeout=30):
+                        pass
+                except ClosedError as error:
+                    ended.append(error)
+
+            thread = threading.Thread(target=loop)
+            thread.start()
+            for _ in range(delay):
+                pass
+            machine.close()
+            thread.join(20)
+            assert len(ended) == 1
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_loop_over_a_machine_that_was_closed(guest: MakeGuest) -> None:
