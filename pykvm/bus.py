@@ -41,6 +41,8 @@ __all__ = [
     "Bus",
     "Device",
     "GuestExit",
+    "GuestPanic",
+    "GuestPowerOff",
     "GuestReset",
     "Placement",
     "Range",
@@ -72,6 +74,25 @@ class GuestReset(Exception):
     def __init__(self, how: str) -> None:
         super().__init__(f"the guest reset the machine ({how})")
         self.how = how
+
+
+class GuestPowerOff(Exception):
+    """The guest switched the machine off; `how` says by what.  A device raises it; not an error."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(f"the guest powered itself off ({how})")
+        self.how = how
+
+
+class GuestPanic(Exception):
+    """The guest told of its own death: `cause` is what it said, in a sentence.
+
+    A device raises it, and the run ends as a crash.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"the guest panicked: {cause}")
+        self.cause = cause
 
 
 class Space(Enum):

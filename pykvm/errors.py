@@ -14,7 +14,7 @@
     +-- StateError       the call does not fit the moment (running, already answered, ...)
     +-- GuestError       the guest died; carries the exit, the registers and the cause
 
-What a device raises to end a run on the guest's behalf (`GuestExit`, `GuestReset`) is not an
+What a device raises to end a run on the guest's behalf (`GuestExit` and its siblings) is not an
 error and lives in `pykvm.bus`.
 """
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from pykvm import boot
+from pykvm.boot import Entry, Module, Setup, load, place, protocol_of, source_of
 from pykvm.bus import Bus, Placement, Space
 from pykvm.chipset import UserChipset, check_chipset
 from pykvm.dispatch import Dispatch
@@ -16,6 +16,7 @@ from pykvm.memory import GuestMemory
 from pykvm.result import Ending, Outcome
 from pykvm.run import Run
 from pykvm.sizes import parse_size
+from pykvm.tables import Hardware
 from pykvm.vcpu import CPU
 from pykvm.x86.state import Mode
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from pykvm.boot import Image
     from pykvm.bus import Device
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from pykvm.kvm import VM
     from pykvm.result import Result
 
+    #: A file by its path, or its bytes.
+    File = str | os.PathLike[str] | bytes
+
 __all__ = ["Machine"]
 
 GIB = 1 << 30
@@ -41,6 +46,7 @@ HOLE_START = 3 * GIB
 HOLE_END = 4 * GIB
 
 UNCLAIMED = ("stop", "float")
+REMEDIES = ("auto", "off")
 ISA_IRQS = 16
 IA32_TSC_AUX = 0xC0000103
 
@@ -58,17 +64,22 @@ class Machine:
     `image` is a path or the bytes of a guest file, or None for an empty machine whose vCPU is as
     after power-on.  `memory` is its RAM: bytes, a string as "64M", or a GuestMemory that was put
     together by hand (the machine then closes it).  RAM beyond 3 GiB lies from 4 GiB on.
+    `boot` insists on a boot protocol by name (docs/boot.md); by default the file decides.
     `mode` ("real", "protected", "long") and `load_address` say how a flat binary is entered and
-    where it lies.  The words of `append`, then `args`, are what an ELF guest finds in argv behind
-    its own name.
+    where it lies.  `append` is a kernel's command line; a bare ELF guest finds its words, then
+    `args`, in argv behind its own name.  `initrd` is a kernel's initial RAM disk, and `modules` are
+    files, with a command line each, for kernels that take them: paths or bytes.
     `vcpus` counts the vCPUs; all but the first are parked until somebody sets their state and
     `parked = False`.  `devices` replaces the standard ones (`pykvm.devices.standard_devices`);
     `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest
-    touches a port or an address where nobody is: "stop" ends the run, "float" reads all ones and
-    ignores writes.  `irqchip` is where interrupt controllers and clocks are: "user" for
-    software, "kernel" for KVM's own, "split" for KVM's local APICs and the rest in software, "none"
-    for nowhere; `clock` is the policy of guest time, "realtime", "paused" or "warp"
-    (`pykvm.clock`), and `tsc_khz` the frequency of the guest's TSC, where this host can scale it.
+    touches a port or an address where nobody is: "stop" ends the run (the default for bare guests),
+    "float" reads all ones and ignores writes (for kernels, which look for devices so).
+    `irqchip` is where interrupt controllers and clocks are: "user" for software, "kernel" for KVM's
+    own, "split" for KVM's local APICs and the rest in software, "none" for nowhere; `clock` is the
+    policy of guest time, "realtime", "paused" or "warp" (`pykvm.clock`), and `tsc_khz` the
+    frequency of the guest's TSC, where this host can scale it.
+    `quirks` is "auto" to make good what this host's KVM gets wrong in the guest's sight, "off" to
+    see it bare; `emulate` the same for instructions that KVM refuses.
 
     Raises HostError (no usable KVM, too little memory), LoadError (the file), ConfigError (wrong
     values) and KVMError (KVM refused).
@@ -83,49 +94,71 @@ class Machine:
         *,
         memory: int | str | GuestMemory = "64M",
         vcpus: int = 1,
+        boot: str | None = None,
         mode: Mode | str | None = None,
         load_address: int | None = None,
         append: str = "",
         args: Sequence[str] = (),
+        initrd: File | None = None,
+        modules: Sequence[tuple[File, str]] = (),
         devices: Iterable[Placement] | None = None,
         cpu: str = "baseline",
-        unclaimed: str = "stop",
+        unclaimed: str | None = None,
         irqchip: str = "user",
         clock: str = "realtime",
         tsc_khz: int | None = None,
+        quirks: str = "auto",
+        emulate: str = "auto",
     ) -> None:
         check_chipset(irqchip, clock)
-        if unclaimed not in UNCLAIMED:
-            raise ConfigError(f"unclaimed is one of {', '.join(UNCLAIMED)}, not {unclaimed!r}")
+        _one_of("unclaimed", unclaimed, (None, *UNCLAIMED))
+        _one_of("quirks", quirks, REMEDIES)
+        _one_of("emulate", emulate, REMEDIES)
         self._closed = False
         self._run_lock = threading.Lock()
         self._run: Run | None = None
         self._idle = threading.Condition()
-        self._float = unclaimed == "float"
         self._vcpus: list[CPU] = []
         self.bus = Bus()
         #: The devices by name.
         self.devices: dict[str, Device] = {}
-        self.entry: boot.Entry | None = None
+        self.entry: Entry | None = None
 
         self._vm: VM | None = None
         self._chipset: UserChipset | KernelChipset | None = None
         self._clock: Clock | None = None
         self._policy = clock
         self._tsc_khz = tsc_khz
+        self._remedies: list[Remedy] = []
 
         loaded = None
         if image is not None:
-            loaded = boot.load(image, mode=_mode(mode), address=load_address)
-        elif mode is not None or load_address is not None or append or args:
-            raise ConfigError("mode, load_address, append and args go with an image")
+            loaded = load(image, mode=_mode(mode), address=load_address, protocol=boot)
+        elif any((boot, mode, load_address is not None, append, args, initrd, modules)):
+            raise ConfigError(
+                "boot, mode, load_address, append, args, initrd and modules go with an image"
+            )
+        pc = loaded is not None and protocol_of(loaded).PC
+        self._float = unclaimed == "float" or (unclaimed is None and pc)
+        setup = Setup(
+            append=append,
+            args=tuple(args),
+            initrd=None if initrd is None else source_of(initrd, nameless="initrd"),
+            modules=tuple(
+                Module(source_of(file, nameless=f"module {number}"), line)
+                for number, (file, line) in enumerate(modules)
+            ),
+        )
         with closing(Host()) as host:
             host.check_vcpus(vcpus)
             self.memory = memory if isinstance(memory, GuestMemory) else _ram(memory)
             try:
-                self._build(host, vcpus, cpu, devices, irqchip)
+                self._build(host, vcpus, cpu, devices, irqchip, pc=pc)
+                self._add_remedies(loaded, quirks, emulate)
                 if loaded is not None:
-                    self.entry = boot.place(loaded, self.memory, args=(*append.split(), *args))
+                    hardware = Hardware(vcpus, irqchip, frozenset(self.devices))
+                    setup = setup._replace(hardware=hardware)
+                    self.entry = place(loaded, self.memory, setup)
                     self._vcpus[0].state = self.entry.state
             except BaseException:
                 self._release()
@@ -140,6 +173,8 @@ class Machine:
         model: str,
         devices: Iterable[Placement] | None,
         irqchip: str,
+        *,
+        pc: bool,
     ) -> None:
         vm = self._vm = host.create_vm()
         self.memory.attach(vm)
@@ -164,6 +199,10 @@ class Machine:
             from pykvm.devices import standard_devices
 
             devices = standard_devices()
+            if pc:
+                from pykvm.devices.pc import pc_devices
+
+                devices += pc_devices()
         placements = list(devices)
         if irqchip == "user":
             self._chipset = UserChipset(
@@ -186,6 +225,9 @@ class Machine:
         if self._tsc_khz is not None:
             # Not left to the guest's first look at a clock: the host may not be able to.
             _ = self.clock
+
+    def _add_remedies(self, image: Image | None, quirks: str, emulate: str) -> None:
+        """Choose what makes good what this host's KVM gets wrong or refuses."""
 
     def _bus_changed(self) -> None:
         self._dispatch.rebuild()
@@ -480,6 +522,7 @@ class Machine:
         from pykvm.crash import crash_of
         from pykvm.exits import (
             Debug,
+            InternalError,
             IoapicEoi,
             IoIn,
             IoOut,
@@ -509,6 +552,10 @@ class Machine:
             case IoapicEoi(vector=vector):
                 if self._chipset is not None:
                     self._chipset.end_of_interrupt(vector)
+                return None
+            case Debug() | InternalError() if any(
+                remedy.take(cpu, exit) for remedy in self._remedies
+            ):
                 return None
             case Debug(pc=pc):
                 return Ending(Outcome.STOPPED, f"stopped by a debug event at {pc:#x}", exit=exit)
@@ -578,6 +625,16 @@ class Machine:
         return f"<Machine {doing}: {len(self._vcpus)} vCPU(s), {self.memory!r}>"
 
 
+class Remedy(Protocol):
+    """What makes good something that this host's KVM gets wrong or refuses."""
+
+    def take(self, cpu: CPU, exit: Exit, /) -> bool:
+        """Set the vCPU right after `exit`, so that the guest goes on.
+
+        Returns False if it is not its affair.  Raises GuestError where the guest cannot go on.
+        """
+
+
 class _Watch:
     """Whether a text has appeared on a serial port since the watch began."""
 
@@ -600,6 +657,12 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         self._forget()
+
+
+def _one_of(name: str, value: object, choice: Sequence[object]) -> None:
+    if value not in choice:
+        words = ", ".join(str(word) for word in choice if word is not None)
+        raise ConfigError(f"{name} is one of {words}, not {value!r}")
 
 
 def _mode(mode: Mode | str | None) -> Mode | None:

@@ -7,10 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
-from pykvm.bus import GuestExit, GuestReset
+from pykvm.bus import GuestExit, GuestPanic, GuestPowerOff, GuestReset
 from pykvm.errors import (
     ClosedError,
     ConfigError,
+    GuestError,
     KVMError,
     MemoryRangeError,
     StateError,
@@ -459,7 +460,7 @@ class CPU:
         """Run until an Ending, between `enter` and `leave`.
 
         With `surface` every exit goes to `board.take_exit`, else only those that no device
-        answers.  What a device raises passes, but for GuestExit and GuestReset.
+        answers.  What a device raises passes, but for GuestExit and its siblings in `pykvm.bus`.
         """
         core, run, dispatch = self._living(), lib.pykvm_run, self._dispatch
         if dispatch is None:
@@ -500,6 +501,11 @@ class CPU:
             )
         except GuestReset as reset:
             return Ending(Outcome.RESET, f"the guest asked for a reset ({reset.how})")
+        except GuestPowerOff as off:
+            return Ending(Outcome.EXITED, f"the guest powered itself off ({off.how})", exit_code=0)
+        except GuestPanic as panic:
+            error = GuestError("guest panic", panic.cause, registers=dict(self.regs))
+            return Ending(Outcome.CRASHED, f"the guest crashed: {error.message}", error=error)
 
     def _special_case(self, board: Board, code: int) -> Ending | None:
         if code == _EXIT:

@@ -15,14 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pykvm.boot import bare_elf, flat
-from pykvm.boot.image import Entry, Image, Range, Segment
-from pykvm.boot.source import Request, Source, read_source
+from pykvm.boot.image import Entry, Image, Module, Range, Segment, Setup
+from pykvm.boot.source import Request, Source, source_of
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
 
     from pykvm.memory import GuestMemory
     from pykvm.x86.state import Mode
@@ -32,13 +31,17 @@ __all__ = [
     "BootProtocol",
     "Entry",
     "Image",
+    "Module",
     "Range",
     "Request",
     "Segment",
+    "Setup",
     "Source",
     "Symbols",
     "load",
     "place",
+    "protocol_of",
+    "source_of",
 ]
 
 
@@ -47,7 +50,11 @@ class BootProtocol(Protocol):
 
     @property
     def NAME(self) -> str:  # noqa: N802 - a module's constant
-        """What the kind is called in messages."""
+        """What messages and the option --boot call it, one word in small letters."""
+
+    @property
+    def PC(self) -> bool:  # noqa: N802 - a module's constant
+        """Whether what it boots expects a PC around it: tables, more devices, a bus that floats."""
 
     def recognise(self, source: Source, request: Request, /) -> str | None:
         """Return None if the file is of this kind, else the reason why not."""
@@ -55,7 +62,7 @@ class BootProtocol(Protocol):
     def load(self, source: Source, request: Request, /) -> Image:
         """Read and check the file.  Raises LoadError and nothing else, whatever its bytes."""
 
-    def place(self, image: Image, memory: GuestMemory, /, *, args: Sequence[str] = ()) -> Entry:
+    def place(self, image: Image, memory: GuestMemory, setup: Setup, /) -> Entry:
         """Write the image and all it needs at entry.  Raises LoadError, then nothing is written."""
 
 
@@ -71,44 +78,55 @@ def load(
     name: str | None = None,
     mode: Mode | None = None,
     address: int | None = None,
+    protocol: str | None = None,
 ) -> Image:
     """Read a guest file, from its path or as its bytes, by the first protocol that knows it.
 
     `name` (the file's own by default, "guest" for bytes) is for messages and the guest's argv[0].
     `mode` is the CPU mode to enter it in, `address` where to put a flat image or a PIE; both are
-    the file's business by default.
+    the file's business by default.  `protocol` insists on one by its NAME.
 
     Raises LoadError for a file that no protocol knows or that its protocol finds fault with, naming
-    the file, the field and its value; ConfigError for a negative address.
+    the file, the field and its value; ConfigError for a negative address or an unknown protocol.
     """
+    wanted = PROTOCOLS if protocol is None else (_named(protocol),)
     if address is not None and address < 0:
         raise ConfigError(f"load address {address:#x} is negative")
-    if isinstance(file, (bytes, bytearray, memoryview)):
-        source = Source(name if name is not None else "guest", file)
-    else:
-        source = read_source(file, name=name)
+    source = source_of(file, name=name)
     if not len(source):
         raise source.error("is empty")
-    request = Request(mode, address)
+    request = Request(mode, address, protocol)
     reasons = []
-    for protocol in PROTOCOLS:
-        reason = protocol.recognise(source, request)
+    for one in wanted:
+        reason = one.recognise(source, request)
         if reason is None:
-            return protocol.load(source, request)
-        reasons.append(f"no {protocol.NAME} ({reason})")
+            return one.load(source, request)
+        reasons.append(f"no {one.NAME} image ({reason})")
     from pykvm.boot.magic import familiar
 
     what, advice = familiar(bytes(source.data[:16])) or ("no guest that pykvm knows", _FLAT_HINT)
     raise source.error(f"is {what}: {', '.join(reasons)}", hint=advice)
 
 
-def place(image: Image, memory: GuestMemory, *, args: Sequence[str] = ()) -> Entry:
+def place(image: Image, memory: GuestMemory, setup: Setup | None = None) -> Entry:
     """Put `image` into `memory`, with what its protocol promises at entry, and say how to start it.
 
-    `args` are the guest's arguments after its name.  On an error nothing has been written.
+    `setup` is what it finds beside itself.  On an error nothing has been written.
 
     Raises LoadError, with the numbers, where something lies outside RAM or finds no room in it;
     ConfigError for arguments that cannot be passed.
     """
-    protocol = next(one for one in PROTOCOLS if image.protocol == one.NAME)
-    return protocol.place(image, memory, args=args)
+    return protocol_of(image).place(image, memory, setup or Setup())
+
+
+def protocol_of(image: Image) -> BootProtocol:
+    """The protocol that has read `image`."""
+    return _named(image.protocol)
+
+
+def _named(name: str) -> BootProtocol:
+    for protocol in PROTOCOLS:
+        if name == protocol.NAME:
+            return protocol
+    names = ", ".join(protocol.NAME for protocol in PROTOCOLS)
+    raise ConfigError(f"there is no boot protocol {name!r}", hint=f"choose from {names}")

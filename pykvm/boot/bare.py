@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pykvm.boot.image import Entry, Range
+from pykvm.boot.image import Entry, Range, Setup
 from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
 from pykvm.errors import ConfigError, LoadError
 from pykvm.x86.descriptors import flat_gdt
@@ -74,19 +74,27 @@ def check_entry(source: Source, mode: Mode, entry: int) -> None:
         )
 
 
-def place(image: Image, memory: GuestMemory, *, args: Sequence[str] = ()) -> Entry:
+def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     """Put `image` and what it finds at entry into `memory`, and say how a vCPU starts it.
 
-    The guest's argv is the image's name and then `args`.  Nothing is written unless all of it fits.
+    The guest's argv is the image's name, the words of `setup.append` and `setup.args`.  Nothing is
+    written unless all of it fits.
 
-    Raises LoadError if a segment lies outside RAM, the structures find no room, or `args` are given
-    to a real-mode guest; ConfigError for an argument that cannot be a C string.
+    Raises LoadError if a segment lies outside RAM, the structures find no room, arguments are given
+    to a real-mode guest, or an initrd or modules to any; ConfigError for an argument that cannot be
+    a C string.
     """
+    for what, given in (("an initrd is", setup.initrd), ("modules are", setup.modules)):
+        if given:
+            raise LoadError(
+                f"{image.name}: {what} given, but {image.protocol} images receive none",
+                hint="leave it out, or boot a kernel that takes it",
+            )
     check_segments(image, memory)
     segments = [segment.range for segment in image.segments]
     limit = min(_ENTRY_LIMIT[image.mode], 1 << image.word * 8)
     free = FreeMemory(image.name, ram_ranges(memory), segments, limit=limit)
-    plan = _PLANNERS[image.mode](image, free, [image.name, *args])
+    plan = _PLANNERS[image.mode](image, free, [image.name, *setup.append.split(), *setup.args])
     for segment in image.segments:
         write_segment(memory, segment)
     for address, content in plan.writes:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from pykvm.boot.elf import ElfHeader, ProgramHeader
     from pykvm.boot.source import Request, Source
 
-__all__ = ["NAME", "load", "place", "recognise"]
+__all__ = ["NAME", "PC", "load", "place", "recognise"]
 
-NAME = "ELF"
+NAME = "elf"
+PC = False
 PIE_ADDRESS = 1 << 20
 _LARGEST_ALIGNMENT = 1 << 30
 

@@ -16,9 +16,10 @@ from pykvm.x86.state import Mode
 if TYPE_CHECKING:
     from pykvm.boot.source import Request, Source
 
-__all__ = ["NAME", "load", "place", "recognise"]
+__all__ = ["NAME", "PC", "load", "place", "recognise"]
 
-NAME = "flat image"
+NAME = "flat"
+PC = False
 SUFFIXES = (".bin", ".img", ".com")
 # Where the BIOS puts a boot sector, and where most 16-bit examples are linked.
 DEFAULT_ADDRESS = 0x7C00
@@ -26,7 +27,7 @@ DEFAULT_ADDRESS = 0x7C00
 
 def recognise(source: Source, request: Request) -> str | None:
     """Return why the caller does not mean a flat image, None if they do."""
-    if request.mode is not None or request.address is not None:
+    if request.mode is not None or request.address is not None or request.boot == NAME:
         return None
     if source.name.lower().endswith(SUFFIXES):
         return None

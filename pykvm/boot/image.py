@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from pykvm.boot.source import Source
     from pykvm.boot.symbols import Symbols
+    from pykvm.tables import Hardware
     from pykvm.x86.state import CpuState, Mode
 
-__all__ = ["Entry", "Image", "Range", "Segment"]
+__all__ = ["Entry", "Image", "Module", "Range", "Segment", "Setup"]
 
 
 class Range(NamedTuple):
@@ -70,6 +72,28 @@ class Image(NamedTuple):
     segments: tuple[Segment, ...]
     symbols: Symbols
     word: int
+
+
+class Module(NamedTuple):
+    """A file that the guest finds in memory, and the words that go with it."""
+
+    source: Source
+    command_line: str = ""
+
+
+class Setup(NamedTuple):
+    """What a guest is to find beside its image.
+
+    `append` is the command line of a kernel; a bare guest gets its words, then `args`, as argv.
+    `initrd` is a Linux kernel's initial RAM disk, `modules` are what a multiboot or PVH kernel
+    gets.  `hardware` describes the machine to kernels that read tables about it.
+    """
+
+    append: str = ""
+    args: tuple[str, ...] = ()
+    initrd: Source | None = None
+    modules: tuple[Module, ...] = ()
+    hardware: Hardware | None = None
 
 
 class Entry(NamedTuple):

@@ -11,7 +11,7 @@ from pykvm.errors import LoadError
 if TYPE_CHECKING:
     from pykvm.x86.state import Mode
 
-__all__ = ["Request", "Source", "read_source"]
+__all__ = ["Request", "Source", "read_source", "source_of"]
 
 
 class Source:
@@ -38,11 +38,28 @@ class Source:
 class Request(NamedTuple):
     """What the caller asked for beside the file; None leaves it to the file.
 
-    `mode` is the CPU mode at entry, `address` where the image (a flat one or a PIE) is put.
+    `mode` is the CPU mode at entry, `address` where the image (a flat one or a PIE) is put; `boot`
+    is the name of the boot protocol that the caller insists on.
     """
 
     mode: Mode | None = None
     address: int | None = None
+    boot: str | None = None
+
+
+def source_of(
+    file: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    *,
+    name: str | None = None,
+    nameless: str = "guest",
+) -> Source:
+    """A file by its path, or its bytes, which messages call `name` or else `nameless`.
+
+    Raises LoadError as `read_source` does.
+    """
+    if isinstance(file, (bytes, bytearray, memoryview)):
+        return Source(name if name is not None else nameless, file)
+    return read_source(file, name=name)
 
 
 def read_source(path: str | os.PathLike[str], *, name: str | None = None) -> Source:

@@ -52,14 +52,20 @@ class Options:
     memory: int = 64 << 20
     smp: int = 1
     cpu: str = "baseline"
+    boot: str | None = None
     mode: str | None = None
     load_address: int | None = None
     append: str = ""
+    append_only: bool = False
+    initrd: str | None = None
+    module: tuple[tuple[str, str], ...] = ()
     serial: Destination = Destination("stdio")
     debugcon: Destination = Destination("serial")
     irqchip: str = "user"
     clock: str = "realtime"
-    unclaimed: str = "stop"
+    unclaimed: str | None = None
+    quirks: str = "auto"
+    emulate: str = "auto"
     timeout: float | None = None
     exit_status: str = "guest"
     quiet: bool = False
@@ -74,7 +80,8 @@ class Option(NamedTuple):
     """One row of the table.
 
     `metavar` is empty for an option that takes no value; `bare` is then what it stands for.  An
-    option with both takes its value after "=" only.  `commands` are those that know it.
+    option with both takes its value after "=" only.  `commands` are those that know it.  One that
+    `repeats` gathers its values in a tuple.
     """
 
     flag: str
@@ -85,6 +92,7 @@ class Option(NamedTuple):
     commands: tuple[str, ...] = ("run",)
     short: str = ""
     bare: Any = None
+    repeats: bool = False
 
     @property
     def field(self) -> str:
@@ -155,6 +163,13 @@ def _debugcon(text: str) -> Destination:
     return _destination(text, also=("serial",))
 
 
+def _module(text: str) -> tuple[str, str]:
+    path, _, words = text.partition(" ")
+    if not path:
+        raise ValueError("FILE, or FILE and words behind a blank")
+    return path, words
+
+
 def _flag(text: str) -> bool:
     raise AssertionError("an option without a value has nothing to convert")
 
@@ -177,9 +192,9 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("--smp", "N", _count, MACHINE, "number of vCPUs (default 1)"),
     Option(
-        "--cpu", "MODEL", one_of("baseline", "host"), MACHINE,
+        "--cpu", "MODEL", str, MACHINE,
         "what CPUID shows: baseline, the same on every host (default), or host, all that "
-        "this one has",
+        "this one has; then +FEATURE and -FEATURE, as baseline,+cx16,-x2apic",
         _GUESTS,
     ),
     Option(
@@ -196,8 +211,22 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--unclaimed", "WHAT", one_of("stop", "float"), MACHINE,
-        "an access where neither memory nor a device is: stop ends the run as a crash (default), "
-        "float reads all ones and ignores writes",
+        "an access where neither memory nor a device is: stop ends the run as a crash (default for "
+        "bare guests), float reads all ones and ignores writes (default for kernels)",
+    ),
+    Option(
+        "--quirks", "auto|off", one_of("auto", "off"), MACHINE,
+        "make good what this host's KVM gets wrong in the guest's sight (default), or show it as "
+        "it is; `pykvm info` lists what was found",
+    ),
+    Option(
+        "--emulate", "auto|off", one_of("auto", "off"), MACHINE,
+        "execute instructions that KVM refuses (default), or let the run end at the first",
+    ),
+    Option(
+        "--boot", "NAME", str, GUEST,
+        "insist on a boot protocol; by default the file's content decides",
+        _GUESTS,
     ),
     Option(
         "--mode", "MODE", one_of("real", "protected", "long"), GUEST,
@@ -212,8 +241,19 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--append", "WORDS", str, GUEST,
-        "words for the guest's argv, before those that follow --",
+        "a kernel's command line; for a bare guest, words of its argv before those that follow --",
         _GUESTS,
+    ),
+    Option(
+        "--append-only", "", _flag, GUEST,
+        "add nothing to a kernel's command line that spares this host trouble",
+        _GUESTS, bare=True,
+    ),
+    Option("--initrd", "FILE", str, GUEST, "a Linux kernel's initial RAM disk", _GUESTS),
+    Option(
+        "--module", "FILE[ WORDS]", _module, GUEST,
+        "a file for a multiboot or PVH kernel, and the words that go with it; may be given again",
+        _GUESTS, repeats=True,
     ),
     Option(
         "--serial", "DEST", _destination, CONSOLE,
@@ -284,6 +324,8 @@ def parse(argv: Sequence[str]) -> Options:
             break
         if word.startswith("-") and word != "-":
             option, value = _option(word, rest)
+            if option.repeats:
+                value = (*getattr(options, option.field), value)
             setattr(options, option.field, value)
             given.append(option)
         else:

@@ -48,7 +48,7 @@ class TestLoaded:
         code = Part(b"\x90\xf4", 0x10_0000, memsz=0x3000)
         data = Part(b"data", 0x20_0000, R | W)
         image = boot.load(elf(code, data, entry=0x10_0001), name="g.elf")
-        assert image[:5] == ("g.elf", "elf64", "ELF", Mode.LONG, 0x10_0001)
+        assert image[:5] == ("g.elf", "elf64", "elf", Mode.LONG, 0x10_0001)
         assert [(s.name, s.address, bytes(s.data), s.size) for s in image.segments] == [
             ("segment 0", 0x10_0000, b"\x90\xf4", 0x3000),
             ("segment 1", 0x20_0000, b"data", 4),

@@ -14,7 +14,7 @@ CODE = b"\xb0A\xe6\xe9\xf4"
 @pytest.mark.parametrize("name", ["boot.bin", "floppy.IMG", "hello.com"])
 def test_known_by_its_name(name: str) -> None:
     image = boot.load(CODE, name=name)
-    assert image[:5] == (name, "flat", "flat image", Mode.REAL, 0x7C00)
+    assert image[:5] == (name, "flat", "flat", Mode.REAL, 0x7C00)
     (segment,) = image.segments
     assert (segment.name, segment.address, segment.data, segment.size) == ("image", 0x7C00, CODE, 5)
     assert len(image.symbols) == 0
@@ -52,7 +52,7 @@ def test_unknown_is_told_what_each_protocol_missed() -> None:
         boot.load(b"hello, world", name="notes.txt")
     assert caught.value.message == (
         "notes.txt: is no guest that pykvm knows: "
-        "no ELF (starts with 68 65 6c 6c, not with 7f 45 4c 46), "
+        "no elf image (starts with 68 65 6c 6c, not with 7f 45 4c 46), "
         "no flat image (no mode or address is given, and the name ends in none of .bin .img .com)"
     )
     assert caught.value.hint == (
@@ -73,10 +73,10 @@ def test_unknown_is_told_what_each_protocol_missed() -> None:
 def test_familiar_files_are_called_by_their_name(start: bytes, what: str, hint: str) -> None:
     with pytest.raises(LoadError) as caught:
         boot.load(start, name="guest")
-    assert caught.value.message.startswith(f"guest: is {what}: no ELF (starts with ")
+    assert caught.value.message.startswith(f"guest: is {what}: no elf image (starts with ")
     assert caught.value.hint.startswith(hint)
 
 
 def test_less_than_the_magic_is_no_elf() -> None:
-    with pytest.raises(LoadError, match=r"no ELF \(starts with 7f, not with 7f 45 4c 46\)"):
+    with pytest.raises(LoadError, match=r"no elf image \(starts with 7f, not with 7f 45 4c 46\)"):
         boot.load(b"\x7f")

@@ -12,6 +12,7 @@ import pytest
 from boot.elfs import ET_DYN, PT_DYNAMIC, Part, R, W, dynamic, elf
 
 from pykvm import boot
+from pykvm.boot.image import Setup
 from pykvm.kvm import ExitReason, System
 from pykvm.memory import GuestMemory
 from pykvm.x86.state import CpuState, Mode, SegmentRegister, TableRegister
@@ -42,7 +43,7 @@ def run(image: boot.Image, *args: str, size: int = 2 << 20) -> tuple[Any, boot.E
         vm.create_vcpu(0) as vcpu,
     ):
         memory.add_ram(0, size)
-        entry = boot.place(image, memory, args=args)
+        entry = boot.place(image, memory, Setup(args=tuple(args)))
         memory.attach(vm)
         vcpu.set_cpuid2(system.supported_cpuid())
         enter(vcpu, entry.state)

@@ -9,6 +9,7 @@ import pytest
 from boot.elfs import ET_DYN, HLT, Part, R, W, elf
 
 from pykvm import boot
+from pykvm.boot.image import Setup
 from pykvm.boot.placement import FreeMemory
 from pykvm.errors import ConfigError, LoadError, MemoryRangeError
 from pykvm.memory import GuestMemory
@@ -77,7 +78,18 @@ class TestLongMode:
 
     def test_arguments(self, memory: GuestMemory) -> None:
         image = boot.load(elf(), name="g.elf")
-        state = boot.place(image, memory, args=["-v", "", "grüße", "\udcff"]).state
+        state = boot.place(
+            image,
+            memory,
+            Setup(
+                args=(
+                    "-v",
+                    "",
+                    "grüße",
+                    "\udcff",
+                )
+            ),
+        ).state
         assert state.rdi == 5
         *pointers, end = struct.unpack("<6Q", memory.read(state.rsi, 48))
         assert end == 0
@@ -86,14 +98,14 @@ class TestLongMode:
 
     def test_many_arguments_find_room_behind_the_page_tables(self, memory: GuestMemory) -> None:
         args = ["x" * 1000] * 100
-        entry = boot.place(boot.load(elf()), memory, args=args)
+        entry = boot.place(boot.load(elf()), memory, Setup(args=tuple(args)))
         assert entry.layout[-2].name == "arguments"
         assert entry.state.rsi == 0x1_8000
         assert memory.cstring(memory.u64(0x1_8000 + 8 * 100)) == b"x" * 1000
 
     def test_x32_pointers_are_four_bytes(self, memory: GuestMemory) -> None:
         image = boot.load(elf(bits=32, machine=62), name="g.elf")
-        state = boot.place(image, memory, args=["a"]).state
+        state = boot.place(image, memory, Setup(args=("a",))).state
         assert state.mode is Mode.LONG
         *pointers, end = struct.unpack("<3I", memory.read(state.rsi, 12))
         assert (strings(memory, pointers), end) == ([b"g.elf", b"a"], 0)
@@ -143,7 +155,16 @@ class TestProtectedMode:
 
     def test_arguments_are_on_the_stack_as_after_a_call(self, memory: GuestMemory) -> None:
         image = boot.load(elf(bits=32), name="g.elf")
-        state = boot.place(image, memory, args=["one", "two"]).state
+        state = boot.place(
+            image,
+            memory,
+            Setup(
+                args=(
+                    "one",
+                    "two",
+                )
+            ),
+        ).state
         returns_to, argc, argv = struct.unpack("<3I", memory.read(state.rsp, 12))
         assert (returns_to, argc) == (0, 3)
         assert (state.rsp + 4) % 16 == 0
@@ -155,7 +176,7 @@ class TestProtectedMode:
         self, memory: GuestMemory, data: bytes
     ) -> None:
         image = boot.load(data, name="g", mode=Mode.PROTECTED)
-        state = boot.place(image, memory, args=["one"]).state
+        state = boot.place(image, memory, Setup(args=("one",))).state
         _, argc, argv = struct.unpack("<3I", memory.read(state.rsp, 12))
         *pointers, end = struct.unpack("<3I", memory.read(argv, 12))
         assert (argc, strings(memory, pointers), end) == (2, [b"g", b"one"], 0)
@@ -223,7 +244,7 @@ class TestRealMode:
 
     def test_arguments_are_refused(self, memory: GuestMemory) -> None:
         with pytest.raises(LoadError, match="^boot.bin: arguments are given, but a real-mode"):
-            boot.place(boot.load(HLT, name="boot.bin"), memory, args=["x"])
+            boot.place(boot.load(HLT, name="boot.bin"), memory, Setup(args=("x",)))
 
 
 class TestMemory:
@@ -238,10 +259,10 @@ class TestMemory:
 
     def test_placing_again_gives_the_same_memory(self, memory: GuestMemory) -> None:
         image = boot.load(elf(Part(b"code", memsz=0x2_0000)), name="g.elf")
-        boot.place(image, memory, args=["a"])
+        boot.place(image, memory, Setup(args=("a",)))
         fresh = memory.read(0x1_1000, 0x18_0000 - 0x1_1000)
         memory.fill(0x1000, 0x17_F000, 0xAA)
-        entry = boot.place(image, memory, args=["a"])
+        entry = boot.place(image, memory, Setup(args=("a",)))
         for place in entry.layout:
             if place.name != "stack":
                 start, size = place.start, place.end - place.start
@@ -364,7 +385,7 @@ class TestRefused:
         self, memory: GuestMemory, argument: str, reason: str
     ) -> None:
         with pytest.raises(ConfigError) as caught:
-            boot.place(boot.load(elf()), memory, args=[argument])
+            boot.place(boot.load(elf()), memory, Setup(args=(argument,)))
         assert caught.value.message.startswith(f"argument {argument!r} {reason}")
 
     def test_the_error_is_not_the_memorys(self, memory: GuestMemory) -> None:

@@ -281,7 +281,7 @@ def test_a_reader_that_sleeps_does_not_keep_the_run_from_ending(
     ("arguments", "message"),
     [
         ([], "pykvm: no guest file given (pykvm --help shows what there is)\n"),
-        (["--bogus"], "pykvm: unknown option --bogus (pykvm --help shows what there is)\n"),
+        (["--nonsense"], "pykvm: unknown option --nonsense (pykvm --help shows what there is)\n"),
         (["nowhere.elf"], "pykvm: nowhere.elf: cannot be read: No such file or directory\n"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Instructions that KVM refuses, executed and handed back."""
