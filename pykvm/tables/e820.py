@@ -1,0 +1,74 @@
+"""The memory map that a PC's firmware hands to a kernel, by the name of the BIOS call it came from.
+
+Source: ACPI Specification 6.5, chapter 15 "System Address Map Interfaces", table 15.5 (types).
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["BIOS_END", "BIOS_START", "EBDA_START", "E820Entry", "E820Type", "memory_map"]
+
+# The part of the first MiB that is not a kernel's: the extended BIOS data area, video memory and
+# option ROMs, and the BIOS area, where the tables of this package are.
+EBDA_START = 0x9FC00
+BIOS_START = 0xE0000
+BIOS_END = 0x100000
+
+_ENTRY = struct.Struct("<QQI")
+
+
+class E820Type(enum.IntEnum):
+    """What a range of addresses is good for."""
+
+    RAM = 1
+    RESERVED = 2
+    ACPI = 3
+    NVS = 4
+    UNUSABLE = 5
+
+
+class E820Entry(NamedTuple):
+    """A range of guest-physical addresses, `size` in bytes."""
+
+    address: int
+    size: int
+    type: E820Type
+
+    @property
+    def end(self) -> int:
+        """The first address after it."""
+        return self.address + self.size
+
+    def pack(self) -> bytes:
+        """The 20 bytes that Linux's zero page and fw_cfg's etc/e820 have for it."""
+        return _ENTRY.pack(self.address, self.size, self.type)
+
+    def __str__(self) -> str:
+        return f"{self.address:#x}-{self.end:#x} {self.type.name}"
+
+
+def memory_map(ram: Iterable[tuple[int, int]]) -> list[E820Entry]:
+    """The map of a machine with RAM at these (start, end), sorted; the PC's own places cut out.
+
+    >>> for entry in memory_map([(0, 64 << 20)]):
+    ...     print(entry)
+    0x0-0x9fc00 RAM
+    0x9fc00-0xa0000 RESERVED
+    0xe0000-0x100000 RESERVED
+    0x100000-0x4000000 RAM
+    """
+    entries = [
+        E820Entry(EBDA_START, 0xA0000 - EBDA_START, E820Type.RESERVED),
+        E820Entry(BIOS_START, BIOS_END - BIOS_START, E820Type.RESERVED),
+    ]
+    for start, end in ram:
+        for first, last in ((start, min(end, EBDA_START)), (max(start, BIOS_END), end)):
+            if first < last:
+                entries.append(E820Entry(first, last - first, E820Type.RAM))
+    return sorted(entries)
