@@ -87,12 +87,15 @@ class GuestPowerOff(Exception):
 class GuestPanic(Exception):
     """The guest told of its own death: `cause` is what it said, in a sentence.
 
-    A device raises it, and the run ends as a crash.
+    A device raises it, and the run ends as a crash.  `kind` is as in GuestError, and `console` the
+    last lines that the guest printed.
     """
 
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"the guest panicked: {cause}")
+    def __init__(self, cause: str, kind: str = "guest panic", console: str = "") -> None:
+        super().__init__(f"{kind}: {cause}")
         self.cause = cause
+        self.kind = kind
+        self.console = console
 
 
 class Space(Enum):

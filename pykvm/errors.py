@@ -126,6 +126,7 @@ class GuestError(PykvmError):
 
     `kind` is a short stable name (``"triple fault"``, ``"wild access"``), `cause` one sentence,
     `registers` the general registers and RIP at that moment by name, `exit` the exit that told it.
+    `console` has the last lines that a kernel printed, if it was one that died.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class GuestError(PykvmError):
         *,
         exit: object = None,
         registers: Mapping[str, int] | None = None,
+        console: str = "",
         hint: str = "",
     ) -> None:
         super().__init__(f"{kind}: {cause}" if cause else kind, hint=hint)
@@ -142,3 +144,4 @@ class GuestError(PykvmError):
         self.cause = cause
         self.exit = exit
         self.registers = dict(registers or {})
+        self.console = console

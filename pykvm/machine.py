@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pykvm.exits import Exit
     from pykvm.kernel_chipset import KernelChipset
     from pykvm.kvm import VM
+    from pykvm.oops import KernelWatch
     from pykvm.result import Result
 
     #: A file by its path, or its bytes.
@@ -48,6 +49,9 @@ HOLE_END = 4 * GIB
 UNCLAIMED = ("stop", "float")
 REMEDIES = ("auto", "off")
 ISA_IRQS = 16
+
+# Ends of a kernel that has said its last word, if it was one of a panic.
+_MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
 IA32_TSC_AUX = 0xC0000103
 
 
@@ -130,6 +134,8 @@ class Machine:
         self._policy = clock
         self._tsc_khz = tsc_khz
         self._remedies: list[Remedy] = []
+        self._image: Image | None = None
+        self._kernel_watch: KernelWatch | None = None
 
         loaded = None
         if image is not None:
@@ -138,6 +144,7 @@ class Machine:
             raise ConfigError(
                 "boot, mode, load_address, append, args, initrd and modules go with an image"
             )
+        self._image = loaded
         pc = loaded is not None and protocol_of(loaded).PC
         self._float = unclaimed == "float" or (unclaimed is None and pc)
         setup = Setup(
@@ -407,7 +414,7 @@ class Machine:
         """
         if timeout is not None and timeout < 0:
             raise ConfigError(f"timeout={timeout}: seconds from now on, not negative")
-        with self._running() as begin, self._condition(until) as check:
+        with self._running() as begin, self._condition(until) as check, self._kernel() as kernel:
             run = Run(
                 self._vcpus,
                 take=self._take_exit,
@@ -422,6 +429,10 @@ class Machine:
                 result = run()
             finally:
                 self._stop_clock()
+            if kernel is not None and result.outcome in _MAY_BE_DEAD:
+                death = kernel.death()
+                if death is not None:
+                    result.end(self._vcpus[0].panicked(death))
             result.notes = self._notes()
             return result
 
@@ -465,6 +476,22 @@ class Machine:
             if self._closed:
                 raise ClosedError("this machine is closed")
             self._run = run
+
+    @contextmanager
+    def _kernel(self) -> Iterator[KernelWatch | None]:
+        """Listen, if a Linux kernel runs, to what it says on the first serial port."""
+        if self._image is None or self._image.kind != "linux" or "com1" not in self.devices:
+            yield None
+            return
+        if self._kernel_watch is None:
+            from pykvm.oops import KernelWatch
+
+            self._kernel_watch = KernelWatch()
+        forget = self.serial.on_output(self._kernel_watch.output)
+        try:
+            yield self._kernel_watch
+        finally:
+            forget()
 
     @contextmanager
     def _condition(

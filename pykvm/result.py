@@ -89,16 +89,20 @@ class Result:
         guest_seconds: float,
         outside_seconds: float,
     ) -> None:
-        self.outcome = ending.outcome
-        self.sentence = ending.sentence
-        self.exit_code = ending.exit_code
-        self.exit = ending.exit
-        self.error = ending.error
+        self.end(ending)
         self.exits = exits
         self.seconds = seconds
         self.guest_seconds = guest_seconds
         self.outside_seconds = outside_seconds
         self.notes: tuple[str, ...] = ()
+
+    def end(self, ending: Ending) -> None:
+        """Let this be how it ended."""
+        self.outcome = ending.outcome
+        self.sentence = ending.sentence
+        self.exit_code = ending.exit_code
+        self.exit = ending.exit
+        self.error = ending.error
 
     @property
     def ok(self) -> bool:
@@ -112,7 +116,9 @@ class Result:
         return self
 
     def __str__(self) -> str:
-        return f"{self.sentence} ({self.seconds:.3f} s, {sum(self.exits.values())} VM exits)"
+        told = f"{self.sentence} ({self.seconds:.3f} s, {sum(self.exits.values())} VM exits)"
+        console = "" if self.error is None else self.error.console
+        return f"{told}\nThe last lines of its console:\n{console}" if console else told
 
     def __repr__(self) -> str:
         code = "" if self.exit_code is None else f" exit_code={self.exit_code}"

@@ -504,8 +504,14 @@ class CPU:
         except GuestPowerOff as off:
             return Ending(Outcome.EXITED, f"the guest powered itself off ({off.how})", exit_code=0)
         except GuestPanic as panic:
-            error = GuestError("guest panic", panic.cause, registers=dict(self.regs))
-            return Ending(Outcome.CRASHED, f"the guest crashed: {error.message}", error=error)
+            return self.panicked(panic)
+
+    def panicked(self, panic: GuestPanic) -> Ending:
+        """The end of a guest that told of its own death."""
+        error = GuestError(
+            panic.kind, panic.cause, registers=dict(self.regs), console=panic.console
+        )
+        return Ending(Outcome.CRASHED, f"the guest crashed: {error.message}", error=error)
 
     def _special_case(self, board: Board, code: int) -> Ending | None:
         if code == _EXIT:

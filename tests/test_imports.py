@@ -19,7 +19,7 @@ ROWS = (
     ("kernel_chipset",),
     ("chipset",),
     ("quirks",),
-    ("crash", "emulate", "host", "run", "timekeeper"),
+    ("crash", "emulate", "host", "oops", "run", "timekeeper"),
     ("injector",),
     ("vcpu",),
     ("dispatch", "platform", "registers", "result"),

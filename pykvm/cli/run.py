@@ -91,8 +91,7 @@ class _Session:
             sentence, status = self._stop()
         if not (options.quiet and result.outcome is Outcome.EXITED):
             where = place(machine.vcpus[0], machine) if result.outcome in _UNASKED else ""
-            hint = "" if result.error is None else result.error.hint
-            say(ending_line(sentence, result, where, note), hint)
+            say(ending_line(sentence, result, where, note), self._advice(result))
             for remark in result.notes:
                 say(remark)
         if options.stats:
@@ -104,6 +103,15 @@ class _Session:
 
             self._print(dump_text(machine))
         return status
+
+    def _advice(self, result: Result) -> str:
+        """What stands below the sentence of a crash."""
+        error = result.error
+        if error is None:
+            return ""
+        # Where the console is this terminal, its last lines are just above.
+        console = "" if self._options.serial.kind == "stdio" else error.console
+        return "\n".join(filter(None, [error.hint, console]))
 
     def _stop(self) -> tuple[str, int]:
         """Why the run was stopped from outside, and the exit status for that."""

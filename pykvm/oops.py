@@ -1,0 +1,95 @@
+r"""What a Linux kernel says on its console when it dies.
+
+>>> watch = KernelWatch()
+>>> watch.output(b"[    1.2] Kernel panic - not syncing: No working init found.\n")
+>>> watch.death().cause
+'No working init found.'
+
+The messages are those of kernel/panic.c and arch/x86/kernel/dumpstack.c; Documentation/admin-guide/
+bug-hunting.rst shows what an oops looks like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+from pykvm.bus import GuestPanic
+
+__all__ = ["KernelWatch"]
+
+# So many lines are kept for the report, of so many bytes each.
+LINES = 24
+LONGEST_LINE = 1024
+
+# printk's time stamp and, with earlyprintk and sysrq, its level.
+_PREFIX = re.compile(r"^(?:<\d>)?(?:\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?)?")
+_PANIC = re.compile(r"Kernel panic - not syncing: ?(.*)")
+_PANIC_END = re.compile(r"---\[ end Kernel panic")
+_COMPLAINT = re.compile(r"BUG: .*|kernel BUG at .*")
+# The error code and how many times the kernel has died: "Oops: 0002 [#1] SMP".
+_OOPS = re.compile(r"(.*): [0-9a-f]{4} \[#\d+\]")
+_PLACE = re.compile(r"RIP: [0-9a-f]{4}:([^ ]+)")
+_OOPS_END = re.compile(r"---\[ end trace")
+
+
+class KernelWatch:
+    """Listens to a kernel's console, given as the pieces in which it is printed.
+
+    `output` raises GuestPanic at the last line of an oops or of a panic.  A kernel that resets
+    itself in the middle of a panic, or says no more, does not come to that line: `death` tells then
+    what was heard.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=LINES)
+        self._partial = ""
+        self._panic: str | None = None
+        self._oops: str | None = None
+        self._complaint = ""
+        self._place = ""
+
+    @property
+    def console(self) -> str:
+        """The last lines that the kernel printed."""
+        return "\n".join((*self._lines, *filter(None, [self._partial])))
+
+    def output(self, data: bytes) -> None:
+        """Listen to `data`.  Raises GuestPanic."""
+        first, *others = (self._partial + data.decode("utf-8", "replace")).split("\n")
+        self._partial = first[:LONGEST_LINE]
+        for other in others:
+            line, self._partial = self._partial, other[:LONGEST_LINE]
+            self._line(line.rstrip("\r"))
+
+    def death(self) -> GuestPanic | None:
+        """What the kernel has died of, as far as it came to say so; asked once, it is forgotten."""
+        if self._panic is not None:
+            death = self._report("kernel panic", self._panic)
+        elif self._oops is not None:
+            death = self._report("kernel oops", self._oops)
+        else:
+            return None
+        self._panic = self._oops = None
+        self._complaint = self._place = ""
+        return death
+
+    def _report(self, kind: str, cause: str) -> GuestPanic:
+        place = f", at {self._place}" if self._place else ""
+        return GuestPanic(f"{cause or 'it gives no reason'}{place}", kind, self.console)
+
+    def _line(self, line: str) -> None:
+        self._lines.append(line)
+        text = _PREFIX.sub("", line, count=1)
+        if found := _PANIC.match(text):
+            self._panic = found[1]
+        elif found := _OOPS.match(text):
+            self._oops = self._complaint or found[1]
+        elif found := _COMPLAINT.match(text):
+            self._complaint = found[0]
+        elif (found := _PLACE.match(text)) and self._oops is not None:
+            self._place = self._place or found[1]
+        elif _PANIC_END.match(text) or (self._oops is not None and _OOPS_END.match(text)):
+            death = self.death()
+            if death is not None:
+                raise death
