@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from pykvm.boot import Entry, Module, Setup, load, place, protocol_of, source_of
+from pykvm.boot.placement import ram_ranges
 from pykvm.bus import Bus, Placement, Space
 from pykvm.chipset import UserChipset, check_chipset
 from pykvm.dispatch import Dispatch
@@ -163,8 +164,8 @@ class Machine:
                 self._build(host, vcpus, cpu, devices, irqchip, pc=pc)
                 self._add_remedies(loaded, quirks, emulate)
                 if loaded is not None:
-                    hardware = Hardware(vcpus, irqchip, frozenset(self.devices))
-                    setup = setup._replace(hardware=hardware)
+                    if pc:
+                        setup = setup._replace(hardware=self._hardware(irqchip))
                     self.entry = place(loaded, self.memory, setup)
                     self._vcpus[0].state = self.entry.state
             except BaseException:
@@ -232,6 +233,18 @@ class Machine:
         if self._tsc_khz is not None:
             # Not left to the guest's first look at a clock: the host may not be able to.
             _ = self.clock
+
+    def _hardware(self, irqchip: str) -> Hardware:
+        """What tables have to tell of this machine."""
+        leaves = {leaf.function: leaf for leaf in self._vcpus[0].kvm.get_cpuid2()}
+        return Hardware(
+            len(self._vcpus),
+            irqchip,
+            frozenset(self.devices),
+            tuple(ram_ranges(self.memory)),
+            leaves[1].eax if 1 in leaves else 0,
+            leaves[1].edx if 1 in leaves else 0,
+        )
 
     def _add_remedies(self, image: Image | None, quirks: str, emulate: str) -> None:
         """Choose what makes good what this host's KVM gets wrong or refuses."""

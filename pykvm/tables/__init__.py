@@ -1,4 +1,8 @@
-"""What a PC's firmware leaves in memory to tell a kernel about the machine."""
+"""What a PC's firmware leaves in memory to tell a kernel about the machine.
+
+`build` gives all of it for fixed addresses.  A firmware that runs in the guest places the ACPI
+tables itself: `acpi` gives them before that, with what is to be filled in said beside the bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,26 @@ from typing import NamedTuple
 
 from pykvm.tables.e820 import E820Entry, E820Type, memory_map
 from pykvm.tables.hardware import Hardware
+from pykvm.tables.table import Checksum, Piece, Pointer, Table, link
 
-__all__ = ["E820Entry", "E820Type", "Hardware", "Piece", "Tables", "build", "memory_map"]
-
-
-class Piece(NamedTuple):
-    """Bytes that belong at a guest-physical address."""
-
-    name: str
-    address: int
-    data: bytes
+__all__ = [
+    "Checksum",
+    "E820Entry",
+    "E820Type",
+    "Hardware",
+    "Piece",
+    "Pointer",
+    "Table",
+    "Tables",
+    "acpi",
+    "build",
+    "link",
+    "memory_map",
+]
 
 
 class Tables(NamedTuple):
-    """All of them, where they go: in the BIOS area and the EBDA, which no kernel uses as RAM.
+    """All of them, where they go: the BIOS area, the EBDA and the BIOS data area.
 
     `rsdp` is the address of the ACPI root pointer, 0 where there is none.
     """
@@ -29,6 +39,22 @@ class Tables(NamedTuple):
 
 
 def build(hardware: Hardware) -> Tables:
-    """The tables that describe `hardware`."""
-    del hardware
-    return Tables((), 0)
+    """The tables that describe `hardware`: ACPI, MP, SMBIOS and the BIOS data area.
+
+    Raises ConfigError, with the numbers, for more processors than their place has room for.
+    """
+    from pykvm.tables.places import placed
+
+    pieces = placed(hardware)
+    return Tables(pieces, next((piece.address for piece in pieces if piece.name == "RSDP"), 0))
+
+
+def acpi(hardware: Hardware) -> tuple[Table, ...]:
+    """The ACPI tables, the root pointer "RSDP" first; none for a machine without ACPI's registers.
+
+    >>> [table.name for table in acpi(Hardware(devices=frozenset({"acpi-pm", "hpet"})))]
+    ['RSDP', 'RSDT', 'XSDT', 'FADT', 'FACS', 'DSDT', 'MADT', 'HPET']
+    """
+    from pykvm.tables.acpi import acpi_tables
+
+    return acpi_tables(hardware)

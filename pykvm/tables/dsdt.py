@@ -1,0 +1,100 @@
+r"""The differentiated system description table: the devices that nobody can find by looking.
+
+Source: ACPI Specification 6.5, 5.2.11.1 "Differentiated System Description Table (DSDT)", 6.1 and
+6.2 (device objects), 7.4.2 (`\_Sx`), 8.4 (processors, ACPI0007); for the ids, "Plug and Play ID and
+ACPI ID Registry"; for QEMU0001, QEMU's docs/specs/pvpanic.rst.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pykvm.tables import aml, ports
+from pykvm.tables.acpi import description_table
+
+if TYPE_CHECKING:
+    from pykvm.tables.hardware import Hardware
+    from pykvm.tables.table import Table
+
+__all__ = ["dsdt"]
+
+# From revision 2 on integers have 64 bits.
+REVISION = 2
+
+#: What `on` is for the devices that come with the interrupt controllers, wherever those are.
+_CHIPSET = ""
+
+
+class _Device(NamedTuple):
+    """A device of the DSDT: there if `on` is among the devices on the bus."""
+
+    on: str
+    path: str
+    id: bytes
+    resources: tuple[bytes, ...]
+    uid: int | None = None
+
+    def encode(self) -> bytes:
+        terms = [aml.name("_HID", self.id)]
+        if self.uid is not None:
+            terms.append(aml.name("_UID", aml.integer(self.uid)))
+        terms.append(aml.name("_CRS", aml.resource_template(*self.resources)))
+        return aml.device(self.path, *terms)
+
+
+def _uart(name: str, path: str, port: int, uid: int) -> _Device:
+    resources = (aml.io_ports(port, 8), aml.irq(ports.ISA_IRQS[name]))
+    return _Device(name, path, aml.eisa_id("PNP0501"), resources, uid)
+
+
+_DEVICES = (
+    _uart("com1", "COM1", 0x3F8, 1),
+    _uart("com2", "COM2", 0x2F8, 2),
+    _Device(
+        "i8042",
+        "KBD",
+        aml.eisa_id("PNP0303"),
+        (aml.io_ports(0x60, 1), aml.io_ports(0x64, 1), aml.irq(ports.ISA_IRQS["i8042"])),
+    ),
+    _Device("rtc", "RTC", aml.eisa_id("PNP0B00"), (aml.io_ports(0x70, 2), aml.irq(8))),
+    _Device(
+        _CHIPSET,
+        "PIC",
+        aml.eisa_id("PNP0000"),
+        (aml.io_ports(0x20, 2), aml.io_ports(0xA0, 2), aml.io_ports(0x4D0, 2), aml.irq(2)),
+    ),
+    _Device(_CHIPSET, "PIT", aml.eisa_id("PNP0100"), (aml.io_ports(0x40, 4), aml.irq(0))),
+    _Device(_CHIPSET, "SPKR", aml.eisa_id("PNP0800"), (aml.io_ports(0x61, 1),)),
+    _Device("hpet", "HPET", aml.eisa_id("PNP0103"), (aml.fixed_memory(ports.HPET, 0x400),)),
+    _Device("pvpanic", "PEVT", aml.string("QEMU0001"), (aml.io_ports(ports.PVPANIC, 1),)),
+    # What no driver of a device claims, so that nobody else is put there.
+    _Device(
+        "acpi-pm",
+        "PM",
+        aml.eisa_id("PNP0C02"),
+        (aml.io_ports(ports.PM1A_EVT, 0xC), aml.io_ports(0xCF8, 8)),
+        1,
+    ),
+)
+
+
+def dsdt(hardware: Hardware) -> Table:
+    """The DSDT."""
+    present = hardware.devices | ({_CHIPSET} if hardware.irqchip != "none" else set())
+    sleep_type = aml.integer(ports.SLP_TYP_S5)
+    body = aml.name("_S5", aml.package(sleep_type, sleep_type, *2 * [aml.integer(0)]))
+    body += aml.scope(
+        "\\_SB",
+        *(_processor(number) for number in range(hardware.vcpus)),
+        *(device.encode() for device in _DEVICES if device.on in present),
+    )
+    return description_table("DSDT", body, revision=REVISION)
+
+
+def _processor(number: int) -> bytes:
+    """A processor, which `_UID` ties to its entry in the MADT."""
+    return aml.device(
+        f"P{number:03X}",
+        aml.name("_HID", aml.string("ACPI0007")),
+        aml.name("_UID", aml.integer(number)),
+    )
