@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from pykvm.bus import Bus, Range
     from pykvm.clock import Clock
-    from pykvm.devices.line import InterruptLine
-    from pykvm.devices.uart import Uart16550
+    from pykvm.devices.line import Inlet, InterruptLine
     from pykvm.exits import RdMsr, WrMsr
     from pykvm.injector import Injector
     from pykvm.kvm import VM
@@ -99,8 +98,8 @@ class UserChipset:
         self.injectors: tuple[Injector, ...] = ()
         self.platform: Platform | None = None
         self.timekeeper: Timekeeper | None = None
-        #: The serial ports, whose input from outside can interrupt the guest at any time.
-        self.uarts: list[Uart16550] = []
+        #: What can interrupt the guest from outside.
+        self.inlets: list[Inlet] = []
         #: Whether somebody outside the machine has wires to it, and may use them at any time.
         self.has_outside_lines = False
         # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
@@ -175,7 +174,7 @@ class UserChipset:
         self._on_made(self)
 
     def _waits_for_host(self) -> bool:
-        return self.has_outside_lines or any(uart.receives for uart in self.uarts)
+        return self.has_outside_lines or any(inlet.receives for inlet in self.inlets)
 
     def _filter_msrs(self) -> None:
         """Have the MSRs of time and of the APIC's place exit."""

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from pykvm.bus import Bus, Device
     from pykvm.clock import Clock
     from pykvm.devices.hpet import Hpet
-    from pykvm.devices.line import InterruptLine
-    from pykvm.devices.uart import Uart16550
+    from pykvm.devices.line import Inlet, InterruptLine
     from pykvm.exits import RdMsr, WrMsr
     from pykvm.interrupts.ioapic import IoApic
     from pykvm.interrupts.message import Message
@@ -227,7 +226,8 @@ class KernelChipset:
         self._bus = bus
         self._make_clock = clock
         self.split = split
-        self.uarts: list[Uart16550] = []
+        #: See `UserChipset`.
+        self.inlets: list[Inlet] = []
         #: See `UserChipset`; the kernel's HLT with interrupts on waits anyway.
         self.has_outside_lines = False
         self.timekeeper: KernelTimekeeper | None = None

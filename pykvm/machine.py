@@ -146,8 +146,8 @@ class Machine:
                 "boot, mode, load_address, append, args, initrd and modules go with an image"
             )
         self._image = loaded
-        pc = loaded is not None and protocol_of(loaded).PC
-        self._float = unclaimed == "float" or (unclaimed is None and pc)
+        self._pc = loaded is not None and protocol_of(loaded).PC
+        self._float = unclaimed == "float" or (unclaimed is None and self._pc)
         setup = Setup(
             append=append,
             args=tuple(args),
@@ -161,10 +161,10 @@ class Machine:
             host.check_vcpus(vcpus)
             self.memory = memory if isinstance(memory, GuestMemory) else _ram(memory)
             try:
-                self._build(host, vcpus, cpu, devices, irqchip, pc=pc)
+                self._build(host, vcpus, cpu, devices, irqchip)
                 self._add_remedies(loaded, quirks, emulate)
                 if loaded is not None:
-                    if pc:
+                    if self._pc:
                         setup = setup._replace(hardware=self._hardware(irqchip))
                     self.entry = place(loaded, self.memory, setup)
                     self._vcpus[0].state = self.entry.state
@@ -181,8 +181,6 @@ class Machine:
         model: str,
         devices: Iterable[Placement] | None,
         irqchip: str,
-        *,
-        pc: bool,
     ) -> None:
         vm = self._vm = host.create_vm()
         self.memory.attach(vm)
@@ -207,7 +205,7 @@ class Machine:
             from pykvm.devices import standard_devices
 
             devices = standard_devices()
-            if pc:
+            if self._pc:
                 from pykvm.devices.pc import pc_devices
 
                 devices += pc_devices()
@@ -229,7 +227,7 @@ class Machine:
                 self._chipset.make()
         elif self._chipset is not None:
             self.devices.update(self._chipset.attach(self._vcpus))
-            self._connect_uarts(self._chipset)
+            self._wire(self._chipset)
         if self._tsc_khz is not None:
             # Not left to the guest's first look at a clock: the host may not be able to.
             _ = self.clock
@@ -266,18 +264,36 @@ class Machine:
         self.devices.update(
             (name, device) for name, device in platform.devices.items() if name in self.devices
         )
-        self._connect_uarts(chipset)
+        self._wire(chipset)
         if self._run is not None:
             self._run.interrupts = chipset.timekeeper
 
-    def _connect_uarts(self, chipset: UserChipset | KernelChipset) -> None:
-        from pykvm.devices.uart import Uart16550
+    def _wire(self, chipset: UserChipset | KernelChipset) -> None:
+        """Connect the devices on the ISA bus to their interrupts."""
+        from pykvm.devices.line import Inlet, Interrupting
+        from pykvm.tables.ports import ISA_IRQS
 
-        for name, irq in (("com1", 4), ("com2", 3)):
-            device = self.devices.get(name)
-            if isinstance(device, Uart16550):
+        for name, irq in ISA_IRQS.items():
+            device: object = self.devices.get(name)
+            if isinstance(device, Interrupting):
                 device.connect(chipset.line(irq))
-                chipset.uarts.append(device)
+            if isinstance(device, Inlet):
+                chipset.inlets.append(device)
+        if "acpi-pm" in self.devices:
+            self._furnish()
+
+    def _furnish(self) -> None:
+        """Do to the clocks of a PC what its board and its firmware do."""
+        from pykvm.devices.acpi_pm import AcpiPm
+        from pykvm.devices.rtc import Rtc146818
+        from pykvm.tables.cmos import cmos
+
+        power, rtc = self.devices["acpi-pm"], self.devices.get("rtc")
+        if isinstance(power, AcpiPm):
+            power.follow(self.clock)
+        if isinstance(rtc, Rtc146818):
+            for index, byte in cmos(ram_ranges(self.memory), len(self._vcpus)).items():
+                rtc.nvram[index] = byte
 
     def add(
         self,
@@ -363,6 +379,22 @@ class Machine:
         if self._chipset is None:
             raise ConfigError("this machine has no interrupt controller (irqchip='none')")
         return self._chipset
+
+    def press_power_button(self) -> None:
+        """Press the power button: the guest is told of it by ACPI, and may switch itself off.
+
+        May be called from any thread.  Raises ConfigError if the machine has no such button: that
+        of a bare guest has none.
+        """
+        from pykvm.devices.acpi_pm import AcpiPm
+
+        power = self.devices.get("acpi-pm")
+        if not isinstance(power, AcpiPm):
+            raise ConfigError(
+                "this machine has no power button",
+                hint="those of kernels have; for others: devices=standard_devices() + pc_devices()",
+            )
+        power.press_power_button()
 
     # -- looking -----------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
-"""The wire from a device to an interrupt controller."""
+"""The wire from a device to an interrupt controller, and the devices that have one."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["InterruptLine", "Unconnected"]
+__all__ = ["Inlet", "InterruptLine", "Interrupting", "Unconnected"]
 
 
 class InterruptLine(Protocol):
@@ -19,3 +19,20 @@ class Unconnected:
 
     def set(self, level: bool, /) -> None:
         """Do nothing."""
+
+
+@runtime_checkable
+class Interrupting(Protocol):
+    """A device with an interrupt output."""
+
+    def connect(self, line: InterruptLine, /) -> None:
+        """Drive `line` with it from now on."""
+
+
+@runtime_checkable
+class Inlet(Protocol):
+    """A device that something outside the machine can make interrupt the guest, at any time."""
+
+    @property
+    def receives(self) -> bool:
+        """Whether it would: the guest has that interrupt enabled."""

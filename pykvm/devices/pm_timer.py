@@ -4,8 +4,7 @@ Source: ACPI Specification 6.5, section 4.8.3.3 "Power Management Timer (PM_TMR)
 "Power Management Timer"; on a PC, the chipset's PM1 block at 0x600 has it at offset 8.
 
 A counter at three times the 8254's frequency that nobody can stop, write or reset.  The interrupt
-at each change of its top bit (TMR_STS, 4.8.3.1.1) belongs to the PM1 event block, which a machine
-without ACPI events does not have.
+at each change of its top bit (TMR_STS, 4.8.3.1.1) is the business of `pykvm.devices.acpi_pm`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from pykvm.bus import Placement, Space
 from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
+from pykvm.devices.i8042 import KeyboardController
 from pykvm.devices.post import PostPort
-from pykvm.devices.reset import KeyboardController, ResetControl
+from pykvm.devices.reset import ResetControl
 from pykvm.devices.uart import Uart16550
 from pykvm.errors import ConfigError
 
@@ -39,7 +40,7 @@ def standard_devices(*, without: Collection[str] = ()) -> list[Placement]:
         # Ports 0x61 to 0x63 belong to others (0x61: NMI and speaker).
         Placement(keyboard, Space.PIO, 0x60, 1),
         Placement(keyboard, Space.PIO, 0x64, 1, offset=4),
-        Placement(ResetControl(), Space.PIO, 0xCF8, 4),
+        Placement(ResetControl(), Space.PIO, 0xCF8, 8),
     ]
     names = list(dict.fromkeys(placement.name for placement in placements))
     for name in without:

@@ -1,4 +1,4 @@
-"""The small devices: debug console, exit and POST ports, both resets, the standard set."""
+"""The small devices: debug console, exit, POST, reset and panic ports, and the sets of devices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.bus import Bus, GuestExit, GuestReset, Space
+from pykvm.bus import Bus, GuestExit, GuestPanic, GuestPowerOff, GuestReset, Space
 from pykvm.devices import (
     DebugConsole,
     DebugExit,
@@ -19,9 +19,10 @@ from pykvm.devices import (
     Uart16550,
     standard_devices,
 )
+from pykvm.devices.acpi_pm import AcpiPm
+from pykvm.devices.pc import pc_devices
+from pykvm.devices.pvpanic import PvPanic
 from pykvm.errors import ConfigError
-
-DATA, STATUS, COMMAND = 0, 4, 4
 
 
 class TestOutputLog:
@@ -83,85 +84,6 @@ def test_post_port() -> None:
     assert (port.code, port.history) == (5, (3, 4, 5))
 
 
-class TestKeyboardController:
-    def ask(self, controller: KeyboardController, command: int) -> int:
-        controller.write(COMMAND, 1, command)
-        assert controller.read(STATUS, 1) & 1, "an answer waits"
-        answer = controller.read(DATA, 1)
-        assert not controller.read(STATUS, 1) & 1
-        return answer
-
-    @pytest.mark.parametrize("command", [0xFE, 0xF0, 0xFC])
-    def test_pulsing_line_0_resets(self, command: int) -> None:
-        with pytest.raises(GuestReset, match=f"keyboard controller command {command:#x}"):
-            KeyboardController().write(COMMAND, 1, command)
-
-    @pytest.mark.parametrize("command", [0xFF, 0xF1, 0xFD])
-    def test_pulsing_other_lines_does_not(self, command: int) -> None:
-        KeyboardController().write(COMMAND, 1, command)
-
-    def test_output_port(self) -> None:
-        controller = KeyboardController()
-        controller.write(COMMAND, 1, 0xD1)
-        controller.write(DATA, 1, 0xDD)
-        assert self.ask(controller, 0xD0) == 0xDD
-        controller.write(COMMAND, 1, 0xD1)
-        with pytest.raises(GuestReset, match="output port"):
-            controller.write(DATA, 1, 0xFE)
-
-    def test_a20(self) -> None:
-        controller = KeyboardController()
-        assert self.ask(controller, 0xD0) & 2
-        controller.write(COMMAND, 1, 0xDD)
-        assert not self.ask(controller, 0xD0) & 2
-        controller.write(COMMAND, 1, 0xDF)
-        assert self.ask(controller, 0xD0) & 2
-
-    @pytest.mark.parametrize(
-        ("command", "answer"), [(0xAA, 0x55), (0xAB, 0), (0xA9, 0), (0xC0, 0x80)]
-    )
-    def test_tests_pass(self, command: int, answer: int) -> None:
-        assert self.ask(KeyboardController(), command) == answer
-
-    def test_the_self_test_alone_sets_the_system_flag(self) -> None:
-        controller = KeyboardController()
-        self.ask(controller, 0xAB)
-        assert not controller.read(STATUS, 1) & 4
-        self.ask(controller, 0xAA)
-        assert controller.read(STATUS, 1) & 4
-
-    @pytest.mark.parametrize("command", [0xD2, 0xD3])
-    def test_echo_into_the_output_buffer(self, command: int) -> None:
-        controller = KeyboardController()
-        controller.write(COMMAND, 1, command)
-        controller.write(DATA, 1, 0x5A)
-        assert controller.read(STATUS, 1) & 1
-        assert controller.read(DATA, 1) == 0x5A
-        controller.write(DATA, 1, 0x77)
-        assert not controller.read(STATUS, 1) & 1, "one byte per command"
-
-    def test_mode_is_kept_and_its_system_flag_shows(self) -> None:
-        controller = KeyboardController()
-        assert not controller.read(STATUS, 1) & 4
-        controller.write(COMMAND, 1, 0x60)
-        controller.write(DATA, 1, 0x47)
-        assert self.ask(controller, 0x20) == 0x47
-        assert controller.read(STATUS, 1) & 4
-
-    def test_status_tells_command_from_data(self) -> None:
-        controller = KeyboardController()
-        controller.write(COMMAND, 1, 0xAD)
-        assert controller.read(STATUS, 1) == 0x18
-        controller.write(DATA, 1, 0xF4)
-        assert controller.read(STATUS, 1) == 0x10, "no keyboard: nothing answers"
-
-    def test_it_never_looks_busy(self) -> None:
-        controller = KeyboardController()
-        for command in (*range(0xF0), 0xF1):
-            controller.write(COMMAND, 1, command)
-            assert not controller.read(STATUS, 1) & 2
-
-
 class TestResetControl:
     @pytest.mark.parametrize(
         ("writes", "how"),
@@ -189,12 +111,52 @@ class TestResetControl:
 
     def test_selecting_a_pci_register_resets_nothing(self) -> None:
         bus = Bus()
-        bus.add_pio(0xCF8, 4, ResetControl())
+        bus.add_pio(0xCF8, ResetControl.length, ResetControl())
         assert bus.write(Space.PIO, 0xCF8, 4, 0x8000_0600)
         assert bus.write(Space.PIO, 0xCF9, 2, 0x0606)
-        assert bus.read(Space.PIO, 0xCF8, 4) == 0xFFFF_FFFF, "no PCI here"
+        assert bus.read(Space.PIO, 0xCF8, 4) == 0x8000_0600
         with pytest.raises(GuestReset):
             bus.write(Space.PIO, 0xCF9, 1, 6)
+
+    def test_pci_configuration_is_there_and_finds_no_device(self) -> None:
+        bus = Bus()
+        bus.add_pio(0xCF8, ResetControl.length, ResetControl())
+        bus.write(Space.PIO, 0xCFB, 1, 1)
+        assert bus.read(Space.PIO, 0xCF8, 4) == 0
+        bus.write(Space.PIO, 0xCF8, 4, 0x8000_0000)
+        assert bus.read(Space.PIO, 0xCF8, 4) == 0x8000_0000
+        bus.write(Space.PIO, 0xCF8, 4, 0xFFFF_FFFF)
+        assert bus.read(Space.PIO, 0xCF8, 4) == 0x80FF_FFFC
+        for port, size in ((0xCFC, 4), (0xCFC, 2), (0xCFE, 2), (0xCFF, 1)):
+            bus.write(Space.PIO, port, size, 0)
+            assert bus.read(Space.PIO, port, size) == (1 << 8 * size) - 1
+
+    def test_the_address_is_written_as_a_dword_or_not_at_all(self) -> None:
+        control = ResetControl()
+        control.write(0, 2, 0xFFFF)
+        control.write(0, 1, 0xFF)
+        assert control.read(0, 4) == 0
+        assert (control.read(0, 1), control.read(0, 2)) == (0xFF, 0xFFFF)
+
+
+class TestPvPanic:
+    def test_it_knows_three_events(self) -> None:
+        assert PvPanic().read(0, 1) == 0b111
+
+    def test_a_panic_is_one_whatever_else_is_said(self) -> None:
+        for value in (0b001, 0b111):
+            with pytest.raises(GuestPanic, match="by pvpanic"):
+                PvPanic().write(0, 1, value)
+
+    def test_a_shutdown_is_no_panic(self) -> None:
+        with pytest.raises(GuestPowerOff, match="pvpanic"):
+            PvPanic().write(0, 1, 0b100)
+
+    def test_a_crash_kernel_is_left_to_work(self) -> None:
+        device = PvPanic()
+        device.write(0, 1, 0b010)
+        device.write(0, 1, 0xF8)
+        assert device.crashes_handled == 1
 
 
 class TestStandardDevices:
@@ -210,7 +172,7 @@ class TestStandardDevices:
             "debug-exit (ports 0xf4-0xf7)",
             "com2 (ports 0x2f8-0x2ff)",
             "com1 (ports 0x3f8-0x3ff)",
-            "reset-control (ports 0xcf8-0xcfb)",
+            "reset-control (ports 0xcf8-0xcff)",
         ]
         assert [range_.name for range_ in bus.ranges if range_.sink] == ["post", "debugcon"]
         assert bus.read(Space.PIO, 0xE9, 1) == 0xE9
@@ -235,8 +197,18 @@ class TestStandardDevices:
         with pytest.raises(ConfigError, match="no standard device 'com3'; there is com1, com2"):
             standard_devices(without=["com3"])
 
+    def test_those_of_a_pc_stand_beside_them(self) -> None:
+        bus = Bus()
+        bus.add_all(standard_devices() + pc_devices())
+        added = {placement.name for placement in pc_devices()}
+        assert [str(range_) for range_ in bus.ranges if range_.name in added] == [
+            "pvpanic (ports 0x505-0x505)",
+            "acpi-pm (ports 0x600-0x605)",
+        ]
 
-SPANS = [(p.address, p.length) for p in standard_devices()]
+
+ALL = (GuestExit, GuestReset, GuestPowerOff, GuestPanic)
+SPANS = [(p.address, p.length) for p in standard_devices() + pc_devices()]
 PORT = st.sampled_from(SPANS).flatmap(lambda span: st.integers(span[0] - 3, sum(span)))
 
 
@@ -250,11 +222,10 @@ def test_a_hostile_guest_can_only_end_or_reset_itself(
     accesses: list[tuple[bool, int, int, int]],
 ) -> None:
     bus = Bus()
-    for placement in standard_devices():
-        bus.add(placement)
+    bus.add_all(standard_devices() + pc_devices())
     for is_write, port, size, value in accesses:
         if is_write:
-            with suppress(GuestExit, GuestReset):
+            with suppress(*ALL):
                 bus.write(Space.PIO, port, size, value)
         else:
             answer = bus.read(Space.PIO, port, size)
@@ -263,13 +234,27 @@ def test_a_hostile_guest_can_only_end_or_reset_itself(
 
 @given(st.lists(st.tuples(st.integers(0, 1 << 64), st.integers(1, 8), st.integers(0, 1 << 64))))
 def test_devices_take_any_offset_and_value(accesses: list[tuple[int, int, int]]) -> None:
-    for device in (Uart16550(), KeyboardController(), ResetControl(), DebugExit()):
+    for device in (
+        Uart16550(),
+        DebugExit(),
+        KeyboardController(),
+        ResetControl(),
+        AcpiPm(),
+        PvPanic(),
+    ):
         for offset, size, value in accesses:
-            with suppress(GuestExit, GuestReset):
+            with suppress(*ALL):
                 device.write(offset, size, value)
     for sink in (DebugConsole(limit=16), PostPort(limit=16)):
         sink.sink(accesses)
-    for reader in (Uart16550(), KeyboardController(), ResetControl(), DebugConsole()):
+    for reader in (
+        Uart16550(),
+        DebugConsole(),
+        KeyboardController(),
+        ResetControl(),
+        AcpiPm(),
+        PvPanic(),
+    ):
         for offset, size, _ in accesses:
             assert 0 <= reader.read(offset, size) < 1 << (8 * size)
 

@@ -1,0 +1,47 @@
+"""pvpanic: a port by which a guest tells that it has died.
+
+Source: QEMU, docs/specs/pvpanic.rst; Linux, include/uapi/misc/pvpanic.h.
+"""
+
+from __future__ import annotations
+
+from pykvm.bus import GuestPanic, GuestPowerOff
+
+__all__ = ["PvPanic"]
+
+PANICKED = 1 << 0
+CRASH_LOADED = 1 << 1
+SHUTDOWN = 1 << 2
+
+
+class PvPanic:
+    """One byte, on a PC at port 0x505: reading gives the events that it takes, writing is one.
+
+    A panic ends the run as a crash, a shutdown as a power-off.  A panic that the guest's own crash
+    kernel deals with is only counted, in `crashes_handled`: the guest runs on.
+
+    >>> PvPanic().write(0, 1, 1)
+    Traceback (most recent call last):
+    ...
+    pykvm.bus.GuestPanic: the guest panicked: it said so by pvpanic
+    """
+
+    width = 1
+    length = 1
+
+    def __init__(self, name: str = "pvpanic") -> None:
+        self.name = name
+        self.crashes_handled = 0
+
+    def read(self, offset: int, size: int) -> int:
+        """The events that are known here."""
+        return PANICKED | CRASH_LOADED | SHUTDOWN
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """An event.  Raises GuestPanic or GuestPowerOff; those it does not know are ignored."""
+        if value & PANICKED:
+            raise GuestPanic("it said so by pvpanic")
+        if value & CRASH_LOADED:
+            self.crashes_handled += 1
+        if value & SHUTDOWN:
+            raise GuestPowerOff("pvpanic")
