@@ -1,7 +1,8 @@
 """What a PC's firmware leaves in memory to tell a kernel about the machine.
 
 `build` gives all of it for fixed addresses.  A firmware that runs in the guest places the ACPI
-tables itself: `acpi` gives them before that, with what is to be filled in said beside the bytes.
+tables itself: `acpi_tables` gives them as they are before, with what is to be filled in said beside
+the bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = [
     "Pointer",
     "Table",
     "Tables",
-    "acpi",
+    "acpi_tables",
     "build",
     "link",
     "memory_map",
@@ -49,12 +50,12 @@ def build(hardware: Hardware) -> Tables:
     return Tables(pieces, next((piece.address for piece in pieces if piece.name == "RSDP"), 0))
 
 
-def acpi(hardware: Hardware) -> tuple[Table, ...]:
+def acpi_tables(hardware: Hardware) -> tuple[Table, ...]:
     """The ACPI tables, the root pointer "RSDP" first; none for a machine without ACPI's registers.
 
-    >>> [table.name for table in acpi(Hardware(devices=frozenset({"acpi-pm", "hpet"})))]
+    >>> [table.name for table in acpi_tables(Hardware(devices=frozenset({"acpi-pm", "hpet"})))]
     ['RSDP', 'RSDT', 'XSDT', 'FADT', 'FACS', 'DSDT', 'MADT', 'HPET']
     """
-    from pykvm.tables.acpi import acpi_tables
+    from pykvm.tables import acpi
 
-    return acpi_tables(hardware)
+    return acpi.acpi_tables(hardware)

@@ -34,7 +34,7 @@ _HPET_ID = 0x8086A201
 
 
 def acpi_tables(hardware: Hardware) -> tuple[Table, ...]:
-    """See `pykvm.tables.acpi`."""
+    """See `pykvm.tables.acpi_tables`."""
     from pykvm.tables.dsdt import dsdt
     from pykvm.tables.fadt import fadt
     from pykvm.tables.madt import madt

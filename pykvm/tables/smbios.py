@@ -183,7 +183,7 @@ def _memory_array(size: int) -> bytes:
 def _memory_device(size: int) -> bytes:
     """Type 17, "Memory Device" (7.18): all of it in one."""
     unknown_width, in_extended = 0xFFFF, 0x7FFF
-    mib = max(size // _MIB, 1)
+    mib = min(max(size // _MIB, 1), 0x7FFFFFFF)
     form_dimm, type_ram = 9, 7
     body = struct.pack(
         "<HHHHHBBBBBHHBBBBBIHHHH",
