@@ -15,8 +15,9 @@ import pytest
 from hypothesis import settings
 
 from support.guest import guest
+from support.pc import pc
 
-__all__ = ["guest", "guests", "root"]
+__all__ = ["guest", "guests", "pc", "root"]
 
 ROOT = Path(__file__).parent.parent
 BUILD_TOOLS = ("make", "gcc", "ld")
