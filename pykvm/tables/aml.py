@@ -15,7 +15,6 @@ __all__ = [
     "buffer",
     "device",
     "eisa_id",
-    "fixed_memory",
     "integer",
     "io_ports",
     "irq",
@@ -39,7 +38,6 @@ _INTEGERS = ((1, 0x0A), (2, 0x0B), (4, 0x0C), (8, 0x0E))
 _IRQ = 0x22
 _IO_PORT = 0x47
 _END_TAG = b"\x79\x00"  # the second byte says that there is no checksum
-_FIXED_MEMORY_32 = 0x86
 _DECODES_16_BITS = 1
 
 
@@ -105,11 +103,6 @@ def io_ports(first: int, count: int) -> bytes:
 def irq(number: int) -> bytes:
     """An IRQ descriptor (6.4.2.1) without flags: edge-triggered, active high, not shared."""
     return struct.pack("<BH", _IRQ, 1 << number)
-
-
-def fixed_memory(address: int, length: int) -> bytes:
-    """A 32-bit fixed memory range descriptor (6.4.3.4), read-only: nothing may be put there."""
-    return struct.pack("<BHBII", _FIXED_MEMORY_32, 9, 0, address, length)
 
 
 def _name_string(path: str) -> bytes:

@@ -42,14 +42,11 @@ def test_names_and_strings() -> None:
 
 
 def test_resources() -> None:
-    template = aml.resource_template(
-        aml.io_ports(0x3F8, 8), aml.irq(4), aml.fixed_memory(0xFED00000, 0x400)
-    )
+    template = aml.resource_template(aml.io_ports(0x3F8, 8), aml.irq(4))
     assert template == bytes.fromhex("""
-        11 1c 0a 19
+        11 10 0a 0d
         47 01 f8 03 f8 03 01 08
         22 10 00
-        86 09 00 00 00 00 d0 fe 00 04 00 00
         79 00
     """)
 
