@@ -66,5 +66,8 @@ def package_length(data: bytes) -> tuple[int, int]:
 )
 def test_lengths_count_themselves(size: int) -> None:
     encoded = aml.scope("\\", bytes(size))
-    length, _ = package_length(encoded[1:])
+    length, used = package_length(encoded[1:])
     assert 1 + length == len(encoded)
+    below = [1 << 6, 1 << 12, 1 << 20, 1 << 28]
+    assert length < below[used - 1]
+    assert used == 1 or length > below[used - 2], "a byte less would not have done"

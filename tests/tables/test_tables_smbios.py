@@ -171,7 +171,7 @@ class TestCmos:
         assert self.number(content, 0x34) == above_16
         assert self.number(content, 0x5B, 3) == above_4g
 
-    @pytest.mark.parametrize(("vcpus", "byte"), [(1, 0), (4, 3), (256, 255), (257, 0)])
+    @pytest.mark.parametrize(("vcpus", "byte"), [(1, 0), (4, 3), (256, 255), (257, 0), (300, 0)])
     def test_processors(self, vcpus: int, byte: int) -> None:
         assert cmos([(0, MIB)], vcpus)[0x5F] == byte
 
