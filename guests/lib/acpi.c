@@ -42,8 +42,8 @@ const struct acpi_table *acpi_find(const char *signature)
     return 0;
 }
 
-/* Without an interpreter of AML one looks for what a name and a package look like:
- * NameOp "_S5_" PackageOp PkgLength NumElements, then SLP_TYPa as a byte or as the opcode of 0 or 1. */
+/* Without an interpreter of AML one looks for what a name and a package look like: NameOp "_S5_"
+ * PackageOp PkgLength NumElements, then SLP_TYPa as a byte or as the opcode of 0 or 1. */
 int acpi_s5_type(const struct acpi_table *dsdt)
 {
     enum { NAME_OP = 0x08, PACKAGE_OP = 0x12, BYTE_PREFIX = 0x0a };

@@ -23,7 +23,7 @@ class PvPanic:
     >>> PvPanic().write(0, 1, 1)
     Traceback (most recent call last):
     ...
-    pykvm.bus.GuestPanic: the guest panicked: it said so by pvpanic
+    pykvm.bus.GuestPanic: guest panic: it said so by pvpanic
     """
 
     width = 1
