@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     _Read = Callable[[int, int], int]
     _Write = Callable[[int, int, int], None]
     _Sink = Callable[[Sequence[tuple[int, int, int]]], None]
+    _ReadString = Callable[[int, int, int], bytes]
 
 __all__ = [
     "Bus",
@@ -154,7 +155,9 @@ class Sink(Protocol):
 
 
 # Any of the three will do.  A device may also say `width`, the most bytes it takes at once (1, 2, 4
-# or 8, else 8): the bus splits larger accesses, as an ISA bus does for an 8-bit card.
+# or 8, else 8): the bus splits larger accesses, as an ISA bus does for an 8-bit card.  One that
+# hands out much data through a port may have `read_string(offset, size, count)` beside `read`: it
+# gives the bytes of `count` reads at once.
 Device = Readable | Writable | Sink
 
 
@@ -184,7 +187,7 @@ class Range(NamedTuple):
     `read(at, size)` and `write(at, size, value)` reach the device, or what stands for it where it
     lacks the method, for accesses of 1, 2, 4 or 8 bytes that lie in the range; `at` counts from
     `first`.  `sink` takes many writes (at, size, value) at once; it is None unless the device is a
-    `Sink` without `write`.
+    `Sink` without `write`.  `read_string(at, size, count)` is None unless the device has one.
     """
 
     space: Space
@@ -195,11 +198,16 @@ class Range(NamedTuple):
     read: Callable[[int, int], int]
     write: Callable[[int, int, int], None]
     sink: Callable[[Sequence[tuple[int, int, int]]], None] | None
+    read_string: Callable[[int, int, int], bytes] | None
 
     @property
     def name(self) -> str:
         """The device's name."""
         return self.device.name
+
+    def taken_over(self, device: Device) -> Range:
+        """The same range with another device, whose offset 0 is its start."""
+        return Range(self.space, self.first, self.last, device, self.slot, *_accessors(device, 0))
 
     def __str__(self) -> str:
         plural = "es" if self.space is Space.MMIO else "s"
@@ -295,11 +303,7 @@ class Bus:
                 if name not in known:
                     raise ConfigError(f"no device {name!r} on the bus")
             self.by_slot = {
-                slot: Range(
-                    *range_[:3], devices[range_.name], slot, *_accessors(devices[range_.name], 0)
-                )
-                if range_.name in devices
-                else range_
+                slot: range_.taken_over(devices[range_.name]) if range_.name in devices else range_
                 for slot, range_ in self.by_slot.items()
             }
             self._rebuild()
@@ -368,6 +372,9 @@ class Bus:
 
         None if nobody is there.
         """
+        found = self.find(Space.PIO, port)
+        if found is not None and found.read_string and port + size - 1 <= found.last:
+            return found.read_string(port - found.first, size, count)
         elements = bytearray()
         for _ in range(count):
             value = self.read(Space.PIO, port, size)
@@ -419,8 +426,8 @@ class Bus:
             self.on_change()
 
 
-def _accessors(device: Device, bias: int) -> tuple[_Read, _Write, _Sink | None]:
-    """How to read, write and bulk-write `device`, whatever of the protocol it leaves out.
+def _accessors(device: Device, bias: int) -> tuple[_Read, _Write, _Sink | None, _ReadString | None]:
+    """How to read and write `device`, one by one and in bulk, whatever it leaves out of that.
 
     `bias` is the device's offset at the start of the range.
     """
@@ -434,11 +441,14 @@ def _accessors(device: Device, bias: int) -> tuple[_Read, _Write, _Sink | None]:
     width: int = getattr(device, "width", 8)
     if width not in _SIZES:
         raise ConfigError(f"{device.name}: width is 1, 2, 4 or 8, not {width!r}")
+    read_string: _ReadString | None = getattr(device, "read_string", None)
     if width < 8 or bias:
+        # Pieces at other offsets: one by one, as `read` has them.
+        read_string = None
         read = read and _adapted_read(read, width, bias)
         write = write and _adapted_write(write, width, bias)
         sink = sink and _adapted_sink(sink, width, bias)
-    return read or _all_ones, write or (_one_by_one(sink) if sink else _ignore), sink
+    return read or _all_ones, write or (_one_by_one(sink) if sink else _ignore), sink, read_string
 
 
 def _all_ones(at: int, size: int) -> int:

@@ -382,6 +382,43 @@ def test_string_io_is_repeated_access_at_one_port() -> None:
         bus.write_string(0x170, 2, b"abc")
 
 
+class Tape(Recorder):
+    def read_string(self, offset: int, size: int, count: int) -> bytes:
+        self.log.append(("string", offset, size, count))
+        return bytes(size * count)
+
+
+class ByteTape(Tape):
+    width = 1
+
+
+def test_a_device_that_can_gives_a_string_at_once() -> None:
+    bus, tape = Bus(), Tape()
+    bus.add_pio(0x170, 8, tape)
+    assert bus.read_string(0x171, 2, 3) == bytes(6)
+    assert bus.read_string(0x177, 1, 2) == bytes(2)
+    assert tape.log == [("string", 1, 2, 3), ("string", 7, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("tape", "offset", "port", "size"),
+    [
+        pytest.param(Tape(), 0, 0x177, 2, id="reaches past the device"),
+        pytest.param(Tape(), 4, 0x170, 2, id="the range is not the device's start"),
+        pytest.param(ByteTape(), 0, 0x170, 2, id="wider than the device"),
+    ],
+)
+def test_a_string_whose_elements_are_cut_is_read_one_by_one(
+    tape: Tape, offset: int, port: int, size: int
+) -> None:
+    bus = Bus()
+    bus.add_pio(0x170, 8, tape, offset=offset)
+    found = bus.read_string(port, size, 2)
+    assert found is not None
+    assert len(found) == 2 * size
+    assert {kind for kind, *_ in tape.log} == {"read"}
+
+
 @given(
     claims=st.lists(st.tuples(st.integers(0, 24), st.integers(1, 8)), max_size=5),
     address=st.integers(0, 24),
