@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["Host"]
 
 # Intel processors without "unrestricted guest" keep three pages of their own for real mode, which
-# must not lie in guest memory.  Documentation/virt/kvm/api.rst, 4.35 and 4.54.
-TSS_ADDRESS = 0xFFFBD000
-IDENTITY_MAP_ADDRESS = 0xFFFBC000
+# must not lie in guest memory: here right below the 16 MiB in which firmware is mapped.
+# Documentation/virt/kvm/api.rst, 4.35 and 4.54.
+TSS_ADDRESS = 0xFEFFD000
+IDENTITY_MAP_ADDRESS = 0xFEFFC000
 
 # Capabilities by number: to import the enum of all of them costs a millisecond at every start.
 KVM_CAP_NR_VCPUS = 9

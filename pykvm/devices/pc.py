@@ -4,19 +4,41 @@ from __future__ import annotations
 
 from pykvm.bus import Placement, Space
 from pykvm.devices.acpi_pm import AcpiPm
+from pykvm.devices.fw_cfg import DMA_ADDRESS, FwCfg
 from pykvm.devices.pvpanic import PvPanic
+from pykvm.devices.standard import standard_devices
 from pykvm.tables import ports
 
-__all__ = ["pc_devices"]
+__all__ = ["firmware_devices", "pc_devices"]
 
 
 def pc_devices() -> list[Placement]:
-    """New devices in their places: ``acpi-pm`` and ``pvpanic``.
+    """New devices in their places: ``acpi-pm``, ``pvpanic`` and ``fw-cfg``.
 
     >>> [placement.name for placement in pc_devices()]
-    ['acpi-pm', 'pvpanic']
+    ['acpi-pm', 'pvpanic', 'fw-cfg', 'fw-cfg']
     """
+    fw_cfg = FwCfg()
     return [
         Placement(AcpiPm(), Space.PIO, ports.PM1A_EVT, AcpiPm.length),
         Placement(PvPanic(), Space.PIO, ports.PVPANIC, PvPanic.length),
+        Placement(fw_cfg, Space.PIO, ports.FW_CFG, 2),
+        Placement(fw_cfg, Space.PIO, ports.FW_CFG + DMA_ADDRESS, 8, offset=DMA_ADDRESS),
+    ]
+
+
+def firmware_devices() -> list[Placement]:
+    """All that firmware gets: the standard devices, those of a PC, and what it looks for itself.
+
+    There is a PCI host bridge behind ``reset-control``, and ``firmware-log`` has what SeaBIOS and
+    OVMF tell of their work.
+    """
+    from pykvm.devices.debugcon import DebugConsole
+    from pykvm.devices.pci_host import PciHost
+
+    return [
+        *standard_devices(without=["reset-control"]),
+        *pc_devices(),
+        Placement(PciHost(), Space.PIO, 0xCF8, PciHost.length),
+        Placement(DebugConsole("firmware-log"), Space.PIO, 0x402, 1),
     ]

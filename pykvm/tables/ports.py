@@ -1,13 +1,15 @@
 """Where a PC has what its tables tell of and its devices answer at.
 
 Sources: Intel 82371AB (PIIX4) data sheet, 7.1 and 7.2 "Power management registers", whose base
-QEMU's firmware sets to 0x600; QEMU, docs/specs/pvpanic.rst; for IRQs, Intel ICH9 data sheet
+QEMU's firmware sets to 0x600; QEMU, docs/specs/pvpanic.rst and fw_cfg.rst; for
+IRQs, Intel ICH9 data sheet
 (316972), table 5-9.
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "FW_CFG",
     "HPET",
     "IOAPIC",
     "ISA_IRQS",
@@ -26,6 +28,7 @@ PM1A_EVT = 0x600
 PM1A_CNT = 0x604
 PM_TMR = 0x608
 PVPANIC = 0x505
+FW_CFG = 0x510
 RESET = 0xCF9
 #: SYS_RST and RST_CPU: a hard reset.
 RESET_VALUE = 0x06

@@ -203,6 +203,8 @@ class TestStandardDevices:
         added = {placement.name for placement in pc_devices()}
         assert [str(range_) for range_ in bus.ranges if range_.name in added] == [
             "pvpanic (ports 0x505-0x505)",
+            "fw-cfg (ports 0x510-0x511)",
+            "fw-cfg (ports 0x514-0x51b)",
             "acpi-pm (ports 0x600-0x605)",
         ]
 

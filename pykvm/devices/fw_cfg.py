@@ -1,0 +1,248 @@
+"""fw_cfg, by which QEMU tells firmware and test kernels about the machine: numbered items, files.
+
+Source: QEMU, docs/specs/fw_cfg.rst; keys and structures in <linux/qemu_fw_cfg.h>.
+
+A guest selects an item by its key and reads its bytes one after the other; past the end, and of an
+item that is not there, it reads zeros.  Files are items that the directory gives a name.  DMA
+copies an item into guest memory at once.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from pykvm.errors import ConfigError, MemoryRangeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from typing_extensions import Buffer
+
+    Bytes = bytes | bytearray | memoryview
+
+__all__ = ["Contents", "DmaControl", "DmaMemory", "FwCfg", "Key", "check_file_name"]
+
+# Offsets from port 0x510: two ports, two that belong to nobody, eight.
+SELECTOR = 0
+DATA = 1
+DMA_ADDRESS = 4
+
+WRITE_CHANNEL = 0x4000
+FILE_FIRST = 0x20
+NAME_SIZE = 56
+
+VERSION = 1
+VERSION_DMA = 2
+
+_DMA_SIGNATURE = b"QEMU CFG"
+_DMA_ACCESS = struct.Struct(">IIQ")  # struct fw_cfg_dma_access
+_DMA_CONTROL = struct.Struct(">I")
+_DIRECTORY_HEAD = struct.Struct(">I")
+_DIRECTORY_ENTRY = struct.Struct(f">IHH{NAME_SIZE}s")  # struct fw_cfg_file
+
+
+class Key(enum.IntEnum):
+    """The items that every fw_cfg numbers alike (FW_CFG_...)."""
+
+    SIGNATURE = 0x00
+    ID = 0x01
+    UUID = 0x02
+    RAM_SIZE = 0x03
+    NOGRAPHIC = 0x04
+    NB_CPUS = 0x05
+    KERNEL_ADDR = 0x07
+    KERNEL_SIZE = 0x08
+    INITRD_ADDR = 0x0A
+    INITRD_SIZE = 0x0B
+    BOOT_MENU = 0x0E
+    MAX_CPUS = 0x0F
+    KERNEL_ENTRY = 0x10
+    KERNEL_DATA = 0x11
+    INITRD_DATA = 0x12
+    CMDLINE_ADDR = 0x13
+    CMDLINE_SIZE = 0x14
+    CMDLINE_DATA = 0x15
+    SETUP_ADDR = 0x16
+    SETUP_SIZE = 0x17
+    SETUP_DATA = 0x18
+    FILE_DIR = 0x19
+    IRQ0_OVERRIDE = 0x8002
+
+
+class DmaControl(enum.IntFlag):
+    """The control word of a DMA access (FW_CFG_DMA_CTL_...); the upper 16 bits are a key."""
+
+    ERROR = 1
+    READ = 2
+    SKIP = 4
+    SELECT = 8
+    WRITE = 16
+
+
+class Contents(NamedTuple):
+    """What a guest can read: `items` by key, `files` by name."""
+
+    items: Mapping[int, Bytes]
+    files: Mapping[str, Bytes]
+
+
+class DmaMemory(Protocol):
+    """Guest memory, as far as DMA needs it."""
+
+    def read(self, address: int, length: int) -> bytes:
+        """A copy.  Raises MemoryRangeError."""
+
+    def write(self, address: int, data: Buffer) -> None:
+        """Raises MemoryRangeError, or ConfigError where it is read-only; then nothing changed."""
+
+    def fill(self, address: int, length: int) -> None:
+        """Zeros.  Raises as `write` does."""
+
+
+def check_file_name(name: str) -> None:
+    """Raise ConfigError unless a file may be called `name`: printable ASCII, 1 to 55 characters."""
+    if not (name.isascii() and name.isprintable() and 0 < len(name) < NAME_SIZE):
+        raise ConfigError(
+            f"fw_cfg: {name!r} cannot name a file: 1 to {NAME_SIZE - 1} characters of ASCII",
+            hint="names for your own use begin with opt/ and a domain: opt/org.example/name",
+        )
+
+
+class FwCfg:
+    r"""The device: selector at offset 0 (port 0x510), data at 1, the address for DMA at 4.
+
+    `contents` is asked for when the guest first selects an item.  Without `memory` there is no DMA,
+    and FW_CFG_ID says so.
+
+    >>> device = FwCfg(lambda: Contents({Key.NB_CPUS: b"\x02\x00"}, {"opt/org.x/a": b"hello"}))
+    >>> device.write(SELECTOR, 2, Key.NB_CPUS)
+    >>> device.read(DATA, 1), device.read(DATA, 1), device.read(DATA, 1)
+    (2, 0, 0)
+    >>> device.write(SELECTOR, 2, FILE_FIRST)
+    >>> device.read_string(DATA, 1, 8)
+    b'hello\x00\x00\x00'
+    """
+
+    def __init__(
+        self,
+        contents: Callable[[], Contents] | None = None,
+        memory: DmaMemory | None = None,
+        name: str = "fw-cfg",
+    ) -> None:
+        self.name = name
+        self.contents = contents
+        self.memory = memory
+        self._items: dict[int, memoryview] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """RESET: the first item is selected."""
+        self._key = int(Key.SIGNATURE)
+        self._offset = 0
+        self._dma_high = 0
+
+    # -- ports -------------------------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> int:
+        """The next `size` bytes of the item, or of the signature that says that there is DMA."""
+        if offset < DMA_ADDRESS:
+            return int.from_bytes(self._next(size), "little")
+        if self.memory is None:
+            return (1 << 8 * size) - 1
+        at = offset - DMA_ADDRESS
+        return int.from_bytes(_DMA_SIGNATURE[at : at + size], "little")
+
+    def read_string(self, offset: int, size: int, count: int) -> bytes:
+        """`count` reads of `size` bytes at `offset`, as ``rep ins`` does."""
+        if offset < DMA_ADDRESS:
+            return self._next(size * count)
+        return self.read(offset, size).to_bytes(size, "little") * count
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Select an item, or start a DMA access.  Data cannot be written."""
+        if (offset, size) == (SELECTOR, 2):
+            self._select(value)
+        elif size == 4 and self.memory is not None:
+            value = int.from_bytes(value.to_bytes(4, "little"), "big")
+            if offset == DMA_ADDRESS:
+                self._dma_high = value
+            elif offset == DMA_ADDRESS + 4:
+                address, self._dma_high = self._dma_high << 32 | value, 0
+                self._transfer(self.memory, address)
+
+    # -- items -------------------------------------------------------------------------------
+
+    def _select(self, key: int) -> None:
+        self._key = key & ~WRITE_CHANNEL
+        self._offset = 0
+
+    def _rest(self) -> memoryview:
+        """What is left of the selected item."""
+        if self._items is None:
+            contents = self.contents() if self.contents is not None else Contents({}, {})
+            self._items = _numbered(contents, dma=self.memory is not None)
+        return self._items.get(self._key, _NOTHING)[self._offset :]
+
+    def _next(self, length: int) -> bytes:
+        """The next `length` bytes, zeros from the item's end on."""
+        piece = bytes(self._rest()[:length])
+        self._offset += len(piece)
+        return piece.ljust(length, b"\0")
+
+    # -- DMA ---------------------------------------------------------------------------------
+
+    def _transfer(self, memory: DmaMemory, address: int) -> None:
+        """Carry out the access that the structure at `address` describes, and note the result.
+
+        A structure that is not in memory, or in memory that cannot be written, gets no answer.
+        """
+        try:
+            access = _DMA_ACCESS.unpack(memory.read(address, _DMA_ACCESS.size))
+        except MemoryRangeError:
+            return
+        result = DmaControl(0) if self._access(memory, *access) else DmaControl.ERROR
+        try:
+            memory.write(address, _DMA_CONTROL.pack(result))
+        except (MemoryRangeError, ConfigError):
+            return
+
+    def _access(self, memory: DmaMemory, control: int, length: int, target: int) -> bool:
+        """Whether it succeeded.  Where the target is not RAM as a whole, nothing is copied."""
+        if control & DmaControl.SELECT:
+            self._select(control >> 16)
+        if control & DmaControl.READ:
+            piece = self._rest()[:length]
+            try:
+                memory.fill(target + len(piece), length - len(piece))
+                memory.write(target, piece)
+            except (MemoryRangeError, ConfigError):
+                return False
+            self._offset += len(piece)
+        elif control & DmaControl.WRITE:
+            return False
+        elif control & DmaControl.SKIP:
+            self._offset += len(self._rest()[:length])
+        return True
+
+    def __str__(self) -> str:
+        return f"{self.name}: item {self._key:#06x} at {self._offset:#x}"
+
+
+_NOTHING = memoryview(b"")
+
+
+def _numbered(contents: Contents, *, dma: bool) -> dict[int, memoryview]:
+    """Every item by its key: files from FILE_FIRST on, by name, and the directory of them."""
+    items: dict[int, Bytes] = {
+        int(Key.SIGNATURE): b"QEMU",
+        int(Key.ID): (VERSION | VERSION_DMA * dma).to_bytes(4, "little"),
+        **{int(key): data for key, data in contents.items.items()},
+    }
+    directory = bytearray(_DIRECTORY_HEAD.pack(len(contents.files)))
+    for key, (name, data) in enumerate(sorted(contents.files.items()), FILE_FIRST):
+        items[key] = data
+        directory += _DIRECTORY_ENTRY.pack(len(data), key, 0, name.encode())
+    items[int(Key.FILE_DIR)] = directory
+    return {key: memoryview(data).toreadonly() for key, data in items.items()}
