@@ -73,7 +73,9 @@ class Machine:
     `mode` ("real", "protected", "long") and `load_address` say how a flat binary is entered and
     where it lies.  `append` is a kernel's command line; a bare ELF guest finds its words, then
     `args`, in argv behind its own name.  `initrd` is a kernel's initial RAM disk, and `modules` are
-    files, with a command line each, for kernels that take them: paths or bytes.
+    files, with a command line each, for kernels that take them: paths or bytes.  `kernel` is for
+    firmware as `image`: a Linux kernel for it to boot, with `append` and `initrd`.  `fw_cfg` has
+    files for firmware and kernels to read, by name, beside those that tell of the machine.
     `vcpus` counts the vCPUs; all but the first are parked until somebody sets their state and
     `parked = False`.  `devices` replaces the standard ones (`pykvm.devices.standard_devices`);
     `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest
@@ -106,6 +108,8 @@ class Machine:
         args: Sequence[str] = (),
         initrd: File | None = None,
         modules: Sequence[tuple[File, str]] = (),
+        kernel: File | None = None,
+        fw_cfg: Mapping[str, bytes] | None = None,
         devices: Iterable[Placement] | None = None,
         cpu: str = "baseline",
         unclaimed: str | None = None,
@@ -141,9 +145,16 @@ class Machine:
         loaded = None
         if image is not None:
             loaded = load(image, mode=_mode(mode), address=load_address, protocol=boot)
-        elif any((boot, mode, load_address is not None, append, args, initrd, modules)):
+        elif any((boot, mode, load_address is not None, append, args, initrd, modules, kernel)):
             raise ConfigError(
-                "boot, mode, load_address, append, args, initrd and modules go with an image"
+                "boot, mode, load_address, append, args, initrd, modules and kernel go with an "
+                "image"
+            )
+        firmware = loaded is not None and loaded.protocol == "firmware"
+        if kernel is not None and not firmware:
+            raise ConfigError(
+                "kernel= is for firmware to boot, and the image is none",
+                hint="a kernel without firmware is the image itself",
             )
         self._image = loaded
         self._pc = loaded is not None and protocol_of(loaded).PC
@@ -156,18 +167,22 @@ class Machine:
                 Module(source_of(file, nameless=f"module {number}"), line)
                 for number, (file, line) in enumerate(modules)
             ),
+            kernel=None if kernel is None else source_of(kernel, nameless="kernel"),
         )
         with closing(Host()) as host:
             host.check_vcpus(vcpus)
             self.memory = memory if isinstance(memory, GuestMemory) else _ram(memory)
             try:
+                if devices is None:
+                    devices = _devices(pc=self._pc, firmware=firmware)
                 self._build(host, vcpus, cpu, devices, irqchip)
                 self._add_remedies(loaded, quirks, emulate)
+                if self._pc or "fw-cfg" in self.devices:
+                    setup = setup._replace(hardware=self._hardware(irqchip))
                 if loaded is not None:
-                    if self._pc:
-                        setup = setup._replace(hardware=self._hardware(irqchip))
                     self.entry = place(loaded, self.memory, setup)
                     self._vcpus[0].state = self.entry.state
+                self._tell(setup, fw_cfg or {})
             except BaseException:
                 self._release()
                 raise
@@ -179,7 +194,7 @@ class Machine:
         host: Host,
         vcpus: int,
         model: str,
-        devices: Iterable[Placement] | None,
+        devices: Iterable[Placement],
         irqchip: str,
     ) -> None:
         vm = self._vm = host.create_vm()
@@ -201,14 +216,6 @@ class Machine:
             if index:
                 # What RDTSCP and RDPID tell of the processor, until the guest sets it.
                 vcpu.set_msrs({IA32_TSC_AUX: index}, partial=True)
-        if devices is None:
-            from pykvm.devices import standard_devices
-
-            devices = standard_devices()
-            if self._pc:
-                from pykvm.devices.pc import pc_devices
-
-                devices += pc_devices()
         placements = list(devices)
         if irqchip == "user":
             self._chipset = UserChipset(
@@ -246,6 +253,22 @@ class Machine:
 
     def _add_remedies(self, image: Image | None, quirks: str, emulate: str) -> None:
         """Choose what makes good what this host's KVM gets wrong or refuses."""
+
+    def _tell(self, setup: Setup, files: Mapping[str, bytes]) -> None:
+        """Have fw_cfg tell of this machine, and of a kernel and files for the guest."""
+        device = self.devices.get("fw-cfg")
+        if device is not None:
+            from pykvm.boot.fw_cfg_items import connect
+            from pykvm.devices.fw_cfg import FwCfg
+
+            if isinstance(device, FwCfg):
+                connect(device, self.memory, setup, files)
+                return
+        if files or setup.kernel is not None:
+            raise ConfigError(
+                "this machine has no fw_cfg (a device named fw-cfg) to tell of files or a kernel",
+                hint="kernels and firmware have one; for others, `pykvm.devices.pc.pc_devices`",
+            )
 
     def _bus_changed(self) -> None:
         self._dispatch.rebuild()
@@ -735,6 +758,21 @@ def _one_of(name: str, value: object, choice: Sequence[object]) -> None:
     if value not in choice:
         words = ", ".join(str(word) for word in choice if word is not None)
         raise ConfigError(f"{name} is one of {words}, not {value!r}")
+
+
+def _devices(*, pc: bool, firmware: bool) -> list[Placement]:
+    """The devices of a machine whose caller leaves them to it."""
+    if firmware:
+        from pykvm.devices.pc import firmware_devices
+
+        return firmware_devices()
+    from pykvm.devices import standard_devices
+
+    if not pc:
+        return standard_devices()
+    from pykvm.devices.pc import pc_devices
+
+    return [*standard_devices(), *pc_devices()]
 
 
 def _mode(mode: Mode | str | None) -> Mode | None:

@@ -59,9 +59,9 @@ class Segment(NamedTuple):
 class Image(NamedTuple):
     """A guest file, parsed and checked; nothing of a machine is known yet.
 
-    `kind` is "elf64", "elf32" or "flat"; `mode` the CPU mode at `entry`, a guest-physical address;
-    `protocol` the name of the boot protocol that reads and places it; `word` the size in bytes of a
-    pointer in the guest's program.
+    `kind` is "elf64", "elf32", "flat" or "firmware"; `mode` the CPU mode at `entry`, a
+    guest-physical address; `protocol` the name of the boot protocol that reads and places it;
+    `word` the size in bytes of a pointer in the guest's program.
     """
 
     name: str
@@ -86,7 +86,8 @@ class Setup(NamedTuple):
 
     `append` is the command line of a kernel; a bare guest gets its words, then `args`, as argv.
     `initrd` is a Linux kernel's initial RAM disk, `modules` are what a multiboot or PVH kernel
-    gets.  `hardware` describes the machine to kernels that read tables about it.
+    gets.  `hardware` describes the machine to kernels that read tables about it.  `kernel` is what
+    firmware is to boot, with `append` and `initrd`.
     """
 
     append: str = ""
@@ -94,6 +95,7 @@ class Setup(NamedTuple):
     initrd: Source | None = None
     modules: tuple[Module, ...] = ()
     hardware: Hardware | None = None
+    kernel: Source | None = None
 
 
 class Entry(NamedTuple):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pykvm.boot.image import Image, Segment
     from pykvm.memory import GuestMemory
 
-__all__ = ["FreeMemory", "check_segments", "write_segment"]
+__all__ = ["FreeMemory", "check_segments", "describe", "ram_ranges", "write_segment"]
 
 PAGE_SIZE = 0x1000
 FOUR_GIB = 1 << 32
@@ -89,7 +89,7 @@ def check_segments(image: Image, memory: GuestMemory) -> None:
     for segment in image.segments:
         if not memory.covers(segment.address, segment.size):
             raise LoadError(
-                f"{image.name}: {segment.range} lies outside guest memory ({_describe(memory)})",
+                f"{image.name}: {segment.range} lies outside guest memory ({describe(memory)})",
                 hint=_advice(segment),
             )
         for region in memory.regions:
@@ -129,7 +129,8 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _describe(memory: GuestMemory) -> str:
+def describe(memory: GuestMemory) -> str:
+    """Guest memory in a few words, for messages."""
     regions = memory.regions
     if len(regions) == 1 and regions[0].start == 0:
         return format_size(regions[0].end)

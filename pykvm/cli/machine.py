@@ -25,6 +25,8 @@ def machine_of(options: Options) -> Machine:
         args=options.arguments,
         initrd=options.initrd,
         modules=options.module,
+        kernel=options.kernel,
+        fw_cfg=_files(options),
         cpu=options.cpu,
         unclaimed=options.unclaimed,
         irqchip=options.irqchip,
@@ -32,3 +34,12 @@ def machine_of(options: Options) -> Machine:
         quirks=options.quirks,
         emulate=options.emulate,
     )
+
+
+def _files(options: Options) -> dict[str, bytes]:
+    """The files for fw_cfg, by name."""
+    if not options.fw_cfg:
+        return {}
+    from pykvm.boot import source_of
+
+    return {name: bytes(source_of(path).data) for name, path in options.fw_cfg}

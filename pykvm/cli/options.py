@@ -59,6 +59,8 @@ class Options:
     append_only: bool = False
     initrd: str | None = None
     module: tuple[tuple[str, str], ...] = ()
+    kernel: str | None = None
+    fw_cfg: tuple[tuple[str, str], ...] = ()
     serial: Destination = Destination("stdio")
     debugcon: Destination = Destination("serial")
     irqchip: str = "user"
@@ -170,6 +172,13 @@ def _module(text: str) -> tuple[str, str]:
     return path, words
 
 
+def _fw_cfg(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise ValueError("NAME=FILE, as opt/org.example/key=key.pem")
+    return name, path
+
+
 def _flag(text: str) -> bool:
     raise AssertionError("an option without a value has nothing to convert")
 
@@ -253,6 +262,16 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--module", "FILE[ WORDS]", _module, GUEST,
         "a file for a multiboot or PVH kernel, and the words that go with it; may be given again",
+        _GUESTS, repeats=True,
+    ),
+    Option(
+        "--kernel", "FILE", str, GUEST,
+        "a Linux kernel that the guest file, which is firmware, is to boot (fw_cfg)",
+        _GUESTS,
+    ),
+    Option(
+        "--fw-cfg", "NAME=FILE", _fw_cfg, GUEST,
+        "a file for firmware or a kernel to read by this name (fw_cfg); may be given again",
         _GUESTS, repeats=True,
     ),
     Option(

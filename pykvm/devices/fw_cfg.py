@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Bytes = bytes | bytearray | memoryview
 
-__all__ = ["Contents", "DmaControl", "DmaMemory", "FwCfg", "Key", "check_file_name"]
+__all__ = ["Contents", "DmaControl", "DmaMemory", "FwCfg", "Key", "check_files"]
 
 # Offsets from port 0x510: two ports, two that belong to nobody, eight.
 SELECTOR = 0
@@ -31,6 +31,9 @@ DMA_ADDRESS = 4
 
 WRITE_CHANNEL = 0x4000
 FILE_FIRST = 0x20
+# Of the user's; with ours beside them, all have keys below WRITE_CHANNEL.
+FILES = 0x3000
+LARGEST_FILE = (1 << 32) - 1
 NAME_SIZE = 56
 
 VERSION = 1
@@ -101,13 +104,23 @@ class DmaMemory(Protocol):
         """Zeros.  Raises as `write` does."""
 
 
-def check_file_name(name: str) -> None:
-    """Raise ConfigError unless a file may be called `name`: printable ASCII, 1 to 55 characters."""
-    if not (name.isascii() and name.isprintable() and 0 < len(name) < NAME_SIZE):
-        raise ConfigError(
-            f"fw_cfg: {name!r} cannot name a file: 1 to {NAME_SIZE - 1} characters of ASCII",
-            hint="names for your own use begin with opt/ and a domain: opt/org.example/name",
-        )
+def check_files(files: Mapping[str, bytes]) -> None:
+    """Raise ConfigError unless these can be files.
+
+    A name is 1 to 55 printable characters of ASCII; the size, and how many there are, have limits.
+    """
+    if len(files) > FILES:
+        raise ConfigError(f"fw_cfg: {len(files)} files, and a guest can select {FILES} at most")
+    for name, data in files.items():
+        if not (name.isascii() and name.isprintable() and 0 < len(name) < NAME_SIZE):
+            raise ConfigError(
+                f"fw_cfg: {name!r} cannot name a file: 1 to {NAME_SIZE - 1} characters of ASCII",
+                hint="names for your own use begin with opt/ and a domain: opt/org.example/name",
+            )
+        if not isinstance(data, bytes):
+            raise ConfigError(f"fw_cfg: {name} is to be bytes, not {type(data).__name__}")
+        if len(data) > LARGEST_FILE:
+            raise ConfigError(f"fw_cfg: {name} has {len(data)} bytes, more than 4 GiB")
 
 
 class FwCfg:
@@ -209,7 +222,7 @@ class FwCfg:
             return
 
     def _access(self, memory: DmaMemory, control: int, length: int, target: int) -> bool:
-        """Whether it succeeded.  Where the target is not RAM as a whole, nothing is copied."""
+        """Whether it succeeded: it fails where the target is not RAM as a whole."""
         if control & DmaControl.SELECT:
             self._select(control >> 16)
         if control & DmaControl.READ:

@@ -53,6 +53,7 @@ def test_unknown_is_told_what_each_protocol_missed() -> None:
     assert caught.value.message == (
         "notes.txt: is no guest that pykvm knows: "
         "no elf image (starts with 68 65 6c 6c, not with 7f 45 4c 46), "
+        "no firmware image (0xc bytes are not a multiple of 64 KiB up to 16 MiB), "
         "no flat image (no mode or address is given, and the name ends in none of .bin .img .com)"
     )
     assert caught.value.hint == (

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.bus import Bus, Placement, Space
-from pykvm.devices.fw_cfg import DATA, DMA_ADDRESS, SELECTOR, Contents, FwCfg, Key, check_file_name
+from pykvm.devices.fw_cfg import DATA, DMA_ADDRESS, SELECTOR, Contents, FwCfg, Key, check_files
 from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
 
@@ -133,10 +133,17 @@ class TestFiles:
     @pytest.mark.parametrize("name", ["", "x" * 56, "grüße", "a\0b", "a\nb"])
     def test_names_that_no_file_has(self, name: str) -> None:
         with pytest.raises(ConfigError, match="cannot name a file"):
-            check_file_name(name)
+            check_files({name: b""})
 
     def test_the_longest_name(self) -> None:
-        check_file_name("x" * 55)
+        check_files({"x" * 55: b""})
+
+    def test_what_is_no_file(self) -> None:
+        with pytest.raises(ConfigError, match="opt/a is to be bytes, not str"):
+            check_files({"opt/a": "text"})  # type: ignore[dict-item]
+        with pytest.raises(ConfigError, match="12289 files"):
+            check_files(dict.fromkeys(map(str, range(0x3001)), b""))
+        check_files(dict.fromkeys(map(str, range(0x3000)), b""))
 
 
 class TestDma:
