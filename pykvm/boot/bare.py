@@ -21,9 +21,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pykvm.boot.c_strings import c_string
 from pykvm.boot.image import Entry, Range, Setup
 from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
-from pykvm.errors import ConfigError, LoadError
+from pykvm.errors import LoadError
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.paging import identity
 from pykvm.x86.state import CpuState, Mode, long_mode, protected_mode, real_mode
@@ -194,7 +195,7 @@ def _descriptors(free: FreeMemory) -> tuple[Range, Range, list[tuple[int, bytes]
 
 def _arguments(image: Image, free: FreeMemory, argv: Sequence[str]) -> tuple[Range, bytes]:
     """Place argv: pointers, a null pointer, then the strings; returns the place and its bytes."""
-    strings = [_c_string(argument) for argument in argv]
+    strings = [c_string(argument) for argument in argv]
     vector_size = image.word * (len(strings) + 1)
     place = free.take("arguments", vector_size + sum(map(len, strings)), align=16)
     pointers = []
@@ -203,17 +204,6 @@ def _arguments(image: Image, free: FreeMemory, argv: Sequence[str]) -> tuple[Ran
         pointers.append(address)
         address += len(string)
     return place, _words(image.word, *pointers, 0) + b"".join(strings)
-
-
-def _c_string(argument: str) -> bytes:
-    # As os.fsencode does for the arguments of a program: bytes that are no UTF-8 pass unchanged.
-    try:
-        data = argument.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"argument {argument!r} is not text: {error.reason}") from error
-    if b"\0" in data:
-        raise ConfigError(f"argument {argument!r} contains a NUL, which ends a C string")
-    return data + b"\0"
 
 
 def _words(size: int, *values: int) -> bytes:

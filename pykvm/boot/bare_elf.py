@@ -11,11 +11,11 @@ is linked at 1 MiB or above already, and its relative relocations are applied.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pykvm.boot import bare, elf
-from pykvm.boot.image import Image, Segment
+from pykvm.boot.elf_segments import loadable, physical, segments_at
+from pykvm.boot.image import Image
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.x86.state import Mode
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pykvm.boot.elf import ElfHeader, ProgramHeader
+    from pykvm.boot.image import Segment
     from pykvm.boot.source import Request, Source
 
 __all__ = ["NAME", "PC", "load", "place", "recognise"]
@@ -52,13 +53,7 @@ def load(source: Source, request: Request) -> Image:
     """
     header = elf.read_header(source)
     program_headers = elf.read_program_headers(source, header)
-    _refuse_interpreter(source, program_headers)
-    loaded = [one for one in program_headers if one.p_type == elf.PT_LOAD and one.p_memsz]
-    if not loaded:
-        raise source.error(
-            f"has no loadable segment (none of {len(program_headers)} program headers is PT_LOAD "
-            "with p_memsz > 0)"
-        )
+    loaded = loadable(source, program_headers)
     if header.e_type == elf.ET_DYN:
         segments, bias = _place_pie(source, header, program_headers, loaded, request.address)
     else:
@@ -94,7 +89,7 @@ def _place_fixed(
             f"cannot be placed at {address:#x}: it is linked at a fixed address (e_type ET_EXEC)",
             hint="leave the address out, link it there (ld -Ttext), or link it with -static-pie",
         )
-    return _segments(source, loaded, _physical(loaded))
+    return segments_at(source, loaded, physical(loaded))
 
 
 def _place_pie(
@@ -114,32 +109,10 @@ def _place_pie(
             hint="link it with -static-pie, or -static -no-pie",
         )
     bias = _bias(source, loaded, address)
-    segments = _segments(source, loaded, [one.p_vaddr + bias for one in loaded])
+    segments = segments_at(source, loaded, [one.p_vaddr + bias for one in loaded])
     return relocate(source, header, dynamic, segments, bias), bias
 
 
-def _segments(
-    source: Source, loaded: Sequence[ProgramHeader], addresses: Sequence[int]
-) -> tuple[Segment, ...]:
-    segments = tuple(
-        Segment(
-            name=f"segment {one.number}",
-            address=address,
-            data=source.data[one.p_offset : one.p_offset + one.p_filesz],
-            size=one.p_memsz,
-            executable=bool(one.p_flags & elf.PF_X),
-            writable=bool(one.p_flags & elf.PF_W),
-        )
-        for one, address in zip(loaded, addresses, strict=True)
-    )
-    _refuse_overlap(source, segments)
-    return segments
-
-
-def _physical(loaded: Sequence[ProgramHeader]) -> list[int]:
-    if any(one.p_paddr for one in loaded):
-        return [one.p_paddr for one in loaded]
-    return [one.p_vaddr for one in loaded]
 
 
 def _bias(source: Source, loaded: Sequence[ProgramHeader], address: int | None) -> int:
@@ -166,25 +139,6 @@ def _bias(source: Source, loaded: Sequence[ProgramHeader], address: int | None) 
     return address - lowest
 
 
-def _refuse_interpreter(source: Source, program_headers: Sequence[ProgramHeader]) -> None:
-    for one in program_headers:
-        if one.p_type == elf.PT_INTERP:
-            path = bytes(source.data[one.p_offset : one.p_offset + min(one.p_filesz, 256)])
-            name = path.partition(b"\0")[0].decode("ascii", "backslashreplace")
-            raise source.error(
-                f"is dynamically linked (PT_INTERP {name})",
-                hint="link it with -static (a guest without an operating system: also -nostdlib)",
-            )
-
-
-def _refuse_overlap(source: Source, segments: Sequence[Segment]) -> None:
-    ordered = sorted((segment.range for segment in segments), key=lambda one: one.start)
-    for first, second in pairwise(ordered):
-        if first.overlaps(second):
-            raise source.error(
-                f"{first} and {second} overlap",
-                hint="two segments want the same memory: check the linker script's addresses",
-            )
 
 
 def _check_entry(

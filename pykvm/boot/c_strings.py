@@ -1,0 +1,23 @@
+"""Command lines and arguments as the C strings that guests read."""
+
+from __future__ import annotations
+
+from pykvm.errors import ConfigError
+
+__all__ = ["c_string"]
+
+
+def c_string(text: str) -> bytes:
+    r"""`text` in UTF-8 with a NUL behind it.  Raises ConfigError for what no C string can hold.
+
+    >>> c_string("console=ttyS0")
+    b'console=ttyS0\x00'
+    """
+    # As os.fsencode does for the arguments of a program: bytes that are no UTF-8 pass unchanged.
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"argument {text!r} is not text: {error.reason}") from error
+    if b"\0" in data:
+        raise ConfigError(f"argument {text!r} contains a NUL, which ends a C string")
+    return data + b"\0"
