@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pykvm.boot import bare_elf, firmware, flat
+from pykvm.boot import bare_elf, firmware, flat, multiboot, multiboot2
 from pykvm.boot.image import Entry, Image, Module, Range, Segment, Setup
 from pykvm.boot.source import Request, Source, source_of
 from pykvm.boot.symbols import Symbols
@@ -67,7 +67,13 @@ class BootProtocol(Protocol):
 
 
 # Asked in this order.
-PROTOCOLS: tuple[BootProtocol, ...] = (bare_elf, firmware, flat)
+PROTOCOLS: tuple[BootProtocol, ...] = (
+    multiboot,
+    multiboot2,
+    bare_elf,
+    firmware,
+    flat,
+)
 
 _FLAT_HINT = "to run it as raw machine code, say in which mode: --mode real, protected or long"
 

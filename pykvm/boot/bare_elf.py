@@ -113,8 +113,6 @@ def _place_pie(
     return relocate(source, header, dynamic, segments, bias), bias
 
 
-
-
 def _bias(source: Source, loaded: Sequence[ProgramHeader], address: int | None) -> int:
     """Return what is added to every address of a PIE, a multiple of its alignment."""
     alignment = 1
@@ -137,8 +135,6 @@ def _bias(source: Source, loaded: Sequence[ProgramHeader], address: int | None) 
             hint=f"choose a multiple of {alignment:#x}, or link it with -z max-page-size=0x1000",
         )
     return address - lowest
-
-
 
 
 def _check_entry(

@@ -58,16 +58,15 @@ class FreeMemory:
         """Whether all of `piece` is RAM, free or not."""
         return any(start <= piece.start and piece.end <= end for start, end in self._ram)
 
-    def take(self, name: str, size: int, *, align: int = PAGE_SIZE) -> Range:
-        """Take the lowest free `size` bytes that start at a multiple of `align`.
+    def take(self, name: str, size: int, *, align: int = PAGE_SIZE, low: int = 0) -> Range:
+        """Take the lowest free `size` bytes from `low` on that start at a multiple of `align`.
 
         Raises LoadError with the numbers where no piece is large enough.
         """
-        for start, end in self._free:
-            first = -(-start // align) * align
-            if first + size <= end:
-                self.remove(first, first + size)
-                return Range(name, first, first + size)
+        first = self.find(size, align=align, low=low)
+        if first is not None:
+            self.remove(first, first + size)
+            return Range(name, first, first + size)
         largest = max((end - start for start, end in self._free), default=0)
         raise LoadError(
             f"{self._name}: no room for the {name} ({format_size(size)}): the largest free piece "
@@ -75,6 +74,20 @@ class FreeMemory:
             f"memory has {format_size(largest)}",
             hint="give the guest more memory (--memory)",
         )
+
+    def find(
+        self, size: int, *, align: int, low: int = 0, high: int = FOUR_GIB, highest: bool = False
+    ) -> int | None:
+        """Where `size` free bytes start at a multiple of `align` and end at `high` or below.
+
+        The lowest place from `low` on or, if wanted, the `highest`; None where there is none.
+        """
+        for start, end in reversed(self._free) if highest else self._free:
+            last = (min(end, high) - size) // align * align
+            first = -(-max(start, low) // align) * align
+            if first <= last:
+                return last if highest else first
+        return None
 
     def remove(self, start: int, end: int) -> None:
         """Mark `start` to `end` as used, whether it was free or not."""

@@ -1,0 +1,252 @@
+"""What a multiboot2 kernel's header asks for, tag by tag.
+
+Source: Multiboot2 Specification 2.0, 3.1.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from pykvm.boot.assembly import free_memory, moved
+from pykvm.boot.multiboot_kernel import (
+    AddressFields,
+    Kernel,
+    Relocation,
+    elf_kernel,
+    flat_kernel,
+    is_elf,
+    kernel_of,
+)
+from pykvm.errors import LoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pykvm.boot.image import Image
+    from pykvm.boot.source import Source
+    from pykvm.memory import GuestMemory
+
+__all__ = ["Tag", "Wishes", "read_kernel", "read_wishes", "relocated"]
+
+TAG_ALIGN = 8
+END = 0
+OPTIONAL = 1
+CONSOLE_REQUIRED = 1
+WHOLE_FILE = 0xFFFFFFFF
+PREFER_LOW, PREFER_HIGH = 1, 2
+
+_TAG = Struct("<HHI")
+
+# What the kernel can ask to be told: the tags of the information, by their numbers.  Those that
+# pykvm knows how to tell are sent where there is anything to tell.
+INFORMATION = {
+    1: "boot command line",
+    2: "boot loader name",
+    3: "modules",
+    4: "basic memory information",
+    5: "BIOS boot device",
+    6: "memory map",
+    7: "VBE info",
+    8: "framebuffer info",
+    9: "ELF symbols",
+    10: "APM table",
+    11: "EFI 32-bit system table pointer",
+    12: "EFI 64-bit system table pointer",
+    13: "SMBIOS tables",
+    14: "ACPI old RSDP",
+    15: "ACPI new RSDP",
+    16: "networking information",
+    17: "EFI memory map",
+    18: "EFI boot services not terminated",
+    19: "EFI 32-bit image handle pointer",
+    20: "EFI 64-bit image handle pointer",
+    21: "image load base physical address",
+}
+TOLD = frozenset({1, 2, 3, 4, 5, 6, 9, 14, 15, 21})
+
+
+class Tag(NamedTuple):
+    """One tag: where in the file it lies, and the words behind its type, flags and size."""
+
+    offset: int
+    type: int
+    optional: bool
+    words: tuple[int, ...]
+
+
+class Wishes(NamedTuple):
+    """What the tags say of how to load the kernel."""
+
+    addresses: AddressFields | None = None
+    entry: int | None = None
+    relocation: Relocation | None = None
+
+
+def read_wishes(source: Source, start: int, end: int) -> Wishes:
+    """Read the tags in the file from `start` to `end`.
+
+    Raises LoadError for tags that are no tags, and for one that is not optional and cannot be met.
+    """
+    wishes = Wishes()
+    for tag in _tags(source, start, end):
+        name, words, reader = _KNOWN.get(tag.type, (f"type {tag.type}", 0, _unknown))
+        if len(tag.words) < words:
+            raise source.error(
+                f"its multiboot2 header's {name} tag at {tag.offset:#x} has "
+                f"{len(tag.words)} words, not {words}"
+            )
+        try:
+            wishes = reader(wishes, tag)
+        except _Unmet as unmet:
+            if tag.optional:
+                continue
+            raise source.error(
+                f"its multiboot2 header's {name} tag requires {unmet}",
+                hint="mark the tag optional (bit 0 of its flags) if the kernel can do without",
+            ) from None
+    return wishes
+
+
+def _tags(source: Source, start: int, end: int) -> Iterator[Tag]:
+    """The tags up to the one that ends them."""
+    end = min(end, len(source))
+    offset = start
+    while offset + _TAG.size <= end:
+        kind, flags, size = _TAG.unpack_from(source.data, offset)
+        if kind == END:
+            return
+        if size < _TAG.size or offset + size > end:
+            raise source.error(
+                f"its multiboot2 header's tag at {offset:#x} (type {kind}) has size {size:#x}: "
+                f"from {_TAG.size} to {end - offset:#x} there would be room for"
+            )
+        content = bytes(source.data[offset + _TAG.size : offset + size])
+        words = Struct(f"<{len(content) // 4}I").unpack_from(content)
+        yield Tag(offset, kind, bool(flags & OPTIONAL), words)
+        offset += -(-size // TAG_ALIGN) * TAG_ALIGN
+    raise source.error(
+        f"its multiboot2 header's tags reach {end:#x}, where it ends, without an end tag",
+        hint="end them with a tag of type 0 and size 8, counted in header_length",
+    )
+
+
+class _Unmet(Exception):
+    """A tag asks for what there is not, as the message says."""
+
+
+def _read_requests(wishes: Wishes, tag: Tag) -> Wishes:
+    for number in tag.words:
+        if number not in TOLD:
+            name = INFORMATION.get(number)
+            raise _Unmet(
+                f"information that is not given: {name} (tag {number})"
+                if name
+                else f"information of a kind that is not known: tag {number}"
+            )
+    return wishes
+
+
+def _read_addresses(wishes: Wishes, tag: Tag) -> Wishes:
+    header_addr, load_addr, load_end_addr, bss_end_addr = tag.words[:4]
+    start = None if load_addr == WHOLE_FILE else load_addr
+    return wishes._replace(addresses=AddressFields(header_addr, start, load_end_addr, bss_end_addr))
+
+
+def _read_entry(wishes: Wishes, tag: Tag) -> Wishes:
+    return wishes._replace(entry=tag.words[0])
+
+
+def _read_console(wishes: Wishes, tag: Tag) -> Wishes:
+    if tag.words[0] & CONSOLE_REQUIRED:
+        raise _Unmet("a console, EGA text or a framebuffer, and there is no video")
+    return wishes
+
+
+def _read_framebuffer(wishes: Wishes, tag: Tag) -> Wishes:
+    raise _Unmet("a framebuffer, and there is no video")
+
+
+def _read_relocation(wishes: Wishes, tag: Tag) -> Wishes:
+    low, high, align, preference = tag.words[:4]
+    return wishes._replace(relocation=Relocation(low, high, max(align, 1), preference))
+
+
+def _nothing(wishes: Wishes, tag: Tag) -> Wishes:
+    return wishes
+
+
+def _unknown(wishes: Wishes, tag: Tag) -> Wishes:
+    raise _Unmet("what the specification does not know")
+
+
+# By type: the tag's name, the words it has at least, and what it makes of the wishes.  Modules
+# always start a page.  The tags for EFI count on EFI platforms only.
+_KNOWN: dict[int, tuple[str, int, Callable[[Wishes, Tag], Wishes]]] = {
+    1: ("information request", 0, _read_requests),
+    2: ("address", 4, _read_addresses),
+    3: ("entry address", 1, _read_entry),
+    4: ("flags", 1, _read_console),
+    5: ("framebuffer", 3, _read_framebuffer),
+    6: ("module alignment", 0, _nothing),
+    7: ("EFI boot services", 0, _nothing),
+    8: ("EFI i386 entry address", 1, _nothing),
+    9: ("EFI amd64 entry address", 1, _nothing),
+    10: ("relocatable header", 4, _read_relocation),
+}
+
+
+def read_kernel(source: Source, offset: int, wishes: Wishes) -> Kernel:
+    """Read the kernel as its header, at `offset` of the file, wishes.  Raises LoadError."""
+    if wishes.addresses is not None:
+        if wishes.entry is None:
+            raise source.error(
+                "its multiboot2 header has an address tag, but no entry address tag",
+                hint="add a tag of type 3 with the address to start at",
+            )
+        kernel = flat_kernel(source, wishes.addresses, offset, wishes.entry)
+    elif not is_elf(source):
+        raise source.error(
+            f"has a multiboot2 header at {offset:#x} without an address tag, and is no ELF file "
+            "that would say where it goes",
+            hint="add tags of type 2 and 3 to the header, or boot the ELF file",
+        )
+    else:
+        kernel = elf_kernel(source, wishes.entry)
+    return kernel._replace(relocation=wishes.relocation)
+
+
+def relocated(image: Image, memory: GuestMemory) -> tuple[Image, int | None]:
+    """Move a relocatable image to where it may lie, and say where its first byte is now.
+
+    One without a preference stays where it was linked, if that is allowed and free.  One that is
+    not relocatable stays anyway: None.  Raises LoadError where there is no room.
+    """
+    kernel = kernel_of(image)
+    relocation = kernel.relocation
+    if relocation is None:
+        return image, None
+    start = min(segment.address for segment in image.segments)
+    size = max(segment.end for segment in image.segments) - start
+    free = free_memory(image.name, memory, [])
+    low, high, align, preference = relocation
+    highest = preference == PREFER_HIGH
+    wanted = start if preference not in (PREFER_LOW, PREFER_HIGH) and start >= low else low
+    # `high` is the last byte that may be the image's.
+    for floor in (wanted, low):
+        base = free.find(size, align=align, low=floor, high=high + 1, highest=highest)
+        if base is not None:
+            break
+    else:
+        raise LoadError(
+            f"{image.name}: no room for the kernel ({size:#x} bytes), which its multiboot2 header "
+            f"wants between {low:#x} and {high:#x} at a multiple of {align:#x}",
+            hint="give the guest more memory (--memory)",
+        )
+    distance = base - start
+    image = image._replace(
+        segments=moved(image.segments, distance),
+        entry=image.entry + distance,
+        symbols=kernel.symbols(distance),
+    )
+    return image, base
