@@ -6,10 +6,11 @@ import threading
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from pykvm.boot import Entry, Module, Setup, load, place, protocol_of, source_of
+from pykvm.boot import Entry, Module, RealAddress, Setup, load, place, protocol_of, source_of
 from pykvm.boot.placement import ram_ranges
 from pykvm.bus import Bus, Placement, Space
 from pykvm.chipset import UserChipset, check_chipset
+from pykvm.devices.line import LineDriver, Unconnected
 from pykvm.dispatch import Dispatch
 from pykvm.errors import ClosedError, ConfigError, StateError
 from pykvm.host import Host
@@ -71,7 +72,8 @@ class Machine:
     together by hand (the machine then closes it).  RAM beyond 3 GiB lies from 4 GiB on.
     `boot` insists on a boot protocol by name (docs/boot.md); by default the file decides.
     `mode` ("real", "protected", "long") and `load_address` say how a flat binary is entered and
-    where it lies.  `append` is a kernel's command line; a bare ELF guest finds its words, then
+    where it lies, `entry` and `stack`, as "07C0:0000", where it starts in real mode with which
+    stack.  `append` is a kernel's command line; a bare ELF guest finds its words, then
     `args`, in argv behind its own name.  `initrd` is a kernel's initial RAM disk, and `modules` are
     files, with a command line each, for kernels that take them: paths or bytes.  `kernel` is for
     firmware as `image`: a Linux kernel for it to boot, with `append` and `initrd`.  `fw_cfg` has
@@ -104,6 +106,8 @@ class Machine:
         boot: str | None = None,
         mode: Mode | str | None = None,
         load_address: int | None = None,
+        entry: str | None = None,
+        stack: str | None = None,
         append: str = "",
         args: Sequence[str] = (),
         initrd: File | None = None,
@@ -144,11 +148,23 @@ class Machine:
 
         loaded = None
         if image is not None:
-            loaded = load(image, mode=_mode(mode), address=load_address, protocol=boot)
-        elif any((boot, mode, load_address is not None, append, args, initrd, modules, kernel)):
+            loaded = load(
+                image,
+                mode=_mode(mode),
+                address=load_address,
+                protocol=boot,
+                entry=_real_address(entry),
+                stack=_real_address(stack),
+            )
+        elif any(
+            (
+                *(boot, mode, load_address is not None, entry, stack),
+                *(append, args, initrd, modules, kernel),
+            )
+        ):
             raise ConfigError(
-                "boot, mode, load_address, append, args, initrd, modules and kernel go with an "
-                "image"
+                "boot, mode, load_address, entry, stack, append, args, initrd, modules and kernel "
+                "go with an image"
             )
         firmware = loaded is not None and loaded.protocol == "firmware"
         if kernel is not None and not firmware:
@@ -280,6 +296,12 @@ class Machine:
     def _place_all(self, placements: Sequence[Placement]) -> None:
         self.bus.add_all(placements)
         self.devices.update((placement.name, placement.device) for placement in placements)
+        for placement in placements:
+            if isinstance(placement.device, LineDriver):
+                placement.device.connect_lines(self._isa_line)
+
+    def _isa_line(self, irq: int) -> InterruptLine:
+        return Unconnected() if self._chipset is None else self._chipset.line(irq)
 
     def _chipset_made(self, chipset: UserChipset) -> None:
         """The guest has touched an interrupt controller or a clock: now they exist."""
@@ -783,6 +805,10 @@ def _mode(mode: Mode | str | None) -> Mode | None:
     except ValueError:
         names = ", ".join(known.value for known in Mode)
         raise ConfigError(f"mode is one of {names}, not {mode!r}") from None
+
+
+def _real_address(text: str | None) -> RealAddress | None:
+    return None if text is None else RealAddress.parse(text)
 
 
 def _ram(size: int | str) -> GuestMemory:

@@ -23,6 +23,7 @@
 
 .text
 .code32
+.globl pvh_start
 pvh_start:
         mov     $stack_top, %esp
         movl    $pdpt + TABLE, pml4

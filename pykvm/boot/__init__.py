@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pykvm.boot import bare_elf, firmware, flat, multiboot, multiboot2
+from pykvm.boot import bare_elf, bootsector, firmware, flat, multiboot, multiboot2
 from pykvm.boot.image import Entry, Image, Module, Range, Segment, Setup
+from pykvm.boot.real_start import RealAddress
 from pykvm.boot.source import Request, Source, source_of
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError
@@ -33,6 +34,7 @@ __all__ = [
     "Image",
     "Module",
     "Range",
+    "RealAddress",
     "Request",
     "Segment",
     "Setup",
@@ -72,8 +74,12 @@ PROTOCOLS: tuple[BootProtocol, ...] = (
     multiboot2,
     bare_elf,
     firmware,
+    bootsector,
     flat,
 )
+
+# Those that can be told where to start and where the stack is, by segments.
+_REAL_MODE = (bootsector.NAME, flat.NAME)
 
 _FLAT_HINT = "to run it as raw machine code, say in which mode: --mode real, protected or long"
 
@@ -85,12 +91,15 @@ def load(
     mode: Mode | None = None,
     address: int | None = None,
     protocol: str | None = None,
+    entry: RealAddress | None = None,
+    stack: RealAddress | None = None,
 ) -> Image:
     """Read a guest file, from its path or as its bytes, by the first protocol that knows it.
 
     `name` (the file's own by default, "guest" for bytes) is for messages and the guest's argv[0].
     `mode` is the CPU mode to enter it in, `address` where to put a flat image or a PIE; both are
-    the file's business by default.  `protocol` insists on one by its NAME.
+    the file's business by default.  `protocol` insists on one by its NAME.  `entry` is where a flat
+    image or a boot sector starts in real mode, and `stack` what SS:SP is then.
 
     Raises LoadError for a file that no protocol knows or that its protocol finds fault with, naming
     the file, the field and its value; ConfigError for a negative address or an unknown protocol.
@@ -101,11 +110,17 @@ def load(
     source = source_of(file, name=name)
     if not len(source):
         raise source.error("is empty")
-    request = Request(mode, address, protocol)
+    request = Request(mode, address, protocol, entry, stack)
     reasons = []
     for one in wanted:
         reason = one.recognise(source, request)
         if reason is None:
+            if (entry or stack) and one.NAME not in _REAL_MODE:
+                raise source.error(
+                    f"is of kind {one.NAME}: an entry or a stack as SEGMENT:OFFSET is for "
+                    f"{' and '.join(_REAL_MODE)} images",
+                    hint="leave them out",
+                )
             return one.load(source, request)
         reasons.append(f"no {one.NAME} image ({reason})")
     from pykvm.boot.magic import familiar

@@ -11,7 +11,8 @@ protected
     address of 0 (cdecl).
 real
     CS:IP at the entry, CS being the 64 KiB that it lies in, DS and ES equal to CS, a stack below
-    the image (or, where there is no room, above), interrupts off.  No arguments.
+    the image (or, where there is no room, above), interrupts off.  No arguments.  The caller may
+    have chosen CS:IP and SS:SP.
 
 The structures lie in RAM that no segment claims, first fit from 0x1000 on.  The stack comes first:
 it overflows into the first page, not into the page tables.
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pykvm.boot.c_strings import c_string
 from pykvm.boot.image import Entry, Range, Setup
 from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
+from pykvm.boot.real_start import RealAddress, RealStart
 from pykvm.errors import LoadError
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.paging import identity
@@ -153,19 +155,23 @@ def _plan_real(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
             f"{image.name}: arguments are given, but a real-mode guest has no way to receive them",
             hint="leave them out, or write them to its memory",
         )
-    stack = _real_stack(image, free)
+    start = image.details if isinstance(image.details, RealStart) else RealStart()
     base = image.entry & -REAL_SEGMENT_SIZE
-    stack_base = max(stack.end - REAL_SEGMENT_SIZE, 0)
-    state = real_mode(
-        cs=base >> 4,
-        ip=image.entry - base,
-        ss=stack_base >> 4,
+    cs, ip = start.entry or (base >> 4, image.entry - base)
+    if start.stack is not None:
+        _check_real_stack(image, free, start.stack)
+        ss, sp = start.stack
+        layout = []
+    else:
+        stack = _real_stack(image, free)
+        stack_base = max(stack.end - REAL_SEGMENT_SIZE, 0)
         # 64 KiB above its base is SP = 0: the first push wraps to the top.
-        sp=(stack.end - stack_base) % REAL_SEGMENT_SIZE,
-    )
+        ss, sp = stack_base >> 4, (stack.end - stack_base) % REAL_SEGMENT_SIZE
+        layout = [stack]
+    state = real_mode(cs=cs, ip=ip, ss=ss, sp=sp)
     for register in (state.ds, state.es):
         register.selector, register.base = state.cs.selector, state.cs.base
-    return _Plan(state, [stack], [])
+    return _Plan(state, layout, [])
 
 
 _PLANNERS: dict[Mode, Callable[[Image, FreeMemory, Sequence[str]], _Plan]] = {
@@ -182,6 +188,17 @@ def _real_stack(image: Image, free: FreeMemory) -> Range:
     if below.end - below.start >= REAL_STACK_LEAST and free.is_ram(below):
         return below
     return free.take("stack", REAL_STACK_SIZE)
+
+
+def _check_real_stack(image: Image, free: FreeMemory, stack: RealAddress) -> None:
+    """Raise LoadError unless the first word that is pushed there goes to RAM."""
+    first = RealAddress(stack.segment, (stack.offset - 2) % REAL_SEGMENT_SIZE)
+    if not free.is_ram(Range("stack", first.linear, first.linear + 2)):
+        raise LoadError(
+            f"{image.name}: the first word on a stack at {stack} goes to {first.linear:#x}, where "
+            "no RAM is",
+            hint="choose another place (--stack), or give the guest more memory (--memory)",
+        )
 
 
 def _descriptors(free: FreeMemory) -> tuple[Range, Range, list[tuple[int, bytes]]]:

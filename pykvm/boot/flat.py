@@ -1,7 +1,8 @@
 """Flat images: raw machine code at an address, entered at its first byte.
 
 Nothing in such a file says that it is one.  So it is taken for one only if the caller says so by
-asking for a mode or an address, or by naming it as boot sectors and firmware are named.
+asking for a mode, an address, an entry or a stack, or by naming it as boot sectors are named.  In
+real mode it may be entered elsewhere, with segments and a stack of the caller's choice.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.boot import bare
 from pykvm.boot.image import Image, Segment
+from pykvm.boot.real_start import RealStart
 from pykvm.boot.symbols import Symbols
 from pykvm.x86.state import Mode
 
@@ -27,7 +29,8 @@ DEFAULT_ADDRESS = 0x7C00
 
 def recognise(source: Source, request: Request) -> str | None:
     """Return why the caller does not mean a flat image, None if they do."""
-    if request.mode is not None or request.address is not None or request.boot == NAME:
+    asked = (request.mode, request.address, request.entry, request.stack)
+    if request.boot == NAME or any(one is not None for one in asked):
         return None
     if source.name.lower().endswith(SUFFIXES):
         return None
@@ -37,20 +40,34 @@ def recognise(source: Source, request: Request) -> str | None:
 def load(source: Source, request: Request) -> Image:
     """Take the whole file as one segment at the address asked for, 0x7c00 by default.
 
-    Raises LoadError if the mode, real by default, cannot start there.
+    Raises LoadError if the mode, real by default, cannot start there, or the entry lies elsewhere.
     """
     mode = request.mode or Mode.REAL
     address = DEFAULT_ADDRESS if request.address is None else request.address
+    start = RealStart(request.entry, request.stack)
+    if mode is not Mode.REAL and any(start):
+        raise source.error(
+            f"starts in {mode.value} mode: an entry or a stack as SEGMENT:OFFSET is for real mode",
+            hint="leave them out, or choose --mode real",
+        )
     bare.check_entry(source, mode, address)
+    entry = address if start.entry is None else start.entry.linear
+    if not address <= entry < address + len(source):
+        raise source.error(
+            f"entry {start.entry} is {entry:#x}, outside the image "
+            f"({address:#x}-{address + len(source):#x})",
+            hint="choose an entry inside, or put the image elsewhere (--load-address)",
+        )
     return Image(
         name=source.name,
         kind="flat",
         protocol=NAME,
         mode=mode,
-        entry=address,
+        entry=entry,
         segments=(Segment("image", address, source.data, len(source)),),
         symbols=Symbols(),
         word=8 if mode is Mode.LONG else 4,
+        details=start,
     )
 
 

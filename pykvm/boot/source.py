@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pykvm.errors import LoadError
 
 if TYPE_CHECKING:
+    from pykvm.boot.real_start import RealAddress
     from pykvm.x86.state import Mode
 
 __all__ = ["Request", "Source", "read_source", "source_of"]
@@ -30,6 +31,12 @@ class Source:
     def __len__(self) -> int:
         return len(self.data)
 
+    def part(self, size: int) -> Source:
+        """The first `size` bytes, under the same name."""
+        part = object.__new__(Source)
+        part.name, part.data = self.name, self.data[:size]
+        return part
+
     def error(self, message: str, *, hint: str = "") -> LoadError:
         """Return the LoadError that says `message` about this file."""
         return LoadError(f"{self.name}: {message}", hint=hint)
@@ -39,12 +46,15 @@ class Request(NamedTuple):
     """What the caller asked for beside the file; None leaves it to the file.
 
     `mode` is the CPU mode at entry, `address` where the image (a flat one or a PIE) is put; `boot`
-    is the name of the boot protocol that the caller insists on.
+    is the name of the boot protocol that the caller insists on.  `entry` and `stack` are where a
+    real-mode image starts and where its stack ends.
     """
 
     mode: Mode | None = None
     address: int | None = None
     boot: str | None = None
+    entry: RealAddress | None = None
+    stack: RealAddress | None = None
 
 
 def source_of(

@@ -21,6 +21,8 @@ def machine_of(options: Options) -> Machine:
         boot=options.boot,
         mode=options.mode,
         load_address=options.load_address,
+        entry=options.entry,
+        stack=options.stack,
         append=options.append,
         args=options.arguments,
         initrd=options.initrd,

@@ -55,6 +55,8 @@ class Options:
     boot: str | None = None
     mode: str | None = None
     load_address: int | None = None
+    entry: str | None = None
+    stack: str | None = None
     append: str = ""
     append_only: bool = False
     initrd: str | None = None
@@ -138,6 +140,15 @@ def _address(text: str) -> int:
     if address < 0:
         raise ValueError("an address, not negative")
     return address
+
+
+def _real_address(text: str) -> str:
+    from pykvm.boot.real_start import RealAddress
+
+    try:
+        return str(RealAddress.parse(text))
+    except ConfigError:
+        raise ValueError("SEGMENT:OFFSET, as 07C0:0000") from None
 
 
 def _seconds(text: str) -> float:
@@ -246,6 +257,17 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--load-address", "ADDR", _address, GUEST,
         "where to put a flat binary or a PIE (default 0x7c00 for a flat binary)",
+        _GUESTS,
+    ),
+    Option(
+        "--entry", "SEG:OFF", _real_address, GUEST,
+        "where a flat binary or a boot sector starts in real mode, as 07C0:0000 (default its first "
+        "byte)",
+        _GUESTS,
+    ),
+    Option(
+        "--stack", "SEG:OFF", _real_address, GUEST,
+        "what SS:SP is then, as 0000:7C00 (default below the image)",
         _GUESTS,
     ),
     Option(

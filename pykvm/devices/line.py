@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-__all__ = ["Inlet", "InterruptLine", "Interrupting", "Unconnected"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Inlet", "InterruptLine", "Interrupting", "LineDriver", "Unconnected"]
 
 
 class InterruptLine(Protocol):
@@ -36,3 +39,11 @@ class Inlet(Protocol):
     @property
     def receives(self) -> bool:
         """Whether it would: the guest has that interrupt enabled."""
+
+
+@runtime_checkable
+class LineDriver(Protocol):
+    """A device that drives ISA interrupt lines of the guest's choice."""
+
+    def connect_lines(self, line_of: Callable[[int], InterruptLine], /) -> None:
+        """Take lines from `line_of`, by number, when the guest first drives them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pykvm.bus import Placement, Space
 from pykvm.devices.acpi_pm import AcpiPm
 from pykvm.devices.fw_cfg import DMA_ADDRESS, FwCfg
+from pykvm.devices.pc_testdev import pc_testdev
 from pykvm.devices.pvpanic import PvPanic
 from pykvm.devices.standard import standard_devices
 from pykvm.tables import ports
@@ -13,10 +14,10 @@ __all__ = ["firmware_devices", "pc_devices"]
 
 
 def pc_devices() -> list[Placement]:
-    """New devices in their places: ``acpi-pm``, ``pvpanic`` and ``fw-cfg``.
+    """New devices in their places: ``acpi-pm``, ``pvpanic``, ``fw-cfg`` and QEMU's ``pc-testdev``.
 
-    >>> [placement.name for placement in pc_devices()]
-    ['acpi-pm', 'pvpanic', 'fw-cfg', 'fw-cfg']
+    >>> list(dict.fromkeys(placement.name for placement in pc_devices()))
+    ['acpi-pm', 'pvpanic', 'fw-cfg', 'pc-testdev', 'pc-testdev-irq', 'pc-testdev-memory']
     """
     fw_cfg = FwCfg()
     return [
@@ -24,6 +25,7 @@ def pc_devices() -> list[Placement]:
         Placement(PvPanic(), Space.PIO, ports.PVPANIC, PvPanic.length),
         Placement(fw_cfg, Space.PIO, ports.FW_CFG, 2),
         Placement(fw_cfg, Space.PIO, ports.FW_CFG + DMA_ADDRESS, 8, offset=DMA_ADDRESS),
+        *pc_testdev(),
     ]
 
 

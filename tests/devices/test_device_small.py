@@ -21,6 +21,7 @@ from pykvm.devices import (
 )
 from pykvm.devices.acpi_pm import AcpiPm
 from pykvm.devices.pc import pc_devices
+from pykvm.devices.pc_testdev import KeptMemory, KeptPorts, LinePorts
 from pykvm.devices.pvpanic import PvPanic
 from pykvm.errors import ConfigError
 
@@ -202,15 +203,19 @@ class TestStandardDevices:
         bus.add_all(standard_devices() + pc_devices())
         added = {placement.name for placement in pc_devices()}
         assert [str(range_) for range_ in bus.ranges if range_.name in added] == [
+            "pc-testdev (ports 0xe0-0xe8)",
+            "pc-testdev (ports 0xea-0xeb)",
             "pvpanic (ports 0x505-0x505)",
             "fw-cfg (ports 0x510-0x511)",
             "fw-cfg (ports 0x514-0x51b)",
             "acpi-pm (ports 0x600-0x605)",
+            "pc-testdev-irq (ports 0x2000-0x2017)",
+            "pc-testdev-memory (addresses 0xff000000-0xff00ffff)",
         ]
 
 
 ALL = (GuestExit, GuestReset, GuestPowerOff, GuestPanic)
-SPANS = [(p.address, p.length) for p in standard_devices() + pc_devices()]
+SPANS = [(p.address, p.length) for p in standard_devices() + pc_devices() if p.space is Space.PIO]
 PORT = st.sampled_from(SPANS).flatmap(lambda span: st.integers(span[0] - 3, sum(span)))
 
 
@@ -243,6 +248,9 @@ def test_devices_take_any_offset_and_value(accesses: list[tuple[int, int, int]])
         ResetControl(),
         AcpiPm(),
         PvPanic(),
+        KeptPorts(),
+        LinePorts(),
+        KeptMemory(),
     ):
         for offset, size, value in accesses:
             with suppress(*ALL):
@@ -256,6 +264,9 @@ def test_devices_take_any_offset_and_value(accesses: list[tuple[int, int, int]])
         ResetControl(),
         AcpiPm(),
         PvPanic(),
+        KeptPorts(),
+        LinePorts(),
+        KeptMemory(),
     ):
         for offset, size, _ in accesses:
             assert 0 <= reader.read(offset, size) < 1 << (8 * size)

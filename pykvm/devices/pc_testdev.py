@@ -1,0 +1,118 @@
+"""QEMU's pc-testdev: what kernels that test a hypervisor find beside a PC's own devices.
+
+kvm-unit-tests drives it: interrupt lines that the guest itself raises and lowers, ports and memory
+that keep what is written to them, so that instructions which access devices can be tested.
+
+Source: QEMU, hw/misc/pc-testdev.c (layout and widths), facts only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.bus import Placement, Space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.devices.line import InterruptLine
+
+__all__ = ["KeptMemory", "KeptPorts", "LinePorts", "pc_testdev"]
+
+ISA_IRQS = 16
+CASCADE = 2
+MEMORY_SIZE = 0x10000
+FLUSH, BYTES = 4, 8
+
+
+def pc_testdev() -> list[Placement]:
+    """New devices in their places.
+
+    Port 0xe9 stays the debug console's; the byte that would be there is at 0xe1 as well.
+
+    >>> for placement in pc_testdev():
+    ...     print(placement.name, hex(placement.address))
+    pc-testdev 0xe0
+    pc-testdev 0xea
+    pc-testdev-irq 0x2000
+    pc-testdev-memory 0xff000000
+    """
+    ports = KeptPorts()
+    return [
+        Placement(ports, Space.PIO, 0xE0, 9),
+        Placement(ports, Space.PIO, 0xEA, 2, offset=10),
+        Placement(LinePorts(), Space.PIO, 0x2000, 24),
+        Placement(KeptMemory(), Space.MMIO, 0xFF000000, MEMORY_SIZE),
+    ]
+
+
+class KeptPorts:
+    """Four bytes at offset 0, read and written in any width, and the same ones at offset 8.
+
+    What is written to offset 4 is the address of a page that KVM is to forget and to map anew: the
+    guest sees nothing of that, and nothing is done.
+    """
+
+    def __init__(self, name: str = "pc-testdev") -> None:
+        self.name = name
+        self._data = bytearray(4)
+
+    def read(self, offset: int, size: int) -> int:
+        """The bytes, 0 for the page's address."""
+        if FLUSH <= offset < BYTES:
+            return 0
+        return int.from_bytes(self._data[offset % 4 : offset % 4 + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Keep the bytes."""
+        if not FLUSH <= offset < BYTES:
+            for at in range(offset % 4, min(offset % 4 + size, 4)):
+                self._data[at] = value & 0xFF
+                value >>= 8
+
+
+class LinePorts:
+    """A byte for each ISA interrupt: other than 0 raises its line, 0 lowers it.  Reads give 0.
+
+    There are places for 24 lines, of which 16 and up lead nowhere, as does 2, the wire between the
+    two 8259s.
+    """
+
+    def __init__(self, name: str = "pc-testdev-irq") -> None:
+        self.name = name
+        self._line_of: Callable[[int], InterruptLine] | None = None
+        self._lines: dict[int, InterruptLine] = {}
+
+    def connect_lines(self, line_of: Callable[[int], InterruptLine]) -> None:
+        """Take the lines from `line_of`, each when the guest first drives it."""
+        self._line_of = line_of
+
+    def read(self, offset: int, size: int) -> int:
+        """Nothing."""
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Drive a line.  Only single bytes do."""
+        if size != 1 or offset >= ISA_IRQS or offset == CASCADE or self._line_of is None:
+            return
+        if offset not in self._lines:
+            self._lines[offset] = self._line_of(offset)
+        self._lines[offset].set(value != 0)
+
+
+class KeptMemory:
+    """64 KiB that behave as RAM and are none: every access is an MMIO exit."""
+
+    def __init__(self, name: str = "pc-testdev-memory") -> None:
+        self.name = name
+        self._data = bytearray(MEMORY_SIZE)
+
+    def read(self, offset: int, size: int) -> int:
+        """The bytes there."""
+        return int.from_bytes(self._data[offset : offset + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Keep the bytes that lie in it."""
+        for at in range(offset, min(offset + size, MEMORY_SIZE)):
+            self._data[at] = value & 0xFF
+            value >>= 8
