@@ -66,8 +66,15 @@ class Assembly:
 
         Kernels take the memory behind the last thing that was loaded for free.
         """
-        low = self.end if self.free.find(size, align=PAGE_SIZE, low=self.end) is not None else MIB
+        low = self.end if self._has_room(size, self.end) else MIB
         return self.reserve(name, size, align=PAGE_SIZE, low=low)
+
+    def has_room_behind(self, size: int) -> bool:
+        """Whether `behind` would find it."""
+        return self._has_room(size, min(self.end, MIB))
+
+    def _has_room(self, size: int, low: int) -> bool:
+        return self.free.find(size, align=PAGE_SIZE, low=low) is not None
 
     def fill(self, address: int, data: Buffer) -> None:
         """Note what belongs at `address`, in a place that was taken."""

@@ -13,10 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.boot import bare, flat
+from pykvm.boot.source import Source
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Entry, Image, Setup
-    from pykvm.boot.source import Request, Source
+    from pykvm.boot.source import Request
     from pykvm.memory import GuestMemory
 
 __all__ = ["NAME", "PC", "load", "place", "recognise"]
@@ -48,7 +49,7 @@ def recognise(source: Source, request: Request) -> str | None:
 
 def load(source: Source, request: Request) -> Image:
     """Take the first sector.  Raises LoadError for an entry outside it, or another mode."""
-    sector = source.part(SECTOR_SIZE)
+    sector = Source(source.name, source.data[:SECTOR_SIZE])
     return flat.load(sector, request)._replace(kind=NAME, protocol=NAME)
 
 

@@ -38,8 +38,8 @@ PREFER_LOW, PREFER_HIGH = 1, 2
 
 _TAG = Struct("<HHI")
 
-# What the kernel can ask to be told: the tags of the information, by their numbers.  Those that
-# pykvm knows how to tell are sent where there is anything to tell.
+# What the kernel can ask to be told: the tags of the information, by their numbers.  Those in TOLD
+# are sent where there is anything to tell; of a BIOS boot device there never is, which is allowed.
 INFORMATION = {
     1: "boot command line",
     2: "boot loader name",
@@ -63,7 +63,7 @@ INFORMATION = {
     20: "EFI 64-bit image handle pointer",
     21: "image load base physical address",
 }
-TOLD = frozenset({1, 2, 3, 4, 5, 6, 9, 14, 15, 21})
+TOLD = frozenset({1, 2, 3, 4, 5, 6, 9, 13, 14, 15, 21})
 
 
 class Tag(NamedTuple):

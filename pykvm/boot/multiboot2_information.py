@@ -34,10 +34,16 @@ __all__ = ["information"]
 
 TAG_ALIGN = 8
 END, CMDLINE, BOOT_LOADER_NAME, MODULE, BASIC_MEMINFO, MMAP, ELF_SECTIONS = 0, 1, 2, 3, 4, 6, 9
-ACPI_OLD, ACPI_NEW, LOAD_BASE_ADDR = 14, 15, 21
+SMBIOS, ACPI_OLD, ACPI_NEW, LOAD_BASE_ADDR = 13, 14, 15, 21
 
 _TAG = Struct("<II")
 _MEMORY = Struct("<QQII")
+
+# SMBIOS Reference Specification 3.6, 5.2.2: the 64-bit entry point's anchor and, from offset 7 on,
+# the version (major, minor, docrev), its own revision, and the size and place of the structures.
+SMBIOS_ANCHOR = b"_SM3_"
+SMBIOS_ENTRY = Struct("<BBBBBIQ")
+SMBIOS_ENTRY_OFFSET = 7
 
 # ACPI Specification 6.5, 5.2.5.3: the RSDP of revision 0 and the place of the later ones' length.
 RSDP_OLD_SIZE = 20
@@ -60,6 +66,7 @@ def information(
         *_modules(assembly, setup),
         *_memory(memory),
         *_sections(assembly, kernel_of(image).sections),
+        *_smbios(tables),
         *_root_pointer(tables),
     ]
     if load_base is not None:
@@ -90,6 +97,17 @@ def _sections(assembly: Assembly, sections: Sections | None) -> Iterator[tuple[i
     if sections is not None and (table := sections.place(assembly)) is not None:
         numbers = pack("<III", len(sections), sections.shape.size, sections.names)
         yield ELF_SECTIONS, numbers + table
+
+
+def _smbios(tables: Tables) -> Iterator[tuple[int, bytes]]:
+    """SMBIOS's version and structures."""
+    for piece in tables.pieces:
+        if piece.data.startswith(SMBIOS_ANCHOR):
+            entry = SMBIOS_ENTRY.unpack_from(piece.data, SMBIOS_ENTRY_OFFSET)
+            major, minor, *_, address = entry
+            for structures in tables.pieces:
+                if structures.address == address:
+                    yield SMBIOS, pack("<BB6x", major, minor) + structures.data
 
 
 def _root_pointer(tables: Tables) -> Iterator[tuple[int, bytes]]:

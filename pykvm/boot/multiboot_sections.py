@@ -54,7 +54,7 @@ class Sections:
                 alignment = min(max(header.sh_addralign, 1), PAGE_SIZE)
                 offsets[number] = -(-size // alignment) * alignment
                 size = offsets[number] + header.sh_size
-        if assembly.free.find(size, align=PAGE_SIZE) is None:
+        if not assembly.has_room_behind(size):
             return None
         block = assembly.behind("sections", size)
         for number, offset in offsets.items():

@@ -31,12 +31,6 @@ class Source:
     def __len__(self) -> int:
         return len(self.data)
 
-    def part(self, size: int) -> Source:
-        """The first `size` bytes, under the same name."""
-        part = object.__new__(Source)
-        part.name, part.data = self.name, self.data[:size]
-        return part
-
     def error(self, message: str, *, hint: str = "") -> LoadError:
         """Return the LoadError that says `message` about this file."""
         return LoadError(f"{self.name}: {message}", hint=hint)

@@ -27,6 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykvm import boot
+from pykvm.boot import Setup
 from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
 from pykvm.x86.state import Mode
@@ -64,7 +65,7 @@ def memory() -> Any:
         yield memory
 
 
-def attempt(memory: GuestMemory, data: bytes, **request: Any) -> str:
+def attempt(memory: GuestMemory, data: bytes, *, setup: Setup | None = None, **request: Any) -> str:
     """Load, place and ask for symbols; returns how far it got, for the tests of this function."""
     try:
         image = boot.load(data, name="fuzz", **request)
@@ -77,7 +78,7 @@ def attempt(memory: GuestMemory, data: bytes, **request: Any) -> str:
         assert image.symbols[name] >= 0
     image.symbols.describe(image.entry)
     try:
-        entry = boot.place(image, memory)
+        entry = boot.place(image, memory, setup)
     except LoadError as error:
         assert str(error).startswith("fuzz: ")
         return "does not fit"

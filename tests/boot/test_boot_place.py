@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from boot.elfs import ET_DYN, HLT, Part, R, W, elf
@@ -414,3 +415,22 @@ class TestFreeMemory:
         free = FreeMemory("g", [(0x1008, 0x9000)])
         assert [free.take("x", 8, align=16).start for _ in range(2)] == [0x1010, 0x1020]
         assert free.take("y", 8, align=8).start == 0x1008
+
+    @pytest.mark.parametrize(
+        ("limits", "found"),
+        [
+            ({}, 0x1000),
+            ({"highest": True}, 0x8000),
+            ({"low": 0x1001}, 0x2000),
+            ({"low": 0x2001}, 0x6000),
+            ({"high": 0x1FFF}, None),
+            ({"high": 0x7FFF, "highest": True}, 0x6000),
+            ({"high": 0x5FFF, "highest": True}, 0x2000),
+            ({"low": 0x8001}, None),
+            ({"low": 0x7000, "high": 0x7FFF}, None),
+        ],
+    )
+    def test_find(self, limits: dict[str, Any], found: int | None) -> None:
+        free = FreeMemory("g", [(0, 0x3000), (0x5800, 0x9800)])
+        assert free.find(0x1000, align=0x1000, **limits) == found
+        assert free.find(0x1000, align=0x1000, **limits) == found, "it takes nothing"
