@@ -153,6 +153,7 @@ class Machine:
                 mode=_mode(mode),
                 address=load_address,
                 protocol=boot,
+                room=_size(memory),
                 entry=_real_address(entry),
                 stack=_real_address(stack),
             )
@@ -807,12 +808,18 @@ def _mode(mode: Mode | str | None) -> Mode | None:
         raise ConfigError(f"mode is one of {names}, not {mode!r}") from None
 
 
+def _size(memory: int | str | GuestMemory) -> int:
+    if isinstance(memory, GuestMemory):
+        return sum(region.end - region.start for region in memory.regions)
+    return parse_size(memory) if isinstance(memory, str) else memory
+
+
 def _real_address(text: str | None) -> RealAddress | None:
     return None if text is None else RealAddress.parse(text)
 
 
 def _ram(size: int | str) -> GuestMemory:
-    amount = parse_size(size) if isinstance(size, str) else size
+    amount = _size(size)
     memory = GuestMemory()
     try:
         memory.add_ram(0, min(amount, HOLE_START))

@@ -1,7 +1,8 @@
-/* A second way in: PVH, the boot protocol by which QEMU (-kernel), Xen, Firecracker and Cloud
+/* A second way in, for others than pykvm: PVH, the boot protocol by which QEMU (-kernel), Xen, Firecracker and Cloud
  * Hypervisor start an ELF file.  A note names a 32-bit entry point (Xen's public/elfnote.h); it is
  * entered in protected mode with flat segments and paging off.  This brings the vCPU to where
- * pykvm starts a long-mode guest, and goes on at the same _start. */
+ * pykvm starts a long-mode guest, and goes on at the same _start.  pykvm knows PVH too: bare.S is
+ * beside this where it is not to take that way. */
 
 .set XEN_ELFNOTE_PHYS32_ENTRY, 18
 

@@ -7,15 +7,19 @@ r"""What kinds of guest file exist and how each is entered: one module for each 
 ('flat', '0x7c00')
 
 A boot protocol is a module with the face of `BootProtocol`.  To add one, write its file and name it
-in `PROTOCOLS`, before those that would take its files for theirs.
+in `_MODULES`, and in `_ASKED` before those that would take its files for theirs.
+
+An ELF file may name the protocol that it wants, in a note of owner "pykvm" and type 1 whose
+description is the name.  That one then takes it, whatever else the file looks like.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
 
-from pykvm.boot import bare_elf, bootsector, firmware, flat, multiboot, multiboot2
 from pykvm.boot.image import Entry, Image, Module, Range, Segment, Setup
+from pykvm.boot.notes import named_protocol
 from pykvm.boot.real_start import RealAddress
 from pykvm.boot.source import Request, Source, source_of
 from pykvm.boot.symbols import Symbols
@@ -68,18 +72,24 @@ class BootProtocol(Protocol):
         """Write the image and all it needs at entry.  Raises LoadError, then nothing is written."""
 
 
-# Asked in this order.
-PROTOCOLS: tuple[BootProtocol, ...] = (
-    multiboot,
-    multiboot2,
-    bare_elf,
-    firmware,
-    bootsector,
-    flat,
-)
-
+# By name, the module of each: it is imported when a file may be its own.
+_MODULES = {
+    "linux": "pykvm.boot.linux",
+    "linux64": "pykvm.boot.linux64",
+    "linux32": "pykvm.boot.linux32",
+    "multiboot": "pykvm.boot.multiboot",
+    "multiboot2": "pykvm.boot.multiboot2",
+    "pvh": "pykvm.boot.pvh",
+    "elf": "pykvm.boot.bare_elf",
+    "firmware": "pykvm.boot.firmware",
+    "bootsector": "pykvm.boot.bootsector",
+    "flat": "pykvm.boot.flat",
+}
+PROTOCOLS = tuple(_MODULES)
+# Asked in this order; the others take a file that another would take too, and want to be named.
+_ASKED = tuple(name for name in PROTOCOLS if name not in ("linux64", "linux32"))
 # Those that can be told where to start and where the stack is, by segments.
-_REAL_MODE = (bootsector.NAME, flat.NAME)
+_REAL_MODE = ("bootsector", "flat")
 
 _FLAT_HINT = "to run it as raw machine code, say in which mode: --mode real, protected or long"
 
@@ -91,28 +101,31 @@ def load(
     mode: Mode | None = None,
     address: int | None = None,
     protocol: str | None = None,
+    room: int | None = None,
     entry: RealAddress | None = None,
     stack: RealAddress | None = None,
 ) -> Image:
     """Read a guest file, from its path or as its bytes, by the first protocol that knows it.
 
     `name` (the file's own by default, "guest" for bytes) is for messages and the guest's argv[0].
-    `mode` is the CPU mode to enter it in, `address` where to put a flat image or a PIE; both are
-    the file's business by default.  `protocol` insists on one by its NAME.  `entry` is where a flat
-    image or a boot sector starts in real mode, and `stack` what SS:SP is then.
+    `mode` is the CPU mode to enter it in, `address` where to put an image that can be moved; both
+    are the file's business by default.  `protocol` insists on one by its NAME.  `room` is how many
+    bytes of memory the guest has: a compressed kernel is unpacked to that size at most.  `entry` is
+    where a flat image or a boot sector starts in real mode, and `stack` what SS:SP is then.
 
     Raises LoadError for a file that no protocol knows or that its protocol finds fault with, naming
     the file, the field and its value; ConfigError for a negative address or an unknown protocol.
     """
-    wanted = PROTOCOLS if protocol is None else (_named(protocol),)
+    if protocol is not None:
+        _named(protocol)
     if address is not None and address < 0:
         raise ConfigError(f"load address {address:#x} is negative")
     source = source_of(file, name=name)
     if not len(source):
         raise source.error("is empty")
-    request = Request(mode, address, protocol, entry, stack)
+    request = Request(mode, address, protocol, room, entry, stack)
     reasons = []
-    for one in wanted:
+    for one in map(_named, _candidates(source, protocol)):
         reason = one.recognise(source, request)
         if reason is None:
             if (entry or stack) and one.NAME not in _REAL_MODE:
@@ -125,8 +138,23 @@ def load(
         reasons.append(f"no {one.NAME} image ({reason})")
     from pykvm.boot.magic import familiar
 
-    what, advice = familiar(bytes(source.data[:16])) or ("no guest that pykvm knows", _FLAT_HINT)
+    what, advice = familiar(bytes(source.part(0, 64))) or ("no guest that pykvm knows", _FLAT_HINT)
     raise source.error(f"is {what}: {', '.join(reasons)}", hint=advice)
+
+
+def _candidates(source: Source, protocol: str | None) -> tuple[str, ...]:
+    """The protocols to ask: the one that the caller names, or the file itself, or else all."""
+    if protocol is not None:
+        return (protocol,)
+    named = named_protocol(source)
+    if named is None:
+        return _ASKED
+    if named not in PROTOCOLS:
+        raise source.error(
+            f"names the boot protocol {named!r} (note of owner pykvm), and there is none",
+            hint=f"choose from {', '.join(PROTOCOLS)}, here or in the file",
+        )
+    return (named,)
 
 
 def place(image: Image, memory: GuestMemory, setup: Setup | None = None) -> Entry:
@@ -146,8 +174,8 @@ def protocol_of(image: Image) -> BootProtocol:
 
 
 def _named(name: str) -> BootProtocol:
-    for protocol in PROTOCOLS:
-        if name == protocol.NAME:
-            return protocol
-    names = ", ".join(protocol.NAME for protocol in PROTOCOLS)
-    raise ConfigError(f"there is no boot protocol {name!r}", hint=f"choose from {names}")
+    if name not in _MODULES:
+        raise ConfigError(
+            f"there is no boot protocol {name!r}", hint=f"choose from {', '.join(PROTOCOLS)}"
+        )
+    return cast("BootProtocol", import_module(_MODULES[name]))

@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.boot.image import Range
-from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
+from pykvm.boot.placement import (
+    FreeMemory,
+    check_segments,
+    ram_ranges,
+    write_content,
+    write_segment,
+)
 from pykvm.errors import LoadError
 from pykvm.tables.e820 import BIOS_END, EBDA_START
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from typing_extensions import Buffer
-
     from pykvm.boot.image import Image, Segment
+    from pykvm.boot.source import Content
     from pykvm.memory import GuestMemory
     from pykvm.tables import Tables
 
@@ -38,7 +43,7 @@ class Assembly:
         check_segments(image, memory)
         self._image = image
         self._memory = memory
-        self._writes: list[tuple[int, Buffer]] = []
+        self._writes: list[tuple[int, Content]] = []
         self._layout = [segment.range for segment in image.segments]
         self.free = free_memory(image.name, memory, self._layout)
         #: The first address behind the image.
@@ -76,7 +81,7 @@ class Assembly:
     def _has_room(self, size: int, low: int) -> bool:
         return self.free.find(size, align=PAGE_SIZE, low=low) is not None
 
-    def fill(self, address: int, data: Buffer) -> None:
+    def fill(self, address: int, data: Content) -> None:
         """Note what belongs at `address`, in a place that was taken."""
         self._writes.append((address, data))
 
@@ -103,7 +108,7 @@ class Assembly:
         for segment in self._image.segments:
             write_segment(self._memory, segment)
         for address, data in self._writes:
-            self._memory.write(address, data)
+            write_content(self._memory, address, data)
 
 
 def free_memory(name: str, memory: GuestMemory, taken: Sequence[Range]) -> FreeMemory:

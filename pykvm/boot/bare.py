@@ -212,7 +212,7 @@ def _descriptors(free: FreeMemory) -> tuple[Range, Range, list[tuple[int, bytes]
 
 def _arguments(image: Image, free: FreeMemory, argv: Sequence[str]) -> tuple[Range, bytes]:
     """Place argv: pointers, a null pointer, then the strings; returns the place and its bytes."""
-    strings = [c_string(argument) for argument in argv]
+    strings = [c_string(argument, "argument") for argument in argv]
     vector_size = image.word * (len(strings) + 1)
     place = free.take("arguments", vector_size + sum(map(len, strings)), align=16)
     pointers = []

@@ -14,7 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.boot import bare, elf
-from pykvm.boot.elf_segments import loadable, physical, segments_at
+from pykvm.boot.elf_segments import (
+    check_entry,
+    extents,
+    loaded_headers,
+    physical_addresses,
+    place_segments,
+)
 from pykvm.boot.image import Image
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.x86.state import Mode
@@ -39,7 +45,7 @@ _MODES = {elf.EM_386: Mode.PROTECTED, elf.EM_X86_64: Mode.LONG}
 def recognise(source: Source, request: Request) -> str | None:
     """Return why this is no ELF file, None if it is one."""
     del request
-    start = bytes(source.data[: len(elf.ELFMAG)])
+    start = bytes(source.part(0, len(elf.ELFMAG)))
     if start == elf.ELFMAG:
         return None
     return f"starts with {start.hex(' ')}, not with {elf.ELFMAG.hex(' ')}"
@@ -53,14 +59,14 @@ def load(source: Source, request: Request) -> Image:
     """
     header = elf.read_header(source)
     program_headers = elf.read_program_headers(source, header)
-    loaded = loadable(source, program_headers)
+    loaded = loaded_headers(source, program_headers)
     if header.e_type == elf.ET_DYN:
         segments, bias = _place_pie(source, header, program_headers, loaded, request.address)
     else:
         segments, bias = _place_fixed(source, loaded, request.address), 0
     mode = request.mode or _MODES[header.e_machine]
     entry = header.e_entry + bias
-    _check_entry(source, entry, segments, loaded)
+    check_entry(source, entry, segments, loaded)
     bare.check_entry(source, mode, entry)
     return Image(
         name=source.name,
@@ -71,7 +77,7 @@ def load(source: Source, request: Request) -> Image:
         segments=segments,
         symbols=Symbols(
             lambda: read_symbols(source, header, bias=bias),
-            extents=[(one.p_vaddr + bias, one.p_vaddr + bias + one.p_memsz) for one in loaded],
+            extents=extents(loaded, bias),
         ),
         word=header.elf_class.word if mode is Mode.LONG else 4,
     )
@@ -89,7 +95,7 @@ def _place_fixed(
             f"cannot be placed at {address:#x}: it is linked at a fixed address (e_type ET_EXEC)",
             hint="leave the address out, link it there (ld -Ttext), or link it with -static-pie",
         )
-    return segments_at(source, loaded, physical(loaded))
+    return place_segments(source, loaded, physical_addresses(loaded))
 
 
 def _place_pie(
@@ -109,7 +115,7 @@ def _place_pie(
             hint="link it with -static-pie, or -static -no-pie",
         )
     bias = _bias(source, loaded, address)
-    segments = segments_at(source, loaded, [one.p_vaddr + bias for one in loaded])
+    segments = place_segments(source, loaded, [one.p_vaddr + bias for one in loaded])
     return relocate(source, header, dynamic, segments, bias), bias
 
 
@@ -135,30 +141,3 @@ def _bias(source: Source, loaded: Sequence[ProgramHeader], address: int | None) 
             hint=f"choose a multiple of {alignment:#x}, or link it with -z max-page-size=0x1000",
         )
     return address - lowest
-
-
-def _check_entry(
-    source: Source, entry: int, segments: Sequence[Segment], loaded: Sequence[ProgramHeader]
-) -> None:
-    for segment in segments:
-        if not segment.address <= entry < segment.end:
-            continue
-        if not segment.executable:
-            raise source.error(
-                f"entry {entry:#x} (e_entry) lies in {segment.range}, which is not executable",
-                hint="name the function to start with: ld -e _start",
-            )
-        if entry >= segment.address + len(segment.data):
-            raise source.error(
-                f"entry {entry:#x} (e_entry) lies in the zero-filled part of {segment.range}"
-            )
-        return
-    for segment, one in zip(segments, loaded, strict=True):
-        if one.p_vaddr <= entry < one.p_vaddr + one.p_memsz:
-            raise source.error(
-                f"entry {entry:#x} (e_entry) is a virtual address: {segment.name} is loaded at "
-                f"{segment.address:#x} (p_paddr), and nothing maps it higher yet",
-                hint="link the entry at its physical address, or link the segment where it loads",
-            )
-    hint = "name the function to start with: ld -e _start"
-    raise source.error(f"entry {entry:#x} (e_entry) lies in no segment", hint=hint)

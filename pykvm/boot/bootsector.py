@@ -39,17 +39,17 @@ def recognise(source: Source, request: Request) -> str | None:
         return "a mode or an address is given, which makes it a flat image"
     if not len(source) or len(source) % SECTOR_SIZE:
         return f"has {len(source)} bytes, not whole sectors of {SECTOR_SIZE}"
-    found = bytes(source.data[SIGNATURE_OFFSET : SIGNATURE_OFFSET + len(SIGNATURE)])
+    found = bytes(source.part(SIGNATURE_OFFSET, len(SIGNATURE)))
     if found != SIGNATURE:
         return f"has {found.hex(' ')} at {SIGNATURE_OFFSET}, not {SIGNATURE.hex(' ')}"
-    if bytes(source.data[LINUX_MAGIC_OFFSET:][: len(LINUX_MAGIC)]) == LINUX_MAGIC:
+    if bytes(source.part(LINUX_MAGIC_OFFSET, len(LINUX_MAGIC))) == LINUX_MAGIC:
         return "is a Linux kernel (HdrS at 0x202)"
     return None
 
 
 def load(source: Source, request: Request) -> Image:
     """Take the first sector.  Raises LoadError for an entry outside it, or another mode."""
-    sector = Source(source.name, source.data[:SECTOR_SIZE])
+    sector = Source(source.name, source.part(0, SECTOR_SIZE))
     return flat.load(sector, request)._replace(kind=NAME, protocol=NAME)
 
 

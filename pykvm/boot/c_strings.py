@@ -7,8 +7,10 @@ from pykvm.errors import ConfigError
 __all__ = ["c_string"]
 
 
-def c_string(text: str) -> bytes:
-    r"""`text` in UTF-8 with a NUL behind it.  Raises ConfigError for what no C string can hold.
+def c_string(text: str, what: str = "argument") -> bytes:
+    r"""`text` in UTF-8 with a NUL behind it.
+
+    Raises ConfigError, which calls the text `what`, for what no C string can hold.
 
     >>> c_string("console=ttyS0")
     b'console=ttyS0\x00'
@@ -17,7 +19,7 @@ def c_string(text: str) -> bytes:
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise ConfigError(f"argument {text!r} is not text: {error.reason}") from error
+        raise ConfigError(f"{what} {text!r} is not text: {error.reason}") from error
     if b"\0" in data:
-        raise ConfigError(f"argument {text!r} contains a NUL, which ends a C string")
+        raise ConfigError(f"{what} {text!r} contains a NUL, which ends a C string")
     return data + b"\0"

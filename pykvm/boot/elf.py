@@ -130,7 +130,7 @@ def read_header(source: Source) -> ElfHeader:
     Raises LoadError for everything else that starts with the ELF magic: a truncated header, another
     machine or byte order, an object file, a core dump, a table of program headers that cannot be.
     """
-    ident = bytes(source.data[:EI_NIDENT])
+    ident = bytes(source.part(0, EI_NIDENT))
     if len(source) < _E_MACHINE_OFFSET + 2:
         raise _truncated(source, "ELF header", _E_MACHINE_OFFSET + 2)
     _check_machine(source, ident)
@@ -143,7 +143,7 @@ def read_header(source: Source) -> ElfHeader:
         raise source.error(f"ELF version (EI_VERSION) is {ident[EI_VERSION]}: only 1 exists")
     if len(source) < elf_class.header.size:
         raise _truncated(source, "ELF header", elf_class.header.size)
-    header = ElfHeader(elf_class, *elf_class.header.unpack_from(source.data))
+    header = ElfHeader(elf_class, *elf_class.header.unpack(source.part(0, elf_class.header.size)))
     if header.e_machine == EM_386 and elf_class is ELF64:
         raise source.error("is an ELF64 file for the Intel 80386 (e_machine 3): there is no such")
     _check_type(source, header)
@@ -158,7 +158,7 @@ def read_program_headers(source: Source, header: ElfHeader) -> Sequence[ProgramH
     or its memory past the end of the address space.
     """
     shape = header.elf_class.program_header
-    table = source.data[header.e_phoff : header.e_phoff + header.e_phnum * shape.size]
+    table = source.part(header.e_phoff, header.e_phnum * shape.size)
     headers = []
     for number, fields in enumerate(shape.iter_unpack(table)):
         if header.elf_class is ELF32:
@@ -212,7 +212,7 @@ def _check_machine(source: Source, ident: bytes) -> None:
     order = orders.get(ident[EI_DATA])
     if order is None:
         raise source.error(f"byte order (EI_DATA) is {ident[EI_DATA]}: neither 1 nor 2")
-    field = source.data[_E_MACHINE_OFFSET : _E_MACHINE_OFFSET + 2]
+    field = source.part(_E_MACHINE_OFFSET, 2)
     e_machine = int.from_bytes(field, "big" if order == "big" else "little")
     if e_machine not in (EM_386, EM_X86_64):
         raise source.error(

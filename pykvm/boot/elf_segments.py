@@ -1,4 +1,7 @@
-"""The segments of an ELF file: which of them are loaded, and where in guest memory they go."""
+"""The segments of an ELF executable, whoever enters it.
+
+Which program headers take memory, where they go, and whether code lies at the entry.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,15 @@ if TYPE_CHECKING:
     from pykvm.boot.elf import ProgramHeader
     from pykvm.boot.source import Source
 
-__all__ = ["loadable", "physical", "segments_at"]
+__all__ = ["check_entry", "extents", "loaded_headers", "physical_addresses", "place_segments"]
 
 
-def loadable(source: Source, program_headers: Sequence[ProgramHeader]) -> list[ProgramHeader]:
-    """The program headers of what is to be in memory.
+def loaded_headers(
+    source: Source, program_headers: Sequence[ProgramHeader]
+) -> Sequence[ProgramHeader]:
+    """Return the program headers that take memory.
 
-    Raises LoadError if there is none, or if the file needs a dynamic linker.
+    Raises LoadError where there are none, and for a program that wants a dynamic linker.
     """
     _refuse_interpreter(source, program_headers)
     loaded = [one for one in program_headers if one.p_type == elf.PT_LOAD and one.p_memsz]
@@ -32,22 +37,18 @@ def loadable(source: Source, program_headers: Sequence[ProgramHeader]) -> list[P
     return loaded
 
 
-def physical(loaded: Sequence[ProgramHeader]) -> list[int]:
-    """Where each goes: at its p_paddr or, where the linker set none at all, at its p_vaddr."""
-    if any(one.p_paddr for one in loaded):
-        return [one.p_paddr for one in loaded]
-    return [one.p_vaddr for one in loaded]
-
-
-def segments_at(
+def place_segments(
     source: Source, loaded: Sequence[ProgramHeader], addresses: Sequence[int]
 ) -> tuple[Segment, ...]:
-    """Each of `loaded` at its address.  Raises LoadError where two of them overlap."""
+    """Return a segment for each program header, at the address given for it.
+
+    Raises LoadError where two overlap.
+    """
     segments = tuple(
         Segment(
             name=f"segment {one.number}",
             address=address,
-            data=source.data[one.p_offset : one.p_offset + one.p_filesz],
+            data=source.slice(one.p_offset, one.p_filesz),
             size=one.p_memsz,
             executable=bool(one.p_flags & elf.PF_X),
             writable=bool(one.p_flags & elf.PF_W),
@@ -58,10 +59,55 @@ def segments_at(
     return segments
 
 
+def physical_addresses(loaded: Sequence[ProgramHeader]) -> list[int]:
+    """Return where the linker wants each segment: p_paddr, or p_vaddr where it set none."""
+    if any(one.p_paddr for one in loaded):
+        return [one.p_paddr for one in loaded]
+    return [one.p_vaddr for one in loaded]
+
+
+def extents(loaded: Sequence[ProgramHeader], bias: int = 0) -> list[tuple[int, int]]:
+    """Return the (start, end) in linked addresses, plus `bias`, that symbols can lie in."""
+    return [(one.p_vaddr + bias, one.p_vaddr + bias + one.p_memsz) for one in loaded]
+
+
+def check_entry(
+    source: Source,
+    entry: int,
+    segments: Sequence[Segment],
+    loaded: Sequence[ProgramHeader],
+    *,
+    field: str = "e_entry",
+) -> None:
+    """Raise LoadError unless `entry`, which `field` of the file names, is code that it brings."""
+    for segment in segments:
+        if not segment.address <= entry < segment.end:
+            continue
+        if not segment.executable:
+            raise source.error(
+                f"entry {entry:#x} ({field}) lies in {segment.range}, which is not executable",
+                hint="name the function to start with: ld -e _start",
+            )
+        if entry >= segment.address + len(segment.data):
+            raise source.error(
+                f"entry {entry:#x} ({field}) lies in the zero-filled part of {segment.range}"
+            )
+        return
+    for segment, one in zip(segments, loaded, strict=True):
+        if one.p_vaddr <= entry < one.p_vaddr + one.p_memsz:
+            raise source.error(
+                f"entry {entry:#x} ({field}) is a virtual address: {segment.name} is loaded at "
+                f"{segment.address:#x} (p_paddr), and nothing maps it higher yet",
+                hint="link the entry at its physical address, or link the segment where it loads",
+            )
+    hint = "name the function to start with: ld -e _start"
+    raise source.error(f"entry {entry:#x} ({field}) lies in no segment", hint=hint)
+
+
 def _refuse_interpreter(source: Source, program_headers: Sequence[ProgramHeader]) -> None:
     for one in program_headers:
         if one.p_type == elf.PT_INTERP:
-            path = bytes(source.data[one.p_offset : one.p_offset + min(one.p_filesz, 256)])
+            path = bytes(source.part(one.p_offset, min(one.p_filesz, 256)))
             name = path.partition(b"\0")[0].decode("ascii", "backslashreplace")
             raise source.error(
                 f"is dynamically linked (PT_INTERP {name})",

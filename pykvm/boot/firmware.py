@@ -55,9 +55,10 @@ def recognise(source: Source, request: Request) -> str | None:
     size = len(source)
     if not size or size % BLOCK or size > LARGEST:
         return f"{size:#x} bytes are not a multiple of 64 KiB up to 16 MiB"
-    code = bytes(source.data[-16:]).lstrip(_NOP)
+    end = bytes(source.part(size - 16, 16))
+    code = end.lstrip(_NOP)
     if code[:1] not in _JUMPS or not code:
-        start = source.data[-16:-11].hex(" ")
+        start = end[:5].hex(" ")
         return f"no jump stands at the reset vector, 16 bytes before its end, but {start}"
     return None
 
@@ -109,11 +110,12 @@ def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
             f"{image.name}: {shadow} lies outside guest memory ({describe(memory)})",
             hint="give the guest its whole first MiB",
         )
+    content = bytes(rom.data)
     try:
-        memory.add_rom(rom.address, rom.data, name=rom.name)
+        memory.add_rom(rom.address, content, name=rom.name)
     except ConfigError as error:
         raise LoadError(f"{image.name}: there is no room for it: {error}") from error
-    memory.write(shadow.start, rom.data[-shadow_size:])
+    memory.write(shadow.start, content[-shadow_size:])
     return Entry(reset(), (shadow, rom.range), image.symbols)
 
 

@@ -64,7 +64,7 @@ def load(source: Source, request: Request) -> Image:
         protocol=NAME,
         mode=mode,
         entry=entry,
-        segments=(Segment("image", address, source.data, len(source)),),
+        segments=(Segment("image", address, source.slice(0, len(source)), len(source)),),
         symbols=Symbols(),
         word=8 if mode is Mode.LONG else 4,
         details=start,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from pykvm.boot.source import Source
+    from pykvm.boot.source import Content, Source
     from pykvm.boot.symbols import Symbols
     from pykvm.tables import Hardware
     from pykvm.x86.state import CpuState, Mode
@@ -40,7 +40,7 @@ class Segment(NamedTuple):
 
     name: str
     address: int
-    data: bytes | bytearray | memoryview
+    data: Content
     size: int
     executable: bool = True
     writable: bool = True
@@ -104,8 +104,10 @@ class Entry(NamedTuple):
     """How the first vCPU starts a placed image.
 
     `state` is to be set on the vCPU; `layout` names what lies where in guest memory, by address.
+    `remarks` are sentences on what was done otherwise than the user may expect.
     """
 
     state: CpuState
     layout: tuple[Range, ...]
     symbols: Symbols
+    remarks: tuple[str, ...] = ()

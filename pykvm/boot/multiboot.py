@@ -149,7 +149,7 @@ def _flat_kernel(source: Source, header: Header) -> Kernel:
             f"has a multiboot header at {header.offset:#x} without its address fields: they would "
             f"end past the file, or past its first {MULTIBOOT_SEARCH} bytes"
         )
-    *fields, entry = _ADDRESSES.unpack_from(source.data, start)
+    *fields, entry = _ADDRESSES.unpack(source.part(start, _ADDRESSES.size))
     return flat_kernel(source, AddressFields(*fields), header.offset, entry)
 
 

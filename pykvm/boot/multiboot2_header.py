@@ -113,7 +113,7 @@ def _tags(source: Source, start: int, end: int) -> Iterator[Tag]:
     end = min(end, len(source))
     offset = start
     while offset + _TAG.size <= end:
-        kind, flags, size = _TAG.unpack_from(source.data, offset)
+        kind, flags, size = _TAG.unpack(source.part(offset, _TAG.size))
         if kind == END:
             return
         if size < _TAG.size or offset + size > end:
@@ -121,7 +121,7 @@ def _tags(source: Source, start: int, end: int) -> Iterator[Tag]:
                 f"its multiboot2 header's tag at {offset:#x} (type {kind}) has size {size:#x}: "
                 f"from {_TAG.size} to {end - offset:#x} there would be room for"
             )
-        content = bytes(source.data[offset + _TAG.size : offset + size])
+        content = bytes(source.part(offset + _TAG.size, size - _TAG.size))
         words = Struct(f"<{len(content) // 4}I").unpack_from(content)
         yield Tag(offset, kind, bool(flags & OPTIONAL), words)
         offset += -(-size // TAG_ALIGN) * TAG_ALIGN

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm.boot import elf
 from pykvm.boot.c_strings import c_string
-from pykvm.boot.elf_segments import loadable, physical, segments_at
+from pykvm.boot.elf_segments import loaded_headers, physical_addresses, place_segments
 from pykvm.boot.image import Image, Segment
 from pykvm.boot.multiboot_sections import Sections, read_sections
 from pykvm.boot.symbols import Symbols, read_symbols
@@ -116,7 +116,7 @@ def unlike(request: Request) -> str | None:
 
 def is_elf(source: Source) -> bool:
     """Whether the file is an ELF file."""
-    return bytes(source.data[: len(elf.ELFMAG)]) == elf.ELFMAG
+    return bytes(source.part(0, len(elf.ELFMAG))) == elf.ELFMAG
 
 
 def elf_kernel(source: Source, entry: int | None = None) -> Kernel:
@@ -127,9 +127,9 @@ def elf_kernel(source: Source, entry: int | None = None) -> Kernel:
     Raises LoadError for files that are no x86 executables, and for parts beyond 4 GiB.
     """
     header = elf.read_header(source)
-    loaded = loadable(source, elf.read_program_headers(source, header))
-    addresses = physical(loaded)
-    segments = segments_at(source, loaded, addresses)
+    loaded = loaded_headers(source, elf.read_program_headers(source, header))
+    addresses = physical_addresses(loaded)
+    segments = place_segments(source, loaded, addresses)
     for segment in segments:
         if segment.end > FOUR_GIB:
             raise source.error(
@@ -187,7 +187,7 @@ def flat_kernel(source: Source, fields: AddressFields, offset: int, entry: int) 
                 f"the addresses in its multiboot header make no sense: {what}",
                 hint="check the symbols that the header takes them from",
             )
-    segment = Segment("image", load_addr, source.data[start:end], size)
+    segment = Segment("image", load_addr, source.slice(start, end - start), size)
     _check_entry(source, "entry_addr", entry, (segment,))
     return Kernel((segment,), entry)
 
@@ -236,7 +236,7 @@ def place_modules(assembly: Assembly, setup: Setup) -> list[LoadedModule]:
     loaded = []
     for source, words in given:
         place = assembly.behind(f"module {source.name}", len(source))
-        assembly.fill(place.start, source.data)
+        assembly.fill(place.start, source.slice(0, len(source)))
         loaded.append(LoadedModule(place, c_string(f"{source.name} {words}".rstrip())))
     return loaded
 

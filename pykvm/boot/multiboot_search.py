@@ -22,7 +22,7 @@ def find_words(
     Returns their offset and the words; None if the first MiB has none.
     """
     shape = Struct(f"<{count}I")
-    data = bytes(source.data[:REACH])
+    data = bytes(source.part(0, REACH))
     start = magic.to_bytes(4, "little")
     offset = data.find(start)
     while 0 <= offset <= len(data) - shape.size:

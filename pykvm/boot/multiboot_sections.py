@@ -60,7 +60,7 @@ class Sections:
         for number, offset in offsets.items():
             header = headers[number]._replace(sh_addr=block.start + offset)
             headers[number] = header
-            data = self._source.data[header.sh_offset : header.sh_offset + header.sh_size]
+            data = self._source.part(header.sh_offset, header.sh_size)
             assembly.fill(header.sh_addr, data)
         return b"".join(self.shape.pack(*header) for header in headers)
 
@@ -92,4 +92,6 @@ def read_sections(source: Source, header: ElfHeader) -> Sections | None:
     end = header.e_shoff + header.e_shnum * shape.size
     if header.e_shentsize != shape.size or not header.e_shnum or end > len(source):
         return None
-    return Sections(source, shape, bytes(source.data[header.e_shoff : end]), header.e_shstrndx)
+    return Sections(
+        source, shape, bytes(source.part(header.e_shoff, end - header.e_shoff)), header.e_shstrndx
+    )

@@ -12,9 +12,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pykvm.boot.image import Image, Segment
+    from pykvm.boot.source import Content
     from pykvm.memory import GuestMemory
 
-__all__ = ["FreeMemory", "check_segments", "describe", "ram_ranges", "write_segment"]
+__all__ = [
+    "FreeMemory",
+    "check_segments",
+    "describe",
+    "ram_ranges",
+    "write_content",
+    "write_segment",
+]
 
 PAGE_SIZE = 0x1000
 FOUR_GIB = 1 << 32
@@ -67,11 +75,33 @@ class FreeMemory:
         if first is not None:
             self.remove(first, first + size)
             return Range(name, first, first + size)
-        largest = max((end - start for start, end in self._free), default=0)
-        raise LoadError(
-            f"{self._name}: no room for the {name} ({format_size(size)}): the largest free piece "
-            f"of the guest's {format_size(sum(end - start for start, end in self._ram))} of "
-            f"memory has {format_size(largest)}",
+        raise self._no_room(name, size, self._free, "")
+
+    def take_highest(
+        self, name: str, size: int, *, limit: int = FOUR_GIB, align: int = PAGE_SIZE
+    ) -> Range:
+        """Take the highest free `size` bytes that end at `limit` or below.  Raises as `take` does.
+
+        >>> str(FreeMemory("a.elf", [(0, 0x8000)]).take_highest("initrd", 0x1800))
+        'initrd (0x6000-0x7800)'
+        """
+        free = [(start, min(end, limit)) for start, end in self._free if start < limit]
+        for start, end in reversed(free):
+            first = (end - size) // align * align
+            if first >= start:
+                self.remove(first, first + size)
+                return Range(name, first, first + size)
+        raise self._no_room(name, size, free, f" below {limit:#x}" if limit < FOUR_GIB else "")
+
+    def _no_room(
+        self, name: str, size: int, free: Iterable[tuple[int, int]], where: str
+    ) -> LoadError:
+        largest = max((end - start for start, end in free), default=0)
+        return LoadError(
+            f"{self._name}: no room for the {name} ({format_size(size)}): the largest free piece"
+            f"{where} of the guest's "
+            f"{format_size(sum(end - start for start, end in self._ram))} of memory has "
+            f"{format_size(largest)}",
             hint="give the guest more memory (--memory)",
         )
 
@@ -113,13 +143,27 @@ def check_segments(image: Image, memory: GuestMemory) -> None:
                 )
 
 
+def write_content(memory: GuestMemory, address: int, content: Content) -> None:
+    """Write bytes of a guest file to `address`; such as are still in the file go there at once.
+
+    Raises LoadError if the file has changed meanwhile.
+    """
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        memory.write(address, content)
+        return
+    for region in memory.regions:
+        low, high = max(address, region.start), min(address + len(content), region.end)
+        if low < high:
+            content.read_into(memory.view(low, high - low), low - address)
+
+
 def write_segment(memory: GuestMemory, segment: Segment) -> None:
     """Write the bytes of a segment and the zeros after them.
 
     Zeros are written only where there are none yet: a write would make the host back a page that
     the guest may never use.
     """
-    memory.write(segment.address, segment.data)
+    write_content(memory, segment.address, segment.data)
     for address in range(segment.address + len(segment.data), segment.end, len(_ZEROS)):
         length = min(len(_ZEROS), segment.end - address)
         if memory.read(address, length) != _ZEROS[:length]:

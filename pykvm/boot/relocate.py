@@ -53,7 +53,7 @@ def read_dynamic(
     shape = header.elf_class.dynamic
     size = dynamic.p_filesz // shape.size * shape.size
     found: dict[int, int] = {}
-    for tag, value in shape.iter_unpack(source.data[dynamic.p_offset : dynamic.p_offset + size]):
+    for tag, value in shape.iter_unpack(source.part(dynamic.p_offset, size)):
         if tag == DT_NULL:
             break
         found[tag] = value
@@ -75,8 +75,9 @@ def relocate(
     Raises LoadError for a relocation that is not relative, or whose word lies outside the file's
     bytes in every segment, and for a table of relocations that does.
     """
-    segments = [segment._replace(data=bytearray(segment.data)) for segment in segments]
-    words = _Words(source, segments, bias)
+    segments = list(segments)
+    images = [bytearray(bytes(segment.data)) for segment in segments]
+    words = _Words(source, segments, images, bias)
     for table in _tables(source, header, dynamic, words):
         for offset, kind, addend in table.unpack(bytes(table.content)):
             width = _width(source, header, offset, kind)
@@ -86,7 +87,9 @@ def relocate(
                 word[:] = ((value + bias) % (1 << width * 8)).to_bytes(width, "little")
         if table.spent:
             table.content[:] = table.spent * (len(table.content) // len(table.spent))
-    return tuple(segments)
+    return tuple(
+        segment._replace(data=image) for segment, image in zip(segments, images, strict=True)
+    )
 
 
 def _width(source: Source, header: ElfHeader, offset: int, kind: int) -> int:
@@ -107,11 +110,17 @@ def _width(source: Source, header: ElfHeader, offset: int, kind: int) -> int:
 class _Words:
     """The file's bytes in the segments, by the address they were linked at."""
 
-    def __init__(self, source: Source, segments: Sequence[Segment], bias: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        segments: Sequence[Segment],
+        images: Sequence[bytearray],
+        bias: int,
+    ) -> None:
         self._source = source
         self._parts = [
-            (one.address - bias, one.address - bias + len(one.data), memoryview(one.data))
-            for one in segments
+            (one.address - bias, one.address - bias + len(image), memoryview(image))
+            for one, image in zip(segments, images, strict=True)
         ]
 
     def at(self, address: int, size: int, what: str) -> memoryview:

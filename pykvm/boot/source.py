@@ -9,27 +9,46 @@ from typing import TYPE_CHECKING, NamedTuple
 from pykvm.errors import LoadError
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from pykvm.boot.large_file import FilePart
     from pykvm.boot.real_start import RealAddress
     from pykvm.x86.state import Mode
+
+    #: Bytes of a guest file, in memory or to be read when they are needed.
+    Content: TypeAlias = bytes | bytearray | memoryview | FilePart
 
 __all__ = ["Request", "Source", "read_source", "source_of"]
 
 
 class Source:
-    """A guest file as bytes, named.
+    """A guest file as bytes, named; one that is large is a `LargeFile`.
 
     >>> str(Source("empty.elf", b"").error("is empty"))
     'empty.elf: is empty'
     """
 
-    __slots__ = ("data", "name")
+    __slots__ = ("_data", "name")
 
     def __init__(self, name: str, data: bytes | bytearray | memoryview) -> None:
         self.name = name
-        self.data = memoryview(bytes(data)).toreadonly()
+        self._data = memoryview(bytes(data)).toreadonly()
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self._data)
+
+    @property
+    def data(self) -> memoryview:
+        """All of the file."""
+        return self._data
+
+    def part(self, start: int, size: int) -> memoryview:
+        """The `size` bytes from `start` on, or as many as there are."""
+        return self._data[start : start + size]
+
+    def slice(self, start: int, size: int) -> Content:
+        """The same, to be read when it is needed."""
+        return self._data[start : start + size]
 
     def error(self, message: str, *, hint: str = "") -> LoadError:
         """Return the LoadError that says `message` about this file."""
@@ -40,13 +59,15 @@ class Request(NamedTuple):
     """What the caller asked for beside the file; None leaves it to the file.
 
     `mode` is the CPU mode at entry, `address` where the image (a flat one or a PIE) is put; `boot`
-    is the name of the boot protocol that the caller insists on.  `entry` and `stack` are where a
-    real-mode image starts and where its stack ends.
+    is the name of the boot protocol that the caller insists on.  `room` is the size of the guest's
+    memory in bytes: nothing larger is unpacked for it.  `entry` and `stack` are where a real-mode
+    image starts and where its stack ends.
     """
 
     mode: Mode | None = None
     address: int | None = None
     boot: str | None = None
+    room: int | None = None
     entry: RealAddress | None = None
     stack: RealAddress | None = None
 
@@ -67,10 +88,11 @@ def source_of(
 
 
 def read_source(path: str | os.PathLike[str], *, name: str | None = None) -> Source:
-    """Read the guest file at `path` whole; `name` (the file's own by default) is for messages.
+    """Read the guest file at `path`; `name` (the file's own by default) is for messages.
 
     The file is read rather than mapped: a guest that is rebuilt while its machine runs must not
-    change the symbols under it, nor kill the program with SIGBUS.
+    change the symbols under it, nor kill the program with SIGBUS.  A large one is read piece by
+    piece, as far as it is needed.
 
     Raises LoadError where the path leads to no regular file, or to one that cannot be read.
     """
@@ -79,7 +101,12 @@ def read_source(path: str | os.PathLike[str], *, name: str | None = None) -> Sou
         # O_NONBLOCK: opening a FIFO by mistake would wait for its other end.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            _check_kind(path, os.fstat(fd))
+            status = os.fstat(fd)
+            _check_kind(path, status)
+            if status.st_size >= _LARGE:
+                from pykvm.boot.large_file import LargeFile
+
+                return LargeFile(name if name is not None else os.path.basename(path), path, status)
             with open(fd, "rb", buffering=0, closefd=False) as file:
                 data = file.read()
         finally:
@@ -99,6 +126,10 @@ def _check_kind(path: str, status: os.stat_result) -> None:
             f"{path}: is {status.st_size:#x} bytes long, more than this host has memory",
             hint="is it a core dump or a disk image?",
         )
+
+
+# To read less in one piece is faster than to look at it in several.
+_LARGE = 1 << 20
 
 
 def _host_memory() -> int:

@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from pykvm.errors import LoadError
+
 if TYPE_CHECKING:
     from pykvm.boot.elf import ElfHeader
     from pykvm.boot.source import Source
@@ -122,8 +124,16 @@ def read_symbols(source: Source, header: ElfHeader, *, bias: int = 0) -> list[Sy
     """Read the defined symbols of an ELF file from .symtab, or from .dynsym where it is stripped.
 
     `bias` is added to every address that is one (a PIE's).  Never raises: a file is worth running
-    without its symbols, so a table that is damaged yields what can be read of it.
+    without its symbols, so a table that is damaged yields what can be read of it, and a file that
+    has changed since none.
     """
+    try:
+        return _read_symbols(source, header, bias)
+    except LoadError:
+        return []
+
+
+def _read_symbols(source: Source, header: ElfHeader, bias: int) -> list[Symbol]:
     sections = _read_sections(source, header)
     for wanted in (SHT_SYMTAB, SHT_DYNSYM):
         for section in sections:
@@ -140,17 +150,17 @@ class _Section(NamedTuple):
     sh_link: int
 
     def clip(self, source: Source) -> memoryview:
-        return source.data[self.sh_offset : self.sh_offset + self.sh_size]
+        return source.part(self.sh_offset, self.sh_size)
 
 
 def _read_sections(source: Source, header: ElfHeader) -> list[_Section]:
     shape = header.elf_class.section_header
     if not header.e_shoff or header.e_shentsize != shape.size:
         return []
-    table = source.data[header.e_shoff :]
-    count = min(header.e_shnum or 0xFFFF, len(table) // shape.size)
+    count = header.e_shnum or 0xFFFF
+    table = source.part(header.e_shoff, count * shape.size)
     sections = []
-    for fields in shape.iter_unpack(table[: count * shape.size]):
+    for fields in shape.iter_unpack(table[: len(table) // shape.size * shape.size]):
         _, sh_type, _, _, sh_offset, sh_size, sh_link, *_ = fields
         sections.append(_Section(sh_type, sh_offset, sh_size, sh_link))
     return sections

@@ -256,7 +256,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--load-address", "ADDR", _address, GUEST,
-        "where to put a flat binary or a PIE (default 0x7c00 for a flat binary)",
+        "where to put a flat binary (default 0x7c00), a PIE or a relocatable kernel",
         _GUESTS,
     ),
     Option(

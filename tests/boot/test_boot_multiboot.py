@@ -105,7 +105,7 @@ class TestRecognised:
             boot.load(elf(), protocol="multiboot")
 
     def test_is_asked_before_elf(self) -> None:
-        names = [protocol.NAME for protocol in boot.PROTOCOLS]
+        names = boot.PROTOCOLS
         assert names.index("multiboot") < names.index("multiboot2") < names.index("elf")
 
 

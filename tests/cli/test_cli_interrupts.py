@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -100,6 +101,7 @@ def test_whoever_waits_for_something_can_wait_for_it_too() -> None:
 
 
 def test_everything_is_put_back() -> None:
+    gc.collect()  # what others forgot to close is not to go meanwhile
     before = [signal.getsignal(number) for number in range(1, 32)]
     descriptors = os.listdir("/proc/self/fd")
     with Interrupts(Runner().stop):

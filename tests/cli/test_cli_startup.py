@@ -12,6 +12,10 @@ import pytest
 NEEDLESS = {
     *("argparse", "gettext", "dataclasses", "inspect", "json", "socket", "subprocess", "logging"),
     *("construct", "elftools", "ctypes", "readline", "traceback", "textwrap", "difflib", "pathlib"),
+    *(
+        f"pykvm.boot.{name}"
+        for name in ("flat", "large_file", "linux", "linux_header", "payload", "plan", "pvh")
+    ),
     *("pykvm.exits", "pykvm.crash", "pykvm.kvm.abi", "pykvm.x86.diagnose"),
     *(
         f"pykvm.cli.{name}"

@@ -1,0 +1,121 @@
+"""Kernels start on a real vCPU, with what their protocol promises them: each says what it found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boot.kernels import FIELDS, PACKERS, M
+
+from pykvm import Machine
+
+pytestmark = pytest.mark.kvm
+
+INITRD = bytes(range(50))
+
+
+def run(image: Path | bytes, **options: Any) -> str:
+    options.setdefault("memory", "32M")
+    with Machine(image, append="console=ttyS0", args=["quiet"], **options) as machine:
+        result = machine.run(timeout=20)
+        assert result.exit_code == 0, result
+        return machine.serial.text
+
+
+def linux_text(bits: int, code: int, data: str = "setup data: type 9, 32 bytes\n") -> str:
+    return (
+        f"{bits}-bit entry, cs=10 ds=18 ss=18\n"
+        f"loader ff, protocol 20f, code at {code:x}, sentinel 0\n"
+        "command line: console=ttyS0 quiet\n"
+        f"e820: 4 entries, {(32 * M - 0x100000 + 0x9FC00) >> 10} KiB of RAM\n"
+        f"initrd: 50 bytes, sum {sum(INITRD)}\n"
+        "RSDP: *\n" + data
+    )
+
+
+def without_rsdp(text: str) -> str:
+    return re.sub(r"RSDP: [0-9a-f]+\n", "RSDP: *\n", text)
+
+
+def changed(image: bytes, **fields: int) -> bytes:
+    """A bzImage with fields of its setup header changed."""
+    copy = bytearray(image)
+    for name, value in fields.items():
+        offset, size = FIELDS[name]
+        copy[offset : offset + size] = value.to_bytes(size, "little")
+    return bytes(copy)
+
+
+def with_payload(image: bytes, kernel: bytes, pack: str) -> bytes:
+    """The bzImage with `kernel` packed in it, behind its own code."""
+    payload = PACKERS[pack](kernel)
+    code = image[1024:] + payload.ljust(-(-len(payload) // 16) * 16, b"\0")
+    return changed(
+        image[:1024] + code,
+        syssize=len(code) // 16,
+        payload_offset=len(image) - 1024,
+        payload_length=len(payload),
+        relocatable_kernel=1,
+        kernel_alignment=2 * M,
+        pref_address=16 * M,
+        init_size=1 * M,
+    )
+
+
+@pytest.mark.parametrize(("boot", "bits"), [("linux64", 64), ("linux32", 32), (None, 64)])
+def test_a_bzimage_at_its_own_entries(guests: Path, boot: str | None, bits: int) -> None:
+    text = run(guests / "bzImage", boot=boot, initrd=INITRD)
+    assert without_rsdp(text) == linux_text(bits, M)
+
+
+def test_an_old_kernel_is_entered_at_32_bits(guests: Path) -> None:
+    image = changed((guests / "bzImage").read_bytes(), version=0x208)
+    text = run(image, initrd=INITRD)
+    assert without_rsdp(text) == linux_text(32, M, data="").replace("20f", "208")
+
+
+def test_a_bzimage_elsewhere(guests: Path) -> None:
+    image = changed(
+        (guests / "bzImage").read_bytes(),
+        relocatable_kernel=1,
+        kernel_alignment=2 * M,
+        pref_address=512 * M,
+    )
+    assert without_rsdp(run(image, boot="linux64", initrd=INITRD)) == linux_text(64, 2 * M)
+
+
+def test_a_vmlinux(guests: Path) -> None:
+    assert without_rsdp(run(guests / "vmlinux", initrd=INITRD)) == linux_text(64, 16 * M)
+
+
+@pytest.mark.parametrize("pack", PACKERS)
+def test_a_packed_kernel(guests: Path, pack: str) -> None:
+    kernel = (guests / "vmlinux").read_bytes() + bytes(100)
+    image = with_payload((guests / "bzImage").read_bytes(), kernel, pack)
+    assert without_rsdp(run(image, initrd=INITRD)) == linux_text(64, 16 * M)
+
+
+def test_a_packed_kernel_elsewhere(guests: Path) -> None:
+    kernel = (guests / "vmlinux").read_bytes()
+    image = with_payload((guests / "bzImage").read_bytes(), kernel, "lz4")
+    text = run(image, initrd=INITRD, memory="8M")
+    assert "64-bit entry, cs=10" in text
+    assert "code at 200000," in text
+
+
+def test_pvh(guests: Path) -> None:
+    text = run(guests / "pvh.elf", initrd=INITRD, modules=[(b"\1\2\3", "three bytes")])
+    assert without_rsdp(text) == (
+        "magic 336ec578, version 1, cr0=11, tr loaded\n"
+        "command line: console=ttyS0 quiet\n"
+        f"memory map: 4 entries, {(32 * M - 0x100000 + 0x9FC00) >> 10} KiB of RAM\n"
+        f"module: 50 bytes, sum {sum(INITRD)}: -\n"
+        "module: 3 bytes, sum 6: three bytes\n"
+        "RSDP: *\n"
+    )
+
+
+def test_the_bare_guests_by_their_pvh_entry(guests: Path) -> None:
+    assert run(guests / "hello.elf", boot="pvh") == "Hello from long mode!\n"
