@@ -16,12 +16,40 @@ DECLARATIONS = "\n".join(
     line for line in (HERE / "core.h").read_text().splitlines() if not line.startswith("#")
 )
 
-# The general registers, which Python reads straight from the kvm_run page.
+# The registers and events that Python reads straight from the kvm_run page (KVM_CAP_SYNC_REGS).
 REGISTERS = """
 struct kvm_regs {
     uint64_t rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp;
     uint64_t r8, r9, r10, r11, r12, r13, r14, r15;
     uint64_t rip, rflags;
+};
+struct kvm_segment {
+    uint64_t base;
+    uint32_t limit;
+    uint16_t selector;
+    uint8_t type, present, dpl, db, s, l, g, avl, unusable;
+    ...;
+};
+struct kvm_dtable {
+    uint64_t base;
+    uint16_t limit;
+    ...;
+};
+struct kvm_sregs {
+    struct kvm_segment cs, ds, es, fs, gs, ss, tr, ldt;
+    struct kvm_dtable gdt, idt;
+    uint64_t cr0, cr2, cr3, cr4, cr8, efer, apic_base;
+    ...;
+};
+struct kvm_vcpu_events {
+    struct { uint8_t injected, nr, has_error_code, pending; uint32_t error_code; } exception;
+    struct { uint8_t injected, nr, soft, shadow; } interrupt;
+    ...;
+};
+struct kvm_sync_regs {
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+    struct kvm_vcpu_events events;
 };
 """
 

@@ -121,4 +121,11 @@ int pykvm_complete(struct pykvm_vcpu *vcpu);
 int pykvm_kick_signal(void);
 
 uint64_t pykvm_cycles(void);
+
+/*
+ * CMPXCHG16B with LOCK on guest memory, atomic against other vCPUs.  `target` is aligned to 16
+ * bytes; `expected` and `desired` are two words each, low first.  Returns 1 and stores `desired`
+ * if the target was as expected; otherwise returns 0 and leaves what was there in `expected`.
+ */
+int pykvm_cmpxchg16b(void *target, uint64_t *expected, const uint64_t *desired);
 #endif

@@ -137,7 +137,7 @@ class Handle:
         state = f"fd {self._fds[0]}" if self._fds else "closed"
         return f"<pykvm.kvm.{type(self).__name__} {state}>"
 
-    def ioctl(self, number: int, arg: int | bytearray = 0) -> int:
+    def ioctl(self, number: int, arg: int | bytearray | memoryview = 0) -> int:
         """Issue an ioctl with a small integer or a buffer, which the kernel may write to."""
         try:
             return fcntl.ioctl(self.fd, number, arg)

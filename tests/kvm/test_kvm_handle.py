@@ -99,7 +99,7 @@ class Full(Handle):
 
     tells = True
 
-    def ioctl(self, number: int, arg: int | bytearray = 0) -> int:
+    def ioctl(self, number: int, arg: int | bytearray | memoryview = 0) -> int:
         assert isinstance(arg, bytearray)
         self.asked.append(uapi.kvm_msr_list.count_in(arg))
         if self.asked[-1] >= 300:
@@ -123,7 +123,7 @@ def test_lists_are_asked_for_until_they_fit(tells: bool, asked: list[int]) -> No
 
 def test_a_list_that_never_fits_is_an_error() -> None:
     class Never(Handle):
-        def ioctl(self, number: int, arg: int | bytearray = 0) -> int:
+        def ioctl(self, number: int, arg: int | bytearray | memoryview = 0) -> int:
             raise KVMError("KVM_GET_MSR_INDEX_LIST", errno.E2BIG)
 
     with Never(os.open(os.devnull, os.O_RDWR), "thing") as never, pytest.raises(KVMError):
