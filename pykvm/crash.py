@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pykvm.exits import Exit
     from pykvm.vcpu import CPU
 
-__all__ = ["crash_of"]
+__all__ = ["crash_of", "located"]
 
 # Intel SDM volume 3, appendix C: basic exit reasons that mean a failed entry.
 _ENTRY_FAILURES = {
@@ -39,6 +39,9 @@ _SUBERRORS = {
     3: "an exit while an event was delivered",
     4: "an exit that KVM does not expect",
 }
+
+# What to do where `pykvm.emulate` says that this is why it cannot do an instruction.
+_REMEDIES = {"Unicorn is not installed": "pip install 'pykvm-vmm[emulate]'"}
 
 _UNCLAIMED_HINT = (
     "add a device there, or let unclaimed accesses float (Machine(unclaimed='float'), "
@@ -78,7 +81,7 @@ def _shutdown(cpu: CPU, exit: Shutdown) -> tuple[str, str, str]:
     return "triple fault", _explain(cpu), ""
 
 
-def _internal_error(cpu: CPU, exit: InternalError) -> tuple[str, str, str]:
+def _internal_error(cpu: CPU, exit: InternalError, name: str, why: str) -> tuple[str, str, str]:
     what = _SUBERRORS.get(exit.suberror, f"suberror {exit.suberror}")
     if exit.suberror != 1:
         data = " ".join(f"{word:#x}" for word in exit.data)
@@ -87,10 +90,13 @@ def _internal_error(cpu: CPU, exit: InternalError) -> tuple[str, str, str]:
     if lost:
         return "wild jump", lost, ""
     code = _instruction(cpu, exit)
+    called = f"{name} ({_bytes(code)})" if name else f"that starts with {_bytes(code)}"
     return (
         "refused instruction",
-        f"{what} that starts with {_bytes(code)}",
-        "the state is as before the instruction: set registers and RIP by hand to go on",
+        f"{what} {called}" + (f", nor can pykvm: {why}" if why else ""),
+        _REMEDIES.get(
+            why, "the state is as before the instruction: set registers and RIP by hand to go on"
+        ),
     )
 
 
@@ -139,16 +145,19 @@ def _memory_fault(cpu: CPU, exit: MemoryFault) -> tuple[str, str, str]:
     )
 
 
-def crash_of(cpu: CPU, exit: Exit, symbol: Callable[[int], str]) -> GuestError:
+def crash_of(
+    cpu: CPU, exit: Exit, symbol: Callable[[int], str], refusal: tuple[str, str] = ("", "")
+) -> GuestError:
     """What killed the guest, given the exit that told it.
 
-    `symbol` names a guest-virtual address, or gives the empty string.
+    `symbol` names a guest-virtual address, or gives the empty string.  `refusal` is the name of an
+    instruction that KVM refused, and why nobody else could do it, as far as that is known.
     """
     match exit:
         case Shutdown():
             kind, cause, hint = _shutdown(cpu, exit)
         case InternalError():
-            kind, cause, hint = _internal_error(cpu, exit)
+            kind, cause, hint = _internal_error(cpu, exit, *refusal)
         case FailEntry():
             kind, cause, hint = _fail_entry(cpu, exit)
         case IoIn() | IoOut() | MmioRead() | MmioWrite():
@@ -165,4 +174,15 @@ def crash_of(cpu: CPU, exit: Exit, symbol: Callable[[int], str]) -> GuestError:
         exit=exit,
         registers=dict(cpu.regs),
         hint=hint,
+    )
+
+
+def located(error: GuestError, cpu: CPU, exit: Exit, symbol: Callable[[int], str]) -> GuestError:
+    """The same error with where the guest is, its registers and the exit."""
+    return GuestError(
+        error.kind,
+        f"{error.cause}, {_place(cpu, symbol)}",
+        exit=exit,
+        registers=dict(cpu.regs),
+        hint=error.hint,
     )

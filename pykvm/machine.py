@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +13,7 @@ from pykvm.bus import Bus, Placement, Space
 from pykvm.chipset import UserChipset, check_chipset
 from pykvm.devices.line import LineDriver, Unconnected
 from pykvm.dispatch import Dispatch
-from pykvm.errors import ClosedError, ConfigError, StateError
+from pykvm.errors import ClosedError, ConfigError, GuestError, StateError
 from pykvm.host import Host
 from pykvm.memory import GuestMemory
 from pykvm.result import Ending, Outcome
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.devices.uart import Uart16550
+    from pykvm.emulate import Emulator
     from pykvm.exits import Exit
     from pykvm.kernel_chipset import KernelChipset
     from pykvm.kvm import VM
@@ -52,6 +54,8 @@ UNCLAIMED = ("stop", "float")
 REMEDIES = ("auto", "off")
 ISA_IRQS = 16
 
+# Debug and InternalError: what remedies are asked about.
+_REMEDIABLE = (4, 17)
 # Ends of a kernel that has said its last word, if it was one of a panic.
 _MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
 IA32_TSC_AUX = 0xC0000103
@@ -145,6 +149,11 @@ class Machine:
         self._remedies: list[Remedy] = []
         self._image: Image | None = None
         self._kernel_watch: KernelWatch | None = None
+        self._emulate = False
+        self._emulator: Emulator | None = None
+        #: Called after each instruction that was completed for KVM: the vCPU, the instruction's
+        #: name, what became of it.
+        self.on_emulated: Callable[[CPU, str, str], None] | None = None
 
         loaded = None
         if image is not None:
@@ -270,6 +279,38 @@ class Machine:
 
     def _add_remedies(self, image: Image | None, quirks: str, emulate: str) -> None:
         """Choose what makes good what this host's KVM gets wrong or refuses."""
+        self._emulate = emulate == "auto"
+
+    def make_good(self, cpu: CPU, exit: Exit) -> bool:
+        """Do what KVM could not at `exit`: an instruction that it refused, for one.
+
+        `run` does so by itself; this is for ``for exit in vcpu``.  False if nobody can.  Raises
+        GuestError where the guest cannot go on, and what devices raise.
+        """
+        for remedy in self._remedies:
+            if remedy.take(cpu, exit):
+                return True
+        return self._emulate and (self._emulator or self._instructions()).take(cpu, exit)
+
+    def _instructions(self) -> Emulator:
+        """What completes the instructions that KVM refuses; made for the first of them."""
+        with self._dispatch.lock:
+            if self._emulator is None:
+                from pykvm.emulate import BusDevices, Emulator
+
+                devices = BusDevices(self.bus, self._dispatch.lock, floating=self._float)
+                self._emulator = Emulator(self.memory, devices)
+                self._emulator.on_done = self._emulated
+            return self._emulator
+
+    def _emulated_so_far(self) -> tuple[Counter[str], float]:
+        """The instructions completed in the life of this machine, and the seconds they took."""
+        emulator = self._emulator
+        return (emulator.counts, emulator.seconds) if emulator else (Counter(), 0.0)
+
+    def _emulated(self, cpu: CPU, name: str, result: str) -> None:
+        if self.on_emulated is not None:
+            self.on_emulated(cpu, name, result)
 
     def _tell(self, setup: Setup, files: Mapping[str, bytes]) -> None:
         """Have fw_cfg tell of this machine, and of a kernel and files for the guest."""
@@ -515,11 +556,15 @@ class Machine:
                 interrupts=self._chipset.timekeeper if self._chipset else None,
             )
             begin(run)
+            emulated, emulated_seconds = self._emulated_so_far()
             self._start_clock()
             try:
                 result = run()
             finally:
                 self._stop_clock()
+            counts, seconds = self._emulated_so_far()
+            result.emulated = dict(counts - emulated)
+            result.emulated_seconds = seconds - emulated_seconds
             if kernel is not None and result.outcome in _MAY_BE_DEAD:
                 death = kernel.death()
                 if death is not None:
@@ -637,10 +682,17 @@ class Machine:
 
     def _take_exit(self, cpu: CPU, exit: Exit) -> Ending | None:
         """What becomes of an exit that the fast path left over."""
+        if getattr(exit, "reason", None) in _REMEDIABLE:
+            try:
+                if self.make_good(cpu, exit):
+                    return None
+            except GuestError as error:
+                from pykvm.crash import located
+
+                return _crash(located(error, cpu, exit, self.symbol_at), exit)
         from pykvm.crash import crash_of
         from pykvm.exits import (
             Debug,
-            InternalError,
             IoapicEoi,
             IoIn,
             IoOut,
@@ -671,20 +723,14 @@ class Machine:
                 if self._chipset is not None:
                     self._chipset.end_of_interrupt(vector)
                 return None
-            case Debug() | InternalError() if any(
-                remedy.take(cpu, exit) for remedy in self._remedies
-            ):
-                return None
             case Debug(pc=pc):
                 return Ending(Outcome.STOPPED, f"stopped by a debug event at {pc:#x}", exit=exit)
             case SystemEvent(type=1):
                 return Ending(Outcome.EXITED, "the guest shut down", exit_code=0, exit=exit)
             case SystemEvent(type=2):
                 return Ending(Outcome.RESET, "the guest asked for a reset", exit=exit)
-        error = crash_of(cpu, exit, self.symbol_at)
-        return Ending(
-            Outcome.CRASHED, f"the guest crashed: {error.message}", exit=exit, error=error
-        )
+        refusal = self._emulator.refusal(cpu) if self._emulator else ("", "")
+        return _crash(crash_of(cpu, exit, self.symbol_at, refusal), exit)
 
     # -- life --------------------------------------------------------------------------------
 
@@ -718,6 +764,8 @@ class Machine:
         self._closed = True
         for cpu in self._vcpus:
             cpu.close()
+        if self._emulator is not None:
+            self._emulator.close()
         # The VM first: deleting its slots one by one would wait for each.
         if self._vm is not None:
             self._vm.close()
@@ -775,6 +823,10 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         self._forget()
+
+
+def _crash(error: GuestError, exit: Exit) -> Ending:
+    return Ending(Outcome.CRASHED, f"the guest crashed: {error.message}", exit=exit, error=error)
 
 
 def _one_of(name: str, value: object, choice: Sequence[object]) -> None:

@@ -64,10 +64,15 @@ class Result:
     `guest_seconds` of it were spent in the guest, in KVM and in the loop in C, `outside_seconds` in
     Python: pykvm and the devices.
 
+    `emulated` counts the instructions that KVM refused and pykvm completed, by name, and
+    `emulated_seconds`, a part of `outside_seconds`, is the time that took.
+
     `notes` says what this host did not do as asked: a sentence each.
     """
 
     __slots__ = (
+        "emulated",
+        "emulated_seconds",
         "error",
         "exit",
         "exit_code",
@@ -94,6 +99,8 @@ class Result:
         self.seconds = seconds
         self.guest_seconds = guest_seconds
         self.outside_seconds = outside_seconds
+        self.emulated: Mapping[str, int] = {}
+        self.emulated_seconds = 0.0
         self.notes: tuple[str, ...] = ()
 
     def end(self, ending: Ending) -> None:

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #define VECTOR_DE 0
+#define VECTOR_BP 3
 #define VECTOR_UD 6
 #define VECTOR_GP 13
 #define VECTOR_PF 14

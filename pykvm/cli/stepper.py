@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pykvm.bus import GuestExit, GuestReset
 from pykvm.cli.describe import device_name, linear_rip, location, target
 from pykvm.crash import crash_of
-from pykvm.errors import MemoryRangeError, StateError
+from pykvm.errors import GuestError, MemoryRangeError, StateError
 from pykvm.exits import (
     Debug,
     FailEntry,
@@ -148,6 +148,8 @@ class Stepper:
             case Debug():
                 self.show(f"[{self.count}] stepped to {self.place}: {self._code()}")
                 return
+            case InternalError() if self._made_good(exit):
+                return
         device = device_name(self.machine, exit)
         who = f" for {device}" if device else ""
         self.show(f"[{self.count}] {exit!r}{who} at {self.place}")
@@ -156,6 +158,31 @@ class Stepper:
                 self.show("    nothing here can wake it; n goes on behind the HLT")
             case Shutdown() | InternalError() | FailEntry() | MemoryFault():
                 self.show(f"    {crash_of(self.cpu, exit, self.machine.symbol_at).message}")
+
+    def _made_good(self, exit: InternalError) -> bool:
+        """Whether the instruction that KVM refused was done all the same; then it says so."""
+        machine = self.machine
+
+        def done(_: object, name: str, result: str) -> None:
+            self.show(
+                f"[{self.count}] {name}, which KVM refused: {result}, on at {self.place}: "
+                f"{self._code()}"
+            )
+
+        machine.on_emulated = done
+        try:
+            return machine.make_good(self.cpu, exit)
+        except GuestError as error:
+            self.show(f"    {error.message}")
+            return False
+        except GuestExit as ended:
+            self.ending = f"the guest exited with code {ended.code}"
+            return True
+        except GuestReset as reset:
+            self.ending = f"the guest asked for a reset ({reset.how})"
+            return True
+        finally:
+            machine.on_emulated = None
 
     def _code(self) -> str:
         """The bytes of the next instruction and what follows it."""

@@ -39,9 +39,11 @@ class Trace:
 
     def __enter__(self) -> Trace:
         self._file = _open(self._path)
+        self._machine.on_emulated = self.completed
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._machine.on_emulated = None
         self._file.flush()
         if self._path is not None:
             self._file.close()
@@ -75,6 +77,18 @@ class Trace:
                 f"at {location(self._machine, address)}\n"
             )
 
+    def completed(self, cpu: CPU, name: str, result: str) -> None:
+        """Write what became of an instruction that KVM refused: the exit is the line before."""
+        address = linear_rip(cpu)
+        if self._json:
+            self._write_json(
+                {"vcpu": cpu.index, "completed": name, "result": result, "rip": address}
+            )
+            return
+        who = f" vcpu{cpu.index}" if self._many else ""
+        what = f"{name} {result}"
+        self._file.write(f"{'':18}{who}  {what:<48}  on at {location(self._machine, address)}\n")
+
     def end(self, result: Result) -> None:
         """Write how the run ended, for a program that reads the trace."""
         if self._json:
@@ -86,6 +100,8 @@ class Trace:
                     "seconds": round(result.seconds, 6),
                     "guest_seconds": round(result.guest_seconds, 6),
                     "outside_seconds": round(result.outside_seconds, 6),
+                    "emulated": dict(result.emulated),
+                    "emulated_seconds": round(result.emulated_seconds, 6),
                 }
             )
 

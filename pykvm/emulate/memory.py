@@ -1,0 +1,226 @@
+"""Memory as a refused instruction sees it: through the guest's page tables, to RAM or a device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pykvm.bus import Space
+from pykvm.emulate.fault import PF, Fault
+from pykvm.errors import GuestError, MemoryRangeError
+from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from pykvm.bus import Bus
+    from pykvm.memory import GuestMemory
+
+__all__ = ["BusDevices", "Devices", "LinearMemory"]
+
+PAGE = 4096
+_TABLE = (1 << 52) - PAGE
+_PRESENT, _WRITABLE, _USER, _ACCESSED, _DIRTY, _LARGE = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7
+# What a present entry of 4-level paging must not have for the short way: NX says nothing about
+# data, and keys and 1 GiB pages go the long one.
+_SHIFTS = (39, 30, 21, 12)
+
+
+class Devices(Protocol):
+    """What answers where there is no memory.  What a device raises passes."""
+
+    def read(self, address: int, size: int) -> int:
+        """`size` bytes (1, 2, 4 or 8) at a guest-physical address."""
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Hand `value` to whoever is at a guest-physical address."""
+
+
+class BusDevices:
+    """The devices of a bus, entered by one vCPU at a time.
+
+    Raises GuestError where nobody is, unless unclaimed accesses are to float.
+    """
+
+    def __init__(self, bus: Bus, lock: AbstractContextManager[object], *, floating: bool) -> None:
+        self._bus = bus
+        self._lock = lock
+        self._floating = floating
+
+    def read(self, address: int, size: int) -> int:
+        """See `Devices`."""
+        with self._lock:
+            value = self._bus.read(Space.MMIO, address, size)
+        if value is None:
+            self._nobody(f"read {size} byte(s)", address)
+            return (1 << 8 * size) - 1
+        return value
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """See `Devices`."""
+        with self._lock:
+            taken = self._bus.write(Space.MMIO, address, size, value)
+        if not taken:
+            self._nobody(f"wrote {size} byte(s)", address)
+
+    def _nobody(self, what: str, address: int) -> None:
+        if not self._floating:
+            raise GuestError(
+                "wild access",
+                f"the guest {what} at physical address {address:#x}, where there is no memory "
+                "and no device",
+                hint="add a device there, or let unclaimed accesses float "
+                "(Machine(unclaimed='float'), --unclaimed float)",
+            )
+
+
+class LinearMemory:
+    """The linear addresses of one vCPU, as of one moment: give it the registers with `look`."""
+
+    def __init__(self, memory: GuestMemory, devices: Devices) -> None:
+        self.memory = memory
+        self.devices = devices
+        self._special: Any = None
+        self._user = self._ac = False
+
+    def look(self, special: Any, cpl: int, rflags: int) -> None:
+        """Translate by these control registers, with the rights of `cpl`, from now on."""
+        self._special = special
+        self._user = cpl == 3
+        self._ac = bool(rflags & RFLAGS.AC)
+
+    def physical(self, address: int, *, write: bool) -> int:
+        """The guest-physical address behind a linear one; sets accessed and dirty bits.
+
+        Raises Fault, and GuestError for page tables outside memory.
+        """
+        special = self._special
+        if not special.cr0 & CR0.PG:
+            return address & 0xFFFF_FFFF
+        if not self._user and special.efer & EFER.LMA and not special.cr4 & (CR4.LA57 | CR4.SMAP):
+            found = self._walk_supervisor(address, write)
+            if found is not None:
+                return found
+        return self._walk(address, "write" if write else "read")
+
+    def _walk_supervisor(self, address: int, write: bool) -> int | None:
+        """4-level paging where nothing is in the way; None where the walk has to look closer."""
+        if (address >> 47) not in (0, 0x1FFFF):
+            return None
+        load = self.memory.u64
+        table = self._special.cr3
+        needed = _PRESENT | _ACCESSED | (_WRITABLE if write else 0)
+        try:
+            for shift in _SHIFTS:
+                entry = load((table & _TABLE) + (address >> shift & 511) * 8)
+                if entry & needed != needed:
+                    return None
+                table = entry
+                if shift == 21 and entry & _LARGE:
+                    break
+                if shift == 30 and entry & _LARGE:
+                    return None
+        except MemoryRangeError:
+            return None
+        if write and not entry & _DIRTY:
+            return None
+        return (entry & _TABLE & -(1 << shift)) | (address & ((1 << shift) - 1))
+
+    def _walk(self, address: int, access: Literal["read", "write"]) -> int:
+        from pykvm.x86.paging import walk
+
+        special = self._special
+        found = walk(
+            self.memory.read,
+            address,
+            cr0=special.cr0,
+            cr3=special.cr3,
+            cr4=special.cr4,
+            efer=special.efer,
+            access=access,
+            user=self._user,
+            ac=self._ac,
+        )
+        if found.physical is None:
+            if found.vector is None:
+                raise GuestError("broken page tables", found.fault or "")
+            raise Fault(
+                found.vector, found.error_code or 0, address if found.vector == PF else None
+            )
+        for level in found.levels:
+            marks = _ACCESSED if level.accessed is False else 0
+            if level.leaf and access == "write" and not level.dirty:
+                marks |= _DIRTY
+            if marks:
+                self.memory.write_u8(level.address, level.entry & 0xFF | marks)
+        return found.physical
+
+    def _pieces(self, address: int, length: int, *, write: bool) -> list[tuple[int, int]]:
+        pieces = []
+        end = address + length
+        while address < end:
+            step = min(PAGE - address % PAGE, end - address)
+            pieces.append((self.physical(address, write=write), step))
+            address += step
+        return pieces
+
+    def read(self, address: int, length: int) -> bytes:
+        """`length` bytes at a linear address.  Raises Fault, and what devices raise."""
+        pieces = self._pieces(address, length, write=False)
+        return b"".join(self.read_physical(gpa, size) for gpa, size in pieces)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write at a linear address: all of it, or nothing and a Fault."""
+        done = 0
+        for gpa, size in self._pieces(address, len(data), write=True):
+            self.write_physical(gpa, data[done : done + size])
+            done += size
+
+    def read_as_system(self, address: int, length: int) -> bytes:
+        """As `read`, with the supervisor's rights: how descriptors are read (SDM 3A 4.6)."""
+        user, self._user = self._user, False
+        try:
+            return self.read(address, length)
+        finally:
+            self._user = user
+
+    def write_as_system(self, address: int, data: bytes) -> None:
+        """As `write`, with the supervisor's rights."""
+        user, self._user = self._user, False
+        try:
+            self.write(address, data)
+        finally:
+            self._user = user
+
+    def read_physical(self, address: int, length: int) -> bytes:
+        """`length` bytes at a guest-physical address, of RAM, ROM or devices."""
+        if self.memory.covers(address, length):
+            return self.memory.read(address, length)
+        return b"".join(
+            self.devices.read(address + at, size).to_bytes(size, "little")
+            for at, size in _accesses(address, length)
+        )
+
+    def write_physical(self, address: int, data: bytes) -> None:
+        """Write at a guest-physical address; what is not RAM is a device's."""
+        if self.is_ram(address, len(data)):
+            self.memory.write(address, data)
+            return
+        for at, size in _accesses(address, len(data)):
+            value = int.from_bytes(data[at : at + size], "little")
+            self.devices.write(address + at, size, value)
+
+    def is_ram(self, address: int, length: int) -> bool:
+        """Whether all of these guest-physical addresses, of one page, are writable memory."""
+        region = self.memory.region_at(address)
+        return region is not None and not region.readonly and address + length <= region.end
+
+
+def _accesses(address: int, length: int) -> list[tuple[int, int]]:
+    """The accesses of at most 8 bytes, aligned to their size, that a stretch is made of."""
+    found = []
+    at = 0
+    while at < length:
+        size = next(n for n in (8, 4, 2, 1) if n <= length - at and not (address + at) % n)
+        found.append((at, size))
+        at += size
+    return found

@@ -1,0 +1,55 @@
+"""The instructions that are done here, in Python: by spelling, the mnemonic and what does it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pykvm.emulate.bits import BIT_OPERATIONS
+from pykvm.emulate.control import CONTROL_OPERATIONS
+from pykvm.emulate.events import EVENT_OPERATIONS
+from pykvm.emulate.legacy import LEGACY_OPERATIONS
+from pykvm.emulate.returns import RETURN_OPERATIONS
+from pykvm.emulate.segments import SEGMENT_OPERATIONS
+from pykvm.emulate.spelling import name_of, spellings
+from pykvm.emulate.units import Unit, unit_of
+from pykvm.emulate.vector import VECTOR_OPERATIONS
+from pykvm.emulate.x87 import X87_OPERATIONS
+from pykvm.emulate.xstate import XSTATE_OPERATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.emulate.refused import Operations, Refused
+    from pykvm.x86.decode import Instruction
+
+__all__ = ["OPERATIONS", "Plan", "plan_of"]
+
+OPERATIONS: Operations = {
+    **BIT_OPERATIONS,
+    **CONTROL_OPERATIONS,
+    **EVENT_OPERATIONS,
+    **LEGACY_OPERATIONS,
+    **RETURN_OPERATIONS,
+    **SEGMENT_OPERATIONS,
+    **VECTOR_OPERATIONS,
+    **X87_OPERATIONS,
+    **XSTATE_OPERATIONS,
+}
+
+
+class Plan(NamedTuple):
+    """How an instruction is done: by `operation`, or by Unicorn with `unit`, or not at all."""
+
+    instruction: Instruction
+    name: str
+    operation: Callable[[Refused], None] | None
+    unit: Unit | None
+
+
+def plan_of(instruction: Instruction) -> Plan:
+    """Look up how an instruction is done."""
+    for spelling in spellings(instruction):
+        found = OPERATIONS.get(spelling)
+        if found is not None:
+            return Plan(instruction, found[0], found[1], None)
+    return Plan(instruction, name_of(instruction), None, unit_of(instruction))

@@ -1,0 +1,135 @@
+"""A vCPU without KVM: the registers, the state and the memory that completed instructions use."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from pykvm._core import ffi, lib
+from pykvm.emulate import Emulator
+from pykvm.exits import InternalError
+from pykvm.kvm import uapi
+from pykvm.memory import GuestMemory
+from pykvm.x86.registers import CR0, CR4
+
+#: CPUID leaf 0xD: x87, SSE and AVX.
+LEAF_D = ((0, 7, 832, 832), (2, 256, 576, 0))
+MXCSR_DEFAULT = b"\x80\x1f\0\0"
+
+
+class FakeKvm:
+    """What `kvm.VCPU` is asked for."""
+
+    xsave_size = 4096
+
+    def __init__(self) -> None:
+        self.xsave = bytearray(4096)
+        self.xsave[0:2] = b"\x7f\x03"
+        self.xsave[24:32] = MXCSR_DEFAULT + b"\xff\xff\x02\0"
+        self.xcr0 = 7
+        self.msrs: dict[int, int] = {0x10: 0x1234_5678_9ABC, 0xC0000103: 3}
+        self.dr6 = 0
+
+    def ioctl(self, number: int, buffer: Any) -> int:
+        if number == uapi.KVM_GET_XSAVE:
+            buffer[:] = self.xsave
+        elif number == uapi.KVM_SET_XSAVE:
+            self.xsave[:] = buffer
+        elif number == uapi.KVM_GET_XCRS:
+            buffer[16:24] = self.xcr0.to_bytes(8, "little")
+        elif number == uapi.KVM_SET_XCRS:
+            self.xcr0 = int.from_bytes(buffer[16:24], "little")
+        elif number == uapi.KVM_GET_MSRS:
+            for at in range(8, len(buffer), 16):
+                index = int.from_bytes(buffer[at : at + 4], "little")
+                buffer[at + 8 : at + 16] = self.msrs.get(index, 0).to_bytes(8, "little")
+        else:
+            raise AssertionError(f"ioctl {number:#x}")
+        return 0
+
+    def get_cpuid2(self) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(function=0xD, index=index, eax=size, ebx=offset, ecx=ecx)
+            for index, size, offset, ecx in LEAF_D
+        ]
+
+    def get_msrs(self, indices: list[int], *, partial: bool = False) -> dict[int, int]:
+        return {index: self.msrs[index] for index in indices if index in self.msrs}
+
+    def get_debugregs(self) -> SimpleNamespace:
+        return SimpleNamespace(dr6=self.dr6)
+
+    def set_debugregs(self, value: SimpleNamespace) -> None:
+        self.dr6 = value.dr6
+
+
+class FakeCpu:
+    """What `vcpu.CPU` is asked for: 64-bit code of ring 0 without paging, which no CPU has."""
+
+    index = 0
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.kvm = FakeKvm()
+        self.memory = memory
+        self.all: Any = ffi.new("struct kvm_sync_regs *")
+        self.core = ffi.new("struct pykvm_vcpu *")
+        self.taken: list[str] = []
+        special = self.all.sregs
+        special.cr0 = CR0.PE | CR0.MP | CR0.ET | CR0.NE
+        special.cr4 = CR4.OSFXSR | CR4.OSXSAVE | CR4.PAE
+        special.efer = 0x500
+        special.cs.l = 1
+        self.all.regs.rflags = 2
+        self.all.regs.rip = 0x1000
+        assert lib.PYKVM_COUNTERS == 128
+
+    def everything(self) -> Any:
+        return self.all
+
+    def take_general(self) -> None:
+        self.taken.append("general")
+
+    def take_special(self) -> None:
+        self.taken.append("special")
+
+    def take_events(self) -> None:
+        self.taken.append("events")
+
+    def read(self, address: int, length: int) -> bytes:
+        return self.memory.read(address, length)
+
+
+class Devices:
+    """Reads as ones everywhere; notes accesses."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, int, int]] = []
+
+    def read(self, address: int, size: int) -> int:
+        self.log.append(("read", address, size))
+        return int.from_bytes(b"\x11" * size, "little")
+
+    def write(self, address: int, size: int, value: int) -> None:
+        self.log.append(("write", address, size))
+
+
+class Bench:
+    """A fake vCPU and an emulator for it."""
+
+    def __init__(self) -> None:
+        self.memory = GuestMemory()
+        self.memory.add_ram(0, 0x10_0000)
+        self.cpu = FakeCpu(self.memory)
+        self.devices = Devices()
+        self.emulator = Emulator(self.memory, self.devices)
+
+    def take(self, code: bytes) -> bool:
+        """Do the instruction `code`, which KVM is said to have refused."""
+        raw = bytes([15]) + code[:15].ljust(15, b"\x90")
+        words = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+        cpu: Any = self.cpu
+        return self.emulator.take(cpu, InternalError(1, (1, *words)))
+
+    def close(self) -> None:
+        self.emulator.close()
+        self.memory.close()

@@ -1,0 +1,420 @@
+"""Completed instructions without KVM: what is written, injected, counted, refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from emulate.fake_vcpu import Bench
+from pykvm import GuestExit
+from pykvm.emulate import PATIENCE
+from pykvm.emulate.spelling import name_of, spellings
+from pykvm.emulate.table import OPERATIONS, plan_of
+from pykvm.emulate.units import unit_of
+from pykvm.errors import GuestError
+from pykvm.x86.decode import UndecodableError, decode
+from pykvm.x86.registers import CR0, CR4, RFLAGS
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
+
+
+def test_popcnt(bench: Bench) -> None:
+    regs = bench.cpu.all.regs
+    regs.rbx = 0xFF00FF
+    assert bench.take(bytes.fromhex("f3480fb8c3"))
+    assert (regs.rax, regs.rip) == (16, 0x1005)
+    assert bench.cpu.taken == ["general"]
+    assert bench.emulator.counts == {"popcnt": 1}
+
+
+def test_16_bits_leave_the_rest_of_the_register(bench: Bench) -> None:
+    regs = bench.cpu.all.regs
+    regs.rax, regs.rbx = 0x1122_3344_5566_7788, 0
+    bench.take(bytes.fromhex("66f30fb8c3"))
+    assert regs.rax == 0x1122_3344_5566_0000
+    bench.take(bytes.fromhex("f30fb8c3"))
+    assert regs.rax == 0
+
+
+def test_stac_and_clac(bench: Bench) -> None:
+    regs = bench.cpu.all.regs
+    bench.take(bytes.fromhex("0f01cb"))
+    assert regs.rflags & RFLAGS.AC
+    bench.take(bytes.fromhex("0f01ca"))
+    assert not regs.rflags & RFLAGS.AC
+
+
+def test_rdtscp_and_rdpid(bench: Bench) -> None:
+    regs = bench.cpu.all.regs
+    bench.take(bytes.fromhex("0f01f9"))
+    assert (regs.rdx, regs.rax, regs.rcx) == (0x1234, 0x5678_9ABC, 3)
+    bench.take(bytes.fromhex("f30fc7fb"))
+    assert regs.rbx == 3
+
+
+@pytest.mark.parametrize(("index", "value"), [(0, 7), (1, 2)])
+def test_xgetbv(bench: Bench, index: int, value: int) -> None:
+    bench.cpu.kvm.xsave[512] = 2
+    regs = bench.cpu.all.regs
+    regs.rcx = index
+    bench.take(bytes.fromhex("0f01d0"))
+    assert (regs.rdx, regs.rax) == (0, value)
+
+
+def test_xsetbv(bench: Bench) -> None:
+    regs = bench.cpu.all.regs
+    regs.rax = 3
+    bench.take(bytes.fromhex("0f01d1"))
+    assert bench.cpu.kvm.xcr0 == 3
+
+
+def test_invpcid_flushes_by_cr4_pge(bench: Bench) -> None:
+    regs, special = bench.cpu.all.regs, bench.cpu.all.sregs
+    regs.rax, regs.rdi = 2, 0x2000
+    before = special.cr4
+    bench.take(bytes.fromhex("660f388207"))
+    assert bench.cpu.taken == ["special", "special", "general"]
+    assert special.cr4 == before
+
+
+@pytest.mark.parametrize("code", ["0f01c8", "0f01c9", "0f01fa", "0f01fb"])
+def test_monitor_and_mwait_go_on(bench: Bench, code: str) -> None:
+    bench.cpu.all.regs.rax = 0x2000
+    assert bench.take(bytes.fromhex(code))
+    assert bench.cpu.all.regs.rip == 0x1003
+
+
+def test_cmpxchg16b(bench: Bench) -> None:
+    regs = bench.cpu.all.regs
+    bench.memory.write(0x2000, bytes(range(16)))
+    regs.rdi, regs.rbx, regs.rcx = 0x2000, 1, 2
+    bench.take(bytes.fromhex("480fc70f"))
+    assert not regs.rflags & RFLAGS.ZF
+    assert (regs.rax, regs.rdx) == (0x0706050403020100, 0x0F0E0D0C0B0A0908)
+    bench.take(bytes.fromhex("480fc70f"))
+    assert regs.rflags & RFLAGS.ZF
+    assert (bench.memory.u64(0x2000), bench.memory.u64(0x2008)) == (1, 2)
+
+
+def test_cmpxchg16b_of_a_device(bench: Bench) -> None:
+    regs = bench.cpu.all.regs
+    regs.rdi = 0xD000_0000
+    bench.take(bytes.fromhex("480fc70f"))
+    assert bench.devices.log == [
+        ("read", 0xD000_0000, 8),
+        ("read", 0xD000_0008, 8),
+        ("write", 0xD000_0000, 8),
+        ("write", 0xD000_0008, 8),
+    ]
+    assert regs.rax == 0x1111_1111_1111_1111
+
+
+# -- events ----------------------------------------------------------------------------------
+
+
+def test_int3_is_a_trap(bench: Bench) -> None:
+    events = bench.cpu.all.events
+    bench.take(b"\xcc")
+    assert (events.exception.injected, events.exception.nr) == (1, 3)
+    assert not events.exception.has_error_code
+    assert bench.cpu.all.regs.rip == 0x1001
+    assert bench.cpu.taken == ["general", "events"]
+
+
+def test_int_n_is_a_software_interrupt(bench: Bench) -> None:
+    interrupt = bench.cpu.all.events.interrupt
+    bench.take(b"\xcd\x80")
+    assert (interrupt.injected, interrupt.soft, interrupt.nr) == (1, 1, 0x80)
+    assert not bench.cpu.all.events.exception.injected
+    assert bench.cpu.all.regs.rip == 0x1002
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_into(bench: Bench, overflow: bool) -> None:
+    bench.cpu.all.sregs.cs.l = 0
+    bench.cpu.all.sregs.cs.db = 1
+    bench.cpu.all.regs.rflags |= RFLAGS.OF if overflow else 0
+    assert bench.take(b"\xce")
+    assert bench.cpu.all.events.exception.injected == overflow
+    assert bench.cpu.all.regs.rip == 0x1001
+
+
+def test_a_fault_stays_on_the_instruction_and_sets_rf(bench: Bench) -> None:
+    bench.cpu.all.sregs.cr0 |= CR0.TS
+    bench.take(bytes.fromhex("0f58c1"))
+    exception = bench.cpu.all.events.exception
+    assert (exception.injected, exception.nr, exception.has_error_code) == (1, 7, 0)
+    assert bench.cpu.all.regs.rip == 0x1000
+    assert bench.cpu.all.regs.rflags & RFLAGS.RF
+
+
+def test_no_error_code_in_real_mode(bench: Bench) -> None:
+    bench.cpu.all.sregs.cr0 &= ~CR0.PE
+    bench.cpu.all.sregs.ds.limit = 0xFFFF
+    bench.cpu.all.regs.rbx = 0xFFFF
+    bench.take(bytes.fromhex("f30fb807"))
+    exception = bench.cpu.all.events.exception
+    assert (exception.nr, exception.has_error_code) == (13, 0)
+
+
+def test_completing_clears_rf_and_the_shadow(bench: Bench) -> None:
+    bench.cpu.all.regs.rflags |= RFLAGS.RF
+    bench.cpu.all.events.interrupt.shadow = 1
+    bench.take(bytes.fromhex("0f01ca"))
+    assert not bench.cpu.all.regs.rflags & RFLAGS.RF
+    assert bench.cpu.all.events.interrupt.shadow == 0
+    assert "events" in bench.cpu.taken
+
+
+def test_a_step_behind_the_instruction(bench: Bench) -> None:
+    bench.cpu.all.regs.rflags |= RFLAGS.TF
+    bench.take(bytes.fromhex("0f01ca"))
+    assert bench.cpu.all.events.exception.nr == 1
+    assert bench.cpu.kvm.dr6 & 1 << 14
+
+
+def test_the_same_fault_for_ever_is_no_progress(bench: Bench) -> None:
+    bench.cpu.all.sregs.cr0 |= CR0.TS
+    bench.cpu.all.regs.rflags |= RFLAGS.RF
+    for _ in range(PATIENCE):
+        assert bench.take(bytes.fromhex("0f58c1"))
+    with pytest.raises(GuestError, match=r"addps at 0x1000 raised exception 7") as caught:
+        bench.take(bytes.fromhex("0f58c1"))
+    assert caught.value.kind == "no progress"
+
+
+def test_an_exit_in_between_is_progress(bench: Bench) -> None:
+    bench.cpu.all.sregs.cr0 |= CR0.TS
+    for _ in range(2 * PATIENCE):
+        assert bench.take(bytes.fromhex("0f58c1"))
+        bench.cpu.core.exits[2] += 1
+
+
+# -- devices and errors ----------------------------------------------------------------------
+
+
+class Ends:
+    """A device that ends the run."""
+
+    def read(self, address: int, size: int) -> int:
+        raise GuestExit(9)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        raise GuestExit(9)
+
+
+@pytest.mark.parametrize("code", ["f3480fb807", "660f6f07", "c5fa6f07"])
+def test_what_a_device_raises_comes_behind_the_instruction(bench: Bench, code: str) -> None:
+    bench.emulator._devices = Ends()
+    bench.cpu.all.regs.rdi = 0xD000_0000
+    raw = bytes.fromhex(code)
+    with pytest.raises(GuestExit):
+        bench.take(raw)
+    assert bench.cpu.all.regs.rip == 0x1000 + len(raw)
+    assert bench.cpu.taken[-1] == "general"
+
+
+class Nobody:
+    """Where no device is."""
+
+    def read(self, address: int, size: int) -> int:
+        raise GuestError("wild access", "here")
+
+    def write(self, address: int, size: int, value: int) -> None:
+        raise GuestError("wild access", "here")
+
+
+@pytest.mark.parametrize("code", ["f3480fb807", "660f6f07", "660f7f07", "c5fa6f07"])
+def test_a_wild_access_leaves_everything_as_it_was(bench: Bench, code: str) -> None:
+    bench.emulator._devices = Nobody()
+    bench.cpu.all.regs.rdi = 0xD000_0000
+    with pytest.raises(GuestError):
+        bench.take(bytes.fromhex(code))
+    assert bench.cpu.all.regs.rip == 0x1000
+    assert bench.cpu.taken == []
+
+
+def test_ten_pages_of_devices_are_too_many_for_none(bench: Bench) -> None:
+    """A window is free again behind each instruction."""
+    for page in range(20):
+        bench.cpu.all.regs.rdi = 0xD000_0000 + 0x1000 * page
+        assert bench.take(bytes.fromhex("660f6f07"))
+
+
+def test_unmasked_floating_point_exceptions_are_left_alone(bench: Bench) -> None:
+    bench.cpu.kvm.xsave[24:26] = b"\0\x1f"
+    assert not bench.take(bytes.fromhex("0f58c1"))
+    assert "unmasks" in bench.emulator.refusal(bench.cpu)[1]  # type: ignore[arg-type]
+    assert bench.take(bytes.fromhex("0f57c1"))
+
+
+# -- Unicorn ---------------------------------------------------------------------------------
+
+
+def vector(bench: Bench, number: int) -> int:
+    start = 160 + 16 * number
+    return int.from_bytes(bench.cpu.kvm.xsave[start : start + 16], "little")
+
+
+def test_state_goes_in_and_comes_out(bench: Bench) -> None:
+    bench.cpu.kvm.xsave[160:192] = bytes(range(32))
+    before = bytes(bench.cpu.kvm.xsave)
+    assert bench.take(bytes.fromhex("660fefc1"))
+    assert vector(bench, 0) == int.from_bytes(bytes(range(16)), "little") ^ int.from_bytes(
+        bytes(range(16, 32)), "little"
+    )
+    after = bench.cpu.kvm.xsave
+    assert after[176:512] == before[176:512]
+    assert after[512] & 3 == 3
+    assert after[520:] == before[520:]
+
+
+def test_code_that_changes_in_place_is_seen(bench: Bench) -> None:
+    regs = bench.cpu.all.regs
+    bench.cpu.kvm.xsave[160:176] = b"\1" * 16
+    for code, expected in (("660ffec0", 0x02), ("660fefc0", 0), ("660ffec0", 0)):
+        regs.rip = 0x1000
+        assert bench.take(bytes.fromhex(code))
+        assert vector(bench, 0) & 0xFF == expected
+
+
+def test_code_at_the_end_of_a_page_and_of_the_address_space(bench: Bench) -> None:
+    regs = bench.cpu.all.regs
+    for rip in (0x1FFE, 0xFFFF_FFFF_FFFF_FFFC, 0x7FFF_FFFF_FFFE, 0x1FFF, 0x7FFF_0000):
+        regs.rip = rip
+        assert bench.take(bytes.fromhex("660fefc0"))
+        assert regs.rip == (rip + 4) & (1 << 64) - 1
+
+
+def test_after_a_fault_unicorn_is_as_new(bench: Bench) -> None:
+    """It remembers an exception, and would take the next one for a double fault."""
+    special, regs = bench.cpu.all.sregs, bench.cpu.all.regs
+    for _ in range(3):
+        special.cr0 |= CR0.PG
+        special.cr4 |= CR4.PAE
+        special.cr3 = 0x8000
+        regs.rdi = 0x5000
+        assert bench.take(bytes.fromhex("660f6f07"))
+        assert bench.cpu.all.events.exception.nr == 14
+        special.cr0 &= ~CR0.PG
+        assert bench.take(bytes.fromhex("660f6f07"))
+        regs.rip = 0x1000
+
+
+def test_vex_that_unicorn_would_take_for_sse_is_not_given_to_it() -> None:
+    for code in ("c5f058c2", "c5f892c8", "c5f1fec2", "c4e271b8c2"):
+        assert unit_of(decode(bytes.fromhex(code), 64)) is None
+
+
+@pytest.mark.parametrize("code", ["f4", "e680", "0f05", "0f22c0", "0f30", "cf", "0f01d8", "90"])
+def test_what_concerns_the_machine_is_not_for_unicorn(code: str) -> None:
+    assert unit_of(decode(bytes.fromhex(code), 64)) is None
+
+
+def matching_code(spelling: str) -> Iterator[bytes]:
+    """Encodings that a spelling of the table should be found for."""
+    *opcode, last = spelling.removeprefix("vex ").split()
+    kind = last if last in ("m", "r") else ""
+    words = opcode if kind else [*opcode, last]
+    digits = [int(word[1]) for word in words if word[0] == "/"] or range(8)
+    modrm = words.pop() if len(words) > 1 and words[-2][0] == "/" else ""
+    raw = bytes.fromhex("".join(word for word in words if word[0] != "/"))
+    for digit in digits:
+        for form in {"m": (0x07,), "r": (0xC7,)}.get(kind, (0x07, 0xC7)):
+            yield raw + (bytes.fromhex(modrm) or bytes([form | digit << 3])) + bytes(8)
+
+
+def test_every_spelling_in_the_table_is_one_that_is_looked_up() -> None:
+    """No entry that nothing could ever match."""
+    for spelling in OPERATIONS:
+        if not spelling.startswith("vex"):
+            found: list[str] = []
+            for code in matching_code(spelling):
+                with suppress(UndecodableError):
+                    found += spellings(decode(code, 32))
+            assert spelling in found
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("0f01ca", "clac"),
+        ("f20f58c1", "addsd"),
+        ("660ffec1", "paddd"),
+        ("d9e8", "d9 /5"),
+        ("480fae27", "xsave"),
+        ("c4e2e0f2c1", "andn"),
+        ("0f38c9c1", "0f 38 c9"),
+    ],
+)
+def test_names(code: str, name: str) -> None:
+    instruction = decode(bytes.fromhex(code), 64)
+    assert plan_of(instruction).name == name
+    if plan_of(instruction).operation is None:
+        assert name_of(instruction) == name
+
+
+# -- hostile guests --------------------------------------------------------------------------
+
+_BYTES = st.one_of(
+    st.binary(min_size=1, max_size=15),
+    st.builds(
+        lambda prefix, head, tail: prefix + head + tail,
+        st.sampled_from([b"", b"\x66", b"\xf3", b"\xf2", b"\x67", b"\x64", b"\x48", b"\x66\x48"]),
+        st.sampled_from(
+            [b"\x0f", b"\x0f\x38", b"\x0f\x3a", b"\xc5", b"\xc4\xe2", b"\xd9", b"\xdd"]
+        ),
+        st.binary(min_size=2, max_size=10),
+    ),
+)
+
+
+@given(
+    code=_BYTES, seed=st.integers(0, 1 << 32), mode=st.sampled_from(["long", "32", "16", "real"])
+)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_instruction_in_any_state(bench: Bench, code: bytes, seed: int, mode: str) -> None:
+    """Nothing but a yes, a no, or a GuestError comes of it; our own memory stays as it is."""
+    source = random.Random(seed)
+    everything = bench.cpu.all
+    special, regs = everything.sregs, everything.regs
+    for name in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "rip"):
+        value = source.choice([source.getrandbits(64), source.randrange(0x10_0000), 0xD000_0000])
+        setattr(regs, name, value)
+    regs.rflags = source.getrandbits(22) & ~RFLAGS.VM | 2
+    special.cr0 = source.getrandbits(32) & ~CR0.PE | (mode != "real") * CR0.PE
+    special.cr3, special.cr4 = source.getrandbits(40), source.getrandbits(23)
+    special.efer = 0xD00 if mode == "long" else 0
+    special.cs.l, special.cs.db = mode == "long", mode == "32"
+    for name in ("cs", "ds", "es", "fs", "gs", "ss", "ldt"):
+        segment = getattr(special, name)
+        segment.base, segment.limit = source.getrandbits(48), source.getrandbits(32)
+        segment.type, segment.dpl = source.randrange(16), source.randrange(4)
+        segment.unusable, segment.present = source.randrange(2), source.randrange(2)
+    special.gdt.base, special.idt.base = source.getrandbits(64), source.getrandbits(20)
+    special.gdt.limit, special.idt.limit = source.getrandbits(16), source.getrandbits(16)
+    bench.cpu.kvm.xsave[:512] = source.randbytes(512)
+    bench.cpu.kvm.xsave[26:32] = b"\0\0\xff\xff\0\0"
+    with suppress(GuestError):
+        bench.take(code)
+    assert len(bench.memory.regions) == 1
+
+
+def test_unicorn_writes_nowhere_but_where_the_guest_may(bench: Bench) -> None:
+    """An address that is no memory goes to a device, never to the pages of our own."""
+    for page in range(0, 0x14_000, 0x1000):
+        bench.cpu.all.regs.rdi = 0
+        bench.cpu.all.sregs.cr0 &= ~CR0.PG
+        bench.cpu.all.sregs.fs.base = (1 << 52) - (1 << 20) + page
+        bench.take(bytes.fromhex("64660f7f07"))
+    assert bench.take(bytes.fromhex("660fefc0"))
