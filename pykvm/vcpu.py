@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pykvm import kvm
     from pykvm.dispatch import Dispatch
     from pykvm.exits import Exit, RunPage
+    from pykvm.guest_debug import GuestDebug
     from pykvm.memory import GuestMemory
     from pykvm.x86.paging import Walk
 
@@ -49,6 +50,7 @@ _SREGS = _REGS + ffi.sizeof("struct kvm_regs")
 _EVENTS = _SREGS + ffi.sizeof("struct kvm_sregs")
 _SYNC_END = _REGS + ffi.sizeof("struct kvm_sync_regs")
 _SYNC_REGS = 1  # KVM_SYNC_X86_REGS
+_SYNC_SREGS = 2  # KVM_SYNC_X86_SREGS
 _SYNC_ALL = 7  # and KVM_SYNC_X86_SREGS, KVM_SYNC_X86_EVENTS
 
 _EXIT: int = lib.PYKVM_EXIT
@@ -123,6 +125,8 @@ class CPU:
         if core == ffi.NULL:
             raise MemoryError("the run loop's buffers")
         self.core: Any = ffi.gc(core, lib.pykvm_vcpu_free)
+        #: The kvm_run page as the core takes it.
+        self.run_address: Any = base
         self._general: Any = ffi.cast("struct kvm_regs *", base + _REGS)
         self._general_at = -1
         self._special: Any = None
@@ -141,6 +145,10 @@ class CPU:
         #: Called before and after each KVM_RUN of a loop by hand, for a clock that stands still
         #: between them.
         self.timing: tuple[Callable[[], None], Callable[[], None]] | None = None
+        self._debug: GuestDebug | None = None
+        #: Called as a loop begins: with True if pykvm runs the vCPU, False for a loop by hand, in
+        #: which nothing is to take part.
+        self.on_loop: Callable[[bool], None] | None = None
 
     def close(self) -> None:
         """Free what belongs to this vCPU.  Closing twice is harmless.
@@ -155,7 +163,7 @@ class CPU:
         while lib.pykvm_shut(core):
             time.sleep(0.001)  # it is on its way out
         self._end_exit()
-        self._general = self._all = None
+        self._general = self._all = self.run_address = None
         self.page.release()
         ffi.release(self._page_handle)
         self.kvm.close()
@@ -190,6 +198,7 @@ class CPU:
     def special(self) -> Any:
         """The current struct kvm_sregs; a change counts once `set_special` is called."""
         runs = self._living().runs
+        self._settle_special()
         if self._special_at != runs or self._special is None:
             self._special = self.kvm.get_sregs()
             self._special_at = runs
@@ -201,6 +210,13 @@ class CPU:
         self._finish_instruction()
         self._overtaken_at = self._living().runs
         self.kvm.set_sregs(sregs)
+        self.page[_DIRTY_REGS] &= ~_SYNC_SREGS
+
+    def _settle_special(self) -> None:
+        """Set the special registers that the core has left in the page for the next KVM_RUN."""
+        if self.page[_DIRTY_REGS] & _SYNC_SREGS:
+            self.page[_DIRTY_REGS] &= ~_SYNC_SREGS
+            self.take_special()
 
     # What follows is for whoever carries on behind an exit that KVM has left no instruction half
     # done at (InternalError, Debug), 100,000 times: nothing is completed, nothing copied.
@@ -214,6 +230,7 @@ class CPU:
         core, page = self._living(), self.page
         runs = core.runs
         self.general()
+        self._settle_special()
         if self._all_from is None:
             # From the next KVM_RUN on the kernel brings them by itself.
             page[_VALID_REGS] |= _SYNC_ALL
@@ -287,6 +304,15 @@ class CPU:
         for name in GENERAL:
             setattr(self._general, name, getattr(state, name))
         self.page[_DIRTY_REGS] |= _SYNC_REGS
+
+    @property
+    def debug(self) -> GuestDebug:
+        """Breakpoints and single steps of this vCPU (KVM_SET_GUEST_DEBUG)."""
+        if self._debug is None:
+            from pykvm.guest_debug import GuestDebug
+
+            self._debug = GuestDebug(self.kvm)
+        return self._debug
 
     # -- memory as the guest sees it ---------------------------------------------------------
 
@@ -447,6 +473,8 @@ class CPU:
             page = self.run_page
             core.surface = 1
             self.uncoalesce()
+            if self.on_loop is not None:
+                self.on_loop(False)
             while self._loop == loop:
                 if timing is None:
                     code = run(core)
@@ -518,6 +546,8 @@ class CPU:
             raise StateError("no devices were given to this vCPU")
         self._end_exit()
         core.surface = surface
+        if self.on_loop is not None:
+            self.on_loop(True)
         dispatch.coalesce(not surface)
         reads, writes, check = dispatch.reads, dispatch.writes, board.check
         # offset, size and value, the first three words of struct pykvm_vcpu

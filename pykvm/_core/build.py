@@ -1,4 +1,4 @@
-"""Builds `pykvm._core._native`: cffi in API mode over core.h and core.c.
+"""Builds `pykvm._core._native`: cffi in API mode over core.h and the C files beside it.
 
 setup.py calls this; nothing imports it at run time.
 """
@@ -58,7 +58,7 @@ ffibuilder.cdef(DECLARATIONS + REGISTERS)
 ffibuilder.set_source(
     "pykvm._core._native",
     '#include <linux/kvm.h>\n#include "core.h"\n',
-    sources=["pykvm/_core/core.c"],
+    sources=["pykvm/_core/core.c", "pykvm/_core/syscall.c"],
     include_dirs=["pykvm/_core"],
     depends=["pykvm/_core/core.h"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
