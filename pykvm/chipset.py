@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.bus import Placement, Space
 from pykvm.errors import BusConflict, ConfigError
+from pykvm.msr_exits import MsrExits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,12 +51,6 @@ IA32_TSC = 0x10
 IA32_APIC_BASE = 0x1B
 IA32_TSC_ADJUST = 0x3B
 IA32_TSC_DEADLINE = 0x6E0
-
-# <linux/kvm.h>
-KVM_CAP_X86_USER_SPACE_MSR = 188
-KVM_MSR_EXIT_REASON_INVAL = 1
-KVM_MSR_EXIT_REASON_FILTER = 4
-KVM_MSR_FILTER_READ_WRITE = 3
 
 # struct kvm_run: apic_base, in words of 64 bits.
 _APIC_BASE_WORD = 3
@@ -103,9 +98,7 @@ class UserChipset:
         #: Whether somebody outside the machine has wires to it, and may use them at any time.
         self.has_outside_lines = False
         # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
-        vm.enable_cap(
-            KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER
-        )
+        self.msr_exits = MsrExits(vm, unknown=True)
 
     def placements(self, others: Sequence[Placement]) -> list[Placement]:
         """What goes on the bus until the platform is made, beside `others`."""
@@ -179,9 +172,7 @@ class UserChipset:
     def _filter_msrs(self) -> None:
         """Have the MSRs of time and of the APIC's place exit."""
         indices = (IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE)
-        self._vm.set_msr_filter(
-            [(KVM_MSR_FILTER_READ_WRITE, index, 8, b"\xfe") for index in indices]
-        )
+        self.msr_exits.ask("chipset", reads=indices, writes=indices)
 
     def _earlier(self, queue: int) -> None:
         if queue < len(self._cpus):

@@ -26,7 +26,7 @@ ROWS = (
     ("boot", "interrupts"),
     ("devices",),
     ("bus", "clock", "memory", "tables"),
-    ("exits", "tsc"),
+    ("exits", "guest_debug", "msr_exits", "tsc"),
     ("kvm", "x86", "_core"),
     ("sizes",),
     ("errors",),

@@ -1,0 +1,119 @@
+"""KVM_SET_GUEST_DEBUG for all who want something of it at once.
+
+There is one set of debug registers and one single step a vCPU, and setting them replaces what was
+set before.  So whoever needs a breakpoint says so here, by name, and leaves the others' alone.
+
+While any of this is on, the guest's own DR0 to DR7 are out of force (KVM_GUESTDBG_USE_HW_BP takes
+their place): a debugger inside the guest finds its breakpoints silent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pykvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["GuestDebug"]
+
+BREAKPOINTS = 4
+
+# <linux/kvm.h>, <asm/kvm.h>
+KVM_GUESTDBG_ENABLE = 1
+KVM_GUESTDBG_SINGLESTEP = 2
+KVM_GUESTDBG_USE_HW_BP = 0x20000
+
+# DR7 (SDM 3B 18.2.4): bit 10 reads as one; Gn, two bits apart.  R/Wn and LENn of 0 are execution.
+_DR7_ONES = 1 << 10
+_DR7_G0 = 1 << 1
+
+
+class Target(Protocol):
+    """The vCPU."""
+
+    def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
+        """KVM_SET_GUEST_DEBUG."""
+
+
+class GuestDebug:
+    """What is asked of a vCPU's debugging, by whom, and KVM told the whole of it.
+
+    >>> class Printing:
+    ...     def set_guest_debug(self, control, debugreg=()):
+    ...         print(hex(control), [hex(value) for value in debugreg])
+    >>> debug = GuestDebug(Printing())
+    >>> debug.set_breakpoints("me", [0x1000])
+    0x20001 ['0x1000', '0x0', '0x0', '0x0', '0x0', '0x0', '0x0', '0x402']
+    >>> debug.single_step(True)
+    0x20003 ['0x1000', '0x0', '0x0', '0x0', '0x0', '0x0', '0x0', '0x402']
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._breakpoints: dict[str, tuple[int, ...]] = {}
+        self._hidden: frozenset[str] = frozenset()
+        self._stepping = self._stepping_over = False
+        self._set: tuple[int, list[int]] = (0, [])
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where breakpoints stand, each once: linear addresses."""
+        wanted = (
+            address
+            for owner, addresses in self._breakpoints.items()
+            if owner not in self._hidden
+            for address in addresses
+        )
+        return tuple(dict.fromkeys(wanted))
+
+    def set_breakpoints(self, owner: str, addresses: Iterable[int]) -> None:
+        """Have `owner`'s execution breakpoints at these linear addresses and nowhere else.
+
+        Raises ConfigError, and changes nothing, if all owners together want more than four.
+        """
+        before = self._breakpoints.get(owner, ())
+        self._breakpoints[owner] = tuple(addresses)
+        if len(self.addresses) > BREAKPOINTS:
+            wanted = len(self.addresses)
+            self._breakpoints[owner] = before
+            raise ConfigError(f"{wanted} breakpoints: a processor has {BREAKPOINTS}")
+        self._apply()
+
+    def hide(self, *owners: str) -> None:
+        """Leave these owners' breakpoints out until the next call."""
+        self._hidden = frozenset(owners)
+        self._apply()
+
+    def single_step(self, on: bool) -> None:
+        """Stop after each instruction, or no longer."""
+        self._stepping = on
+        self._apply()
+
+    def step_over(self) -> None:
+        """Execute the instruction that a breakpoint stands on: no breakpoint holds until `stepped`.
+
+        KVM does not look at RFLAGS.RF, so that the breakpoint would hit again.
+        """
+        self._stepping_over = True
+        self._apply()
+
+    def stepped(self) -> bool:
+        """A single step has ended: whether it was for `step_over`, and nobody else waits for it."""
+        over, self._stepping_over = self._stepping_over, False
+        self._apply()
+        return over and not self._stepping
+
+    def _apply(self) -> None:
+        addresses = () if self._stepping_over else self.addresses[:BREAKPOINTS]
+        control = KVM_GUESTDBG_SINGLESTEP if self._stepping or self._stepping_over else 0
+        registers: list[int] = []
+        if addresses:
+            control |= KVM_GUESTDBG_USE_HW_BP
+            enabled = sum(_DR7_G0 << 2 * number for number in range(len(addresses)))
+            registers = [*addresses, *[0] * (7 - len(addresses)), _DR7_ONES | enabled]
+        wanted = (control | KVM_GUESTDBG_ENABLE if control else 0, registers)
+        if wanted != self._set:
+            self._target.set_guest_debug(*wanted)
+            self._set = wanted
