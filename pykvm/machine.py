@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pykvm.kernel_chipset import KernelChipset
     from pykvm.kvm import VM
     from pykvm.oops import KernelWatch
+    from pykvm.quirks.remedies import Remedies
     from pykvm.result import Result
 
     #: A file by its path, or its bytes.
@@ -51,11 +52,12 @@ HOLE_START = 3 * GIB
 HOLE_END = 4 * GIB
 
 UNCLAIMED = ("stop", "float")
-REMEDIES = ("auto", "off")
+QUIRKS = ("auto", "on", "off")
+EMULATE = ("auto", "off")
 ISA_IRQS = 16
 
-# Debug and InternalError: what remedies are asked about.
-_REMEDIABLE = (4, 17)
+# Debug, Shutdown, InternalError and WrMsr: what remedies are asked about.
+_REMEDIABLE = (4, 8, 17, 30)
 # Ends of a kernel that has said its last word, if it was one of a panic.
 _MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
 IA32_TSC_AUX = 0xC0000103
@@ -91,8 +93,10 @@ class Machine:
     own, "split" for KVM's local APICs and the rest in software, "none" for nowhere; `clock` is the
     policy of guest time, "realtime", "paused" or "warp" (`pykvm.clock`), and `tsc_khz` the
     frequency of the guest's TSC, where this host can scale it.
-    `quirks` is "auto" to make good what this host's KVM gets wrong in the guest's sight, "off" to
-    see it bare; `emulate` the same for instructions that KVM refuses.
+    `quirks` is "auto" to make good what this host's KVM gets wrong in the guest's sight, for
+    kernels and for bare guests whose code shows that they may meet it, "on" for any guest (one that
+    is put together by hand), "off" to see the host bare; `emulate` is "auto" to execute
+    instructions that KVM refuses, or "off".
 
     Raises HostError (no usable KVM, too little memory), LoadError (the file), ConfigError (wrong
     values) and KVMError (KVM refused).
@@ -129,8 +133,8 @@ class Machine:
     ) -> None:
         check_chipset(irqchip, clock)
         _one_of("unclaimed", unclaimed, (None, *UNCLAIMED))
-        _one_of("quirks", quirks, REMEDIES)
-        _one_of("emulate", emulate, REMEDIES)
+        _one_of("quirks", quirks, QUIRKS)
+        _one_of("emulate", emulate, EMULATE)
         self._closed = False
         self._run_lock = threading.Lock()
         self._run: Run | None = None
@@ -147,6 +151,7 @@ class Machine:
         self._policy = clock
         self._tsc_khz = tsc_khz
         self._remedies: list[Remedy] = []
+        self._quirks: Remedies | None = None
         self._image: Image | None = None
         self._kernel_watch: KernelWatch | None = None
         self._emulate = False
@@ -280,6 +285,25 @@ class Machine:
     def _add_remedies(self, image: Image | None, quirks: str, emulate: str) -> None:
         """Choose what makes good what this host's KVM gets wrong or refuses."""
         self._emulate = emulate == "auto"
+        if quirks == "on" or (quirks == "auto" and image is not None and _may_meet_quirks(image)):
+            self._add_quirks()
+
+    def _add_quirks(self) -> None:
+        from pykvm.quirks import found
+        from pykvm.quirks.remedies import MADE_GOOD, Remedies
+
+        here = found(MADE_GOOD)
+        if not here:
+            return
+        assert self._vm is not None
+        if isinstance(self._chipset, UserChipset):
+            msr_exits = self._chipset.msr_exits
+        else:
+            from pykvm.msr_exits import MsrExits
+
+            msr_exits = MsrExits(self._vm)
+        self._quirks = Remedies(self._vcpus, self.memory, msr_exits, here)
+        self._remedies.append(self._quirks)
 
     def make_good(self, cpu: CPU, exit: Exit) -> bool:
         """Do what KVM could not at `exit`: an instruction that it refused, for one.
@@ -554,7 +578,9 @@ class Machine:
                 check=check,
                 on_exit=on_exit,
                 interrupts=self._chipset.timekeeper if self._chipset else None,
+                look=self._quirks.look if self._quirks else None,
             )
+            before = self._counts()
             begin(run)
             emulated, emulated_seconds = self._emulated_so_far()
             self._start_clock()
@@ -570,7 +596,16 @@ class Machine:
                 if death is not None:
                     result.end(self._vcpus[0].panicked(death))
             result.notes = self._notes()
+            result.made_good = {
+                what: count - before.get(what, 0)
+                for what, count in self._counts().items()
+                if count != before.get(what, 0)
+            }
             return result
+
+    def _counts(self) -> dict[str, int]:
+        """How often what was made good so far."""
+        return {what: count for remedy in self._remedies for what, count in remedy.counts().items()}
 
     def _notes(self) -> tuple[str, ...]:
         clock = self._clock
@@ -766,6 +801,8 @@ class Machine:
             cpu.close()
         if self._emulator is not None:
             self._emulator.close()
+        if self._quirks is not None:
+            self._quirks.close()
         # The VM first: deleting its slots one by one would wait for each.
         if self._vm is not None:
             self._vm.close()
@@ -797,8 +834,12 @@ class Remedy(Protocol):
     def take(self, cpu: CPU, exit: Exit, /) -> bool:
         """Set the vCPU right after `exit`, so that the guest goes on.
 
-        Returns False if it is not its affair.  Raises GuestError where the guest cannot go on.
+        `exit` is a Debug, InternalError, Shutdown or WrMsr.  Returns False if it is not its affair.
+        Raises GuestError where the guest cannot go on.
         """
+
+    def counts(self) -> Mapping[str, int]:
+        """What was made good so far, and how often."""
 
 
 class _Watch:
@@ -848,6 +889,32 @@ def _devices(*, pc: bool, firmware: bool) -> list[Placement]:
     from pykvm.devices.pc import pc_devices
 
     return [*standard_devices(), *pc_devices()]
+
+
+# LIDT begins so (SDM 2A, LGDT/LIDT), and behind it stands a ModRM byte with 3 in its middle.
+_LIDT = b"\x0f\x01"
+_LIDT_EXTENSION = 3
+# The number of the MSR IA32_LSTAR, as a constant in code.
+_LSTAR = (0xC0000082).to_bytes(4, "little")
+
+
+def _may_meet_quirks(image: Image) -> bool:
+    """Whether a guest may come to have a ring 3: a kernel, or code that loads an IDT or LSTAR."""
+    if protocol_of(image).PC:
+        return True
+    for segment in image.segments:
+        if not segment.executable:
+            continue
+        code = bytes(segment.data)
+        if _LSTAR in code:
+            return True
+        at = code.find(_LIDT)
+        while at >= 0:
+            modrm = code[at + 2] if at + 2 < len(code) else 0
+            if modrm >> 3 & 7 == _LIDT_EXTENSION and modrm >> 6 != 3:
+                return True
+            at = code.find(_LIDT, at + 1)
+    return False
 
 
 def _mode(mode: Mode | str | None) -> Mode | None:

@@ -65,7 +65,8 @@ class Result:
     Python: pykvm and the devices.
 
     `emulated` counts the instructions that KVM refused and pykvm completed, by name, and
-    `emulated_seconds`, a part of `outside_seconds`, is the time that took.
+    `emulated_seconds`, a part of `outside_seconds`, is the time that took.  `made_good` counts what
+    the host got wrong otherwise and pykvm has put right: what, and how often.
 
     `notes` says what this host did not do as asked: a sentence each.
     """
@@ -78,6 +79,7 @@ class Result:
         "exit_code",
         "exits",
         "guest_seconds",
+        "made_good",
         "notes",
         "outcome",
         "outside_seconds",
@@ -102,6 +104,7 @@ class Result:
         self.emulated: Mapping[str, int] = {}
         self.emulated_seconds = 0.0
         self.notes: tuple[str, ...] = ()
+        self.made_good: Mapping[str, int] = {}
 
     def end(self, ending: Ending) -> None:
         """Let this be how it ended."""

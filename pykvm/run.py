@@ -105,10 +105,12 @@ class Run:
         check: Callable[[], Ending | None] | None = None,
         on_exit: Callable[[CPU, Exit], None] | None = None,
         interrupts: Interrupts | None = None,
+        look: Callable[[CPU], None] | None = None,
     ) -> None:
         """`take` answers an exit or says how the run ends; `on_exit` sees each of them before.
 
         `interrupts` is what wakes halted vCPUs, and starts parked ones; None if nothing does.
+        `look` is called whenever there is an occasion to look at a vCPU.
         """
         self.check = check
         self.interrupts = interrupts
@@ -119,6 +121,7 @@ class Run:
         ]
         self._take = take
         self._on_exit = on_exit
+        self._look = look
         self._timeout = timeout
         self._ending: Ending | None = None
         self._errors: list[BaseException] = []
@@ -182,6 +185,8 @@ class Run:
 
     def take_tick(self, cpu: CPU) -> Ending | None:
         """See `pykvm.vcpu.Board`."""
+        if self._look is not None:
+            self._look(cpu)
         if self.interrupts is None or self.interrupts.can_start:
             return None
         # HLT waits inside KVM_RUN: look whether it will ever come back.
@@ -194,6 +199,8 @@ class Run:
 
     def take_attention(self, cpu: CPU) -> Ending | None:
         """See `pykvm.vcpu.Board`."""
+        if self._look is not None:
+            self._look(cpu)
         interrupts = self.interrupts
         if interrupts is None:
             return None

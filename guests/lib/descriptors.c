@@ -62,6 +62,11 @@ void load_descriptors(void)
                      : "rax", "memory");
 }
 
+void set_stack(unsigned ist, void *top)
+{
+    tss.ist[ist - 1] = (uint64_t)top;
+}
+
 void allow_user_ports(void)
 {
     tss.io_bitmap_offset = offsetof(struct tss, io_bitmap);

@@ -11,6 +11,7 @@
 #ifndef __ASSEMBLER__
 
 void load_descriptors(void);
+void set_stack(unsigned ist, void *top); /* what gates with this IST, 1 to 7, switch to */
 void allow_user_ports(void); /* ring 3 may use every port; until then it may use none */
 
 #endif

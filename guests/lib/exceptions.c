@@ -34,6 +34,12 @@ void set_gate(unsigned vector, void (*entry)(void))
     };
 }
 
+void change_gate(unsigned vector, uint8_t type_bits, uint8_t ist)
+{
+    idt[vector].type |= type_bits;
+    idt[vector].ist = ist;
+}
+
 void load_exceptions(void)
 {
     struct table_register idtr = {sizeof idt - 1, (uint64_t)idt};

@@ -22,4 +22,5 @@ void on_exception(struct frame *frame);
 
 void load_exceptions(void);                          /* fills the IDT and loads it */
 void set_gate(unsigned vector, void (*entry)(void)); /* one vector to code of the guest's own */
+void change_gate(unsigned vector, uint8_t type_bits, uint8_t ist); /* bits to add; stack 1-7, or 0 */
 const char *exception_name(unsigned vector);

@@ -403,6 +403,8 @@ static int64_t take_exit(struct pykvm_vcpu *v)
         return take_io(v);
     if (p->run->exit_reason == KVM_EXIT_MMIO)
         return take_mmio(v);
+    if (v->syscall && pykvm_make_syscall_good(v->syscall, p->run))
+        return REENTER;
     return PYKVM_EXIT;
 }
 
@@ -471,6 +473,10 @@ static int64_t enter_guest(struct pykvm_vcpu *v)
     if (p->run->request_interrupt_window && p->run->ready_for_interrupt_injection &&
         p->run->exit_reason != KVM_EXIT_IRQ_WINDOW_OPEN)
         __atomic_store_n(&v->attention, 1, __ATOMIC_RELAXED);
+    if (v->watched) {
+        v->watched--;
+        __atomic_store_n(&v->attention, 1, __ATOMIC_RELAXED);
+    }
     take_map(p);
     return take_exit(v);
 }

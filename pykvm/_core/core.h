@@ -48,6 +48,25 @@ enum {
 struct pykvm_map;
 struct pykvm_private;
 
+/* Guest memory as the host sees it. */
+struct pykvm_region {
+    uint64_t start; /* guest-physical */
+    uint64_t size;
+    const uint8_t *host;
+};
+
+/* What makes SYSCALL good on a host that gets it wrong (syscall.c).  Python fills it in. */
+struct pykvm_syscall {
+    uint64_t handler;   /* where the guest's #PF handler begins and a breakpoint stands, or 0 */
+    uint64_t lstar;
+    uint64_t fmask;
+    uint64_t made_good; /* SYSCALLs so far */
+    uint64_t passed_on; /* page faults that were none */
+    const struct pykvm_region *regions;
+    uint32_t region_count;
+    uint16_t cs;        /* the selector from STAR; SS is the next one */
+};
+
 /* One virtual CPU as the loop sees it.  Only the thread that runs it may touch it. */
 struct pykvm_vcpu {
     /* The access behind a return value of zero or above; Python reads the three at once. */
@@ -57,6 +76,7 @@ struct pykvm_vcpu {
     int32_t error;
     uint32_t attention; /* nonzero: come back before entering the guest again */
     uint8_t surface;  /* nonzero: every exit is PYKVM_EXIT, no map and no sink takes part */
+    uint32_t watched; /* so many exits from now on set `attention` */
     uint32_t sunk;
     uint32_t sunk_batches;
     struct pykvm_write *writes;
@@ -64,6 +84,7 @@ struct pykvm_vcpu {
     uint64_t runs;          /* KVM_RUN calls so far */
     uint64_t guest_cycles;  /* host TSC cycles spent in the guest and in this loop */
     uint64_t exits[128];
+    struct pykvm_syscall *syscall; /* or NULL */
     struct pykvm_private *private_;
 };
 
@@ -116,6 +137,21 @@ void pykvm_set_alarm(struct pykvm_vcpu *vcpu, uint64_t when);
  * EBUSY while a device owes the answer to a read.
  */
 int pykvm_complete(struct pykvm_vcpu *vcpu);
+
+/*
+ * Whether the exit in the kvm_run page is the breakpoint on the #PF handler, or the end of a guest
+ * without one, and was dealt with: the vCPU is set right for the next KVM_RUN.  0 also for an
+ * ordinary page fault whose handler begins in a way that this does not know.  Needs the general and
+ * special registers in the page.
+ */
+int pykvm_make_syscall_good(struct pykvm_syscall *syscall, void *page);
+
+/*
+ * Read guest-virtual memory, through the page tables of the special registers in the kvm_run page.
+ * Returns 1, or 0 if any of it is not mapped.
+ */
+int pykvm_read_guest(const struct pykvm_syscall *syscall, const void *page, uint64_t address,
+                     void *buffer, uint64_t size);
 
 /* The signal that kicks use; pykvm gives it an empty handler, so that a stray one does nothing. */
 int pykvm_kick_signal(void);

@@ -235,9 +235,9 @@ OPTIONS: tuple[Option, ...] = (
         "bare guests), float reads all ones and ignores writes (default for kernels)",
     ),
     Option(
-        "--quirks", "auto|off", one_of("auto", "off"), MACHINE,
-        "make good what this host's KVM gets wrong in the guest's sight (default), or show it as "
-        "it is; `pykvm info` lists what was found",
+        "--quirks", "auto|on|off", one_of("auto", "on", "off"), MACHINE,
+        "make good what this host's KVM gets wrong in the guest's sight: auto for guests that may "
+        "meet it (default), on for any, off to see the host bare; `pykvm info` lists what it finds",
     ),
     Option(
         "--emulate", "auto|off", one_of("auto", "off"), MACHINE,

@@ -1,0 +1,27 @@
+"""What is known of one thing that a host's KVM may get wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.quirks.testbed import Testbed
+
+__all__ = ["Quirk"]
+
+
+class Quirk(NamedTuple):
+    """Something that a KVM may get wrong in the guest's sight.
+
+    `wrong` says in a sentence what a guest meets.  `probe` finds it, by doing it in a VM of its
+    own.  `remedy` says how it is made good and `cost` what that costs; both are empty for what
+    cannot be.
+    """
+
+    name: str
+    wrong: str
+    probe: Callable[[Testbed], bool]
+    remedy: str = ""
+    cost: str = ""

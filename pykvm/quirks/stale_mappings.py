@@ -1,0 +1,41 @@
+"""Ring 3 that keeps an old translation after the VMM has rewritten live page tables.
+
+The guest loads CR3 anew, as any processor wants it after such a change; ring 3 still reads the page
+that the old entry named.  Nothing in pykvm rewrites the tables of a guest that has run.  Whoever
+does (a reset to a snapshot, into the same VM) has to delete the memory slots and make them anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.quirks.quirk import Quirk
+from pykvm.quirks.testbed import OTHER, SPARE
+
+if TYPE_CHECKING:
+    from pykvm.quirks.testbed import Testbed
+
+__all__ = ["QUIRK"]
+
+READ = bytes.fromhex("8A06")  # mov al, [rsi]
+RELOAD_CR3 = bytes.fromhex("0F20D8 0F22D8")  # mov rax, cr3; mov cr3, rax
+_OLD, _NEW = 0x0D, 0x0E
+
+
+def _stale(testbed: Testbed) -> bool:
+    testbed.memory.write_u8(SPARE, _OLD)
+    testbed.memory.write_u8(OTHER, _NEW)
+    testbed.run(READ, 3, {"rsi": SPARE})
+    testbed.map(SPARE, OTHER)
+    try:
+        testbed.run(RELOAD_CR3, 0)
+        return testbed.run(READ, 3, {"rsi": SPARE}).state.rax & 0xFF == _OLD
+    finally:
+        testbed.map(SPARE, SPARE)
+
+
+QUIRK = Quirk(
+    "stale-mappings",
+    "ring 3 keeps the old mapping where the VMM rewrites the page tables of a running guest",
+    _stale,
+)
