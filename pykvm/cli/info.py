@@ -30,6 +30,8 @@ def main(options: Options) -> int:
     """Print what there is; the exit status is 126 if no guest can run here."""
     facts = collect()
     facts["probes"] = _probe() if "error" not in facts else []
+    facts["quirks"] = _find_quirks() if "error" not in facts else []
+    facts["models"] = _models() if "error" not in facts else {}
     facts["advice"] = advice(facts)
     facts["usable"] = "error" not in facts and not _missing(facts)
     if options.json:
@@ -46,6 +48,32 @@ def _probe() -> list[dict[str, Any]]:
     from pykvm.cli.probes import PROBES
 
     return [{"probe": probe.name, **probe()._asdict()} for probe in PROBES]
+
+
+def _find_quirks() -> list[dict[str, Any]]:
+    """The quirks of this host; none where no VM can be made to look for them."""
+    from pykvm.errors import PykvmError
+    from pykvm.quirks import QUIRKS, found
+
+    try:
+        here = found()
+    except PykvmError:
+        return []
+    return [
+        {"quirk": quirk.name, "wrong": quirk.wrong, "made_good": quirk.remedy, "cost": quirk.cost}
+        for quirk in QUIRKS
+        if quirk.name in here
+    ]
+
+
+def _models() -> dict[str, list[str]]:
+    """Each CPU model that insists on features, and those that this host does not offer guests."""
+    from pykvm.kvm import System
+    from pykvm.x86.cpuid import MODELS, Specification, missing
+
+    with System() as system:
+        offered = system.supported_cpuid()
+    return {model: missing(offered, Specification.parse(model)) for model in MODELS}
 
 
 def _missing(facts: dict[str, Any]) -> list[str]:
@@ -82,6 +110,14 @@ def info_text(facts: dict[str, Any]) -> str:
         parts.append("\n".join(["What to do", *(f"  {line}" for line in facts["advice"]), ""]))
     if facts["probes"]:
         parts.append(_section("Tried just now", _probes(facts["probes"]), width=34))
+    if facts["models"]:
+        parts.append(_section("CPU models beside baseline and host", _given(facts["models"])))
+    if facts["quirks"]:
+        parts.append(
+            _section(
+                "Quirks of this host's KVM (docs/quirks.md)", _quirks(facts["quirks"]), width=18
+            )
+        )
     if "capabilities" in facts:
         rows = (
             (name, str(value) if value else "-") for name, value in facts["capabilities"].items()
@@ -138,3 +174,17 @@ def _host(facts: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _probes(probes: Iterable[dict[str, Any]]) -> Iterable[tuple[str, str]]:
     for probe in probes:
         yield probe["probe"], "yes" if probe["works"] else f"no: {probe['detail']}"
+
+
+def _quirks(quirks: Iterable[dict[str, Any]]) -> Iterable[tuple[str, str]]:
+    for quirk in quirks:
+        yield quirk["quirk"], quirk["wrong"]
+        yield (
+            "",
+            f"made good: {quirk['made_good']}" if quirk["made_good"] else "not made good",
+        )
+
+
+def _given(models: dict[str, list[str]]) -> Iterable[tuple[str, str]]:
+    for model, lacking in models.items():
+        yield model, f"no: it does not offer {', '.join(lacking)}" if lacking else "yes"

@@ -161,6 +161,17 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _cpu(text: str) -> str:
+    from pykvm.x86.cpuid import Specification
+
+    try:
+        Specification.parse(text)
+    except ConfigError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        raise UsageError(f"--cpu: {error.message}{hint}") from None
+    return text
+
+
 def _destination(text: str, also: tuple[str, ...] = ()) -> Destination:
     kind, _, path = text.partition(":")
     if kind in ("file", "unix"):
@@ -212,9 +223,9 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("--smp", "N", _count, MACHINE, "number of vCPUs (default 1)"),
     Option(
-        "--cpu", "MODEL", str, MACHINE,
-        "what CPUID shows: baseline, the same on every host (default), or host, all that "
-        "this one has; then +FEATURE and -FEATURE, as baseline,+cx16,-x2apic",
+        "--cpu", "MODEL", _cpu, MACHINE,
+        "what CPUID shows: baseline, the same on every host (default), host, all that this one "
+        "has, or x86-64-v1 to x86-64-v4; then +FEATURE and -FEATURE, as baseline,+cx16,-x2apic",
         _GUESTS,
     ),
     Option(

@@ -20,7 +20,6 @@ from pykvm.exits import (
     RdMsr,
     Shutdown,
 )
-from pykvm.kvm.constants import KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP
 from pykvm.result import Outcome
 
 if TYPE_CHECKING:
@@ -76,11 +75,11 @@ class Stepper:
         if not self._alive():
             return
         before = linear_rip(self.cpu)
-        self.cpu.kvm.set_guest_debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)
+        self.cpu.debug.single_step(True)
         try:
             stopped = self._run_to_exit(STEP_PATIENCE)
         finally:
-            self.cpu.kvm.set_guest_debug(0)
+            self.cpu.debug.single_step(False)
         if stopped:
             self._show_exit()
         if not isinstance(self.exit, Debug) or not stopped:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.quirks.quirk import Quirk
-from pykvm.quirks.testbed import OTHER, SPARE
+from pykvm.quirks.testbed import OTHER, SPARE, map_page
 
 if TYPE_CHECKING:
     from pykvm.quirks.testbed import Testbed
@@ -26,12 +26,12 @@ def _stale(testbed: Testbed) -> bool:
     testbed.memory.write_u8(SPARE, _OLD)
     testbed.memory.write_u8(OTHER, _NEW)
     testbed.run(READ, 3, {"rsi": SPARE})
-    testbed.map(SPARE, OTHER)
+    map_page(testbed.memory, SPARE, OTHER)
     try:
         testbed.run(RELOAD_CR3, 0)
         return testbed.run(READ, 3, {"rsi": SPARE}).state.rax & 0xFF == _OLD
     finally:
-        testbed.map(SPARE, SPARE)
+        map_page(testbed.memory, SPARE, SPARE)
 
 
 QUIRK = Quirk(

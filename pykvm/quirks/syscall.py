@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.quirks.quirk import Quirk
-from pykvm.quirks.testbed import HLT, KERNEL
+from pykvm.quirks.testbed import HLT, KERNEL, beginning
 from pykvm.x86.descriptors import CODE64
 from pykvm.x86.registers import EFER
 
@@ -40,7 +40,7 @@ def selector_of(star: int) -> int:
 def _stays_in_ring_3(testbed: Testbed) -> bool:
     testbed.memory.write(KERNEL, HLT)
     testbed.cpu.kvm.set_msrs({STAR: CODE64 << 32, LSTAR: KERNEL, SYSCALL_MASK: 0})
-    stop = testbed.run(SYSCALL, 3, {"efer": testbed.state(3).efer | EFER.SCE})
+    stop = testbed.run(SYSCALL, 3, {"efer": beginning(3).efer | EFER.SCE})
     return stop.vector == PAGE_FAULT and stop.state.cr2 == KERNEL
 
 

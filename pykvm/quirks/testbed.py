@@ -23,7 +23,19 @@ if TYPE_CHECKING:
     from pykvm.exits import Exit
     from pykvm.x86.state import CpuState
 
-__all__ = ["HANDLERS", "HLT", "KERNEL", "OTHER", "SPARE", "USER", "Stop", "Testbed"]
+__all__ = [
+    "HANDLERS",
+    "HLT",
+    "KERNEL",
+    "OTHER",
+    "SPARE",
+    "USER",
+    "Stop",
+    "Testbed",
+    "beginning",
+    "lay_out",
+    "map_page",
+]
 
 LARGE_PAGE = 2 << 20
 MEMORY = 4 * LARGE_PAGE
@@ -64,6 +76,37 @@ class Stop(NamedTuple):
         return vector if isinstance(self.exit, Hlt) and 0 <= vector < 256 else None
 
 
+def lay_out(memory: GuestMemory) -> None:
+    """Write the tables that `beginning` names, and the handlers."""
+    memory.write_u64(PML4, PDPT | TABLE)
+    memory.write_u64(PDPT, PD | TABLE)
+    memory.write_u64(PD, PRESENT | WRITABLE | LARGE)
+    for page in (USER, SPARE):
+        map_page(memory, page, page)
+    memory.write(GDT, flat_gdt(TSS).image)
+    memory.write(TSS, tss64(rsp0=STACK_TOP))
+    gates = {vector: interrupt_gate(CODE64, HANDLERS + vector, dpl=3) for vector in range(256)}
+    memory.write(IDT, idt(gates))
+    memory.write(HANDLERS, HLT * 256)
+
+
+def map_page(memory: GuestMemory, page: int, physical: int) -> None:
+    """Let the large page at `page` lead to `physical`, for both rings."""
+    entry = physical | PRESENT | WRITABLE | USER_BIT | LARGE
+    memory.write_u64(PD + page // LARGE_PAGE * 8, entry)
+
+
+def beginning(ring: int) -> CpuState:
+    """The state at the first instruction of a ring's code."""
+    state = long_mode(rip=KERNEL, rsp=STACK_TOP, cr3=PML4, gdt_base=GDT, tss_base=TSS)
+    state.idt.base, state.idt.limit = IDT, 256 * 16 - 1
+    if ring == 3:
+        state.rip, state.rsp = USER, USER_STACK
+        state.cs = _flat(USER_CODE64, 0xB, l=1)
+        state.ss = _flat(USER_DATA, 0x3, db=1)
+    return state
+
+
 class Testbed:
     """One VM for any number of probes.  Raises HostError and KVMError as a machine does."""
 
@@ -83,40 +126,12 @@ class Testbed:
             vcpu.set_cpuid2(self.cpuid)
             self.cpu = CPU(vcpu, self.memory)
             stack.callback(self.cpu.close)
-            self._write_tables()
+            lay_out(self.memory)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
         """Give everything back."""
         self._stack.close()
-
-    def _write_tables(self) -> None:
-        write, write_u64 = self.memory.write, self.memory.write_u64
-        write_u64(PML4, PDPT | TABLE)
-        write_u64(PDPT, PD | TABLE)
-        write_u64(PD, PRESENT | WRITABLE | LARGE)
-        for page in (USER, SPARE):
-            self.map(page, page)
-        write(GDT, flat_gdt(TSS).image)
-        write(TSS, tss64(rsp0=STACK_TOP))
-        gates = {vector: interrupt_gate(CODE64, HANDLERS + vector, dpl=3) for vector in range(256)}
-        write(IDT, idt(gates))
-        write(HANDLERS, HLT * 256)
-
-    def map(self, page: int, physical: int) -> None:
-        """Let the large page at `page` lead to `physical`, for both rings."""
-        entry = physical | PRESENT | WRITABLE | USER_BIT | LARGE
-        self.memory.write_u64(PD + page // LARGE_PAGE * 8, entry)
-
-    def state(self, ring: int) -> CpuState:
-        """The state at the beginning of a ring's code."""
-        state = long_mode(rip=KERNEL, rsp=STACK_TOP, cr3=PML4, gdt_base=GDT, tss_base=TSS)
-        state.idt.base, state.idt.limit = IDT, 256 * 16 - 1
-        if ring == 3:
-            state.rip, state.rsp = USER, USER_STACK
-            state.cs = _flat(USER_CODE64, 0xB, l=1)
-            state.ss = _flat(USER_DATA, 0x3, db=1)
-        return state
 
     def run(self, code: bytes, ring: int, registers: Mapping[str, int] | None = None) -> Stop:
         """Run `code`, which is given a HLT as its end, in a ring.
@@ -124,7 +139,7 @@ class Testbed:
         Raises TimeoutError if it comes to none.
         """
         self.memory.write(USER if ring == 3 else KERNEL, code + HLT)
-        state = self.state(ring)
+        state = beginning(ring)
         for name, value in (registers or {}).items():
             setattr(state, name, value)
         self.cpu.state = state

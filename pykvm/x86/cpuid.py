@@ -58,9 +58,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BASELINE",
     "LAPIC_FEATURES",
+    "MODELS",
     "SIGNIFICANT_INDEX",
     "CpuidEntry",
     "CpuidTable",
+    "Specification",
+    "missing",
     "select",
     "with_topology",
 ]
@@ -68,22 +71,44 @@ __all__ = [
 # kvm_cpuid_entry2.flags: `index` matters (KVM_CPUID_FLAG_SIGNIFCANT_INDEX).
 SIGNIFICANT_INDEX = 1
 
-# psABI 3.1.1, with what an operating system on such a processor needs; cx16 is left out of v2.
-_X86_64_V1 = (
-    "fpu tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse pse36 vme de clflush mmx fxsr sse "
-    "sse2 ss ht syscall nx lm"
-)
-_X86_64_V2 = "pni ssse3 sse4_1 sse4_2 popcnt lahf_lm"
-_PLATFORM = (
+# psABI x86-64, table 3.1: what each level adds to the one before.
+_LEVELS = {
+    "x86-64-v1": "cmov cx8 fpu fxsr mmx sse sse2 syscall",
+    "x86-64-v2": "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3",
+    "x86-64-v3": "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave",
+    "x86-64-v4": "avx512bw avx512cd avx512dq avx512f avx512vl",
+}
+# What an operating system on any such processor finds besides, where the host has it.
+_SYSTEM = (
+    "tsc msr pae mce apic sep mtrr pge mca pat pse pse36 vme de clflush ss ht nx lm "
     "hypervisor x2apic tsc_deadline_timer arat invtsc "
     "kvmclock kvmclock2 kvmclock_stable kvm_nopiodelay kvm_steal_time"
 )
+_COMMON = frozenset(_SYSTEM.split())
 
-BASELINE = frozenset(f"{_X86_64_V1} {_X86_64_V2} {_PLATFORM}".split())
+
+def _levels() -> dict[str, frozenset[str]]:
+    """Each level with those below it."""
+    levels: dict[str, frozenset[str]] = {}
+    names: frozenset[str] = frozenset()
+    for level, added in _LEVELS.items():
+        names = levels[level] = names.union(added.split())
+    return levels
+
+
+MODELS = _levels()
+"""The features that make each of the psABI's levels, by the level's name.
+
+A guest gets all of them or, where the host does not offer one, an error; and the same things of an
+operating system's as in BASELINE, where the host has them.
+"""
+
+BASELINE = _COMMON | MODELS["x86-64-v2"] - {"cx16"}
 """The features that a guest sees unless told otherwise.
 
 It is what every KVM host of the last ten years has, so that a guest does the same on all of them:
-x86-64-v2, the timers and the paravirtual clock.  Left out on purpose:
+x86-64-v2, the timers and the paravirtual clock.  What a host does not offer is missing without a
+word.  Left out on purpose:
 
 - AVX and XSAVE, and so x86-64-v3: their state is large, and a kernel that finds XSAVE must use it.
 - cx16, though x86-64-v2 has it: software backends of KVM report it and then refuse CMPXCHG16B in
@@ -137,10 +162,11 @@ def select(
 ) -> list[CpuidEntry]:
     """The entries that a guest shall see, made from those that the host offers.
 
-    `spec` starts with "baseline" (see BASELINE) or "host" (all that is offered); ``+name`` and
-    ``-name`` after it, separated by commas or blanks, add and remove a feature.  A spec of changes
-    alone starts from the baseline.  A feature takes its leaves with it, and the numbers of the last
-    leaves are made to fit.  `remove` names features that go whatever `spec` says.
+    `spec` starts with "baseline" (see BASELINE), "host" (all that is offered) or the name of one of
+    MODELS; ``+name`` and ``-name`` after it, separated by commas or blanks, add and remove a
+    feature.  A spec of changes alone starts from the baseline.  A feature takes its leaves with it,
+    and the numbers of the last leaves are made to fit.  `remove` names features that go whatever
+    `spec` says.
 
     Raises ConfigError for an unknown feature, one that the host does not offer, or a wrong spec.
 
@@ -151,19 +177,71 @@ def select(
     ['0x2000']
     """
     offered = [_copy(entry) for entry in entries]
-    model, added, removed = _parse(spec)
-    if added:
-        table = CpuidTable(offered)
-        missing = [name for name in sorted(added) if name not in table]
-        if missing:
-            raise ConfigError(
-                f"this host's KVM does not offer guests {', '.join(missing)}",
-                hint="leave it out, or set the bit with CpuidTable.with_features and see",
-            )
-    removed = removed.union(remove)
-    if model == "host":
+    wanted = Specification.parse(spec)
+    lacking = missing(offered, wanted)
+    if lacking:
+        raise _refusal(wanted, lacking)
+    removed = wanted.removed.union(remove)
+    if wanted.model == "host":
         return _without(offered, removed) if removed else offered
-    return _only(offered, (BASELINE | added) - removed)
+    features = _COMMON | MODELS[wanted.model] if wanted.model in MODELS else BASELINE
+    return _only(offered, (features | wanted.added) - removed)
+
+
+class Specification(NamedTuple):
+    """A choice of CPUID features in words: a model, and what is added to it and removed."""
+
+    model: str
+    added: frozenset[str]
+    removed: frozenset[str]
+
+    @classmethod
+    def parse(cls, text: str) -> Specification:
+        """The specification that `text` stands for; see `select`.
+
+        Raises ConfigError for an unknown model or feature, and for one both added and removed.
+
+        >>> Specification.parse("x86-64-v2,-popcnt").model
+        'x86-64-v2'
+        """
+        words = text.replace(",", " ").split()
+        model = words.pop(0) if words and words[0][0] not in "+-" else "baseline"
+        if model not in ("baseline", "host", *MODELS):
+            known = ", ".join(("baseline", "host", *MODELS))
+            raise ConfigError(f"there is no CPU model {model!r}", hint=f"choose from {known}")
+        changes: dict[str, set[str]] = {"+": set(), "-": set()}
+        for word in words:
+            if word[0] not in changes:
+                raise ConfigError(f"{word!r} in the CPU {text!r}", hint=f"write +{word} or -{word}")
+            _feature(word[1:])
+            changes[word[0]].add(word[1:])
+        both = changes["+"] & changes["-"]
+        if both:
+            raise ConfigError(f"the CPU {text!r} both adds and removes {min(both)}")
+        return cls(model, frozenset(changes["+"]), frozenset(changes["-"]))
+
+
+def missing(entries: Iterable[Entry], wanted: Specification) -> list[str]:
+    """What `wanted` insists on and the host, which offers `entries`, does not have."""
+    needed = (MODELS.get(wanted.model, frozenset()) | wanted.added) - wanted.removed
+    if not needed:
+        return []
+    table = CpuidTable(entries)
+    return [name for name in sorted(needed) if name not in table]
+
+
+def _refusal(wanted: Specification, lacking: list[str]) -> ConfigError:
+    names = ", ".join(lacking)
+    if wanted.added.issuperset(lacking):
+        return ConfigError(
+            f"this host's KVM does not offer guests {names}",
+            hint="leave it out, or set the bit with CpuidTable.with_features and see",
+        )
+    without = ",".join(f"-{name}" for name in lacking)
+    return ConfigError(
+        f"this host's KVM cannot give guests an {wanted.model}: it does not offer {names}",
+        hint=f"take baseline, or do without: {wanted.model},{without}",
+    )
 
 
 def with_topology(entries: Iterable[Entry], *, apic_id: int, count: int) -> list[CpuidEntry]:
@@ -331,24 +409,6 @@ def _feature(name: str) -> Bit:
             hint=f"did you mean {' or '.join(near)}?" if near else "",
         )
     return places[0]
-
-
-def _parse(spec: str) -> tuple[str, frozenset[str], frozenset[str]]:
-    """The model that `spec` starts from, and the features it adds and removes."""
-    words = spec.replace(",", " ").split()
-    model = words.pop(0) if words and words[0][0] not in "+-" else "baseline"
-    if model not in ("baseline", "host"):
-        raise ConfigError(f"there is no CPU model {model!r}", hint="choose from baseline, host")
-    changes: dict[str, set[str]] = {"+": set(), "-": set()}
-    for word in words:
-        if word[0] not in changes:
-            raise ConfigError(f"{word!r} in the CPU {spec!r}", hint=f"write +{word} or -{word}")
-        _feature(word[1:])
-        changes[word[0]].add(word[1:])
-    both = changes["+"] & changes["-"]
-    if both:
-        raise ConfigError(f"the CPU {spec!r} both adds and removes {min(both)}")
-    return model, frozenset(changes["+"]), frozenset(changes["-"])
 
 
 @functools.cache

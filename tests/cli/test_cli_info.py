@@ -52,6 +52,11 @@ def facts(**changes: Any) -> dict[str, Any]:
         "api_version": 12,
         "capabilities": {cap.name: 1 for cap in Cap},
         "probes": [{"probe": "a guest runs", "works": True, "detail": ""}],
+        "models": {"x86-64-v1": [], "x86-64-v2": ["cx16", "popcnt"]},
+        "quirks": [
+            {"quirk": "syscall", "wrong": "it stays", "made_good": "so", "cost": "much"},
+            {"quirk": "bit-counts", "wrong": "they lie", "made_good": "", "cost": ""},
+        ],
         "advice": [],
         **changes,
     }  # fmt: skip
@@ -123,9 +128,12 @@ def test_text() -> None:
     assert "  /dev/kvm         crw-rw---- root:kvm, this user may open it\n" in text
     assert "What to do\n  do this\n" in text
     assert "  a guest runs                       yes\n" in text
+    assert "  x86-64-v1        yes\n  x86-64-v2        no: it does not offer cx16, popcnt\n" in text
+    assert "  syscall            it stays\n                     made good: so\n" in text
+    assert "  bit-counts         they lie\n                     not made good\n" in text
     assert [cap.name for cap in Cap if f"  {cap.name} " not in text] == []
     bare = facts(
-        error="no", modules={}, probes=[],
+        error="no", modules={}, probes=[], models={}, quirks=[],
         device={"path": "/dev/kvm", "exists": False, "usable": False, "error": "not there"},
     )  # fmt: skip
     del bare["capabilities"]
@@ -146,9 +154,11 @@ def test_probes_that_every_host_passes(probe: Probe) -> None:
 
 
 @pytest.mark.kvm
-def test_syscall_probe_agrees_with_the_guest(pykvm: Pykvm, guests: Path) -> None:
-    works = PROBES[3]().works
-    assert pykvm(guests / "syscall.elf", "--timeout", "10").returncode == (0 if works else 3)
+def test_quirks_agree_with_what_a_bare_guest_meets(pykvm: Pykvm, guests: Path) -> None:
+    found = {quirk["quirk"] for quirk in json.loads(pykvm("info", "--json").stdout)["quirks"]}
+    for quirk, guest, code in (("syscall", "syscall.elf", 3), ("int-n", "int80.elf", 1)):
+        done = pykvm(guests / guest, "--quirks", "off", "--timeout", "20")
+        assert done.returncode == (code if quirk in found else 0), done.stdout
 
 
 @pytest.mark.kvm

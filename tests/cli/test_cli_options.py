@@ -30,6 +30,8 @@ def test_run_is_the_default(words: list[str]) -> None:
         (["--smp", "4"], "smp", 4),
         (["--smp=-1"], "smp", -1),
         (["--cpu", "host"], "cpu", "host"),
+        (["--cpu=x86-64-v3,-avx2,+aes"], "cpu", "x86-64-v3,-avx2,+aes"),
+        (["--quirks", "on"], "quirks", "on"),
         (["--mode", "real"], "mode", "real"),
         (["--load-address", "0x1_0000"], "load_address", 0x10000),
         (["--entry", "7C0:0x10"], "entry", "07c0:0010"),
@@ -82,6 +84,17 @@ def test_commands_are_first_words_only() -> None:
         ([], "no guest file given"),
         (["run"], "no guest file given"),
         (["a.elf", "b"], "unexpected 'b': what is meant for the guest goes after --"),
+        (
+            ["--cpu", "haswell", "a"],
+            "--cpu: there is no CPU model 'haswell' (choose from baseline, host, x86-64-v1, "
+            "x86-64-v2, x86-64-v3, x86-64-v4)",
+        ),
+        (
+            ["--cpu", "host,+sse42", "a"],
+            "--cpu: there is no CPUID feature 'sse42' (did you mean sse4_2 or sse2 or sse4a?)",
+        ),
+        (["--cpu", "+avx,-avx", "a"], "--cpu: the CPU '+avx,-avx' both adds and removes avx"),
+        (["--quirks", "no", "a"], "--quirks takes one of auto, on, off, not 'no'"),
         (["--memroy", "1G", "a"], "unknown option --memroy (did you mean --memory?)"),
         (["-x", "a"], "unknown option -x"),
         (["a", "--memory"], "--memory needs a value: --memory SIZE"),

@@ -10,8 +10,11 @@ from pykvm.errors import ConfigError
 from pykvm.x86.cpuid import (
     BASELINE,
     LAPIC_FEATURES,
+    MODELS,
     CpuidEntry,
     CpuidTable,
+    Specification,
+    missing,
     select,
     with_topology,
 )
@@ -185,6 +188,40 @@ def test_the_baseline_is_x86_64_v2_without_cx16() -> None:
     assert all(FEATURES[name][0].leaf != 7 for name in BASELINE)
 
 
+@pytest.mark.parametrize(
+    ("model", "has", "has_not"),
+    [
+        ("x86-64-v1", "sse2 syscall hypervisor x2apic", "sse4_2 popcnt cx16 avx"),
+        ("x86-64-v2", "sse4_2 popcnt cx16 x2apic", "avx bmi1 xsave avx512f"),
+        ("x86-64-v3", "cx16 avx2 bmi2 abm xsave", "avx512f smep pcid"),
+        ("x86-64-v4", "avx2 avx512vl avx512dq", "avx512_vnni smep"),
+    ],
+)
+def test_a_level_of_the_psabi_has_its_features_and_no_later_ones(
+    model: str, has: str, has_not: str
+) -> None:
+    features = CpuidTable(select(host(), model)).features
+
+    assert features >= MODELS[model]
+    assert features >= set(has.split())
+    assert not features & set(has_not.split())
+
+
+def test_a_level_that_the_host_lacks_is_refused_with_what_is_missing() -> None:
+    poor = HOST.with_features(remove=["fma", "movbe"])
+
+    with pytest.raises(ConfigError) as caught:
+        poor.filter("x86-64-v3")
+    assert caught.value.message == (
+        "this host's KVM cannot give guests an x86-64-v3: it does not offer fma, movbe"
+    )
+    assert caught.value.hint.endswith("do without: x86-64-v3,-fma,-movbe")
+    assert "avx2" in poor.filter("x86-64-v3,-fma,-movbe")
+    assert missing(poor, Specification.parse("x86-64-v4")) == ["fma", "movbe"]
+    assert missing(poor, Specification.parse("x86-64-v2")) == []
+    assert missing(poor, Specification.parse("host,+fma")) == ["fma"]
+
+
 def test_select_takes_the_baseline_of_a_host() -> None:
     table = CpuidTable(select(host()))
 
@@ -301,7 +338,8 @@ def test_with_features_sets_and_clears_what_no_host_offers() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("qemu64", "no CPU model 'qemu64'\nchoose from baseline, host"),
+        ("qemu64", "no CPU model 'qemu64'\nchoose from baseline, host, x86-64-v1, x86-64-v2"),
+        ("x86-64-v4,+svm", "KVM does not offer guests svm"),
         ("baseline,+sse42", "no CPUID feature 'sse42'\ndid you mean sse4_2"),
         ("+svm", "KVM does not offer guests svm"),
         ("host,avx", r"'avx' in the CPU 'host,avx'\nwrite \+avx or -avx"),

@@ -1,0 +1,195 @@
+"""System calls from ring 3 on this host, whatever its KVM makes of them.
+
+What a guest does here is the same on every host; where nothing has to be made good, nothing is.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from quirks.by_hand import ring_3
+
+from pykvm import Machine, Outcome
+from pykvm.bus import GuestExit
+from pykvm.exits import Debug, Exit, IoIn, IoOut, Shutdown
+from pykvm.quirks import QUIRKS, found
+from pykvm.quirks.remedies import MADE_GOOD
+from pykvm.quirks.testbed import IDT, KERNEL, PD, USER, beginning
+from pykvm.vcpu import CPU
+from pykvm.x86.registers import EFER, RFLAGS
+from support.listing import assemble
+
+pytestmark = pytest.mark.kvm
+
+COUNTERS = 0x20_8000  # in ring 3's page
+PAGE_FAULT = 14
+SYSCALLS = "SYSCALL in ring 3"
+INTERRUPTS = "INT n in ring 3"
+LET_THROUGH = "page faults let through for it"
+
+# Counts in its vCPU's counter; RSI is the vCPU's number.
+KERNEL_CODE = assemble("""
+    48 FF 04 F5 00 80 20 00    inc qword [0x208000 + 8 * rsi]
+    48 0F 07                   sysretq
+""")
+FOUR_CALLS = assemble("""
+    BB 04 00 00 00             mov ebx, 4
+    0F 05                      syscall
+    FF CB                      dec ebx
+    75 FA                      jnz -6
+    0F 0B                      ud2
+""")
+
+
+def has(quirk: str) -> bool:
+    return quirk in found()
+
+
+def if_made_good(quirk: str, **counts: int) -> dict[str, int]:
+    """What is counted on a host that has the quirk."""
+    names = {"syscalls": SYSCALLS, "interrupts": INTERRUPTS, "let_through": LET_THROUGH}
+    return {names[name]: count for name, count in counts.items()} if has(quirk) else {}
+
+
+GUESTS = {
+    "syscall": ("SYSCALL 2 entered ring 0\nback from ring 3 with 3", "syscall", {"syscalls": 2}),
+    "int80": ("UD2 is #UD: right\nINT3 is #BP: right", "int-n", {"interrupts": 3}),
+    "faults": ("#UD: 3 page faults, 4 system calls", "syscall", {"syscalls": 4, "let_through": 3}),
+}
+
+
+@pytest.mark.parametrize("irqchip", ["user", "kernel", "split", "none"])
+@pytest.mark.parametrize("name", GUESTS)
+def test_a_guest_with_a_ring_3(guests: Path, name: str, irqchip: str) -> None:
+    line, quirk, counts = GUESTS[name]
+    with Machine(guests / f"{name}.elf", irqchip=irqchip) as machine:
+        result = machine.run(timeout=20)
+        assert line in machine.serial.text.replace("\r", "")
+    assert result.exit_code == 0, result
+    assert result.made_good == if_made_good(quirk, **counts)
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_a_trace_sees_the_exits_and_changes_nothing(guests: Path, name: str) -> None:
+    seen: list[Exit] = []
+
+    def on_exit(cpu: CPU, exit: Exit) -> None:
+        seen.append(exit)
+
+    _, quirk, counts = GUESTS[name]
+    with Machine(guests / f"{name}.elf") as machine:
+        result = machine.run(timeout=20, on_exit=on_exit)
+    assert result.exit_code == 0, result
+    assert result.made_good == if_made_good(quirk, **counts)
+    breakpoints = [exit for exit in seen if isinstance(exit, Debug)]
+    assert len(breakpoints) >= sum(result.made_good.values())
+
+
+@pytest.mark.parametrize(("name", "quirk"), [("syscall", "syscall"), ("int80", "int-n")])
+def test_off_shows_the_host_bare(guests: Path, name: str, quirk: str) -> None:
+    with Machine(guests / f"{name}.elf", quirks="off") as machine:
+        result = machine.run(timeout=20)
+    assert result.made_good == {}
+    assert (result.exit_code == 0) == (not has(quirk)), result
+
+
+def test_a_loop_by_hand_sees_none_of_it(guests: Path) -> None:
+    with Machine(guests / "syscall.elf") as machine:
+        seen: list[type[Exit]] = []
+        with pytest.raises(GuestExit) as ended:
+            for exit in machine.vcpus[0].exits(timeout=20):
+                seen.append(type(exit))
+                machine.handle(exit)
+    assert set(seen) == {IoOut, IoIn}
+    assert ended.value.code == (3 if has("syscall") else 0)
+
+
+def test_a_run_after_a_loop_by_hand_has_it_again(guests: Path) -> None:
+    with Machine(guests / "int80.elf") as machine:
+        exits = machine.vcpus[0].exits(timeout=20)
+        for _ in range(5):
+            machine.handle(next(exits))
+        exits.close()
+        result = machine.run(timeout=20)
+    assert result.exit_code == 0, result
+
+
+def test_several_vcpus_each_with_its_own_system_calls() -> None:
+    with ring_3([FOUR_CALLS] * 2, KERNEL_CODE) as machine:
+        result = machine.run(timeout=20)
+        assert result.outcome is Outcome.HALTED, result
+        assert struct.unpack("<2Q", machine.memory.read(COUNTERS, 16)) == (4, 4)
+        assert result.made_good.get(SYSCALLS, 0) == (8 if has("syscall") else 0)
+
+
+def test_run_again_counts_anew_and_follows_msrs_set_by_the_host() -> None:
+    with ring_3([FOUR_CALLS], KERNEL_CODE) as machine:
+        cpu = machine.vcpus[0]
+        assert machine.run(timeout=20).made_good == if_made_good("syscall", syscalls=4)
+        elsewhere = KERNEL + 0x100
+        machine.memory.write(elsewhere, b"\xf4")
+        cpu.kvm.set_msrs({0xC000_0082: elsewhere})
+        state = beginning(3)
+        state.efer |= EFER.SCE
+        state.rflags |= RFLAGS.IF
+        cpu.state = state
+        result = machine.run(timeout=20)
+        assert cpu.regs.rip == elsewhere + 1
+        assert result.made_good == if_made_good("syscall", syscalls=1)
+
+
+def test_the_registers_that_syscall_leaves() -> None:
+    with ring_3([assemble("0F 05   syscall")], b"\xf4") as machine:
+        cpu = machine.vcpus[0]
+        cpu.regs.rflags = 0x2 | RFLAGS.IF | RFLAGS.DF | RFLAGS.ZF
+        rsp = cpu.regs.rsp
+        assert machine.run(timeout=20).outcome is Outcome.HALTED
+        state = cpu.state
+    assert (state.rip, state.rcx, state.rsp) == (KERNEL + 1, USER + 2, rsp)
+    assert state.rflags == 0x2 | RFLAGS.ZF
+    assert state.r11 == 0x2 | RFLAGS.IF | RFLAGS.DF | RFLAGS.ZF
+    assert (state.cs.selector, state.ss.selector, state.cpl, state.code_bits) == (0x10, 0x18, 0, 64)
+
+
+def test_a_guest_without_an_idt_makes_system_calls() -> None:
+    with ring_3([FOUR_CALLS], KERNEL_CODE) as machine:
+        idt = machine.vcpus[0].regs.idt
+        idt.limit = 0
+        machine.vcpus[0].regs.idt = idt
+        result = machine.run(timeout=20)
+        assert machine.memory.u64(COUNTERS) == 4
+    # UD2 has nowhere to go.
+    assert isinstance(result.exit, Shutdown), result
+    assert result.made_good.get(SYSCALLS, 0) == (4 if has("syscall") else 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "value"),
+    [
+        (IDT + PAGE_FAULT * 16, 0),  # no #PF handler
+        (IDT + PAGE_FAULT * 16 + 8, 0x1234_5678),  # one that is not canonical
+        (PD, 0),  # nothing of ring 0 is mapped any more
+    ],
+)
+def test_a_guest_with_broken_tables_dies_of_them(address: int, value: int) -> None:
+    """Whatever becomes of it: the run ends, and says how."""
+    program = assemble("0F 05   syscall") + FOUR_CALLS
+    with ring_3([program], b"\xf4") as machine:
+        machine.memory.write_u64(address, value)
+        result = machine.run(timeout=5)
+    assert result.outcome in (Outcome.HALTED, Outcome.CRASHED), result
+
+
+def test_memory_that_is_taken_away_is_let_go(guests: Path) -> None:
+    with Machine(guests / "syscall.elf") as machine:
+        assert machine.run(timeout=20).exit_code == 0
+        memory = machine.memory
+    assert memory.closed
+
+
+def test_what_is_made_good_is_in_the_table() -> None:
+    assert {quirk.name for quirk in MADE_GOOD} == {quirk.name for quirk in QUIRKS if quirk.remedy}
+    assert len({quirk.name for quirk in QUIRKS}) == len(QUIRKS)
+    assert all(bool(quirk.remedy) == bool(quirk.cost) for quirk in QUIRKS)
