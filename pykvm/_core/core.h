@@ -65,6 +65,7 @@ struct pykvm_syscall {
     const struct pykvm_region *regions;
     uint32_t region_count;
     uint16_t cs;        /* the selector from STAR; SS is the next one */
+    uint8_t shared;     /* nonzero: at `handler` others wait too, and get what is no SYSCALL */
 };
 
 /* One virtual CPU as the loop sees it.  Only the thread that runs it may touch it. */

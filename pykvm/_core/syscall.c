@@ -219,7 +219,7 @@ int pykvm_make_syscall_good(struct pykvm_syscall *s, void *page)
         s->made_good++;
         return 1;
     }
-    if (shut_down || !execute_first(s, run))
+    if (shut_down || s->shared || !execute_first(s, run))
         return 0;
     run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
     s->passed_on++;

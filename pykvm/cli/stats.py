@@ -22,7 +22,9 @@ def stats_text(result: Result, places: Counter[tuple[str, Space, int, str]] | No
     rows = [("VM exits", f"{total}", "")]
     for name, count in sorted(result.exits.items(), key=lambda item: (-item[1], item[0])):
         rows.append((f"  {name}", f"{count}", f"{100 * count / total:.1f} %"))
-    rows += [(f"made good: {what}", f"{count}", "") for what, count in result.made_good.items()]
+    if result.made_good:
+        rows.append(("made good", f"{sum(result.made_good.values())}", ""))
+        rows += [(f"  {what}", f"{count}", "") for what, count in result.made_good.items()]
     for name, seconds in (
         ("in the guest", result.guest_seconds),
         ("outside", result.outside_seconds),

@@ -128,7 +128,6 @@ class Remedies:
         """How often each was made good so far."""
         counts = {
             "SYSCALL in ring 3": sum(vcpu.core.made_good for vcpu in self._vcpus),
-            "page faults let through for it": sum(vcpu.core.passed_on for vcpu in self._vcpus),
             "INT n in ring 3": sum(vcpu.interrupts for vcpu in self._vcpus),
         }
         return {what: count for what, count in counts.items() if count}
@@ -222,6 +221,7 @@ class _Vcpu:
         if self._wants_interrupts and invalid_opcode is not None:
             self._invalid_opcode = invalid_opcode
             wanted.append(invalid_opcode)
+        self.core.shared = self._invalid_opcode == self.core.handler
         try:
             self.cpu.debug.set_breakpoints(OWNER, wanted)
         except ConfigError:

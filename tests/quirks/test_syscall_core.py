@@ -258,6 +258,15 @@ def test_any_other_is_left_to_a_single_step(vcpu: Vcpu, code: str) -> None:
     assert (vcpu.dirty, vcpu.sync.regs.rip, vcpu.core.passed_on) == (0, HANDLER, 0)
 
 
+def test_where_others_wait_too_they_get_what_is_no_syscall(vcpu: Vcpu) -> None:
+    vcpu.core.shared = 1
+    vcpu.frame(rip=0x1000)
+    assert (vcpu.make_good(), vcpu.dirty) == (0, 0)
+    vcpu.frame()
+    assert vcpu.make_good() == 1
+    assert in_ring_0(vcpu)
+
+
 def test_other_exits_are_none_of_it(vcpu: Vcpu) -> None:
     before = bytes(vcpu.page[SYNC:])
     for reason, fields in (
