@@ -20,8 +20,8 @@ from pykvm.quirks import (
     stale_mappings,
     syscall,
 )
+from pykvm.quirks.probe_vm import ProbeVM
 from pykvm.quirks.quirk import Quirk
-from pykvm.quirks.testbed import Testbed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,14 +51,14 @@ def found(quirks: Iterable[Quirk] = QUIRKS) -> frozenset[str]:
     asked = tuple(quirks)
     new = [quirk for quirk in asked if quirk.name not in _known]
     if new:
-        with closing(Testbed()) as testbed:
+        with closing(ProbeVM()) as vm:
             for quirk in new:
-                _known[quirk.name] = _probe(quirk, testbed)
+                _known[quirk.name] = _probe(quirk, vm)
     return frozenset(quirk.name for quirk in asked if _known[quirk.name])
 
 
-def _probe(quirk: Quirk, testbed: Testbed) -> bool:
+def _probe(quirk: Quirk, vm: ProbeVM) -> bool:
     try:
-        return quirk.probe(testbed)
+        return quirk.probe(vm)
     except (PykvmError, TimeoutError):
         return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pykvm.quirks.quirk import Quirk
 
 if TYPE_CHECKING:
-    from pykvm.quirks.testbed import Testbed
+    from pykvm.quirks.probe_vm import ProbeVM
 
 __all__ = ["QUIRK"]
 
@@ -23,11 +23,10 @@ TZCNT_EAX_EAX = bytes.fromhex("F30FBCC0")
 _CASES = ((LZCNT_EAX_EAX, 0x10), (TZCNT_EAX_EAX, 0))
 
 
-def _differ_by_ring(testbed: Testbed) -> bool:
+def _differ_by_ring(vm: ProbeVM) -> bool:
     """A processor that lacks them gives both rings the same."""
     return any(
-        testbed.run(code, 0, {"rax": value}).state.rax
-        != testbed.run(code, 3, {"rax": value}).state.rax
+        vm.run(code, 0, {"rax": value}).state.rax != vm.run(code, 3, {"rax": value}).state.rax
         for code, value in _CASES
     )
 

@@ -11,31 +11,31 @@ from typing import TYPE_CHECKING
 from pykvm.exits import Debug
 from pykvm.guest_debug import GuestDebug
 from pykvm.kvm.constants import KVM_GUESTDBG_USE_SW_BP
+from pykvm.quirks.probe_vm import USER
 from pykvm.quirks.quirk import Quirk
-from pykvm.quirks.testbed import USER
 
 if TYPE_CHECKING:
-    from pykvm.quirks.testbed import Testbed
+    from pykvm.quirks.probe_vm import ProbeVM
 
 __all__ = ["HARDWARE", "SOFTWARE"]
 
 INT3, NOP = b"\xcc", b"\x90"
 
 
-def _int3_is_missed(testbed: Testbed) -> bool:
-    testbed.cpu.kvm.set_guest_debug(KVM_GUESTDBG_USE_SW_BP)
+def _int3_is_missed(vm: ProbeVM) -> bool:
+    vm.cpu.kvm.set_guest_debug(KVM_GUESTDBG_USE_SW_BP)
     try:
-        exits = [testbed.run(INT3, ring).exit for ring in (0, 3)]
+        exits = [vm.run(INT3, ring).exit for ring in (0, 3)]
     finally:
-        testbed.cpu.kvm.set_guest_debug(0)
+        vm.cpu.kvm.set_guest_debug(0)
     return not all(isinstance(exit, Debug) for exit in exits)
 
 
-def _missed_in_ring_3(testbed: Testbed) -> bool:
-    debug = GuestDebug(testbed.cpu.kvm)
+def _missed_in_ring_3(vm: ProbeVM) -> bool:
+    debug = GuestDebug(vm.cpu.kvm)
     debug.set_breakpoints("probe", [USER + len(NOP)])
     try:
-        stop = testbed.run(NOP * 2, 3)
+        stop = vm.run(NOP * 2, 3)
     finally:
         debug.set_breakpoints("probe", [])
     return not isinstance(stop.exit, Debug)

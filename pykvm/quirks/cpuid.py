@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pykvm.quirks.quirk import Quirk
 
 if TYPE_CHECKING:
-    from pykvm.quirks.testbed import Testbed
+    from pykvm.quirks.probe_vm import ProbeVM
 
 __all__ = ["QUIRK"]
 
@@ -25,10 +25,10 @@ _FOLLOWS_CR4 = 1 << 27
 _HEAD, _ENTRY = 8, struct.Struct("<7I12x")  # struct kvm_cpuid2, struct kvm_cpuid_entry2
 
 
-def _show(testbed: Testbed) -> bool:
-    entries = _ENTRY.iter_unpack(testbed.cpuid[_HEAD:])
+def _show(vm: ProbeVM) -> bool:
+    entries = _ENTRY.iter_unpack(vm.cpuid[_HEAD:])
     hidden = next(~ecx & ~_FOLLOWS_CR4 for leaf, _, _, _, _, ecx, _ in entries if leaf == _FEATURES)
-    seen = (testbed.run(CPUID, ring, {"rax": _FEATURES}).state.rcx for ring in (0, 3))
+    seen = (vm.run(CPUID, ring, {"rax": _FEATURES}).state.rcx for ring in (0, 3))
     return any(ecx & hidden for ecx in seen)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pykvm.quirks.testbed import Testbed
+    from pykvm.quirks.probe_vm import ProbeVM
 
 __all__ = ["Quirk"]
 
@@ -22,6 +22,6 @@ class Quirk(NamedTuple):
 
     name: str
     wrong: str
-    probe: Callable[[Testbed], bool]
+    probe: Callable[[ProbeVM], bool]
     remedy: str = ""
     cost: str = ""

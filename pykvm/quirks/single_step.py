@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 
 from pykvm.exits import Debug
 from pykvm.kvm.constants import KVM_GUESTDBG_SINGLESTEP
+from pykvm.quirks.probe_vm import USER
 from pykvm.quirks.quirk import Quirk
-from pykvm.quirks.testbed import USER
 
 if TYPE_CHECKING:
-    from pykvm.quirks.testbed import Testbed
+    from pykvm.quirks.probe_vm import ProbeVM
 
 __all__ = ["QUIRK"]
 
 NOP = b"\x90"
 
 
-def _passes_by(testbed: Testbed) -> bool:
-    testbed.cpu.kvm.set_guest_debug(KVM_GUESTDBG_SINGLESTEP)
+def _passes_by(vm: ProbeVM) -> bool:
+    vm.cpu.kvm.set_guest_debug(KVM_GUESTDBG_SINGLESTEP)
     try:
-        stop = testbed.run(NOP, 3)
+        stop = vm.run(NOP, 3)
     finally:
-        testbed.cpu.kvm.set_guest_debug(0)
+        vm.cpu.kvm.set_guest_debug(0)
     return not (isinstance(stop.exit, Debug) and stop.exit.pc == USER + len(NOP))
 
 

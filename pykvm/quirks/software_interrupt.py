@@ -17,7 +17,7 @@ from pykvm.x86.registers import RFLAGS
 from pykvm.x86.tss import decode_tss
 
 if TYPE_CHECKING:
-    from pykvm.quirks.testbed import Testbed
+    from pykvm.quirks.probe_vm import ProbeVM
     from pykvm.x86.descriptors import SegmentDescriptor
 
 __all__ = ["QUIRK", "Arrival", "View", "arrival"]
@@ -165,8 +165,8 @@ def _code_segment(view: View, selector: int) -> tuple[int, SegmentDescriptor] | 
     return selector, descriptor
 
 
-def _is_invalid(testbed: Testbed) -> bool:
-    return testbed.run(bytes([INT_N, 0x80]), 3).vector == INVALID_OPCODE
+def _is_invalid(vm: ProbeVM) -> bool:
+    return vm.run(bytes([INT_N, 0x80]), 3).vector == INVALID_OPCODE
 
 
 QUIRK = Quirk(

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm.quirks.probe_vm import OTHER, SPARE, map_page
 from pykvm.quirks.quirk import Quirk
-from pykvm.quirks.testbed import OTHER, SPARE, map_page
 
 if TYPE_CHECKING:
-    from pykvm.quirks.testbed import Testbed
+    from pykvm.quirks.probe_vm import ProbeVM
 
 __all__ = ["QUIRK"]
 
@@ -22,16 +22,16 @@ RELOAD_CR3 = bytes.fromhex("0F20D8 0F22D8")  # mov rax, cr3; mov cr3, rax
 _OLD, _NEW = 0x0D, 0x0E
 
 
-def _stale(testbed: Testbed) -> bool:
-    testbed.memory.write_u8(SPARE, _OLD)
-    testbed.memory.write_u8(OTHER, _NEW)
-    testbed.run(READ, 3, {"rsi": SPARE})
-    map_page(testbed.memory, SPARE, OTHER)
+def _stale(vm: ProbeVM) -> bool:
+    vm.memory.write_u8(SPARE, _OLD)
+    vm.memory.write_u8(OTHER, _NEW)
+    vm.run(READ, 3, {"rsi": SPARE})
+    map_page(vm.memory, SPARE, OTHER)
     try:
-        testbed.run(RELOAD_CR3, 0)
-        return testbed.run(READ, 3, {"rsi": SPARE}).state.rax & 0xFF == _OLD
+        vm.run(RELOAD_CR3, 0)
+        return vm.run(READ, 3, {"rsi": SPARE}).state.rax & 0xFF == _OLD
     finally:
-        map_page(testbed.memory, SPARE, SPARE)
+        map_page(vm.memory, SPARE, SPARE)
 
 
 QUIRK = Quirk(

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm.quirks.probe_vm import HLT, KERNEL, beginning
 from pykvm.quirks.quirk import Quirk
-from pykvm.quirks.testbed import HLT, KERNEL, beginning
 from pykvm.x86.descriptors import CODE64
 from pykvm.x86.registers import EFER
 
 if TYPE_CHECKING:
-    from pykvm.quirks.testbed import Testbed
+    from pykvm.quirks.probe_vm import ProbeVM
 
 __all__ = ["LSTAR", "MSRS", "QUIRK", "STAR", "SYSCALL_MASK", "selector_of"]
 
@@ -37,10 +37,10 @@ def selector_of(star: int) -> int:
     return star >> 32 & 0xFFFC
 
 
-def _stays_in_ring_3(testbed: Testbed) -> bool:
-    testbed.memory.write(KERNEL, HLT)
-    testbed.cpu.kvm.set_msrs({STAR: CODE64 << 32, LSTAR: KERNEL, SYSCALL_MASK: 0})
-    stop = testbed.run(SYSCALL, 3, {"efer": beginning(3).efer | EFER.SCE})
+def _stays_in_ring_3(vm: ProbeVM) -> bool:
+    vm.memory.write(KERNEL, HLT)
+    vm.cpu.kvm.set_msrs({STAR: CODE64 << 32, LSTAR: KERNEL, SYSCALL_MASK: 0})
+    stop = vm.run(SYSCALL, 3, {"efer": beginning(3).efer | EFER.SCE})
     return stop.vector == PAGE_FAULT and stop.state.cr2 == KERNEL
 
 

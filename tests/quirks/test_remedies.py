@@ -15,8 +15,8 @@ from pykvm import Machine, Outcome
 from pykvm.bus import GuestExit
 from pykvm.exits import Debug, Exit, IoIn, IoOut, Shutdown
 from pykvm.quirks import QUIRKS, found
+from pykvm.quirks.probe_vm import IDT, KERNEL, PD, USER, beginning
 from pykvm.quirks.remedies import MADE_GOOD
-from pykvm.quirks.testbed import IDT, KERNEL, PD, USER, beginning
 from pykvm.vcpu import CPU
 from pykvm.x86.registers import EFER, RFLAGS
 from support.listing import assemble

@@ -30,8 +30,8 @@ __all__ = [
     "OTHER",
     "SPARE",
     "USER",
+    "ProbeVM",
     "Stop",
-    "Testbed",
     "beginning",
     "lay_out",
     "map_page",
@@ -107,7 +107,7 @@ def beginning(ring: int) -> CpuState:
     return state
 
 
-class Testbed:
+class ProbeVM:
     """One VM for any number of probes.  Raises HostError and KVMError as a machine does."""
 
     def __init__(self) -> None:
