@@ -13,12 +13,14 @@ from quirks.by_hand import ring_3
 
 from pykvm import Machine, Outcome
 from pykvm.bus import GuestExit
-from pykvm.exits import Debug, Exit, IoIn, IoOut, Shutdown
+from pykvm.exits import Debug, Exit, Hlt, IoIn, IoOut, Shutdown
 from pykvm.quirks import QUIRKS, found
-from pykvm.quirks.probe_vm import IDT, KERNEL, PD, USER, beginning
+from pykvm.quirks.probe_vm import HANDLERS, IDT, KERNEL, PD, USER, beginning
 from pykvm.quirks.remedies import MADE_GOOD
+from pykvm.quirks.syscall import LSTAR
 from pykvm.vcpu import CPU
 from pykvm.x86.registers import EFER, RFLAGS
+from pykvm.x86.state import CpuState
 from support.listing import assemble
 
 pytestmark = pytest.mark.kvm
@@ -106,6 +108,45 @@ def test_a_loop_by_hand_sees_none_of_it(guests: Path) -> None:
     assert ended.value.code == (3 if has("syscall") else 0)
 
 
+def test_a_loop_by_hand_after_a_run_sees_none_of_it() -> None:
+    """The breakpoints of the run before are gone: SYSCALL is what the bare host makes of it."""
+    with ring_3([FOUR_CALLS], KERNEL_CODE) as machine:
+        cpu = machine.vcpus[0]
+        assert machine.run(timeout=20).outcome is Outcome.HALTED
+        cpu.state = _ring_3()
+        exits = cpu.exits(timeout=20)
+        assert next(exits) == Hlt()
+        exits.close()
+        vector = PAGE_FAULT if has("syscall") else INVALID_OPCODE
+        assert cpu.regs.rip == HANDLERS + vector + 1
+
+
+def test_a_loop_by_hand_sees_no_msr_being_written() -> None:
+    with ring_3([FOUR_CALLS], KERNEL_CODE) as machine:
+        cpu = machine.vcpus[0]
+        machine.run(timeout=20)
+        set_lstar = assemble("""
+            B9 82 00 00 C0    mov ecx, 0xc0000082
+            0F 30             wrmsr
+            F4                hlt
+        """)
+        machine.memory.write(KERNEL, set_lstar)
+        state = beginning(0)
+        state.rax, state.rdx = 0x1234, 0
+        cpu.state = state
+        exits = cpu.exits(timeout=20)
+        assert next(exits) == Hlt()
+        exits.close()
+        assert cpu.kvm.get_msrs([LSTAR]) == {LSTAR: 0x1234}
+
+
+def _ring_3() -> CpuState:
+    state = beginning(3)
+    state.efer |= EFER.SCE
+    state.rflags |= RFLAGS.IF
+    return state
+
+
 def test_a_run_after_a_loop_by_hand_has_it_again(guests: Path) -> None:
     with Machine(guests / "int80.elf") as machine:
         exits = machine.vcpus[0].exits(timeout=20)
@@ -145,11 +186,8 @@ def test_run_again_counts_anew_and_follows_msrs_set_by_the_host() -> None:
         assert machine.run(timeout=20).made_good == if_made_good("syscall", syscalls=4)
         elsewhere = KERNEL + 0x100
         machine.memory.write(elsewhere, b"\xf4")
-        cpu.kvm.set_msrs({0xC000_0082: elsewhere})
-        state = beginning(3)
-        state.efer |= EFER.SCE
-        state.rflags |= RFLAGS.IF
-        cpu.state = state
+        cpu.kvm.set_msrs({LSTAR: elsewhere})
+        cpu.state = _ring_3()
         result = machine.run(timeout=20)
         assert cpu.regs.rip == elsewhere + 1
         assert result.made_good == if_made_good("syscall", syscalls=1)
