@@ -151,6 +151,8 @@ class _Vcpu:
 
     def begin(self, pykvm: bool) -> None:
         """A loop begins; see `Remedies`."""
+        # The end of the last one may have come before that of a step.
+        self.cpu.debug.stepped()
         if pykvm:
             self.cpu.core.syscall = self.core
             self.cpu.debug.hide()
@@ -249,8 +251,8 @@ class _Vcpu:
             return False
         try:
             self.cpu.write(there.rsp, there.frame)
-        except MemoryRangeError:
-            return False
+        except (MemoryRangeError, ConfigError):
+            return False  # a stack that is not there, or in ROM
         page.regs.rip, page.regs.rsp, page.regs.rflags = there.rip, there.rsp, there.rflags
         if there.cs is not None:
             _load_code(page.sregs.cs, *there.cs)

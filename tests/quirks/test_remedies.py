@@ -14,8 +14,9 @@ from quirks.by_hand import ring_3
 from pykvm import Machine, Outcome
 from pykvm.bus import GuestExit
 from pykvm.exits import Debug, Exit, Hlt, IoIn, IoOut, Shutdown
+from pykvm.memory import GuestMemory
 from pykvm.quirks import QUIRKS, found
-from pykvm.quirks.probe_vm import HANDLERS, IDT, KERNEL, PD, USER, beginning
+from pykvm.quirks.probe_vm import HANDLERS, IDT, KERNEL, PD, TSS, USER, beginning, map_page
 from pykvm.quirks.remedies import MADE_GOOD
 from pykvm.quirks.syscall import LSTAR
 from pykvm.vcpu import CPU
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.kvm
 
 COUNTERS = 0x20_8000  # in ring 3's page
 PAGE_FAULT, INVALID_OPCODE = 14, 6
+ROM = 0x60_0000  # a large page behind RAM
 SHARED, RETURN = 0xA000, 0xA010  # in ring 0's page
 SYSCALLS = "SYSCALL in ring 3"
 INTERRUPTS = "INT n in ring 3"
@@ -232,6 +234,22 @@ def test_a_guest_with_broken_tables_dies_of_them(address: int, value: int) -> No
     with ring_3([program], b"\xf4") as machine:
         machine.memory.write_u64(address, value)
         result = machine.run(timeout=5)
+    assert result.outcome in (Outcome.HALTED, Outcome.CRASHED), result
+
+
+@pytest.mark.parametrize(
+    "stack", [0x0, 0xF000_0000, 1 << 47, (1 << 64) - 16, ROM + 0x1000], ids=hex
+)
+def test_a_stack_that_cannot_be_written_is_the_guests_affair(stack: int) -> None:
+    """INT n through a gate whose stack is nowhere, not canonical, about to wrap, or ROM."""
+    with GuestMemory() as memory:
+        memory.add_ram(0, ROM)
+        memory.add_rom(ROM, bytes(0x2000))
+        with ring_3([assemble("CD 80   int 0x80")], b"\xf4", memory=memory) as machine:
+            map_page(memory, ROM, ROM)
+            memory.write_u8(IDT + 0x80 * 16 + 4, 1)
+            memory.write_u64(TSS + 0x24, stack)
+            result = machine.run(timeout=5)
     assert result.outcome in (Outcome.HALTED, Outcome.CRASHED), result
 
 
