@@ -48,6 +48,7 @@ _DIRTY_REGS = 296
 _REGS = 304
 _SREGS = _REGS + ffi.sizeof("struct kvm_regs")
 _EVENTS = _SREGS + ffi.sizeof("struct kvm_sregs")
+_BITMAP = _EVENTS - 32  # kvm_sregs.interrupt_bitmap, its last field
 _SYNC_END = _REGS + ffi.sizeof("struct kvm_sync_regs")
 _SYNC_REGS = 1  # KVM_SYNC_X86_REGS
 _SYNC_SREGS = 2  # KVM_SYNC_X86_SREGS
@@ -248,6 +249,8 @@ class CPU:
     def take_special(self) -> None:
         """KVM_SET_SREGS with the ones in the page."""
         self._special = None
+        # KVM only ever adds bits to the bitmap in the page, and would inject all of them again.
+        self.page[_BITMAP:_EVENTS] = bytes(_EVENTS - _BITMAP)
         self.kvm.ioctl(KVM_SET_SREGS, self.page[_SREGS:_EVENTS])
 
     def take_events(self) -> None:

@@ -131,6 +131,8 @@ static void enter_ring_0(const struct pykvm_syscall *s, struct kvm_regs *regs,
     sregs->ss.selector = (uint16_t)(s->cs + 8);
     sregs->ss.type = 0x3; /* read/write, accessed */
     sregs->ss.db = 1;
+    /* Here KVM collects every interrupt that it has ever injected, and would inject them again. */
+    memset(sregs->interrupt_bitmap, 0, sizeof sregs->interrupt_bitmap);
 }
 
 /* How long a NOP is, in the forms that assemblers fill with (SDM 2B, NOP), or 0 for none. */

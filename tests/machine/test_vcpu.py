@@ -431,3 +431,15 @@ def test_an_exception_on_another_vcpus_thread_comes_out_of_run(guest: MakeGuest)
     with pytest.raises(ZeroDivisionError, match="vcpu1"):
         machine.run(timeout=20)
     assert machine.run(timeout=0.02).outcome is Outcome.TIMEOUT
+
+
+def test_registers_taken_from_the_page_bring_no_interrupt_of_the_past(guest: MakeGuest) -> None:
+    """KVM adds each that it injects to the bitmap in the page, and takes none out."""
+    cpu = guest("F4   hlt").vcpus[0]
+    everything = cpu.everything()
+    everything.sregs.cr2 = 0x1234
+    end = 304 + 144 + 312  # the end of kvm_sregs in the page
+    cpu.page[end - 32 : end] = b"\xff" * 32
+    cpu.take_special()
+    assert cpu.regs.cr2 == 0x1234
+    assert cpu.kvm.get_sregs().interrupt_bitmap == [0, 0, 0, 0]

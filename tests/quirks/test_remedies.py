@@ -12,6 +12,7 @@ import pytest
 from quirks.by_hand import ring_3
 
 from pykvm import Machine, Outcome
+from pykvm._core import lib
 from pykvm.bus import GuestExit
 from pykvm.exits import Debug, Exit, Hlt, IoIn, IoOut, Shutdown
 from pykvm.memory import GuestMemory
@@ -206,6 +207,32 @@ def test_the_registers_that_syscall_leaves() -> None:
     assert state.rflags == 0x2 | RFLAGS.ZF
     assert state.r11 == 0x2 | RFLAGS.IF | RFLAGS.DF | RFLAGS.ZF
     assert (state.cs.selector, state.ss.selector, state.cpl, state.code_bits) == (0x10, 0x18, 0, 64)
+
+
+def test_an_interrupt_comes_once_however_many_system_calls_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """KVM keeps a bit of each interrupt among the registers in the page, and never clears it."""
+    # No look at the gates after an exit, which would hide what the core does alone.
+    monkeypatch.setattr("pykvm.quirks.remedies._OCCASIONS", 0)
+    count_and_return = assemble("""
+        48 FF 04 25 40 80 20 00    inc qword [0x208040]
+        48 CF                      iretq
+    """)
+    with ring_3([FOUR_CALLS], KERNEL_CODE) as machine:
+        vector = 0x30
+        machine.memory.write_u16(IDT + vector * 16, SHARED)
+        machine.memory.write(SHARED, count_and_return)
+        cpu = machine.vcpus[0]
+        machine.run(timeout=20)
+        cpu.state = _ring_3()
+        cpu.kvm.interrupt(vector)
+        # KVM_RUN that enters no guest, and so shows what waits to be injected.
+        assert lib.pykvm_complete(cpu.core) == 0
+        result = machine.run(timeout=20)
+        assert result.outcome is Outcome.HALTED, result
+        assert machine.memory.u64(COUNTERS) == 8
+        assert machine.memory.u64(COUNTERS + 0x40) == 1
 
 
 def test_a_guest_without_an_idt_makes_system_calls() -> None:

@@ -133,6 +133,15 @@ def test_syscall_enters_ring_0(vcpu: Vcpu) -> None:
     assert (vcpu.core.made_good, vcpu.core.passed_on) == (1, 0)
 
 
+def test_interrupts_of_the_past_are_not_injected_again(vcpu: Vcpu) -> None:
+    """KVM adds each one to kvm_sregs.interrupt_bitmap in the page and takes none out."""
+    end = SYNC + ffi.sizeof("struct kvm_regs") + ffi.sizeof("struct kvm_sregs")
+    vcpu.page[end - 32 : end] = b"\xff" * 32
+    vcpu.make_good()
+    assert in_ring_0(vcpu)
+    assert vcpu.page[end - 32 : end] == bytes(32)
+
+
 @pytest.mark.parametrize("error", [0x04, 0x05, 0x14, 0x15])
 def test_whether_the_page_is_there_and_fetches_are_told_does_not_matter(
     vcpu: Vcpu, error: int
