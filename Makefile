@@ -25,7 +25,7 @@ run: $(VENV)/run.stamp $(extension) guests ## run the first guest: guests/build/
 	$(python) -m pykvm guests/build/hello.elf
 
 .PHONY: test
-test: venv guests lint types ## everything CI checks: lint, types, tests (PYTEST_ARGS="-k name")
+test: venv guests optional-linux lint types ## everything CI checks: lint, types, tests (PYTEST_ARGS="-k name")
 	$(python) -m pytest $(PYTEST_ARGS)
 
 .PHONY: lint
@@ -45,6 +45,13 @@ format: venv ## ruff: format, and mend what it can
 .PHONY: guests
 guests: ## build the guest programs into guests/build
 	@$(MAKE) --no-print-directory -C guests
+
+.PHONY: guest-linux optional-linux
+guest-linux: ## build the Linux that tests boot, unless it is in the cache (about 5 minutes)
+	@$(PYTHON) -B guests/linux/build.py
+
+optional-linux: # the same where its Debian packages are there
+	@$(PYTHON) -B guests/linux/build.py --optional >/dev/null
 
 .PHONY: soak
 soak: venv guests ## the long tests: kicks, machines and random guests, for some minutes

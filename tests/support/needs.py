@@ -1,7 +1,8 @@
-"""The pytest plugin behind the markers `kvm` and `needs_host`.
+"""The pytest plugin behind the markers `kvm`, `linux` and `needs_host`.
 
 Where the environment says PYKVM_REQUIRE_KVM=1, as .ci/run does, a test that needs KVM may not be
-skipped for any reason but the verdict of a host probe: any other skip of it is a failure.
+skipped for any reason but the verdict of a host probe, or that the Linux it would boot is not
+built: any other skip of it is a failure, and under PYKVM_REQUIRE_LINUX=1 the latter is one too.
 
 A doctest needs KVM if one of its lines has the comment ``# needs /dev/kvm``.
 """
@@ -14,20 +15,26 @@ from collections.abc import Generator
 
 import pytest
 
-from support import host
+from support import host, linux
 
 REQUIRE = "PYKVM_REQUIRE_KVM"
+REQUIRE_LINUX = "PYKVM_REQUIRE_LINUX"
 DOCTEST_COMMENT = "# needs /dev/kvm"
 PROPERTY = "host_probe"
 
 MARKERS = (
     "kvm: needs a working /dev/kvm",
+    "linux: boots the Linux of guests/linux, which the fixture of this name finds",
     "needs_host(probe, ...): needs KVM and a host of which each of these probes says that it can",
 )
 
 
 def kvm_required() -> bool:
     return os.environ.get(REQUIRE) == "1"
+
+
+def linux_required() -> bool:
+    return os.environ.get(REQUIRE_LINUX) == "1"
 
 
 def needs_kvm(item: pytest.Item) -> bool:
@@ -50,6 +57,12 @@ def kvm() -> None:
     host.require_kvm()
 
 
+@pytest.fixture(scope="session", name="linux")
+def linux_paths(kvm: None) -> linux.Linux:
+    """The kernel and its initramfs: whoever asks for this fixture is marked `linux` and `kvm`."""
+    return linux.require_linux()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
@@ -62,6 +75,8 @@ def pytest_report_header() -> str:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if needs_kvm(item):
         item.add_marker("kvm")
+    if "linux" in getattr(item, "fixturenames", ()):
+        item.add_marker("linux")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,9 +88,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def unexcused(item: pytest.Item, error: BaseException | None) -> bool:
-    """Whether `error` leaves a test that needs KVM unrun for a reason of its own."""
+    """Whether `error` leaves a test unrun that the environment says must run."""
     if isinstance(error, host.KVMMissing):
-        return True
+        return kvm_required()
+    if isinstance(error, linux.LinuxMissing):
+        return linux_required()
+    if not kvm_required():
+        return False
     if item.get_closest_marker("kvm") is None or isinstance(error, host.HostCannot):
         return False
     # One that fails as expected is reported as skipped too, but it ran, unless it called xfail().
@@ -92,12 +111,13 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo else None
     if isinstance(error, host.HostCannot):
         report.user_properties.append((PROPERTY, f"{error.probe}: {error.reason}"))
-    elif kvm_required() and unexcused(item, error):
+    elif unexcused(item, error):
         report.outcome = "failed"
-        report.longrepr = f"{REQUIRE}=1, but this test that needs KVM was skipped: {error}"
+        required = REQUIRE_LINUX if isinstance(error, linux.LinuxMissing) else REQUIRE
+        report.longrepr = f"{required}=1, but this test was skipped: {error}"
         vars(report).pop("wasxfail", None)
         return report
-    if isinstance(error, (host.HostCannot, host.KVMMissing)):
+    if isinstance(error, (host.HostCannot, host.KVMMissing, linux.LinuxMissing)):
         # One place for all of them, so that the summary tells each reason once.
         report.longrepr = (host.__file__, 0, str(error))
     return report

@@ -32,6 +32,11 @@ NO_KVM = """
 from support import host
 host.DEVICE = "/nonexistent/kvm"
 """
+NO_LINUX = """
+from support import linux
+linux.find = lambda: "tests that boot Linux: it is not built yet: make guest-linux"
+"""
+LINUX_TEST = "def test_boot(linux): pass"
 MANY_TESTS = """
 @pytest.mark.kvm
 @pytest.mark.parametrize("number", range(3))
@@ -132,8 +137,11 @@ class Session:
         self.monkeypatch = monkeypatch
         monkeypatch.setenv("PYTHONPATH", str(Path(host.__file__).parent.parent))
 
-    def run(self, conftest: str, *args: str, required: bool = False) -> pytest.RunResult:
+    def run(
+        self, conftest: str, *args: str, required: bool = False, linux_required: bool = False
+    ) -> pytest.RunResult:
         self.monkeypatch.setenv("PYKVM_REQUIRE_KVM", "1" if required else "")
+        self.monkeypatch.setenv("PYKVM_REQUIRE_LINUX", "1" if linux_required else "")
         self.pytester.makeconftest(conftest)
         self.pytester.makeini("[pytest]")  # no pyproject.toml further up takes part
         return self.pytester.runpytest_subprocess(
@@ -184,6 +192,28 @@ def test_missing_kvm_is_told_once(session: Session) -> None:
         ": tests that need KVM: opening /nonexistent/kvm: No such file or directory "
         "(load kvm_intel" in reasons[0]
     )
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_missing_linux_names_the_command_that_builds_it(session: Session, required: bool) -> None:
+    session.pytester.makepyfile(LINUX_TEST)
+    result = session.run(KVM_WORKS + NO_LINUX, required=required)
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*it is not built yet: make guest-linux"])
+
+
+def test_missing_linux_fails_where_it_is_required(session: Session) -> None:
+    session.pytester.makepyfile(LINUX_TEST)
+    result = session.run(KVM_WORKS + NO_LINUX, linux_required=True)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["PYKVM_REQUIRE_LINUX=1, but*make guest-linux"])
+
+
+def test_linux_needs_kvm(session: Session) -> None:
+    session.pytester.makepyfile(LINUX_TEST)
+    assert session.run(NO_KVM, "-m", "kvm and linux").ret == pytest.ExitCode.OK
+    result = session.run(NO_KVM + NO_LINUX, linux_required=True)
+    result.assert_outcomes(skipped=1)
 
 
 def test_summary_names_the_probe(session: Session) -> None:

@@ -1,0 +1,53 @@
+"""The Linux that tests boot: guests/linux builds it, into a cache outside the repository.
+
+A test that boots it asks for the fixture `linux`, and is skipped where it is not built.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from _pytest.outcomes import Skipped
+else:
+    Skipped = pytest.skip.Exception
+
+BUILD = Path(__file__).parents[2] / "guests" / "linux" / "build.py"
+
+
+class LinuxMissing(Skipped):
+    """Skips a test because the Linux that it would boot is not built."""
+
+
+class Linux(NamedTuple):
+    """Where the kernel and its initramfs are."""
+
+    vmlinux: Path
+    bzimage: Path
+    initramfs: Path
+
+
+@cache
+def find() -> Linux | str:
+    """Where it is, or why it is nowhere, with the command that changes that."""
+    command = [sys.executable, "-B", str(BUILD), "--find"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"tests that boot Linux: {done.stderr.strip()}"
+    paths = {name: Path(path) for name, path in json.loads(done.stdout).items()}
+    return Linux(paths["vmlinux"], paths["bzImage"], paths["initramfs.cpio"])
+
+
+def require_linux() -> Linux:
+    """Where it is.  Skips the running test if it is not built."""
+    found = find()
+    if isinstance(found, str):
+        raise LinuxMissing(found)
+    return found
