@@ -27,7 +27,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import insort
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pykvm.errors import ConfigError, StateError
 from pykvm.tsc import Tsc
@@ -37,7 +37,17 @@ if TYPE_CHECKING:
 
     _Entry = tuple[int, int, "Timer"]
 
-__all__ = ["BATCH", "NEVER", "POLICIES", "Clock", "TimeSource", "Timer", "ticks_at", "time_of"]
+__all__ = [
+    "BATCH",
+    "NEVER",
+    "POLICIES",
+    "Clock",
+    "TimeSource",
+    "Timed",
+    "Timer",
+    "ticks_at",
+    "time_of",
+]
 
 POLICIES = ("realtime", "paused", "warp")
 
@@ -71,6 +81,14 @@ def time_of(tick: int, hz: int) -> int:
     (280, 0, 1)
     """
     return -(-tick * _SECOND // hz)
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A device that does some of its work in its own time."""
+
+    def follow(self, clock: TimeSource, /) -> None:
+        """Go by this clock from now on."""
 
 
 class TimeSource(Protocol):

@@ -380,7 +380,8 @@ class Machine:
             self._run.interrupts = chipset.timekeeper
 
     def _wire(self, chipset: UserChipset | KernelChipset) -> None:
-        """Connect the devices on the ISA bus to their interrupts."""
+        """Connect the devices on the ISA bus to their interrupts, and to the clock."""
+        from pykvm.clock import Timed
         from pykvm.devices.line import Inlet, Interrupting
         from pykvm.tables.ports import ISA_IRQS
 
@@ -388,20 +389,19 @@ class Machine:
             device: object = self.devices.get(name)
             if isinstance(device, Interrupting):
                 device.connect(chipset.line(irq))
+            if isinstance(device, Timed):
+                device.follow(self.clock)
             if isinstance(device, Inlet):
                 chipset.inlets.append(device)
         if "acpi-pm" in self.devices:
             self._furnish()
 
     def _furnish(self) -> None:
-        """Do to the clocks of a PC what its board and its firmware do."""
-        from pykvm.devices.acpi_pm import AcpiPm
+        """Write to the RAM behind the clock of a PC what its firmware does."""
         from pykvm.devices.rtc import Rtc146818
         from pykvm.tables.cmos import cmos
 
-        power, rtc = self.devices["acpi-pm"], self.devices.get("rtc")
-        if isinstance(power, AcpiPm):
-            power.follow(self.clock)
+        rtc = self.devices.get("rtc")
         if isinstance(rtc, Rtc146818):
             for index, byte in cmos(ram_ranges(self.memory), len(self._vcpus)).items():
                 rtc.nvram[index] = byte

@@ -4,9 +4,14 @@ Sources: National Semiconductor PC16550D data sheet (1995), section 8 "Registers
 TL16C550C data sheet, "Principles of operation".
 
 The line has no speed.  A byte leaves the moment it is written, so THRE and TEMT are always set; a
-byte from the host arrives the moment the receiver has room, so input never overruns, and the
-character timeout is due whenever fewer characters wait than the trigger level.  All eight bits
-travel whatever the word length says: a guest that never set one can print.
+byte from the host arrives when the receiver has room (`pykvm.devices.incoming` says when exactly),
+so input never overruns, and the character timeout is due whenever fewer characters wait than the
+trigger level.  All eight bits travel whatever the word length says: a guest that never set one can
+print.
+
+The host heeds RTS where a guest that receives by interrupts uses it: one that has raised RTS since
+it enabled them gets nothing while it takes RTS away (ITU-T V.24, circuit 133, "ready for
+receiving").  Any other guest receives, whatever it does with RTS.
 """
 
 from __future__ import annotations
@@ -15,11 +20,14 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar
 
+from pykvm.devices.incoming import Incoming
 from pykvm.devices.line import InterruptLine, Unconnected
 from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pykvm.clock import TimeSource
 
 __all__ = ["Uart16550"]
 
@@ -110,7 +118,7 @@ class Uart16550(OutputLog):
         self._lock = threading.RLock()
         self._line: InterruptLine = line or Unconnected()
         self._level = False
-        self._queue: deque[int] = deque()
+        self._incoming = Incoming()
         self._received: deque[int] = deque()
         self._inputs = MSR_CTS | MSR_DSR | MSR_DCD
         self._drained: tuple[Callable[[], object], ...] = ()
@@ -128,24 +136,24 @@ class Uart16550(OutputLog):
         What the receiver has no room for waits here, however much it is.
         """
         with self._lock:
-            self._queue.extend(data.encode() if isinstance(data, str) else data)
+            self._incoming.send(data.encode() if isinstance(data, str) else data)
             self._update()
 
     def send_break(self) -> None:
         """Hold the line in the break condition for one character."""
         with self._lock:
-            self._queue.append(_BREAK)
+            self._incoming.send((_BREAK,))
             self._update()
 
     @property
     def pending(self) -> int:
         """How many characters were sent and not yet read by the guest."""
-        return len(self._queue) + len(self._received)
+        return len(self._incoming) + len(self._received)
 
     @property
     def receives(self) -> bool:
         """Whether a byte from the host would interrupt the guest."""
-        return bool(self._ier & IER_RECEIVED)
+        return bool(self._ier & IER_RECEIVED) and self._listens
 
     def on_drained(self, callback: Callable[[], object]) -> None:
         """Call ``callback()`` whenever the guest has read the last character that was sent.
@@ -170,6 +178,11 @@ class Uart16550(OutputLog):
             if self._level:
                 line.set(True)
 
+    def follow(self, clock: TimeSource) -> None:
+        """Let input come in bursts from now on, so that a guest is not interrupted for good."""
+        with self._lock:
+            self._incoming.pace(clock, self._resume)
+
     @property
     def baud(self) -> int:
         """The speed that the divisor latch asks for, in bits per second; 0 if it holds 0."""
@@ -178,12 +191,13 @@ class Uart16550(OutputLog):
     def reset(self) -> None:
         """Master reset (PC16550D table I).  What the host sent and the guest has not got stays."""
         with self._lock:
-            self._received.clear()
+            self._empty_receiver()
             self._ier = 0
             self._lcr = 0
             self._mcr = 0
             self._fifo = False
             self._trigger = 1
+            self._flow_control = False
             self._errors = 0
             self._thr_empty_due = False
             self._emptied = False
@@ -195,7 +209,7 @@ class Uart16550(OutputLog):
     def read(self, offset: int, size: int) -> int:
         """The register at `offset` (0 to 7), with the effect that reading it has."""
         with self._lock:
-            if self._queue:
+            if self._incoming:
                 self._refill()
             table = self._DIVISOR_READERS if self._lcr & LCR_DIVISOR_LATCH else self._READERS
             value = table[offset & 7](self)
@@ -222,8 +236,10 @@ class Uart16550(OutputLog):
     def _read_rbr(self) -> int:
         if self._received:
             self._last_character = self._received.popleft()
+            if not self._received:
+                self._incoming.used()
             self._refill()
-            self._emptied = not (self._received or self._queue or self._mcr & MCR_LOOP)
+            self._emptied = not (self._received or self._incoming or self._mcr & MCR_LOOP)
         return self._last_character
 
     def _read_dll(self) -> int:
@@ -287,12 +303,14 @@ class Uart16550(OutputLog):
         # Enabling it while the THR is empty, as it always is, makes it due (TL16C550C, table 5).
         if enabled & IER_THR_EMPTY:
             self._thr_empty_due = True
+        if not value & IER_RECEIVED:
+            self._flow_control = False
 
     def _write_fcr(self, value: int) -> None:
         enable = bool(value & FCR_ENABLE)
         if enable != self._fifo or (enable and value & FCR_RESET_RECEIVER):
             self.discarded += len(self._received)
-            self._received.clear()
+            self._empty_receiver()
         self._fifo = enable
         # The other bits are programmed only together with the enable bit (PC16550D 8.5).
         self._trigger = TRIGGER_LEVELS[value >> 6] if enable else 1
@@ -302,6 +320,8 @@ class Uart16550(OutputLog):
 
     def _write_mcr(self, value: int) -> None:
         self._mcr = value & 0x1F
+        if self._ier & IER_RECEIVED and value & MCR_RTS:
+            self._flow_control = True
         self._follow_modem()
 
     def _write_scr(self, value: int) -> None:
@@ -339,17 +359,34 @@ class Uart16550(OutputLog):
     def _room(self) -> int:
         return (FIFO_SIZE if self._fifo else 1) - len(self._received)
 
+    @property
+    def _listens(self) -> bool:
+        """Whether characters arrive: in loopback the line is disconnected, and see RTS above."""
+        if self._mcr & MCR_LOOP:
+            return False
+        return not self._flow_control or bool(self._mcr & MCR_RTS)
+
     def _refill(self) -> None:
         """Let the receiver have what the host sent, as far as there is room.
 
-        In loopback the line is disconnected.  The guest cannot tell when a character came, so it
-        comes when the guest looks or is to be interrupted: what it does to the chip before that,
-        as drivers do when they start, throws nothing away.
+        The guest cannot tell when a character came, so it comes when the guest looks or is to be
+        interrupted: what it does to the chip before that, as drivers do when they start, throws
+        nothing away.
         """
-        if not self._mcr & MCR_LOOP:
-            for _ in range(min(self._room, len(self._queue))):
-                self._received.append(self._queue.popleft())
+        if self._incoming and self._listens:
+            by_interrupt = self._ier & IER_RECEIVED
+            take = self._incoming.take_burst if by_interrupt else self._incoming.take
+            self._received.extend(take(self._room))
         self._reveal()
+
+    def _empty_receiver(self) -> None:
+        self._received.clear()
+        self._incoming.used()
+
+    def _resume(self) -> None:
+        """The line has paused long enough."""
+        with self._lock:
+            self._update()
 
     def _receive(self, character: int) -> None:
         """Take one character from the loop.  Raises nothing when full: that is an overrun."""

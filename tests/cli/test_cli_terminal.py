@@ -4,96 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
-import subprocess
-import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pykvm.cli.terminal import Escape, raw
+from support.terminal import ECHO_AND_LINES, LFLAG, Terminal
 
 Flat = Callable[[str], Path]
 
-DEADLINE = 20.0
 CTRL_A, CTRL_C, CTRL_Z = "\x01", "\x03", "\x1a"
-LFLAG = 3
-ECHO_AND_LINES = termios.ECHO | termios.ICANON
-
-# Makes the terminal on stdin the controlling one, as a login does, then becomes the command.
-LOGIN = """
-import fcntl, os, sys, termios
-os.setsid()
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
-
-
-class Terminal:
-    """A terminal and a process on it."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.master, self.slave = os.openpty()
-        self.before = self.attributes
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", LOGIN, *command],
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            env={**environment, "TERM": "dumb", "PS1": "$ "},
-        )
-        self.seen = ""
-
-    @property
-    def attributes(self) -> list[Any]:
-        return termios.tcgetattr(self.slave)
-
-    @property
-    def is_raw(self) -> bool:
-        return not self.attributes[LFLAG] & ECHO_AND_LINES
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def wait_for(self, text: str) -> None:
-        """Read until `text` appears; what comes after it is kept for the next call."""
-        deadline = time.monotonic() + DEADLINE
-        while text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
-            assert ready, f"{text!r} did not appear in {self.seen!r}"
-            self.seen += os.read(self.master, 4096).decode(errors="replace")
-        self.seen = self.seen.partition(text)[2]
-
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + DEADLINE
-        while not condition():
-            assert time.monotonic() < deadline, f"waited in vain until {what}"
-            time.sleep(0.01)
-
-    def status(self) -> int:
-        """Wait for the end of the process and return its exit status."""
-        return self.process.wait(DEADLINE)
-
-    def rest(self) -> str:
-        """What else was printed."""
-        while select.select([self.master], [], [], 0)[0]:
-            self.seen += os.read(self.master, 4096).decode(errors="replace")
-        return self.seen
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        os.close(self.master)
-        os.close(self.slave)
-
-
 Open = Callable[..., Terminal]
 
 

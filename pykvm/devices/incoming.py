@@ -1,0 +1,87 @@
+"""What was sent to a serial port and is still on its way there.
+
+To a guest that polls, a character comes when it looks: it takes them at its own speed.  One that is
+interrupted would never leave its handler if there were always one more, and what it received would
+overflow its own buffers before it came to use it.  So the line pauses: after a FIFO's worth of
+characters, for as long as the guest took to read them.  At most half of its time goes into
+receiving, whatever its speed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pykvm.clock import Timer, TimeSource
+
+__all__ = ["BURST", "LONGEST_PAUSE", "Incoming"]
+
+#: The most characters without a pause: what a 16550A's FIFO holds.
+BURST = 16
+#: In ns: a guest that was stopped for an hour does not wait for an hour.
+LONGEST_PAUSE = 10_000_000
+
+
+class Incoming:
+    """A queue of characters, with pauses once it has a clock.
+
+    The owner takes what it has room for, and says `used` whenever it has none of that left.
+
+    >>> line = Incoming()
+    >>> line.send(b"hello"), line.take(3), line.take(3), len(line)
+    (None, [104, 101, 108], [108, 111], 0)
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[int] = deque()
+        self._clock: TimeSource | None = None
+        self._timer: Timer | None = None
+        # Of this burst: when it began, and how many may still come.
+        self._began = 0
+        self._left = BURST
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def send(self, characters: Iterable[int]) -> None:
+        """Put `characters` behind what waits already."""
+        self._queue.extend(characters)
+
+    def pace(self, clock: TimeSource, resumed: Callable[[], None]) -> None:
+        """Make pauses from now on, and call ``resumed()`` at the end of each."""
+        self._clock = clock
+        self._timer = clock.timer(lambda when: resumed())
+
+    @property
+    def pausing(self) -> bool:
+        """Whether nothing is to come yet."""
+        return self._timer is not None and self._timer.when is not None
+
+    def take(self, room: int) -> list[int]:
+        """Up to `room` characters, whether there should be a pause or not."""
+        return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
+
+    def take_burst(self, room: int) -> list[int]:
+        """Up to `room` characters, less if a pause is due."""
+        if self._clock is None:
+            return self.take(room)
+        if self.pausing or not (self._queue and self._left and room):
+            return []
+        now = self._clock.now()
+        if self._left == BURST or now - self._began > LONGEST_PAUSE:
+            self._began, self._left = now, BURST
+        taken = self.take(min(room, self._left))
+        self._left -= len(taken)
+        return taken
+
+    def used(self) -> None:
+        """All that was taken has been read, or thrown away: if that was a burst, pause."""
+        if self._clock is None or self._timer is None or self._left == BURST:
+            return
+        if self._queue or not self._left:
+            now = self._clock.now()
+            self._timer.arm(now + min(now - self._began, LONGEST_PAUSE))
+            self._left = BURST
