@@ -6,18 +6,30 @@ A test that boots it asks for the fixture `linux`, and is skipped where it is no
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from pykvm import Machine
+
 if TYPE_CHECKING:
     from _pytest.outcomes import Skipped
 else:
     Skipped = pytest.skip.Exception
+
+#: Seconds within which a busy host boots it, runs the checks and powers it off.
+DEADLINE = 200.0
+
+CHECK = re.compile(r"^check: ([^:]+): (.*?)\r?$", re.MULTILINE)
+
+#: `machine = boot(image, append="checks")`; what else it is given goes to Machine.
+Boot = Callable[..., Machine]
 
 BUILD = Path(__file__).parents[2] / "guests" / "linux" / "build.py"
 
@@ -51,3 +63,13 @@ def require_linux() -> Linux:
     if isinstance(found, str):
         raise LinuxMissing(found)
     return found
+
+
+def checks(machine: Machine) -> dict[str, str]:
+    """What guests/linux/checks has found, by its name; "done" is how many of them failed."""
+    return dict(CHECK.findall(machine.serial.text.replace("check: done, ", "check: done: ")))
+
+
+def last_lines(machine: Machine, count: int = 20) -> str:
+    """The end of what the guest said, for a test that fails."""
+    return "\n".join(machine.serial.text.splitlines()[-count:])
