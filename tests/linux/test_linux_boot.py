@@ -9,7 +9,7 @@ import pytest
 from pykvm import Machine, Outcome
 from support.linux import DEADLINE, Boot, Linux, checks, last_lines
 
-pytestmark = pytest.mark.timeout(DEADLINE + 40)
+pytestmark = pytest.mark.timeout(DEADLINE + 20)
 
 
 def run_checks(machine: Machine) -> dict[str, str]:
@@ -61,7 +61,7 @@ def where_is_it(boot: Boot, linux: Linux) -> str:
     return checks(machine)["kernel at"]
 
 
-@pytest.mark.timeout(2 * DEADLINE + 40)
+@pytest.mark.timeout(2 * DEADLINE + 20)
 def test_address_space_layout_randomization(boot: Boot, linux: Linux) -> None:
     """Where it is in memory and in the address space: some 7,000 pairs at 64 MiB."""
     first, second = where_is_it(boot, linux), where_is_it(boot, linux)
