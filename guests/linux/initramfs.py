@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 #: Links to busybox for those that others than its shell start: that one needs none.
 APPLETS = ("cttyhack", "sh")
 
-DIRECTORIES = ("bin", "dev", "etc", "proc", "root", "sys", "tmp")
+DIRECTORIES = ("bin", "dev", "etc", "proc", "sys", "tmp")
 CONSOLE = (5, 1)
 
 
