@@ -15,8 +15,9 @@ __all__ = ["Entry", "archive", "entries"]
 
 HERE = Path(__file__).parent
 
-#: Links to busybox for those that others than its shell start: that one needs none.
-APPLETS = ("cttyhack", "sh")
+#: Links to busybox for those that others than its shell start, or that start before /proc is there:
+#: from then on the shell finds all of them in itself.
+APPLETS = ("cttyhack", "mount", "sh")
 
 DIRECTORIES = ("bin", "dev", "etc", "proc", "sys", "tmp")
 CONSOLE = (5, 1)
