@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from pykvm import Machine
-
 if TYPE_CHECKING:
     from _pytest.outcomes import Skipped
+
+    from pykvm import Machine
 else:
     Skipped = pytest.skip.Exception
 
@@ -29,7 +29,7 @@ DEADLINE = 120.0
 CHECK = re.compile(r"^check: ([^:]+): (.*?)\r?$", re.MULTILINE)
 
 #: `machine = boot(image, append="checks")`; what else it is given goes to Machine.
-Boot = Callable[..., Machine]
+Boot = Callable[..., "Machine"]
 
 BUILD = Path(__file__).parents[2] / "guests" / "linux" / "build.py"
 
