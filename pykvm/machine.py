@@ -84,6 +84,8 @@ class Machine:
     files, with a command line each, for kernels that take them: paths or bytes.  `kernel` is for
     firmware as `image`: a Linux kernel for it to boot, with `append` and `initrd`.  `fw_cfg` has
     files for firmware and kernels to read, by name, beside those that tell of the machine.
+    A Linux kernel's command line gets words before `append` that spare it trouble on this host,
+    which `Result.notes` tells; `append_only` leaves them out.
     `vcpus` counts the vCPUs; all but the first are parked until somebody sets their state and
     `parked = False`.  `devices` replaces the standard ones (`pykvm.devices.standard_devices`);
     `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest
@@ -117,6 +119,7 @@ class Machine:
         entry: str | None = None,
         stack: str | None = None,
         append: str = "",
+        append_only: bool = False,
         args: Sequence[str] = (),
         initrd: File | None = None,
         modules: Sequence[tuple[File, str]] = (),
@@ -190,6 +193,12 @@ class Machine:
         self._image = loaded
         self._pc = loaded is not None and protocol_of(loaded).PC
         self._float = unclaimed == "float" or (unclaimed is None and self._pc)
+        self._remarks: list[str] = []
+        if self._is_linux and not append_only:
+            from pykvm.quirks.kernel_options import spare
+
+            append, remark = spare(append, vcpus)
+            self._remarks += filter(None, [remark])
         setup = Setup(
             append=append,
             args=tuple(args),
@@ -212,11 +221,16 @@ class Machine:
                     setup = setup._replace(hardware=self._hardware(irqchip))
                 if loaded is not None:
                     self.entry = place(loaded, self.memory, setup)
+                    self._remarks += self.entry.remarks
                     self._vcpus[0].state = self.entry.state
                 self._tell(setup, fw_cfg or {})
             except BaseException:
                 self._release()
                 raise
+
+    @property
+    def _is_linux(self) -> bool:
+        return self._image is not None and self._image.kind == "linux"
 
     # -- building ----------------------------------------------------------------------------
 
@@ -610,8 +624,9 @@ class Machine:
     def _notes(self) -> tuple[str, ...]:
         clock = self._clock
         if clock is None or clock.tsc_movable or self._policy == "realtime":
-            return ()
+            return tuple(self._remarks)
         return (
+            *self._remarks,
             f"clock={self._policy!r} does not reach RDTSC: this host's KVM ignores a TSC offset, "
             "and the guest's TSC is the host's",
         )
@@ -651,7 +666,7 @@ class Machine:
     @contextmanager
     def _kernel(self) -> Iterator[KernelWatch | None]:
         """Listen, if a Linux kernel runs, to what it says on the first serial port."""
-        if self._image is None or self._image.kind != "linux" or "com1" not in self.devices:
+        if not self._is_linux or "com1" not in self.devices:
             yield None
             return
         if self._kernel_watch is None:

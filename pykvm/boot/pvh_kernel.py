@@ -72,7 +72,7 @@ def read_kernel(source: Source, request: Request, *, protocol: str) -> Image:
     linux = any(note.owner == LINUX for note in read_notes(source))
     return Image(
         name=source.name,
-        kind=f"elf{header.elf_class.bits}",
+        kind="linux" if linux else f"elf{header.elf_class.bits}",
         protocol=protocol,
         mode=Mode.PROTECTED,
         entry=entry,

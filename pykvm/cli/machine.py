@@ -24,6 +24,7 @@ def machine_of(options: Options) -> Machine:
         entry=options.entry,
         stack=options.stack,
         append=options.append,
+        append_only=options.append_only,
         args=options.arguments,
         initrd=options.initrd,
         modules=options.module,

@@ -11,10 +11,11 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 import artifacts
 import build
 import initramfs
-import pytest
 from artifacts import Artifact, Build, BuildError
 
 DEADLINE = 20.0

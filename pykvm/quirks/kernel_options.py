@@ -1,0 +1,94 @@
+"""What a Linux kernel's command line says to spare a host trouble.
+
+A host whose KVM runs ring 0 in its instruction emulator does some thousand times less in a second
+than a processor.  What a kernel does there for safety's sake alone, or to test itself, is then most
+of its start-up.  Each option names the quirk that shows it to be worth it; on a host without quirks
+a kernel gets none of them.
+
+Source: Documentation/admin-guide/kernel-parameters.txt.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pykvm.quirks import bit_counts, cpuid, found, syscall
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+__all__ = ["ALWAYS", "OPTIONS", "KernelOption", "options_for", "spare"]
+
+
+class KernelOption(NamedTuple):
+    """`words` of a command line, and the quirk by which a host shows that it needs them.
+
+    `vcpus` is the largest number of vCPUs that the option is for.
+    """
+
+    words: str
+    quirk: str
+    vcpus: int | None = None
+
+
+# A kernel that panics is to end its run, not to wait for somebody with a reset button.
+ALWAYS = ("panic=-1",)
+
+# The only quirk that shows by itself that ring 0 runs in an emulator.
+EMULATED = bit_counts.QUIRK.name
+
+OPTIONS = (
+    # Page-table isolation and the like: more ring 0 in each system call, and no neighbours to fear.
+    KernelOption("mitigations=off", syscall.QUIRK.name),
+    # Page attributes and freed pieces, for seconds.
+    KernelOption("rodata=off", EMULATED),
+    # Every lock prefix would be patched away.
+    KernelOption("noreplace-smp", EMULATED, vcpus=1),
+    # The timer's interrupt may be late, and the watchdog would doubt the TSC for that.
+    KernelOption("no_timer_check tsc=reliable", EMULATED),
+    # Its only work is to hash for as long as the rest of the start-up takes.
+    KernelOption("initcall_blacklist=blake2s_mod_init", EMULATED),
+    # By its number (arch/x86/include/asm/cpufeatures.h: POPCNT is 4 * 32 + 23), which kernels older
+    # than 5.19 want.  It is refused in ring 0, and cannot be hidden otherwise.
+    KernelOption("clearcpuid=151", cpuid.QUIRK.name),
+)
+
+
+def options_for(quirks: Collection[str], vcpus: int) -> tuple[str, ...]:
+    """The options for a host with these quirks, on a machine of so many vCPUs.
+
+    >>> options_for({"syscall"}, 1)
+    ('panic=-1', 'mitigations=off')
+    >>> options_for((), 4)
+    ('panic=-1',)
+    """
+    return (
+        *ALWAYS,
+        *(
+            option.words
+            for option in OPTIONS
+            if option.quirk in quirks and (option.vcpus is None or vcpus <= option.vcpus)
+        ),
+    )
+
+
+def spare(append: str, vcpus: int) -> tuple[str, str]:
+    """`append` with the options that this host wants before it, and a sentence that says so.
+
+    Words of the caller's come behind and so have the last say; an option whose name they use is
+    left to them.
+    """
+    named = {word.partition("=")[0] for word in append.split()}
+    words: Sequence[str] = [
+        word
+        for option in options_for(found([syscall.QUIRK, bit_counts.QUIRK, cpuid.QUIRK]), vcpus)
+        for word in option.split()
+        if word.partition("=")[0] not in named
+    ]
+    said = " ".join(words)
+    return " ".join(filter(None, [said, append])), (
+        f"the kernel's command line begins with {said}, to spare it trouble on this host "
+        "(--append-only leaves that out)"
+        if words
+        else ""
+    )
