@@ -91,10 +91,11 @@ class Machine:
     `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest
     touches a port or an address where nobody is: "stop" ends the run (the default for bare guests),
     "float" reads all ones and ignores writes (for kernels, which look for devices so).
-    `irqchip` is where interrupt controllers and clocks are: "user" for software, "kernel" for KVM's
-    own, "split" for KVM's local APICs and the rest in software, "none" for nowhere; `clock` is the
-    policy of guest time, "realtime", "paused" or "warp" (`pykvm.clock`), and `tsc_khz` the
-    frequency of the guest's TSC, where this host can scale it.
+    `irqchip` is where interrupt controllers and clocks are: "user" for software (the default, but
+    for Linux), "kernel" for KVM's own (the default for Linux, unless `clock` is "warp"), "split"
+    for KVM's local APICs and the rest in software, "none" for nowhere; `clock` is the policy of
+    guest time, "realtime", "paused" or "warp" (`pykvm.clock`), and `tsc_khz` the frequency of the
+    guest's TSC, where this host can scale it.
     `quirks` is "auto" to make good what this host's KVM gets wrong in the guest's sight, for
     kernels and for bare guests whose code shows that they may meet it, "on" for any guest (one that
     is put together by hand), "off" to see the host bare; `emulate` is "auto" to execute
@@ -128,13 +129,13 @@ class Machine:
         devices: Iterable[Placement] | None = None,
         cpu: str = "baseline",
         unclaimed: str | None = None,
-        irqchip: str = "user",
+        irqchip: str | None = None,
         clock: str = "realtime",
         tsc_khz: int | None = None,
         quirks: str = "auto",
         emulate: str = "auto",
     ) -> None:
-        check_chipset(irqchip, clock)
+        check_chipset(irqchip or "user", clock)
         _one_of("unclaimed", unclaimed, (None, *UNCLAIMED))
         _one_of("quirks", quirks, QUIRKS)
         _one_of("emulate", emulate, EMULATE)
@@ -193,6 +194,9 @@ class Machine:
         self._image = loaded
         self._pc = loaded is not None and protocol_of(loaded).PC
         self._float = unclaimed == "float" or (unclaimed is None and self._pc)
+        if irqchip is None:
+            # Linux takes its interrupts where they cost least, unless time is to be skipped.
+            irqchip = "kernel" if self._is_linux and clock != "warp" else "user"
         self._remarks: list[str] = []
         if self._is_linux and not append_only:
             from pykvm.quirks.kernel_options import spare

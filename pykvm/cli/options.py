@@ -65,7 +65,7 @@ class Options:
     fw_cfg: tuple[tuple[str, str], ...] = ()
     serial: Destination = Destination("stdio")
     debugcon: Destination = Destination("serial")
-    irqchip: str = "user"
+    irqchip: str | None = None
     clock: str = "realtime"
     unclaimed: str | None = None
     quirks: str = "auto"
@@ -230,8 +230,9 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--irqchip", "WHERE", one_of("user", "kernel", "split", "none"), MACHINE,
-        "interrupt controllers and clocks: user for software (default), kernel for KVM's own, "
-        "split for KVM's local APICs and the rest in software, or none",
+        "interrupt controllers and clocks: user for software (default, but for Linux), kernel for "
+        "KVM's own (default for Linux), split for KVM's local APICs and the rest in software, or "
+        "none",
         _GUESTS,
     ),
     Option(

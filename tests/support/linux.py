@@ -24,13 +24,15 @@ else:
     Skipped = pytest.skip.Exception
 
 #: Seconds within which a busy host boots it, runs the checks and powers it off.
-DEADLINE = 120.0
+DEADLINE = 180.0
 
 CHECK = re.compile(r"^check: ([^:]+): (.*?)\r?$", re.MULTILINE)
 
 #: `machine = boot(image, append="checks")`; what else it is given goes to Machine.
 Boot = Callable[..., "Machine"]
 
+#: What `Linux` has, by the names of the files.
+FILES = ("vmlinux", "bzImage", "initramfs.cpio", "System.map")
 BUILD = Path(__file__).parents[2] / "guests" / "linux" / "build.py"
 
 
@@ -44,6 +46,15 @@ class Linux(NamedTuple):
     vmlinux: Path
     bzimage: Path
     initramfs: Path
+    map: Path
+
+    def symbol(self, name: str) -> int:
+        """Where the linker put it, by System.map."""
+        found = re.search(
+            rf"^([0-9a-f]+) \w {re.escape(name)}$", self.map.read_text(), re.MULTILINE
+        )
+        assert found, f"no symbol {name} in {self.map}"
+        return int(found[1], 16)
 
 
 @cache
@@ -54,7 +65,7 @@ def find() -> Linux | str:
     if done.returncode:
         return f"tests that boot Linux: {done.stderr.strip()}"
     paths = {name: Path(path) for name, path in json.loads(done.stdout).items()}
-    return Linux(paths["vmlinux"], paths["bzImage"], paths["initramfs.cpio"])
+    return Linux(*(paths[name] for name in FILES))
 
 
 def require_linux() -> Linux:
