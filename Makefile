@@ -47,10 +47,10 @@ guests: ## build the guest programs into guests/build
 	@$(MAKE) --no-print-directory -C guests
 
 .PHONY: guest-linux test-linux optional-linux
-guest-linux: ## build the Linux that tests boot, unless it is in the cache (about 5 minutes)
+guest-linux: venv ## build the Linux that tests boot, unless it is in the cache (about 5 minutes)
 	@$(PYTHON) -B guests/linux/build.py
 
-test-linux: venv guest-linux ## boot Debian's own kernel: an hour at most, and downloads 30 MB
+test-linux: guest-linux ## boot Debian's own kernel: an hour at most, and downloads 30 MB
 	$(python) -m pytest -m stock -o faulthandler_timeout=0 tests/linux
 
 optional-linux: # the same where its Debian packages are there

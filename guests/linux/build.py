@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Build Linux and its initramfs for the tests, or find what was built.
 
-    build.py              build what is missing, then print where all of it is
+    build.py              build what is missing, and put links to it into guests/build/linux
     build.py --optional   the same, but where packages are missing say so and leave it at that
-    build.py --find       build nothing; if something is missing, say which command makes it
+    build.py --find       build nothing; print where all of it is or, if something is missing, which
+                          command makes it
     build.py --packages   print the Debian packages that are missing
 
-What is printed is JSON: the name of each file and its path.  They are kept in $PYKVM_CACHE, else
-$XDG_CACHE_HOME/pykvm, else ~/.cache/pykvm.
+What is found is printed as JSON: the name of each file and its path.  All are in $PYKVM_CACHE,
+else $XDG_CACHE_HOME/pykvm, else ~/.cache/pykvm.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from artifacts import Artifact, Build, BuildError, digest
 HERE = Path(__file__).parent
 CONFIG = HERE / "config"
 SOURCES = "/usr/src/linux-source-*.tar.xz"
+LINKS = HERE.parent / "build" / "linux"
 BUSYBOX = Path("/bin/busybox")
 
 #: Which Debian package brings what: a program, or a file by its pattern.
@@ -83,8 +85,22 @@ def main() -> int:
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps({name: str(a.directory / name) for a in artifacts for name in a.files}))
+    paths = {name: a.directory / name for a in artifacts for name in a.files}
+    link(paths)
+    if options.find:
+        print(json.dumps({name: str(path) for name, path in paths.items()}))
+    else:
+        print(f"{', '.join(paths)} are in {os.path.relpath(LINKS)}")
     return 0
+
+
+def link(paths: dict[str, Path]) -> None:
+    """Have each file at a place that a person can type."""
+    LINKS.mkdir(parents=True, exist_ok=True)
+    for name, path in paths.items():
+        new = LINKS / f"{name}.{os.getpid()}"
+        new.symlink_to(path)
+        new.replace(LINKS / name)
 
 
 def missing_packages() -> list[str]:

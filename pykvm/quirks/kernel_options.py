@@ -46,6 +46,8 @@ OPTIONS = (
     KernelOption("noreplace-smp", EMULATED, vcpus=1),
     # The timer's interrupt may be late, and the watchdog would doubt the TSC for that.
     KernelOption("no_timer_check tsc=reliable", EMULATED),
+    # What is slow is no lock-up.
+    KernelOption("nowatchdog", EMULATED),
     # Its only work is to hash for as long as the rest of the start-up takes.
     KernelOption("initcall_blacklist=blake2s_mod_init", EMULATED),
     # By its number (arch/x86/include/asm/cpufeatures.h: POPCNT is 4 * 32 + 23), which kernels older
