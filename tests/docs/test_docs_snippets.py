@@ -130,14 +130,17 @@ def shows_what_it_says(block: Block, timeout: float) -> None:
     session = commands(block)
     steps = [runnable(command) for command, _ in session]
     ran = subprocess.run(
-        ["bash", "-c", "".join(f"{step or ':'}\n{END_OF_STEP}\n" for step in steps)],
+        # Unlike subprocess, timeout(1) ends what the shell has started, too.
+        [
+            *("timeout", f"{timeout:g}", "bash", "-c"),
+            "".join(f"{step or ':'}\n{END_OF_STEP}\n" for step in steps),
+        ],
         cwd=ROOT,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         input="".join(TYPED.findall(block.text)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
         check=False,
     )
     shown = ran.stdout.split(MARK)

@@ -24,7 +24,7 @@ else:
     Skipped = pytest.skip.Exception
 
 #: Seconds within which a busy host boots it, runs the checks and powers it off.
-DEADLINE = 180.0
+DEADLINE = 300.0
 
 CHECK = re.compile(r"^check: ([^:]+): (.*?)\r?$", re.MULTILINE)
 
