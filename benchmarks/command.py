@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from benchmarks import bulk, handled, interrupts, kick, life, periodic, process
-from benchmarks.bench import CannotMeasureError
+from benchmarks.bench import CannotMeasureError, Measured
 from benchmarks.host import conditions
 from benchmarks.rig import Rig
 from benchmarks.row import Result, Skipped
@@ -61,9 +61,11 @@ def measure(rig: Rig, bench: Bench, *, quick: bool) -> Outcome:
     yardstick = rig.yardstick()
     try:
         with rig.pinned() if bench.pinned else nullcontext():
-            return Result(bench.row, bench.measure(rig, pairs), yardstick)
+            found = bench.measure(rig, pairs)
     except CannotMeasureError as reason:
         return Skipped(bench.row, str(reason))
+    measured = found if isinstance(found, Measured) else Measured(found)
+    return Result(measured.row or bench.row, measured.pairs, yardstick, measured.notes)
 
 
 def explain(rig: Rig, facts: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -18,6 +19,11 @@ class Pair(NamedTuple):
 
     ours: float
     theirs: float
+
+
+def alone(value: float) -> Pair:
+    """A measurement with nothing beside it: theirs is not a number, and the table shows none."""
+    return Pair(value, math.nan)
 
 
 class Spread(NamedTuple):

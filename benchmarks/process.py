@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.bench import Bench, CannotMeasureError
+from benchmarks import qemu
+from benchmarks.bench import Bench, CannotMeasureError, Measured
 from benchmarks.measure import Pair, in_turns
+from benchmarks.qemu import DEADLINE, HELLO, MEMORY
 from benchmarks.row import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.rig import Rig
-
-HELLO = Path(__file__).parent.parent / "guests" / "build" / "hello.elf"
-MEMORY = "64M"
-DEADLINE = 20.0
-# isa-debug-exit turns the guest's 0 into (0 << 1) | 1.
-QEMU_STATUS = 1
 
 
 class Usage(NamedTuple):
@@ -39,18 +33,7 @@ def pykvm_command() -> list[str]:
     return [sys.executable, "-m", "pykvm", "--memory", MEMORY, str(HELLO)]
 
 
-def qemu_command() -> list[str]:
-    program = shutil.which("qemu-system-x86_64")
-    if program is None:
-        raise CannotMeasureError("qemu-system-x86_64 is not installed")
-    options = (
-        "-M microvm -accel kvm -cpu host -nodefaults -no-user-config -no-reboot -display none"
-        " -serial stdio -device isa-debug-exit,iobase=0xf4,iosize=4"
-    )
-    return [program, *options.split(), "-m", MEMORY, "-kernel", str(HELLO)]
-
-
-def _environment(rig: Rig) -> dict[str, str]:
+def environment_of(rig: Rig) -> dict[str, str]:
     """Modules come from bytecode, as they do where pykvm is installed, and that is up to date."""
     environment = dict(os.environ, PYTHONPYCACHEPREFIX=str(rig.folder / "bytecode"))
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -83,9 +66,9 @@ def _usages(rig: Rig, pairs: int) -> list[tuple[Usage, Usage]]:
     """What both take: one measurement for all rows."""
     if not HELLO.exists():
         raise CannotMeasureError(f"{HELLO.relative_to(HELLO.parents[2])} is not built")
-    qemu = qemu_command()
-    environment = _environment(rig)
-    theirs = _rehearse(qemu, QEMU_STATUS, environment)
+    qemu_command = qemu.hello_command(qemu.processor().model)
+    environment = environment_of(rig)
+    theirs = _rehearse(qemu_command, qemu.HELLO_STATUS, environment)
     ours = _rehearse(pykvm_command(), 0, environment)
     if ours.replace(b"\r", b"") != theirs.replace(b"\r", b""):
         raise CannotMeasureError(f"the guest printed {ours!r} here and {theirs!r} in QEMU")
@@ -104,7 +87,7 @@ def _usages(rig: Rig, pairs: int) -> list[tuple[Usage, Usage]]:
 
         return once
 
-    return in_turns(side(pykvm_command(), 0), side(qemu, QEMU_STATUS), pairs)
+    return in_turns(side(pykvm_command(), 0), side(qemu_command, qemu.HELLO_STATUS), pairs)
 
 
 def _bench(
@@ -119,8 +102,10 @@ def _bench(
         unit=unit,
     )
 
-    def measure(rig: Rig, pairs: int) -> tuple[Pair, ...]:
-        return tuple(Pair(value(ours), value(theirs)) for ours, theirs in _usages(rig, pairs))
+    def measure(rig: Rig, pairs: int) -> Measured:
+        usages = _usages(rig, pairs)
+        taken = tuple(Pair(value(ours), value(theirs)) for ours, theirs in usages)
+        return Measured(taken, qemu.processor().notes)
 
     return Bench(row, measure, pairs=20, pinned=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,19 +31,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A row with its measurements; `yardstick` is one OUT exit in C at that moment, in µs."""
+    """A row with its measurements; `yardstick` is one OUT exit in C at that moment, in µs.
+
+    `notes` are sentences for below the table.
+    """
 
     row: Row
     pairs: tuple[Pair, ...]
     yardstick: float
+    notes: tuple[str, ...] = ()
 
     @property
     def ours(self) -> Spread:
         return spread(pair.ours for pair in self.pairs)
 
     @property
-    def theirs(self) -> Spread:
-        return spread(pair.theirs for pair in self.pairs)
+    def theirs(self) -> Spread | None:
+        """None where nothing stands beside it."""
+        known = [pair.theirs for pair in self.pairs]
+        return None if any(map(math.isnan, known)) else spread(known)
 
     @property
     def compared(self) -> Spread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,14 @@ def cells(outcome: Outcome, backend: str) -> tuple[str, ...]:
     ring = "-" if row.ring is None else str(row.ring)
     if not isinstance(outcome, Result):
         return (row.title, ring, backend, "-", row.against, *(["-"] * 4), _target(row), "skipped")
+    theirs = outcome.theirs
     return (
         row.title,
         ring,
         backend,
         f"{outcome.yardstick:.2f} µs",
         row.against,
-        f"{outcome.theirs.median:.2f} {row.unit}",
+        "-" if theirs is None else f"{theirs.median:.2f} {row.unit}",
         f"{outcome.ours.median:.2f} {row.unit}",
         _compared(outcome.compared.median, row),
         _quartiles(outcome.compared, row),
@@ -69,31 +71,34 @@ def cells(outcome: Outcome, backend: str) -> tuple[str, ...]:
     )
 
 
-def _reasons(outcomes: Sequence[Outcome]) -> list[str]:
+def _notes(outcomes: Sequence[Outcome]) -> list[str]:
+    """What there is to say below the table: why rows were skipped, and the notes of the others."""
     return [
-        f"{outcome.row.title}: skipped, {outcome.reason}"
+        f"{outcome.row.title}: {note}"
         for outcome in outcomes
-        if not isinstance(outcome, Result)
+        for note in (
+            outcome.notes if isinstance(outcome, Result) else (f"skipped, {outcome.reason}",)
+        )
     ]
 
 
 def as_text(outcomes: Sequence[Outcome], backend: str) -> str:
-    """Columns padded to their widest cell; the reasons of skipped rows below."""
+    """Columns padded to their widest cell; the notes below."""
     lines = [HEADINGS, *(cells(outcome, backend) for outcome in outcomes)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     padded = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
-    return "\n".join([*padded, *_reasons(outcomes)])
+    return "\n".join([*padded, *_notes(outcomes)])
 
 
 def as_markdown(outcomes: Sequence[Outcome], backend: str) -> str:
-    """A GitHub table; the reasons of skipped rows as a list below."""
+    """A GitHub table; the notes as a list below."""
     lines = [HEADINGS, ["---"] * len(HEADINGS), *(cells(each, backend) for each in outcomes)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    reasons = "\n".join(f"- {reason}" for reason in _reasons(outcomes))
-    return f"{table}\n\n{reasons}" if reasons else table
+    notes = "\n".join(f"- {note}" for note in _notes(outcomes))
+    return f"{table}\n\n{notes}" if notes else table
 
 
 def as_json(outcomes: Sequence[Outcome], conditions: dict[str, str]) -> str:
@@ -102,13 +107,18 @@ def as_json(outcomes: Sequence[Outcome], conditions: dict[str, str]) -> str:
     for outcome in outcomes:
         entry: dict[str, object] = asdict(outcome.row)
         if isinstance(outcome, Result):
+            theirs = outcome.theirs
             entry |= {
                 "yardstick_us": outcome.yardstick,
                 "ours": outcome.ours._asdict(),
-                "theirs": outcome.theirs._asdict(),
+                "theirs": None if theirs is None else theirs._asdict(),
                 "compared": outcome.compared._asdict(),
                 "met": outcome.met,
-                "pairs": [list(pair) for pair in outcome.pairs],
+                "pairs": [
+                    [pair.ours, None if math.isnan(pair.theirs) else pair.theirs]
+                    for pair in outcome.pairs
+                ],
+                "notes": outcome.notes,
             }
         else:
             entry["skipped"] = outcome.reason
