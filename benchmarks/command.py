@@ -8,7 +8,19 @@ from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from benchmarks import bulk, handled, interrupts, kick, life, periodic, process
+from benchmarks import (
+    bulk,
+    emulate,
+    handled,
+    interrupts,
+    kernel_file,
+    kick,
+    life,
+    linux,
+    periodic,
+    process,
+    syscall,
+)
 from benchmarks.bench import CannotMeasureError, Measured
 from benchmarks.host import conditions
 from benchmarks.rig import Rig
@@ -29,6 +41,10 @@ BENCHES = (
     *interrupts.BENCHES,
     *periodic.BENCHES,
     *process.BENCHES,
+    *emulate.BENCHES,
+    *syscall.BENCHES,
+    *kernel_file.BENCHES,
+    *linux.BENCHES,
 )
 QUICK_PAIRS = 8
 

@@ -15,7 +15,10 @@ PORT = 0x10
 STOP_PORT = 0xF4
 ADDRESS = 0x1000_0000
 RAM = 16 << 20
-LINK = ("-nostdlib", "-static", "-no-pie", "-Wl,-n,-Ttext=0x100000,--build-id=none")
+BARE = ("-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none")
+LINK = (*BARE, "-Wl,-n,-Ttext=0x100000")
+# As guests/Makefile links its own.
+LINK_VMLINUX = (*BARE, f"-Wl,-T,{LIBRARY}/boot/vmlinux.ld")
 
 
 class Guest(NamedTuple):
@@ -25,6 +28,8 @@ class Guest(NamedTuple):
     defines: tuple[tuple[str, int], ...] = ()
     #: Of guests in C alone: what they find in argv.
     args: tuple[str, ...] = ()
+    #: Of those in assembly alone: what the linker is told.
+    link: tuple[str, ...] = LINK
 
     @property
     def name(self) -> str:
@@ -39,7 +44,7 @@ class Guest(NamedTuple):
         elf = folder / f"{self.name}.elf"
         if not elf.exists():
             options = [f"-D{key}={value:#x}" for key, value in self.defines]
-            command = ["gcc", *LINK, *options, "-o", str(elf), str(SOURCES / self.source)]
+            command = ["gcc", *self.link, *options, "-o", str(elf), str(SOURCES / self.source)]
             subprocess.run(command, check=True)
         return elf
 

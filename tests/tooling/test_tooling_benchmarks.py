@@ -14,13 +14,19 @@ from typing import cast
 
 import pytest
 
-from benchmarks import qemu
+from benchmarks import emulate, kernel_file, linux, qemu, syscall
 from benchmarks.bench import Bench, CannotMeasureError, Measured
 from benchmarks.command import BENCHES, measure
+from benchmarks.console import Line, Told, furthest, watch
 from benchmarks.measure import Pair, alone
 from benchmarks.rig import Rig
+from benchmarks.row import Outcome as Measurement
 from benchmarks.row import Result, Row, Skipped
 from benchmarks.table import as_json, as_markdown, as_text
+from pykvm import Outcome
+from pykvm.quirks import bit_counts, found
+from pykvm.result import Ending
+from pykvm.result import Result as Run
 
 ROW = Row("boot", "from start to end", "QEMU", "ratio", 2.0, "s")
 BESIDE = Result(ROW, (Pair(3.0, 2.0),), 8.0, ("it was cold", "and late"))
@@ -30,11 +36,11 @@ RIG = cast(Rig, SimpleNamespace(yardstick=lambda: 8.0, pinned=nullcontext))
 DEADLINE = 60.0
 
 
-@pytest.mark.parametrize("name", ["measure"])
+@pytest.mark.parametrize("name", ["console", "measure"])
 def test_examples_in_docstrings(name: str) -> None:
-    found = doctest.testmod(import_module(f"benchmarks.{name}"))
-    assert found.attempted
-    assert not found.failed
+    done = doctest.testmod(import_module(f"benchmarks.{name}"))
+    assert done.attempted
+    assert not done.failed
 
 
 def test_every_row_has_a_name_of_its_own() -> None:
@@ -68,11 +74,11 @@ def test_a_row_with_nothing_beside_it() -> None:
 
 def test_a_measurement_may_change_its_row() -> None:
     other = replace(ROW, title="from start to the middle")
-    found = Measured((Pair(3.0, 2.0),), ("it was cold",), other)
-    outcome = measure(RIG, Bench(ROW, lambda rig, pairs: found), quick=True)
-    assert outcome == Result(other, found.pairs, 8.0, found.notes)
-    outcome = measure(RIG, Bench(ROW, lambda rig, pairs: found.pairs * pairs), quick=True)
-    assert outcome == Result(ROW, found.pairs * 8, 8.0)
+    whole = Measured((Pair(3.0, 2.0),), ("it was cold",), other)
+    outcome = measure(RIG, Bench(ROW, lambda rig, pairs: whole), quick=True)
+    assert outcome == Result(other, whole.pairs, 8.0, whole.notes)
+    outcome = measure(RIG, Bench(ROW, lambda rig, pairs: whole.pairs * pairs), quick=True)
+    assert outcome == Result(ROW, whole.pairs * 8, 8.0)
 
 
 def test_a_measurement_that_cannot_be_made() -> None:
@@ -82,7 +88,61 @@ def test_a_measurement_that_cannot_be_made() -> None:
     assert measure(RIG, Bench(ROW, refuse), quick=True) == Skipped(ROW, "no QEMU")
 
 
-# -- QEMU ----------------------------------------------------------------------------
+# -- guests of their own ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rig(kvm: None) -> Iterator[Rig]:
+    with Rig() as rig:
+        yield rig
+
+
+@pytest.mark.parametrize(
+    "bench",
+    [*emulate.BENCHES, *syscall.BENCHES, *kernel_file.BENCHES],
+    ids=lambda bench: bench.row.name,
+)
+def test_both_sides_do_their_work(rig: Rig, bench: Bench) -> None:
+    outcome = measure(rig, replace(bench, pairs=1), quick=True)
+    if isinstance(outcome, Skipped):
+        # Where ring 0 runs on the processor, these are no exits, or CPUID forbids them.
+        assert bench in emulate.BENCHES, outcome
+        assert not found([bit_counts.QUIRK]), outcome
+    else:
+        assert outcome.ours.median > 0
+        assert outcome.theirs is not None
+
+
+# -- what a guest says -------------------------------------------------------------------------
+
+
+def listen(script: str, deadline: float = DEADLINE) -> tuple[list[str], str]:
+    told = watch(["sh", "-c", script], "up", deadline)
+    return [line.text for line in told.lines], told.trouble
+
+
+def test_lines_up_to_the_awaited_one() -> None:
+    lines, trouble = listen(
+        r"printf '\033c\033[2Jone\r\ntwo' >&2; echo; echo I am up; exec sleep 99"
+    )
+    assert (lines, trouble) == (["one", "two", "I am up"], "")
+
+
+def test_the_end_before_the_awaited_line() -> None:
+    assert listen("echo one; exit 3") == (["one"], "it ended with status 3")
+    refused = "KVM internal error. Suberror: 1"
+    assert listen(f"echo one; echo {refused}; exec sleep 99") == (["one"], refused)
+    assert listen("exec sleep 99", deadline=0.01) == ([], "it was not done within 0.01 s")
+
+
+def test_lines_are_compared_without_times_and_numbers() -> None:
+    ours = Told((Line(1.0, "[    0.000000] last_pfn = 0x4000"), Line(2.0, "ours alone")))
+    theirs = Told((Line(3.0, "last_pfn = 0x3fff"), Line(4.0, "theirs alone")))
+    assert furthest(ours, theirs) == (ours.lines[0], theirs.lines[0])
+    assert furthest(ours, Told(theirs.lines[1:])) is None
+
+
+# -- QEMU and Linux ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -118,3 +178,60 @@ def test_a_host_on_which_qemu_runs_nothing(path: Path) -> None:
     install(path, "exit 2")
     with pytest.raises(CannotMeasureError, match=r"host it does not: status 2; .*cx16 it does not"):
         qemu.processor()
+
+
+def measured(row: Row) -> Measurement:
+    [bench] = [bench for bench in linux.BENCHES if bench.row == row]
+    return measure(RIG, bench, quick=False)
+
+
+def result(row: Row) -> Result:
+    outcome = measured(row)
+    assert isinstance(outcome, Result), outcome
+    return outcome
+
+
+def test_how_far_linux_came_in_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Told(
+        tuple(
+            Line(float(at), text)
+            for at, text in enumerate(
+                ["Linux version 6", "tsc: 1 MHz", "init: Linux 6 is up"], start=1
+            )
+        )
+    )
+    theirs = Told((Line(2.0, "Linux version 6"), Line(4.0, "tsc: 2 MHz")), "KVM internal error")
+    boots = [(ours, theirs)]
+    monkeypatch.setattr(linux, "_boots", lambda rig, pairs: boots)
+    monkeypatch.setattr(qemu, "processor", lambda: qemu.Processor("host", ("as it is",)))
+    first, common, up = map(result, (linux.FIRST_ROW, linux.COMMON_ROW, linux.UP_ROW))
+    assert first.pairs == ((1.0, 2.0),)
+    assert first.notes == (
+        "as it is",
+        "QEMU does not come to user space: behind 'tsc: 2 MHz', KVM internal error",
+    )
+    assert (common.row.title.split(", ")[1], common.pairs) == (
+        "command to 'tsc: 1 MHz'",
+        ((2.0, 4.0),),
+    )
+    assert (up.ours.median, up.theirs, up.row.method) == (3.0, None, "own")
+    boots.append((ours, ours))
+    assert isinstance(measured(linux.COMMON_ROW), Skipped)
+    boots[:] = [(ours, ours)]
+    assert measured(linux.UP_ROW) == Result(linux.UP_ROW, (Pair(3.0, 3.0),), 8.0)
+    boots[0] = (Told(ours.lines[:2], "it ended with status 1"), ours)
+    assert measured(linux.UP_ROW) == Skipped(
+        linux.UP_ROW, "the guest did not say 'init: Linux ': it ended with status 1"
+    )
+
+
+def test_the_share_of_time_outside_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = Ending(Outcome.UNTIL, "it is up")
+    run = Run(
+        ending, exits={"Hlt": 1, "IoOut": 7}, seconds=5.0, guest_seconds=3.0, outside_seconds=1.0
+    )
+    monkeypatch.setattr(linux, "_boot_here", lambda: run)
+    outcome = result(linux.SHARE_ROW)
+    assert (outcome.ours.median, outcome.met) == (25.0, False)
+    assert "exits: 7 x IoOut, 1 x Hlt" in outcome.notes
+    assert "made good: none" in outcome.notes
