@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import VM, System
+from pykvm.tables.e820 import KVM_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +17,8 @@ __all__ = ["Host"]
 # Intel processors without "unrestricted guest" keep three pages of their own for real mode, which
 # must not lie in guest memory: here right below the 16 MiB in which firmware is mapped.
 # Documentation/virt/kvm/api.rst, 4.35 and 4.54.
-TSS_ADDRESS = 0xFEFFD000
-IDENTITY_MAP_ADDRESS = 0xFEFFC000
+IDENTITY_MAP_ADDRESS = KVM_PAGES.address
+TSS_ADDRESS = IDENTITY_MAP_ADDRESS + 0x1000
 
 # Capabilities by number: to import the enum of all of them costs a millisecond at every start.
 KVM_CAP_NR_VCPUS = 9

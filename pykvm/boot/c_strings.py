@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pykvm.errors import ConfigError
+from pykvm.errors import ConfigError, LoadError
 
-__all__ = ["c_string"]
+__all__ = ["c_string", "command_line"]
 
 
 def c_string(text: str, what: str = "argument") -> bytes:
@@ -23,3 +23,18 @@ def c_string(text: str, what: str = "argument") -> bytes:
     if b"\0" in data:
         raise ConfigError(f"{what} {text!r} contains a NUL, which ends a C string")
     return data + b"\0"
+
+
+def command_line(name: str, words: str, longest: int | None = None) -> bytes:
+    """`words` as the command line of the kernel `name`, a C string.
+
+    Raises LoadError if it has more than `longest` bytes before its NUL (None: any number),
+    ConfigError if it cannot be a C string.
+    """
+    line = c_string(words, "command line")
+    if longest is not None and len(line) - 1 > longest:
+        raise LoadError(
+            f"{name}: the command line has {len(line) - 1} bytes, and the kernel takes {longest}",
+            hint="shorten it (--append): a kernel would cut it off without a word",
+        )
+    return line

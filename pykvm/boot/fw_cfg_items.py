@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pykvm.devices.fw_cfg import Contents, Key, check_files
 from pykvm.errors import ConfigError
 from pykvm.tables import acpi_tables
-from pykvm.tables.e820 import E820Entry, E820Type
+from pykvm.tables.e820 import KVM_PAGES, E820Entry, E820Type
 from pykvm.tables.loader import loader_files
 from pykvm.tables.smbios import smbios_tables
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     Bytes = bytes | bytearray | memoryview
 
 __all__ = ["connect", "contents_of"]
-
-#: Four pages that KVM keeps for itself on some processors (see `pykvm.host`).
-KVM_PAGES = E820Entry(0xFEFF_C000, 0x4000, E820Type.RESERVED)
 
 COM1 = 0x3F8
 

@@ -75,6 +75,11 @@ class Image(NamedTuple):
     word: int
     details: object = None
 
+    def moved(self, distance: int) -> Image:
+        """The image with its segments and entry `distance` higher, the rest as it is."""
+        segments = (one._replace(address=one.address + distance) for one in self.segments)
+        return self._replace(entry=self.entry + distance, segments=tuple(segments))
+
 
 class Module(NamedTuple):
     """A file that the guest finds in memory, and the words that go with it."""
@@ -98,6 +103,11 @@ class Setup(NamedTuple):
     modules: tuple[Module, ...] = ()
     hardware: Hardware | None = None
     kernel: Source | None = None
+
+    @property
+    def words(self) -> str:
+        """`append` and `args` as one line."""
+        return " ".join(filter(None, (self.append, *self.args)))
 
 
 class Entry(NamedTuple):

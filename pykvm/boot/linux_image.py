@@ -229,13 +229,7 @@ def moved(image: Image, distance: int) -> Image:
     needs = kernel.needs._replace(
         start=kernel.needs.start + distance, end=kernel.needs.end + distance
     )
-    return image._replace(
-        entry=image.entry + distance,
-        segments=tuple(
-            segment._replace(address=segment.address + distance) for segment in image.segments
-        ),
-        details=kernel._replace(needs=needs),
-    )
+    return image.moved(distance)._replace(details=kernel._replace(needs=needs))
 
 
 def _load_address(source: Source, header: SetupHeader, request: Request) -> int:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from pykvm.boot.c_strings import command_line
 from pykvm.boot.image import Entry, Range
 from pykvm.boot.linux_image import LOAD_HIGH, Kernel, moved
-from pykvm.boot.placement import FreeMemory
-from pykvm.boot.plan import Plan, command_line, pc_ram
+from pykvm.boot.plan import Plan, free_memory
 from pykvm.boot.zero_page import (
     E820_MAX_ENTRIES_ZEROPAGE,
     SETUP_E820_EXT,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from pykvm.boot.image import Image, Setup
     from pykvm.boot.linux_header import SetupHeader
     from pykvm.memory import GuestMemory
-    from pykvm.tables import E820Entry
 
 __all__ = ["place_kernel"]
 
@@ -75,13 +74,14 @@ def place_kernel(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     image = _fitted(image, memory)
     kernel = image.details
     assert isinstance(kernel, Kernel)
-    line = command_line(image.name, setup, kernel.header.cmdline_size)
+    line = command_line(image.name, setup.words, kernel.header.cmdline_size)
     plan = Plan(image, memory, [kernel.needs])
-    rsdp = plan.add_tables(setup.hardware)
+    tables = plan.add_tables(setup.hardware)
     initrd = (0, 0)
     if setup.initrd is not None:
         highest = kernel.header.initrd_addr_max + 1
-        place = plan.add_file("initrd", setup.initrd, limit=highest)
+        place = plan.highest("initrd", len(setup.initrd), limit=highest)
+        plan.fill(place.start, setup.initrd.slice(0, len(setup.initrd)))
         initrd = place.start, len(setup.initrd)
     page_place = plan.lowest("zero page", ZERO_PAGE_SIZE, align=PAGE_SIZE)
     line_place = plan.add("command line", line)
@@ -90,14 +90,15 @@ def place_kernel(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
         header,
         plan.memory_map,
         later=kernel.later,
-        rsdp=rsdp,
+        rsdp=tables.rsdp,
         initrd=initrd,
         command_line=line_place.start,
     )
-    plan.write(page_place, page)
+    plan.fill(page_place.start, page)
     state = _STATES[image.mode](image, plan)
     state.rsi = page_place.start
-    return Entry(state, plan.carry_out(), image.symbols, kernel.remarks)
+    plan.write()
+    return Entry(state, plan.layout, image.symbols, kernel.remarks)
 
 
 def _fitted(image: Image, memory: GuestMemory) -> Image:
@@ -107,8 +108,7 @@ def _fitted(image: Image, memory: GuestMemory) -> Image:
     """
     kernel = image.details
     assert isinstance(kernel, Kernel)
-    _, ram = pc_ram(memory)
-    free = FreeMemory(image.name, ram, [Range("", 0, LOAD_HIGH)])
+    free = free_memory(image.name, memory, [Range("", 0, LOAD_HIGH)])
     if free.is_ram(kernel.needs):
         return image
     size = kernel.needs.end - kernel.needs.start
@@ -117,7 +117,7 @@ def _fitted(image: Image, memory: GuestMemory) -> Image:
         return moved(image, place.start - kernel.needs.start)
     raise LoadError(
         f"{image.name}: the kernel needs {format_size(size)} of RAM at {kernel.needs.start:#x} and "
-        f"cannot be moved; the guest has {format_size(sum(end - start for start, end in ram))}",
+        f"cannot be moved; the guest has {format_size(free.size)}",
         hint="give the guest more memory (--memory), or boot a kernel with CONFIG_RELOCATABLE",
     )
 
@@ -145,11 +145,11 @@ def _add_setup_data(plan: Plan, header: SetupHeader) -> int:
     if header.version < SETUP_DATA_VERSION:
         return 0
     items = [SetupData(SETUP_RNG_SEED, os.urandom(SEED_SIZE))]
-    rest: list[E820Entry] = plan.memory_map[E820_MAX_ENTRIES_ZEROPAGE:]
+    rest = plan.memory_map[E820_MAX_ENTRIES_ZEROPAGE:]
     if rest:
         items.append(SetupData(SETUP_E820_EXT, b"".join(entry.pack() for entry in rest)))
     place = plan.lowest("setup data", len(pack_setup_data(items, 0)))
-    plan.write(place, pack_setup_data(items, place.start))
+    plan.fill(place.start, pack_setup_data(items, place.start))
     return place.start
 
 
@@ -158,7 +158,7 @@ def _long_state(image: Image, plan: Plan) -> CpuState:
     size = identity(FOUR_GIB, base=0).size
     page_tables = plan.lowest("page tables", size, align=PAGE_SIZE)
     tables = identity(FOUR_GIB, base=page_tables.start)
-    plan.write(page_tables, tables.image)
+    plan.fill(page_tables.start, tables.image)
     return long_mode(rip=image.entry, rsp=0, cr3=tables.root, gdt_base=table.start, tss_base=0)
 
 

@@ -18,14 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from pykvm.boot.multiboot_search import find_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pykvm.boot.assembly import Assembly
     from pykvm.boot.image import Entry, Image, Setup
     from pykvm.boot.multiboot_kernel import Kernel
+    from pykvm.boot.plan import Plan
     from pykvm.boot.source import Request, Source
     from pykvm.memory import GuestMemory
-    from pykvm.tables import E820Entry
 
 __all__ = ["NAME", "PC", "Header", "find_header", "load", "place", "recognise"]
 
@@ -174,24 +171,21 @@ def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     Raises LoadError where something lies outside RAM or finds no room, ConfigError for command
     lines that are no C strings.
     """
-    from pykvm.boot.assembly import Assembly
     from pykvm.boot.image import Entry
-    from pykvm.boot.multiboot_kernel import enter
-    from pykvm.boot.placement import ram_ranges
-    from pykvm.tables import Hardware, build, memory_map
+    from pykvm.boot.multiboot_kernel import LOW, enter
+    from pykvm.boot.plan import Plan
+    from pykvm.tables import Hardware
 
-    assembly = Assembly(image, memory)
-    assembly.add_tables(build(setup.hardware or Hardware()))
-    information = _information(assembly, image, setup, memory_map(ram_ranges(memory)))
-    place = assembly.put("multiboot information", information)
-    state = enter(assembly, image.entry, MULTIBOOT_BOOTLOADER_MAGIC, place.start)
-    assembly.write()
-    return Entry(state, assembly.layout, image.symbols)
+    plan = Plan(image, memory, low=LOW)
+    plan.add_tables(setup.hardware or Hardware())
+    information = _information(plan, image, setup)
+    place = plan.add("multiboot information", information)
+    state = enter(plan, image.entry, MULTIBOOT_BOOTLOADER_MAGIC, place.start)
+    plan.write()
+    return Entry(state, plan.layout, image.symbols)
 
 
-def _information(
-    assembly: Assembly, image: Image, setup: Setup, memory: Sequence[E820Entry]
-) -> bytes:
+def _information(plan: Plan, image: Image, setup: Setup) -> bytes:
     """The information structure; what it points to is placed."""
     from pykvm.boot.multiboot_kernel import (
         LOADER_NAME,
@@ -208,30 +202,30 @@ def _information(
         | MULTIBOOT_INFO_MEM_MAP
         | MULTIBOOT_INFO_BOOT_LOADER_NAME
     )
-    words = assembly.put("command line", command_line(image, setup))
-    modules = place_modules(assembly, setup)
+    words = plan.add("command line", command_line(image, setup))
+    modules = place_modules(plan, setup)
     listed = b"".join(
         _MODULE.pack(
             module.place.start,
             module.place.end,
-            assembly.put("module's command line", module.words).start,
+            plan.add("module's command line", module.words).start,
             0,
         )
         for module in modules
     )
-    module_list = assembly.put("module list", listed)
+    module_list = plan.add("module list", listed)
     sections = kernel_of(image).sections
     syms = (0, 0, 0, 0)
-    if sections is not None and (table := sections.place(assembly)) is not None:
+    if sections is not None and (table := sections.place(plan)) is not None:
         flags |= MULTIBOOT_INFO_ELF_SHDR
-        headers = assembly.put("section headers", table)
+        headers = plan.add("section headers", table)
         syms = (len(sections), sections.shape.size, headers.start, sections.names)
     # The size of an entry does not count itself.
-    entries = b"".join(_MEMORY.pack(_MEMORY.size - 4, *entry) for entry in memory)
-    memory_list = assembly.put("memory map", entries)
-    name = assembly.put("boot loader's name", LOADER_NAME)
+    entries = b"".join(_MEMORY.pack(_MEMORY.size - 4, *entry) for entry in plan.memory_map)
+    memory_list = plan.add("memory map", entries)
+    name = plan.add("boot loader's name", LOADER_NAME)
     return _INFO.pack(
-        *(flags, *memory_kib(memory), 0, words.start),
+        *(flags, *memory_kib(plan.memory_map), 0, words.start),
         *(len(modules), module_list.start),
         *syms,
         *(len(entries), memory_list.start),

@@ -110,19 +110,18 @@ def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     Raises LoadError where something lies outside RAM or finds no room, ConfigError for command
     lines that are no C strings.
     """
-    from pykvm.boot.assembly import Assembly
     from pykvm.boot.image import Entry
     from pykvm.boot.multiboot2_header import relocated
     from pykvm.boot.multiboot2_information import information
-    from pykvm.boot.multiboot_kernel import enter
-    from pykvm.tables import Hardware, build
+    from pykvm.boot.multiboot_kernel import LOW, enter
+    from pykvm.boot.plan import Plan
+    from pykvm.tables import Hardware
 
     image, load_base = relocated(image, memory)
-    assembly = Assembly(image, memory)
-    tables = build(setup.hardware or Hardware())
-    assembly.add_tables(tables)
-    tags = information(assembly, image, setup, memory, tables, load_base)
-    place = assembly.put("multiboot information", tags)
-    state = enter(assembly, image.entry, MULTIBOOT2_BOOTLOADER_MAGIC, place.start)
-    assembly.write()
-    return Entry(state, assembly.layout, image.symbols)
+    plan = Plan(image, memory, low=LOW)
+    tables = plan.add_tables(setup.hardware or Hardware())
+    tags = information(plan, image, setup, tables, load_base)
+    place = plan.add("multiboot information", tags)
+    state = enter(plan, image.entry, MULTIBOOT2_BOOTLOADER_MAGIC, place.start)
+    plan.write()
+    return Entry(state, plan.layout, image.symbols)

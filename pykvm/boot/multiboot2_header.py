@@ -8,7 +8,6 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from pykvm.boot.assembly import free_memory, moved
 from pykvm.boot.multiboot_kernel import (
     AddressFields,
     Kernel,
@@ -18,6 +17,7 @@ from pykvm.boot.multiboot_kernel import (
     is_elf,
     kernel_of,
 )
+from pykvm.boot.plan import free_memory
 from pykvm.errors import LoadError
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def relocated(image: Image, memory: GuestMemory) -> tuple[Image, int | None]:
         return image, None
     start = min(segment.address for segment in image.segments)
     size = max(segment.end for segment in image.segments) - start
-    free = free_memory(image.name, memory, [])
+    free = free_memory(image.name, memory)
     low, high, align, preference = relocation
     highest = preference == PREFER_HIGH
     wanted = start if preference not in (PREFER_LOW, PREFER_HIGH) and start >= low else low
@@ -244,9 +244,4 @@ def relocated(image: Image, memory: GuestMemory) -> tuple[Image, int | None]:
             hint="give the guest more memory (--memory)",
         )
     distance = base - start
-    image = image._replace(
-        segments=moved(image.segments, distance),
-        entry=image.entry + distance,
-        symbols=kernel.symbols(distance),
-    )
-    return image, base
+    return image.moved(distance)._replace(symbols=kernel.symbols(distance)), base

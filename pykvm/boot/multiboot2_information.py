@@ -18,17 +18,14 @@ from pykvm.boot.multiboot_kernel import (
     memory_kib,
     place_modules,
 )
-from pykvm.boot.placement import ram_ranges
-from pykvm.tables import memory_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from pykvm.boot.assembly import Assembly
     from pykvm.boot.image import Image, Setup
     from pykvm.boot.multiboot_sections import Sections
-    from pykvm.memory import GuestMemory
-    from pykvm.tables import Tables
+    from pykvm.boot.plan import Plan
+    from pykvm.tables import E820Entry, Tables
 
 __all__ = ["information"]
 
@@ -52,10 +49,9 @@ RSDP_LENGTH = Struct("<I")
 
 
 def information(
-    assembly: Assembly,
+    plan: Plan,
     image: Image,
     setup: Setup,
-    memory: GuestMemory,
     tables: Tables,
     load_base: int | None,
 ) -> bytes:
@@ -63,9 +59,9 @@ def information(
     parts = [
         (CMDLINE, command_line(image, setup)),
         (BOOT_LOADER_NAME, LOADER_NAME),
-        *_modules(assembly, setup),
-        *_memory(memory),
-        *_sections(assembly, kernel_of(image).sections),
+        *_modules(plan, setup),
+        *_memory(plan.memory_map),
+        *_sections(plan, kernel_of(image).sections),
         *_smbios(tables),
         *_root_pointer(tables),
     ]
@@ -81,20 +77,19 @@ def _tag(kind: int, content: bytes) -> bytes:
     return _TAG.pack(kind, size) + content + bytes(-size % TAG_ALIGN)
 
 
-def _modules(assembly: Assembly, setup: Setup) -> Iterator[tuple[int, bytes]]:
-    for place, words in place_modules(assembly, setup):
+def _modules(plan: Plan, setup: Setup) -> Iterator[tuple[int, bytes]]:
+    for place, words in place_modules(plan, setup):
         yield MODULE, pack("<II", place.start, place.end) + words
 
 
-def _memory(memory: GuestMemory) -> Iterator[tuple[int, bytes]]:
-    entries = memory_map(ram_ranges(memory))
+def _memory(entries: Sequence[E820Entry]) -> Iterator[tuple[int, bytes]]:
     yield BASIC_MEMINFO, pack("<II", *memory_kib(entries))
     listed = b"".join(_MEMORY.pack(*entry, 0) for entry in entries)
     yield MMAP, pack("<II", _MEMORY.size, 0) + listed
 
 
-def _sections(assembly: Assembly, sections: Sections | None) -> Iterator[tuple[int, bytes]]:
-    if sections is not None and (table := sections.place(assembly)) is not None:
+def _sections(plan: Plan, sections: Sections | None) -> Iterator[tuple[int, bytes]]:
+    if sections is not None and (table := sections.place(plan)) is not None:
         numbers = pack("<III", len(sections), sections.shape.size, sections.names)
         yield ELF_SECTIONS, numbers + table
 

@@ -24,15 +24,16 @@ from pykvm.x86.state import Mode, SegmentRegister, TableRegister, protected_mode
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pykvm.boot.assembly import Assembly
     from pykvm.boot.elf import ProgramHeader
     from pykvm.boot.image import Range, Setup
+    from pykvm.boot.plan import Plan
     from pykvm.boot.source import Request, Source
     from pykvm.tables import E820Entry
     from pykvm.x86.state import CpuState
 
 __all__ = [
     "LOADER_NAME",
+    "LOW",
     "AddressFields",
     "Kernel",
     "LoadedModule",
@@ -54,6 +55,9 @@ LOADER_NAME = b"pykvm\0"
 FOUR_GIB = 1 << 32
 MIB = 1 << 20
 STACK_SIZE = 0x1000
+# Where small things go.  Below, kernels put the start-up code of their other processors; QEMU's
+# multiboot information is at this address, too.
+LOW = 0x9000
 
 # The selectors of QEMU's multiboot loader, for kernels that reload them before they have a GDT.
 CODE, DATA = 0x08, 0x10
@@ -223,10 +227,10 @@ def kernel_of(image: Image) -> Kernel:
 
 def command_line(image: Image, setup: Setup) -> bytes:
     """The kernel's command line: its file's name first, as QEMU has it."""
-    return c_string(" ".join((image.name, *filter(None, (setup.append, *setup.args)))))
+    return c_string(" ".join(filter(None, (image.name, setup.words))), "command line")
 
 
-def place_modules(assembly: Assembly, setup: Setup) -> list[LoadedModule]:
+def place_modules(plan: Plan, setup: Setup) -> list[LoadedModule]:
     """Find pages for the modules, of which an initrd is the first: their names, then their words.
 
     Raises LoadError where there is no room, ConfigError for words that are no C string.
@@ -235,8 +239,8 @@ def place_modules(assembly: Assembly, setup: Setup) -> list[LoadedModule]:
     given += [(module.source, module.command_line) for module in setup.modules]
     loaded = []
     for source, words in given:
-        place = assembly.behind(f"module {source.name}", len(source))
-        assembly.fill(place.start, source.slice(0, len(source)))
+        place = plan.behind(f"module {source.name}", len(source))
+        plan.fill(place.start, source.slice(0, len(source)))
         loaded.append(LoadedModule(place, c_string(f"{source.name} {words}".rstrip())))
     return loaded
 
@@ -254,13 +258,13 @@ def _contiguous(memory: Sequence[E820Entry], start: int) -> int:
     return (end - start) >> 10
 
 
-def enter(assembly: Assembly, entry: int, magic: int, information: int) -> CpuState:
+def enter(plan: Plan, entry: int, magic: int, information: int) -> CpuState:
     """The state at entry: 32-bit code, flat segments, paging and interrupts off, a page of stack.
 
     The stack and the GDT are more than the specifications promise; QEMU and GRUB leave them too.
     """
-    stack = assembly.reserve("stack", STACK_SIZE)
-    gdt = assembly.put("GDT", _GDT)
+    stack = plan.lowest("stack", STACK_SIZE)
+    gdt = plan.add("GDT", _GDT)
     state = protected_mode(eip=entry, esp=stack.end, gdt_base=gdt.start)
     state.gdt = TableRegister(gdt.start, len(_GDT) - 1)
     state.cs = SegmentRegister.load(descriptors.code(32), CODE)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from struct import Struct
 
-    from pykvm.boot.assembly import Assembly
     from pykvm.boot.elf import ElfHeader
+    from pykvm.boot.plan import Plan
     from pykvm.boot.source import Source
 
 __all__ = ["Sections", "read_sections"]
@@ -39,7 +39,7 @@ class Sections:
     def __len__(self) -> int:
         return len(self._table) // self.shape.size
 
-    def place(self, assembly: Assembly) -> bytes | None:
+    def place(self, plan: Plan) -> bytes | None:
         """Find places for the sections that are in none yet; returns the table that tells of them.
 
         None where they find no room: a kernel is worth running without its symbols.
@@ -54,14 +54,14 @@ class Sections:
                 alignment = min(max(header.sh_addralign, 1), PAGE_SIZE)
                 offsets[number] = -(-size // alignment) * alignment
                 size = offsets[number] + header.sh_size
-        if not assembly.has_room_behind(size):
+        if not plan.has_room_behind(size):
             return None
-        block = assembly.behind("sections", size)
+        block = plan.behind("sections", size)
         for number, offset in offsets.items():
             header = headers[number]._replace(sh_addr=block.start + offset)
             headers[number] = header
             data = self._source.part(header.sh_offset, header.sh_size)
-            assembly.fill(header.sh_addr, data)
+            plan.fill(header.sh_addr, data)
         return b"".join(self.shape.pack(*header) for header in headers)
 
 

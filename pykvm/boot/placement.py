@@ -62,6 +62,11 @@ class FreeMemory:
         """The first address after all RAM."""
         return max((end for _, end in self._ram), default=0)
 
+    @property
+    def size(self) -> int:
+        """All RAM, free or not, in bytes."""
+        return sum(end - start for start, end in self._ram)
+
     def is_ram(self, piece: Range) -> bool:
         """Whether all of `piece` is RAM, free or not."""
         return any(start <= piece.start and piece.end <= end for start, end in self._ram)
@@ -99,9 +104,7 @@ class FreeMemory:
         largest = max((end - start for start, end in free), default=0)
         return LoadError(
             f"{self._name}: no room for the {name} ({format_size(size)}): the largest free piece"
-            f"{where} of the guest's "
-            f"{format_size(sum(end - start for start, end in self._ram))} of memory has "
-            f"{format_size(largest)}",
+            f"{where} of the guest's {format_size(self.size)} of memory has {format_size(largest)}",
             hint="give the guest more memory (--memory)",
         )
 

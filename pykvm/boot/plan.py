@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.boot.c_strings import c_string
 from pykvm.boot.image import Range
 from pykvm.boot.placement import (
     FreeMemory,
@@ -14,118 +13,126 @@ from pykvm.boot.placement import (
     write_segment,
 )
 from pykvm.errors import LoadError
-from pykvm.tables import E820Type, build, memory_map
+from pykvm.tables import E820Type, Tables, build, memory_map
+from pykvm.tables.e820 import KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pykvm.boot.image import Image, Setup
-    from pykvm.boot.source import Content, Source
+    from pykvm.boot.image import Image
+    from pykvm.boot.source import Content
     from pykvm.memory import GuestMemory
     from pykvm.tables import E820Entry, Hardware
 
-__all__ = ["Plan", "command_line", "pc_ram"]
+__all__ = ["Plan", "free_memory"]
 
-_MIB = 1 << 20
+MIB = 1 << 20
+FOUR_GIB = 1 << 32
+PAGE_SIZE = 0x1000
 
 
 class Plan:
-    """The pieces beside a kernel's image: each finds its place when it is added.
+    """An image and the pieces around it, none over another, none where a PC's firmware is.
 
-    `memory_map` is what the kernel is told.  RAM is what that calls RAM, so without what a PC keeps
-    to itself below 1 MiB; `taken` stays free of pieces, as do the image's segments.
+    Pieces lie in what `memory_map`, which is for the kernel, calls RAM, the small ones from `low`
+    on; `taken` stays free of them.  Until `write` nothing is changed in `memory`.
 
-    Raises LoadError if a segment does not lie in RAM as a whole.
+    Raises LoadError, as all of its methods do, for what lies outside RAM or finds no room in it.
     """
 
-    def __init__(self, image: Image, memory: GuestMemory, taken: Iterable[Range] = ()) -> None:
+    def __init__(
+        self, image: Image, memory: GuestMemory, taken: Iterable[Range] = (), *, low: int = 0
+    ) -> None:
         check_segments(image, memory)
-        segments = [segment.range for segment in image.segments]
-        self.memory_map, ram = pc_ram(memory)
         self._image = image
         self._memory = memory
-        self._free = FreeMemory(image.name, ram, [*segments, *taken])
-        self._ranges = segments
+        self._low = low
         self._writes: list[tuple[int, Content]] = []
-        for segment in segments:
+        self._layout = [segment.range for segment in image.segments]
+        self._free = free_memory(image.name, memory, [*self._layout, *taken])
+        self.memory_map: list[E820Entry] = memory_map(ram_ranges(memory))
+        for segment in self._layout:
             if not self._free.is_ram(segment):
+                kept = ", ".join(f"{start:#x}-{end:#x}" for start, end in KEPT)
                 raise LoadError(
-                    f"{image.name}: {segment} reaches into what a PC keeps to itself below 1 MiB: "
-                    + ", ".join(str(one) for one in self.memory_map if one.end <= _MIB),
-                    hint="link it at 1 MiB or above",
+                    f"{image.name}: {segment} reaches into what a PC keeps to itself: {kept}",
+                    hint="link it from 1 MiB on, as kernels for PCs are",
                 )
+
+    @property
+    def layout(self) -> tuple[Range, ...]:
+        """What lies where, by address."""
+        return tuple(sorted(self._layout, key=lambda place: place.start))
 
     def lowest(self, name: str, size: int, *, align: int = 16) -> Range:
-        """Find room for `size` bytes, as low as possible.  Raises LoadError where there is none."""
-        return self._add(self._free.take(name, size, align=align))
+        """Take `size` bytes as low as possible."""
+        return self._take(self._free.take(name, size, align=align, low=self._low))
 
-    def write(self, place: Range, content: Content) -> None:
-        """Have `content` written to the start of `place`."""
-        self._writes.append((place.start, content))
+    def highest(self, name: str, size: int, *, limit: int = FOUR_GIB) -> Range:
+        """Take `size` bytes from the start of a page, as high as possible below `limit`."""
+        return self._take(self._free.take_highest(name, size, limit=limit))
+
+    def behind(self, name: str, size: int) -> Range:
+        """Take whole pages for something large: behind the image or, if it is full, from 1 MiB on.
+
+        Kernels take the memory behind the last thing that was loaded for free.
+        """
+        low = self._end if self._has_room(size, self._end) else MIB
+        return self._take(self._free.take(name, size, align=PAGE_SIZE, low=low))
+
+    def has_room_behind(self, size: int) -> bool:
+        """Whether `behind` would find it."""
+        return self._has_room(size, min(self._end, MIB))
+
+    def fill(self, address: int, content: Content) -> None:
+        """Note what belongs at `address`, in a place that was taken."""
+        self._writes.append((address, content))
 
     def add(self, name: str, content: Content, *, align: int = 16) -> Range:
-        """Put `content` as low as possible.  Raises LoadError."""
+        """Put something small as low as possible."""
         place = self.lowest(name, len(content), align=align)
-        self.write(place, content)
+        self.fill(place.start, content)
         return place
 
-    def add_file(self, name: str, source: Source, *, limit: int) -> Range:
-        """Put a file whole, page-aligned, as high as possible below `limit`.
-
-        Raises LoadError, with the numbers.
-        """
-        place = self._add(self._free.take_highest(name, len(source), limit=limit))
-        self.write(place, source.slice(0, len(source)))
-        return place
-
-    def add_tables(self, hardware: Hardware | None) -> int:
-        """Put the tables that tell of `hardware` where they belong; returns the RSDP's address.
-
-        Raises LoadError where there is no RAM for them.
-        """
+    def add_tables(self, hardware: Hardware | None) -> Tables:
+        """Put the firmware's tables, none without `hardware`, where they belong."""
         if hardware is None:
-            return 0
+            return Tables((), 0)
         tables = build(hardware)
+        ram = FreeMemory(self._image.name, ram_ranges(self._memory))
         for piece in tables.pieces:
             place = Range(piece.name, piece.address, piece.address + len(piece.data))
-            if not self._memory.covers(piece.address, len(piece.data)):
+            if not ram.is_ram(place):
                 raise LoadError(
-                    f"{self._image.name}: no memory for the {place}",
+                    f"{self._image.name}: the firmware's {place} would lie outside the RAM",
                     hint="a PC has RAM from 0 to 1 MiB and beyond: give it more (--memory)",
                 )
-            self._add(place)
-            self.write(place, piece.data)
-        return tables.rsdp
+            self._take(place)
+            self.fill(place.start, piece.data)
+        return tables
 
-    def carry_out(self) -> tuple[Range, ...]:
-        """Write the image and all pieces; returns what lies where, by address."""
+    def write(self) -> None:
+        """Write all of it."""
         for segment in self._image.segments:
             write_segment(self._memory, segment)
         for address, content in self._writes:
             write_content(self._memory, address, content)
-        return tuple(sorted(self._ranges, key=lambda one: one.start))
 
-    def _add(self, place: Range) -> Range:
-        self._ranges.append(place)
+    @property
+    def _end(self) -> int:
+        """The first address behind the image."""
+        return max(segment.end for segment in self._image.segments)
+
+    def _has_room(self, size: int, low: int) -> bool:
+        return self._free.find(size, align=PAGE_SIZE, low=low) is not None
+
+    def _take(self, place: Range) -> Range:
+        self._layout.append(place)
         return place
 
 
-def pc_ram(memory: GuestMemory) -> tuple[list[E820Entry], list[tuple[int, int]]]:
-    """The memory map of a PC with this memory, and the (start, end) of what is RAM in it."""
+def free_memory(name: str, memory: GuestMemory, taken: Iterable[Range] = ()) -> FreeMemory:
+    """What a kernel and its things may lie in: RAM below 4 GiB, without the PC's own places."""
     entries = memory_map(ram_ranges(memory))
-    return entries, [(one.address, one.end) for one in entries if one.type == E820Type.RAM]
-
-
-def command_line(name: str, setup: Setup, longest: int | None) -> bytes:
-    """The words of `setup` joined by blanks, as a C string.
-
-    Raises LoadError if it has more than `longest` bytes before its NUL (None: any number),
-    ConfigError if it cannot be a C string.
-    """
-    line = c_string(" ".join(filter(None, (setup.append, *setup.args))), "command line")
-    if longest is not None and len(line) - 1 > longest:
-        raise LoadError(
-            f"{name}: the command line has {len(line) - 1} bytes, and the kernel takes {longest}",
-            hint="shorten it (--append): a kernel would cut it off without a word",
-        )
-    return line
+    ram = [(one.address, one.end) for one in entries if one.type is E820Type.RAM]
+    return FreeMemory(name, ram, taken)

@@ -12,7 +12,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm.boot import bare, elf
-from pykvm.boot.c_strings import c_string
+from pykvm.boot.c_strings import c_string, command_line
 from pykvm.boot.elf_segments import (
     check_entry,
     extents,
@@ -22,7 +22,7 @@ from pykvm.boot.elf_segments import (
 )
 from pykvm.boot.image import Entry, Image, Module
 from pykvm.boot.notes import LINUX, XEN, XEN_ELFNOTE_PHYS32_ENTRY, read_notes
-from pykvm.boot.plan import Plan, command_line
+from pykvm.boot.plan import Plan
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.registers import CR0
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from pykvm.memory import GuestMemory
 
 __all__ = ["place_kernel", "read_kernel"]
-
-FOUR_GIB = 1 << 32
 
 XEN_HVM_START_MAGIC_VALUE = 0x336EC578
 START_INFO_VERSION = 1
@@ -91,9 +89,9 @@ def place_kernel(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     """
     kernel = image.details
     assert isinstance(kernel, Kernel)
-    line = command_line(image.name, setup, kernel.longest_line)
+    line = command_line(image.name, setup.words, kernel.longest_line)
     plan = Plan(image, memory)
-    rsdp = plan.add_tables(setup.hardware)
+    tables = plan.add_tables(setup.hardware)
     first = () if setup.initrd is None else (Module(setup.initrd),)
     modules = _add_modules(plan, (*first, *setup.modules))
     memory_map = plan.add(
@@ -109,7 +107,7 @@ def place_kernel(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
             len(modules),
             plan.add("module list", b"".join(modules)).start if modules else 0,
             plan.add("command line", line).start,
-            rsdp,
+            tables.rsdp,
             memory_map.start,
             len(plan.memory_map),
             0,
@@ -120,7 +118,8 @@ def place_kernel(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     # ET cannot be cleared; of the others PVH wants this one alone.
     state.cr0 = CR0.PE | CR0.ET
     state.rbx = start_info.start
-    return Entry(state, plan.carry_out(), image.symbols)
+    plan.write()
+    return Entry(state, plan.layout, image.symbols)
 
 
 def _add_modules(plan: Plan, modules: Sequence[Module]) -> list[bytes]:
@@ -128,7 +127,8 @@ def _add_modules(plan: Plan, modules: Sequence[Module]) -> list[bytes]:
     entries = []
     for number, module in enumerate(modules):
         name = module.source.name
-        place = plan.add_file(f"module {name}", module.source, limit=FOUR_GIB)
+        place = plan.highest(f"module {name}", len(module.source))
+        plan.fill(place.start, module.source.slice(0, len(module.source)))
         line = 0
         if module.command_line:
             content = c_string(module.command_line, f"command line of module {name}")

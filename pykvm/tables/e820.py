@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["BIOS_END", "BIOS_START", "EBDA_START", "E820Entry", "E820Type", "memory_map"]
+__all__ = [
+    "BIOS_END",
+    "BIOS_START",
+    "EBDA_START",
+    "KEPT",
+    "KVM_PAGES",
+    "E820Entry",
+    "E820Type",
+    "memory_map",
+]
 
 # The part of the first MiB that is not a kernel's: the extended BIOS data area, video memory and
 # option ROMs, and the BIOS area, where the tables of this package are.
@@ -53,8 +62,15 @@ class E820Entry(NamedTuple):
         return f"{self.address:#x}-{self.end:#x} {self.type.name}"
 
 
+#: Four pages that KVM keeps for itself on some processors (see `pykvm.host`).
+KVM_PAGES = E820Entry(0xFEFF_C000, 0x4000, E820Type.RESERVED)
+
+#: The (start, end) of what is no RAM for a kernel, whatever memory is there.
+KEPT = ((EBDA_START, BIOS_END), (KVM_PAGES.address, KVM_PAGES.end))
+
+
 def memory_map(ram: Iterable[tuple[int, int]]) -> list[E820Entry]:
-    """The map of a machine with RAM at these (start, end), sorted; the PC's own places cut out.
+    """The map of a machine with RAM at these (start, end), sorted; what is KEPT cut out.
 
     >>> for entry in memory_map([(0, 64 << 20)]):
     ...     print(entry)
@@ -62,13 +78,17 @@ def memory_map(ram: Iterable[tuple[int, int]]) -> list[E820Entry]:
     0x9fc00-0xa0000 RESERVED
     0xe0000-0x100000 RESERVED
     0x100000-0x4000000 RAM
+    0xfeffc000-0xff000000 RESERVED
     """
     entries = [
         E820Entry(EBDA_START, 0xA0000 - EBDA_START, E820Type.RESERVED),
         E820Entry(BIOS_START, BIOS_END - BIOS_START, E820Type.RESERVED),
+        KVM_PAGES,
     ]
     for start, end in ram:
-        for first, last in ((start, min(end, EBDA_START)), (max(start, BIOS_END), end)):
-            if first < last:
-                entries.append(E820Entry(first, last - first, E820Type.RAM))
+        for kept_start, kept_end in (*KEPT, (end, end)):
+            last = min(end, kept_start)
+            if start < last:
+                entries.append(E820Entry(start, last - start, E820Type.RAM))
+            start = max(start, kept_end)
     return sorted(entries)

@@ -295,7 +295,7 @@ class TestZeroPage:
         page = bytearray(page_of(memory, boot.place(boot.load(vmlinux()), memory)))
         expected = memory_map([(0, 64 * M)])
         table = b"".join(one.pack() for one in expected)
-        assert page[0x1E8] == len(expected) == 4
+        assert page[0x1E8] == len(expected) == 5
         assert page[0x2D0 : 0x2D0 + len(table)] == table
         page[0x1E8] = 0
         page[0x1F1:0x26C] = bytes(0x26C - 0x1F1)
@@ -321,7 +321,7 @@ class TestZeroPage:
         monkeypatch.setattr("pykvm.boot.plan.build", lambda hardware: tables)
         with memory_of((0, 0x80000), (M, 4 * M)) as memory:
             image = boot.load(vmlinux(paddr=2 * M), name="k")
-            with pytest.raises(LoadError, match=r"k: no memory for the RSDP \(0xe0000-0xe0008\)"):
+            with pytest.raises(LoadError, match=r"k: the firmware's RSDP \(0xe0000-0xe0008\)"):
                 boot.place(image, memory, Setup(hardware=Hardware()))
 
     def test_setup_data(self, memory: GuestMemory) -> None:
@@ -360,7 +360,7 @@ class TestZeroPage:
             seed = field(page, "setup_data")
             following = memory.u64(seed)
             kind, size = memory.u32(following + 8), memory.u32(following + 12)
-            assert (memory.u64(following), kind, size) == (0, 1, 6 * 20)
+            assert (memory.u64(following), kind, size) == (0, 1, 7 * 20)
             last = E820Entry(16 * M + 129 * 8 * K, 4 * K, E820Type.RAM)
             assert memory.read(following + 16 + 5 * 20, 20) == last.pack()
 

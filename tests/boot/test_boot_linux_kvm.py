@@ -18,6 +18,7 @@ INITRD = bytes(range(50))
 
 def run(image: Path | bytes, **options: Any) -> str:
     options.setdefault("memory", "32M")
+    options.setdefault("append_only", True)
     with Machine(image, append="console=ttyS0", args=["quiet"], **options) as machine:
         result = machine.run(timeout=20)
         assert result.exit_code == 0, result
@@ -29,7 +30,7 @@ def linux_text(bits: int, code: int, data: str = "setup data: type 9, 32 bytes\n
         f"{bits}-bit entry, cs=10 ds=18 ss=18\n"
         f"loader ff, protocol 20f, code at {code:x}, sentinel 0\n"
         "command line: console=ttyS0 quiet\n"
-        f"e820: 4 entries, {(32 * M - 0x100000 + 0x9FC00) >> 10} KiB of RAM\n"
+        f"e820: 5 entries, {(32 * M - 0x100000 + 0x9FC00) >> 10} KiB of RAM\n"
         f"initrd: 50 bytes, sum {sum(INITRD)}\n"
         "RSDP: *\n" + data
     )
@@ -110,7 +111,7 @@ def test_pvh(guests: Path) -> None:
     assert without_rsdp(text) == (
         "magic 336ec578, version 1, cr0=11, tr loaded\n"
         "command line: console=ttyS0 quiet\n"
-        f"memory map: 4 entries, {(32 * M - 0x100000 + 0x9FC00) >> 10} KiB of RAM\n"
+        f"memory map: 5 entries, {(32 * M - 0x100000 + 0x9FC00) >> 10} KiB of RAM\n"
         f"module: 50 bytes, sum {sum(INITRD)}: -\n"
         "module: 3 bytes, sum 6: three bytes\n"
         "RSDP: *\n"

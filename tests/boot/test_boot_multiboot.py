@@ -19,10 +19,10 @@ from boot.multiboots import (
 
 from pykvm import boot
 from pykvm.boot import multiboot
-from pykvm.boot.assembly import Assembly
 from pykvm.boot.image import Module, Setup
 from pykvm.boot.multiboot_kernel import memory_kib
 from pykvm.boot.multiboot_sections import SectionHeader, Sections
+from pykvm.boot.plan import Plan
 from pykvm.boot.source import Request, Source
 from pykvm.errors import ConfigError, LoadError
 from pykvm.memory import GuestMemory
@@ -238,6 +238,7 @@ class TestEntry:
             (0x9_FC00, 0x400, 2),
             (0xE_0000, 0x2_0000, 2),
             (0x10_0000, 3 * M, 1),
+            (0xFEFF_C000, 0x4000, 2),
         ]
 
     def test_modules(self, memory: GuestMemory) -> None:
@@ -308,13 +309,13 @@ class TestEntry:
             seen.append(hardware)
             return Tables((Piece("RSDP", 0xF_0000, b"RSD PTR "),), 0xF_0000)
 
-        monkeypatch.setattr("pykvm.tables.build", one_table)
+        monkeypatch.setattr("pykvm.boot.plan.build", one_table)
         hardware = Hardware(vcpus=3)
         boot.place(boot.load(kernel(header1())), memory, Setup(hardware=hardware))
         assert memory.read(0xF_0000, 8) == b"RSD PTR "
         assert seen == [hardware]
         file = elf(Part(header1() + HLT, 0xE_F000, memsz=0x2000), bits=32, entry=0xE_F00C)
-        with pytest.raises(LoadError, match=r"lies over the firmware's RSDP \(0xf0000-0xf0008\)"):
+        with pytest.raises(LoadError, match=r"\(0xef000-0xf1000\) reaches into what a PC keeps"):
             boot.place(boot.load(file), memory)
 
 
@@ -329,14 +330,14 @@ class TestSections:
         listed = [named, aligned, paged, loaded, empty]
         source = Source("k", bytes(range(32)))
         table = b"".join(shape.pack(*header) for header in listed)
-        assembly = Assembly(boot.load(kernel(header1())), memory)
-        placed = Sections(source, shape, table, 0).place(assembly)
+        plan = Plan(boot.load(kernel(header1())), memory)
+        placed = Sections(source, shape, table, 0).place(plan)
         assert placed is not None
         addresses = [SectionHeader(*fields).sh_addr for fields in shape.iter_unpack(placed)]
         first = addresses[0]
         assert first % 0x1000 == 0
         assert addresses == [first, first + 16, first + 0x1000, BASE, 0]
-        assembly.write()
+        plan.write()
         assert memory.read(first, 3) == b"\1\2\3"
         assert memory.read(first + 16, 16) == bytes(range(8, 24))
 
@@ -348,14 +349,14 @@ class TestSections:
         assert not info.flags & 1 << 5
 
 
-def test_memory_sizes_end_at_the_first_hole_or_at_4_gib() -> None:
+def test_memory_sizes_end_at_the_first_hole_or_at_kvms_pages() -> None:
     def sizes(*ram: tuple[int, int]) -> tuple[int, int]:
         return memory_kib(memory_map(ram))
 
     assert sizes((0, 4 * M)) == (639, 3 * K)
     assert sizes((0, 0x8_0000)) == (512, 0)
     assert sizes((M, 2 * M), (2 * M, 3 * M), (5 * M, 6 * M)) == (0, 2 * K)
-    assert sizes((0, 5 << 30)) == (639, (4 << 20) - K)
+    assert sizes((0, 5 << 30)) == (639, (0xFEFF_C000 - M) >> 10)
 
 
 class TestRefused:

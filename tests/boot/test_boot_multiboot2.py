@@ -237,6 +237,7 @@ class TestInformation:
             (0x9_FC00, 0x400, 2, 0),
             (0xE_0000, 0x2_0000, 2, 0),
             (0x10_0000, 3 * M, 1, 0),
+            (0xFEFF_C000, 0x4000, 2, 0),
         ]
 
     def test_symbols(self, memory: GuestMemory) -> None:
@@ -270,7 +271,7 @@ class TestInformation:
             (Piece("DSDT", 0xE_0000, b"DSDT"), Piece("RSDP", 0xF_0000, bytes(8) + pointer)),
             0xF_0008,
         )
-        monkeypatch.setattr("pykvm.tables.build", lambda _: tables)
+        monkeypatch.setattr("pykvm.boot.plan.build", lambda _: tables)
         entry = boot.place(boot.load(kernel(header2())), memory)
         tags = dict(tags2(memory, entry.state.rbx))
         assert {kind: tags[kind] for kind in kinds} == {
