@@ -10,7 +10,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from pykvm.boot.c_strings import command_line
 from pykvm.boot.image import Range
+from pykvm.boot.linux_header import missing_header, read_setup_header
 from pykvm.devices.fw_cfg import Key
 from pykvm.errors import LoadError
 from pykvm.sizes import format_size
@@ -22,31 +24,20 @@ if TYPE_CHECKING:
 
 __all__ = ["kernel_items"]
 
-SECTOR = 512
-MAGIC = b"HdrS"
 HEADER_END = 0x268
 
-# Offsets of the header's fields in the file.
-SETUP_SECTS = 0x1F1
-HEADER = 0x202
-VERSION = 0x206
+# Offsets in the file of the fields to fill in.
 TYPE_OF_LOADER = 0x210
 LOADFLAGS = 0x211
 RAMDISK_IMAGE = 0x218
 HEAP_END_PTR = 0x224
 CMD_LINE_PTR = 0x228
-INITRD_ADDR_MAX = 0x22C
-CMDLINE_SIZE = 0x238
-PREF_ADDRESS = 0x258
-INIT_SIZE = 0x260
 
 # Protocol versions from which there are fields.
 HAS_CMD_LINE_PTR = 0x202
 HAS_INITRD_ADDR_MAX = 0x203
 HAS_CMDLINE_SIZE = 0x206
-HAS_INIT_SIZE = 0x20A
 
-LOADED_HIGH = 0x01
 CAN_USE_HEAP = 0x80
 UNDEFINED_LOADER = 0xFF
 
@@ -77,15 +68,15 @@ class _Header(NamedTuple):
 
 
 def kernel_items(
-    kernel: Source, command_line: str, initrd: Source | None, ram_end: int
+    kernel: Source, words: str, initrd: Source | None, ram_end: int
 ) -> dict[int, Bytes]:
     """The items, by key, of a bzImage that is to run in RAM from 0 to `ram_end`.
 
-    Raises LoadError for a file that is none, a command line that is too long, or what does not fit
-    in memory, with the numbers.
+    `words` are its command line.  Raises LoadError for a file that is none, a line that is too
+    long, or what does not fit in memory, with the numbers; ConfigError for one that is no C string.
     """
     header = _read_header(kernel)
-    line = _command_line(kernel, command_line, header.cmdline_size)
+    line = command_line(kernel.name, words, min(header.cmdline_size, CMDLINE_ROOM - 1))
     setup = bytearray(kernel.data[: header.setup_size])
     code = kernel.data[header.setup_size :]
     if header.needed.end > ram_end:
@@ -114,49 +105,27 @@ def kernel_items(
 
 
 def _read_header(kernel: Source) -> _Header:
-    data = kernel.data
-    if len(data) < HEADER_END or data[HEADER : HEADER + 4] != MAGIC:
+    missing = missing_header(kernel)
+    if missing is not None:
         raise kernel.error(
-            "is no bzImage (no HdrS at 0x202), and firmware boots no other kernel",
+            f"is no bzImage ({missing}), and firmware boots no other kernel",
             hint="a kernel of another kind starts without firmware: name it as the guest",
         )
-    (version,) = struct.unpack_from("<H", data, VERSION)
-    if version < HAS_CMD_LINE_PTR:
-        raise kernel.error(f"has boot protocol {version >> 8}.{version & 0xFF:02}, before 2.02")
-    if not data[LOADFLAGS] & LOADED_HIGH:
-        raise kernel.error("is a zImage (LOADED_HIGH is 0 in loadflags), to be loaded below 1 MiB")
-    setup_size = ((data[SETUP_SECTS] or 4) + 1) * SECTOR
-    if not HEADER_END <= setup_size < min(len(data), SETUP_ROOM - STACK_ROOM):
+    header = read_setup_header(kernel, oldest=HAS_CMD_LINE_PTR)
+    size = header.setup_size
+    if not HEADER_END <= size < min(len(kernel), SETUP_ROOM - STACK_ROOM):
         raise kernel.error(
-            f"has {setup_size:#x} bytes of set-up code (setup_sects {data[SETUP_SECTS]}) "
-            f"in a file of {len(data):#x}"
+            f"has {size:#x} bytes of set-up code (setup_sects {header.setup_sects}) "
+            f"in a file of {len(kernel):#x}"
         )
-    needed = Range("kernel", KERNEL_ADDRESS, KERNEL_ADDRESS + len(data) - setup_size)
-    if version >= HAS_INIT_SIZE:
-        preferred, init_size = struct.unpack_from("<QI", data, PREF_ADDRESS)
-        end = max(needed.end, max(preferred, KERNEL_ADDRESS) + init_size)
-        needed = needed._replace(end=end)
-    (highest,) = struct.unpack_from("<I", data, INITRD_ADDR_MAX)
-    (longest,) = struct.unpack_from("<I", data, CMDLINE_SIZE)
+    loaded_end = KERNEL_ADDRESS + len(kernel) - size
+    used_end = max(header.pref_address, KERNEL_ADDRESS) + header.init_size
     return _Header(
-        setup_size,
-        highest if version >= HAS_INITRD_ADDR_MAX else OLD_INITRD_ADDR_MAX,
-        longest if version >= HAS_CMDLINE_SIZE else OLD_CMDLINE_SIZE,
-        needed,
+        size,
+        header.initrd_addr_max if header.version >= HAS_INITRD_ADDR_MAX else OLD_INITRD_ADDR_MAX,
+        header.cmdline_size if header.version >= HAS_CMDLINE_SIZE else OLD_CMDLINE_SIZE,
+        Range("kernel", KERNEL_ADDRESS, max(loaded_end, used_end)),
     )
-
-
-def _command_line(kernel: Source, text: str, longest: int) -> bytes:
-    """`text` as a C string.  Raises LoadError if the kernel would cut it."""
-    line = text.encode("utf-8", "surrogateescape")
-    if b"\0" in line:
-        raise kernel.error("its command line contains a NUL, which would end it")
-    longest = min(longest, CMDLINE_ROOM - 1)
-    if len(line) > longest:
-        raise kernel.error(
-            f"its command line has {len(line)} bytes, and it reads {longest} (cmdline_size)"
-        )
-    return line + b"\0"
 
 
 def _initrd_address(initrd: Source, header: _Header, ram_end: int) -> int:

@@ -100,15 +100,23 @@ class SetupHeader(NamedTuple):
     @property
     def version_text(self) -> str:
         """The version of the protocol as the documentation writes it: 0x20f is "2.15"."""
-        return f"{self.version >> 8}.{self.version & 0xFF:02}"
+        return _version_text(self.version)
 
     def pack(self) -> bytes:
         """The header's bytes, as they stand in the file and in the zero page."""
         return _LAYOUT.pack(*self)
 
 
-# In which version of the protocol a field appeared, for those that are not in all we boot.
+def _version_text(version: int) -> str:
+    return f"{version >> 8}.{version & 0xFF:02}"
+
+
+# In which version of the protocol a field appeared.
 _SINCE = {
+    "initrd_addr_max": 0x203,
+    "kernel_alignment": 0x205,
+    "relocatable_kernel": 0x205,
+    "cmdline_size": 0x206,
     "hardware_subarch": 0x207,
     "hardware_subarch_data": 0x207,
     "payload_offset": 0x208,
@@ -136,19 +144,21 @@ def missing_header(source: Source) -> str | None:
     return None
 
 
-def read_setup_header(source: Source) -> SetupHeader:
+def read_setup_header(source: Source, *, oldest: int = OLDEST_VERSION) -> SetupHeader:
     """Read the header of a file that has one, and check what does not depend on a machine.
+
+    `oldest` is the first version of the protocol that the caller speaks.
 
     Raises LoadError for a version that pykvm does not boot, a zImage, and fields that contradict
     each other or the file's size.
     """
     raw = bytes(source.part(HEADER_OFFSET, _LAYOUT.size))
     header = SetupHeader(*_LAYOUT.unpack(raw.ljust(_LAYOUT.size, b"\0")))
-    if header.version < OLDEST_VERSION:
+    if header.version < oldest:
         raise source.error(
             f"speaks version {header.version_text} of the Linux boot protocol (version "
-            f"{header.version:#x}); pykvm speaks 2.06 and later",
-            hint="boot a kernel of Linux 2.6.22 or later",
+            f"{header.version:#x}); pykvm speaks {_version_text(oldest)} and later",
+            hint="boot a newer kernel: Linux 2.6.22 speaks 2.06",
         )
     if len(source) < _OLDEST_END:
         raise source.error(

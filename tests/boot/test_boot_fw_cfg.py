@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.boot.boot_rom import CODE_AT, FILE_NAME, LISTING, PARTS_AT, PRODUCT_AT, boot_rom
-from pykvm.boot.fw_cfg_items import KVM_PAGES, contents_of
+from pykvm.boot.fw_cfg_items import contents_of
 from pykvm.boot.fw_cfg_kernel import kernel_items
 from pykvm.boot.source import Source
 from pykvm.devices.fw_cfg import Key
-from pykvm.errors import LoadError
-from pykvm.host import IDENTITY_MAP_ADDRESS, TSS_ADDRESS
+from pykvm.errors import ConfigError, LoadError
 from pykvm.tables import Hardware
 
 K, M = 1 << 10, 1 << 20
@@ -29,6 +28,7 @@ def bzimage(code: bytes = b"\xf4" * 100, **fields: Any) -> bytes:
     """A kernel of protocol 2.15 with one sector of set-up code after the first."""
     header: dict[str, tuple[int, str, Any]] = {
         "setup_sects": (0x1F1, "B", 1),
+        "boot_flag": (0x1FE, "H", 0xAA55),
         "header": (0x202, "4s", b"HdrS"),
         "version": (0x206, "H", 0x20F),
         "loadflags": (0x211, "B", 1),
@@ -115,17 +115,22 @@ class TestKernel:
         ("kernel", "options", "message"),
         [
             (b"", {}, "is no bzImage"),
-            (bytes(4096), {}, r"is no bzImage \(no HdrS at 0x202\)"),
-            (bzimage()[:0x260], {}, "is no bzImage"),
-            (bzimage(version=0x201), {}, "boot protocol 2.01, before 2.02"),
+            (bytes(4096), {}, r"is no bzImage \(no boot flag 0xaa55 at 0x1fe\)"),
+            (bzimage(header=b"text"), {}, r"is no bzImage \(no 'HdrS' at 0x202\)"),
+            (bzimage()[:0x230], {}, "header is truncated"),
+            (bzimage()[:0x260], {}, "0x400 bytes of set-up code"),
+            (bzimage(version=0x201), {}, "version 2.01 of the Linux boot .* pykvm speaks 2.02"),
             (bzimage(loadflags=0), {}, "is a zImage"),
             (bzimage(setup_sects=64), {}, r"0x8200 bytes of set-up code \(setup_sects 64\)"),
             (bzimage(b"", setup_sects=1), {}, "0x400 bytes of set-up code"),
             (bzimage(bytes(200 * K), setup_sects=200), {}, "0x19200 bytes of set-up code"),
-            (bzimage(), {"line": "x" * 2048}, "2048 bytes, and it reads 2047"),
-            (bzimage(version=0x205), {"line": "x" * 256}, "256 bytes, and it reads 255"),
-            (bzimage(cmdline_size=0xFFFF_FFFF), {"line": "x" * 65536}, "and it reads 65535"),
-            (bzimage(), {"line": "a\0b"}, "contains a NUL"),
+            (bzimage(), {"line": "x" * 2048}, "2048 bytes, and the kernel takes 2047"),
+            (bzimage(version=0x205), {"line": "x" * 256}, "256 bytes, and the kernel takes 255"),
+            (
+                bzimage(cmdline_size=0xFFFF_FFFF),
+                {"line": "x" * 65536},
+                "the kernel takes 65535",
+            ),
             (bzimage(bytes(2 * M)), {"ram": 2 * M}, r"kernel \(0x100000-0x300000\) lies outside"),
             (
                 bzimage(init_size=4 * M),
@@ -141,6 +146,10 @@ class TestKernel:
         with pytest.raises(LoadError, match=message) as caught:
             items(kernel, **options)
         assert str(caught.value).startswith(("bzImage: ", "disk: "))
+
+    def test_a_command_line_that_is_no_c_string(self) -> None:
+        with pytest.raises(ConfigError, match="contains a NUL"):
+            items(bzimage(), line="a\0b")
 
     @given(
         st.lists(st.tuples(st.integers(0x1F0, 0x270), st.integers(0, 255)), max_size=8),
@@ -190,10 +199,6 @@ class TestContents:
         # SeaBIOS takes no anchor of another size, nor structures of another than it names.
         assert len(anchor) == 0x1F
         assert struct.unpack_from("<H", anchor, 0x16) == (len(structures),)
-
-    def test_kvms_pages_are_where_the_host_puts_them(self) -> None:
-        assert KVM_PAGES.address == IDENTITY_MAP_ADDRESS
-        assert KVM_PAGES.end == TSS_ADDRESS + 0x3000
 
     def test_a_kernel_comes_with_the_rom_that_boots_it(self) -> None:
         told = contents_of(self.HARDWARE, kernel_items(Source("k", bzimage()), "", None, M * 8), {})
