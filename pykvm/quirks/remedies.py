@@ -45,7 +45,7 @@ _BS = 1 << 14
 
 
 class Remedies:
-    """The remedies of one machine, a `pykvm.machine.Remedy`."""
+    """The remedies of one machine."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Remedies:
         self._vcpus[cpu.index].look()
 
     def take(self, cpu: CPU, exit: Exit) -> bool:
-        """See `pykvm.machine.Remedy`."""
+        """Set the vCPU right after `exit`, so that the guest goes on; False if it is not ours."""
         vcpu = self._vcpus[cpu.index]
         match exit:
             case WrMsr(index=index) if index in syscall.MSRS:

@@ -87,7 +87,7 @@ class Rig:
         self._set_xcr0()
         self.pristine = self.kvm.get_xsave()
         self.completed = 0
-        self.emulator: Emulator = machine._instructions()
+        self.emulator: Emulator = machine._repairs.emulator()
 
     def _set_xcr0(self) -> None:
         buffer = bytearray(uapi.kvm_xcrs.size)

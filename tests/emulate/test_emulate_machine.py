@@ -367,4 +367,4 @@ def test_stepping_goes_over_completed_instructions(tmp_path: Path) -> None:
 @pytest.mark.kvm
 def test_an_internal_error_of_another_kind_is_not_ours(guest: MakeGuest) -> None:
     machine = guest("F4    hlt")
-    assert not machine._instructions().take(machine.vcpus[0], InternalError(3))
+    assert not machine._repairs.emulator().take(machine.vcpus[0], InternalError(3))

@@ -166,7 +166,7 @@ def test_kvmclock_agrees_on_the_hour(guest: MakeGuest) -> None:
     listen(machine)
     poke(machine, HPET + 0x10, 1)
     machine.memory.write_u16(0x502, by_hpet(machine))
-    vm = machine._vm
+    vm = machine._board.vm
     assert vm is not None
     seen: list[tuple[int, int, int]] = []
 

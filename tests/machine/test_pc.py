@@ -108,7 +108,7 @@ def test_a_guest_that_waits_for_nothing_but_the_button_is_waited_for(pc: MakePc)
 
 def test_the_tables_tell_of_the_machine(pc: MakePc) -> None:
     machine = pc(HALT, mode=Mode.REAL, memory="2M", vcpus=3)
-    hardware = machine._hardware("user")
+    hardware = machine._board.hardware()
     assert (hardware.vcpus, hardware.irqchip, hardware.ram) == (3, "user", ((0, 2 * MIB),))
     assert {"acpi-pm", "pvpanic", "com1", "hpet", "rtc"} <= hardware.devices
     leaf = next(leaf for leaf in machine.vcpus[0].kvm.get_cpuid2() if leaf.function == 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pykvm import boot
-from pykvm.machine import _may_meet_quirks
+from pykvm.repairs import may_meet_quirks
 from pykvm.x86.state import Mode
 from support.listing import assemble
 
@@ -35,18 +35,18 @@ def flat(code: bytes) -> boot.Image:
     ],
 )
 def test_code_that_may_lead_there(code: str) -> None:
-    assert _may_meet_quirks(flat(assemble(code)))
-    assert _may_meet_quirks(flat(assemble(HARMLESS) + assemble(code)))
+    assert may_meet_quirks(flat(assemble(code)))
+    assert may_meet_quirks(flat(assemble(HARMLESS) + assemble(code)))
 
 
 def test_code_that_does_not() -> None:
-    assert not _may_meet_quirks(flat(assemble(HARMLESS)))
+    assert not may_meet_quirks(flat(assemble(HARMLESS)))
 
 
 def test_data_is_not_code() -> None:
     image = flat(assemble("B9 82 00 00 C0   mov ecx, LSTAR"))
     (segment,) = image.segments
-    assert not _may_meet_quirks(image._replace(segments=(segment._replace(executable=False),)))
+    assert not may_meet_quirks(image._replace(segments=(segment._replace(executable=False),)))
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_data_is_not_code() -> None:
     ],
 )  # fmt: skip
 def test_guests(guests: Path, name: str, asked: bool) -> None:
-    assert _may_meet_quirks(boot.load(guests / f"{name}.elf")) == asked
+    assert may_meet_quirks(boot.load(guests / f"{name}.elf")) == asked

@@ -59,7 +59,7 @@ def in_kernel_lapic_knows_priorities() -> str | None:
 
 def platform_of(machine: Machine) -> Platform:
     """The interrupt controllers and clocks of a machine, which exist from now on."""
-    chipset = machine._chipset
+    chipset = machine._board.chipset
     assert isinstance(chipset, UserChipset)
     return chipset.make()
 

@@ -28,7 +28,7 @@ def pc(kvm: None) -> Iterator[MakePc]:
         def make(image: Path | bytes, irqchip: str = "user", **options: Any) -> Machine:
             devices = standard_devices() + pc_devices()
             machine = Machine(image, irqchip=irqchip, devices=devices, **options)
-            for piece in build(machine._hardware(irqchip)).pieces:
+            for piece in build(machine._board.hardware()).pieces:
                 machine.memory.write(piece.address, piece.data)
             return stack.enter_context(machine)
 

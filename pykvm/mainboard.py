@@ -1,0 +1,264 @@
+"""The hardware of a machine: memory, vCPUs, chipset and devices, made and wired together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.boot.placement import ram_ranges
+from pykvm.bus import Bus
+from pykvm.chipset import UserChipset
+from pykvm.devices.line import LineDriver, Unconnected
+from pykvm.dispatch import Dispatch
+from pykvm.errors import ConfigError
+from pykvm.tables import Hardware
+from pykvm.vcpu import CPU
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pykvm.boot import Setup
+    from pykvm.bus import Device, Placement
+    from pykvm.clock import Clock
+    from pykvm.devices.line import InterruptLine
+    from pykvm.host import Host
+    from pykvm.kernel_chipset import KernelChipset
+    from pykvm.kvm import VM
+    from pykvm.memory import GuestMemory
+    from pykvm.msr_exits import MsrExits
+    from pykvm.run import Run
+
+__all__ = ["Mainboard"]
+
+IA32_TSC_AUX = 0xC0000103
+
+
+class Mainboard:
+    """What a machine is made of; `build` makes what takes KVM, and `close` gives all of it back.
+
+    `memory` is the board's from now on.  `irqchip`, `policy` (of guest time) and `tsc_khz` are as
+    `Machine` has them.
+    """
+
+    def __init__(
+        self, memory: GuestMemory, *, irqchip: str, policy: str, tsc_khz: int | None
+    ) -> None:
+        self.memory = memory
+        self.bus = Bus()
+        #: The devices by name.
+        self.devices: dict[str, Device] = {}
+        self.vcpus: list[CPU] = []
+        self.vm: VM | None = None
+        self.chipset: UserChipset | KernelChipset | None = None
+        #: The run in progress.
+        self.run: Run | None = None
+        self.closed = False
+        self._irqchip = irqchip
+        self._policy = policy
+        self._tsc_khz = tsc_khz
+        self._clock: Clock | None = None
+
+    # -- making ------------------------------------------------------------------------------
+
+    def build(self, host: Host, vcpus: int, model: str, devices: Iterable[Placement]) -> None:
+        """Make the VM, so many vCPUs of this CPUID model, the chipset, and place the devices.
+
+        Raises HostError, ConfigError and KVMError; what was made until then is for `close`.
+        """
+        vm = self.vm = host.create_vm()
+        self.memory.attach(vm)
+        if self._irqchip in ("kernel", "split"):
+            from pykvm.kernel_chipset import KernelChipset
+
+            self.chipset = KernelChipset(
+                vm, self.bus, lambda: self.clock, split=self._irqchip == "split"
+            )
+        self._add_vcpus(vm, host, vcpus, model)
+        placements = list(devices)
+        if self._irqchip == "user":
+            self.chipset = UserChipset(vm, self.bus, lambda: self.clock, on_made=self._made)
+            placements += self.chipset.placements(placements)
+        self.place(placements)
+        # The ring is the VM's; vCPUs that share it could not keep their writes in order.
+        alone = vcpus == 1
+        self.dispatch = Dispatch(self.bus, vm=vm if alone else None, shared=not alone)
+        self.bus.on_change = self._bus_changed
+        for cpu in self.vcpus:
+            cpu.use(self.dispatch)
+        self._attach()
+        if self._tsc_khz is not None:
+            # Not left to the guest's first look at a clock: the host may not be able to.
+            _ = self.clock
+
+    def _add_vcpus(self, vm: VM, host: Host, count: int, model: str) -> None:
+        for index in range(count):
+            cpuid = host.cpuid(model, index, count, apic=self._irqchip != "none")
+            vcpu = vm.create_vcpu(index)
+            ring = host.coalescing_ring if count == 1 else None
+            self.vcpus.append(CPU(vcpu, self.memory, ring=ring))
+            vcpu.set_cpuid2(cpuid)
+            if index:
+                # What RDTSCP and RDPID tell of the processor, until the guest sets it.
+                vcpu.set_msrs({IA32_TSC_AUX: index}, partial=True)
+
+    def _attach(self) -> None:
+        """Connect the chipset with the vCPUs."""
+        if isinstance(self.chipset, UserChipset):
+            self.chipset.attach(self.vcpus)
+            if self._policy != "realtime":
+                # A clock that stands still between runs has to be there from the first one on.
+                self.chipset.make()
+        elif self.chipset is not None:
+            self.devices.update(self.chipset.attach(self.vcpus))
+            self._wire(self.chipset)
+
+    def _made(self, chipset: UserChipset) -> None:
+        """The guest has touched an interrupt controller or a clock: now they exist."""
+        platform = chipset.make()
+        self.devices.update(
+            (name, device) for name, device in platform.devices.items() if name in self.devices
+        )
+        self._wire(chipset)
+        if self.run is not None:
+            self.run.interrupts = chipset.timekeeper
+
+    # -- devices -----------------------------------------------------------------------------
+
+    def place(self, placements: Iterable[Placement]) -> None:
+        """Put devices on the bus.  Raises BusConflict and ConfigError, and places none then."""
+        placements = list(placements)
+        self.bus.add_all(placements)
+        self.devices.update((placement.name, placement.device) for placement in placements)
+        for placement in placements:
+            if isinstance(placement.device, LineDriver):
+                placement.device.connect_lines(self._isa_line)
+
+    def _isa_line(self, irq: int) -> InterruptLine:
+        return Unconnected() if self.chipset is None else self.chipset.line(irq)
+
+    def _wire(self, chipset: UserChipset | KernelChipset) -> None:
+        """Connect the devices on the ISA bus to their interrupts, and to the clock."""
+        from pykvm.clock import Timed
+        from pykvm.devices.line import Inlet, Interrupting
+        from pykvm.tables.ports import ISA_IRQS
+
+        for name, irq in ISA_IRQS.items():
+            device: object = self.devices.get(name)
+            if isinstance(device, Interrupting):
+                device.connect(chipset.line(irq))
+            if isinstance(device, Timed):
+                device.follow(self.clock)
+            if isinstance(device, Inlet):
+                chipset.inlets.append(device)
+        if "acpi-pm" in self.devices:
+            self._furnish()
+
+    def _furnish(self) -> None:
+        """Write to the RAM behind the clock of a PC what its firmware does."""
+        from pykvm.devices.rtc import Rtc146818
+        from pykvm.tables.cmos import cmos
+
+        rtc = self.devices.get("rtc")
+        if isinstance(rtc, Rtc146818):
+            for index, byte in cmos(ram_ranges(self.memory), len(self.vcpus)).items():
+                rtc.nvram[index] = byte
+
+    def _bus_changed(self) -> None:
+        self.dispatch.rebuild()
+        for cpu in self.vcpus:
+            cpu.use(self.dispatch)
+        if self.run is None:
+            self.dispatch.forget_old_maps()
+
+    def interrupts(self) -> UserChipset | KernelChipset:
+        """The chipset.  Raises ConfigError if there is none."""
+        if self.chipset is None:
+            raise ConfigError("this machine has no interrupt controller (irqchip='none')")
+        return self.chipset
+
+    def msr_exits(self) -> MsrExits:
+        """Where to ask for exits by MSRs, beside the chipset."""
+        if isinstance(self.chipset, UserChipset):
+            return self.chipset.msr_exits
+        from pykvm.msr_exits import MsrExits
+
+        assert self.vm is not None
+        return MsrExits(self.vm)
+
+    # -- what it tells of itself -------------------------------------------------------------
+
+    def hardware(self) -> Hardware:
+        """What tables have to tell of it."""
+        leaves = {leaf.function: leaf for leaf in self.vcpus[0].kvm.get_cpuid2()}
+        return Hardware(
+            len(self.vcpus),
+            self._irqchip,
+            frozenset(self.devices),
+            tuple(ram_ranges(self.memory)),
+            leaves[1].eax if 1 in leaves else 0,
+            leaves[1].edx if 1 in leaves else 0,
+        )
+
+    def tell(self, setup: Setup, files: Mapping[str, bytes]) -> None:
+        """Have fw_cfg tell of this machine, and of a kernel and files for the guest.
+
+        Raises ConfigError if there is none that could, and as `fw_cfg_items.connect` does.
+        """
+        device = self.devices.get("fw-cfg")
+        if device is not None:
+            from pykvm.boot.fw_cfg_items import connect
+            from pykvm.devices.fw_cfg import FwCfg
+
+            if isinstance(device, FwCfg):
+                connect(device, self.memory, setup, files)
+                return
+        if files or setup.kernel is not None:
+            raise ConfigError(
+                "this machine has no fw_cfg (a device named fw-cfg) to tell of files or a kernel",
+                hint="kernels and firmware have one; for others, `pykvm.devices.pc.pc_devices`",
+            )
+
+    # -- time --------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Clock:
+        """Guest time, from the first look at it on."""
+        if self._clock is None:
+            from pykvm.chipset import clock_of
+
+            self._clock = clock_of(self.vcpus, self._policy, self._tsc_khz)
+            if self._policy != "realtime":
+                for cpu in self.vcpus:
+                    cpu.timing = self.start_clock, self.stop_clock
+        return self._clock
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what of guest time does not reach the guest."""
+        clock = self._clock
+        if clock is None or clock.tsc_movable or self._policy == "realtime":
+            return ()
+        return (
+            f"clock={self._policy!r} does not reach RDTSC: this host's KVM ignores a TSC offset, "
+            "and the guest's TSC is the host's",
+        )
+
+    def start_clock(self) -> None:
+        """The guest is about to run."""
+        if self._clock is not None:
+            self._clock.start()
+            if self.chipset is not None:
+                self.chipset.resume()
+
+    def stop_clock(self) -> None:
+        """The guest runs no more."""
+        if self._clock is not None:
+            self._clock.stop()
+            if self._policy != "realtime" and self.chipset is not None and not self.closed:
+                self.chipset.pause()
+
+    def close(self) -> None:
+        """Give back the VM and the memory; the vCPUs must be closed."""
+        # The VM first: deleting its slots one by one would wait for each.
+        if self.vm is not None:
+            self.vm.close()
+        self.memory.close()
