@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.bus import GuestPowerOff
 from pykvm.clock import ticks_at, time_of
-from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.pm_timer import PM_TIMER_HZ
 from pykvm.tables.ports import SLP_TYP_S5
 
@@ -65,8 +65,7 @@ class AcpiPm:
 
     def __init__(self, name: str = "acpi-pm") -> None:
         self.name = name
-        self._line: InterruptLine = Unconnected()
-        self._level = False
+        self._irq = Output()
         self._clock: TimeSource | None = None
         self._timer: Timer | None = None
         #: How often the PM timer's top bit has changed, as far as TMR_STS knows of it.
@@ -84,9 +83,7 @@ class AcpiPm:
     def connect(self, line: InterruptLine) -> None:
         """Drive `line` with the SCI from now on."""
         with self._lock:
-            self._line = line
-            if self._level:
-                line.set(True)
+            self._irq.connect(line)
 
     def follow(self, clock: TimeSource) -> None:
         """Tell of the changes of the PM timer that counts by this clock, from now on."""
@@ -162,9 +159,7 @@ class AcpiPm:
     def _update(self) -> None:
         """Drive the line to what the events say, and wait for the timer's next where it counts."""
         level = bool(self._status & self._enabled)
-        if level != self._level:
-            self._level = level
-            self._line.set(level)
+        self._irq.set(level)
         if self._timer is None:
             return
         if self._enabled & ~self._status & TMR:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Inlet", "InterruptLine", "Interrupting", "LineDriver", "Unconnected"]
+__all__ = ["Inlet", "InterruptLine", "Interrupting", "LineDriver", "Output", "Unconnected"]
 
 
 class InterruptLine(Protocol):
@@ -22,6 +22,38 @@ class Unconnected:
 
     def set(self, level: bool, /) -> None:
         """Do nothing."""
+
+
+class Output:
+    """The end of a wire at a device, which remembers the `level` it drives.
+
+    >>> class Lamp:
+    ...     def set(self, level):
+    ...         print("on" if level else "off")
+    >>> output = Output()
+    >>> output.set(True)
+    >>> output.connect(Lamp())
+    on
+    >>> output.set(True)
+    >>> output.set(False)
+    off
+    """
+
+    def __init__(self, line: InterruptLine | None = None) -> None:
+        self.level = False
+        self._line: InterruptLine = line or Unconnected()
+
+    def connect(self, line: InterruptLine) -> None:
+        """Drive `line` from now on."""
+        self._line = line
+        if self.level:
+            line.set(True)
+
+    def set(self, level: bool) -> None:
+        """Drive the wire high or low, which it sees only if that is a change."""
+        if level != self.level:
+            self.level = level
+            self._line.set(level)
 
 
 @runtime_checkable

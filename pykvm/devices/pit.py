@@ -21,7 +21,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from pykvm.clock import ticks_at, time_of
-from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.pit_channel import CONTROL_RW_SHIFT, Channel
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ class Pit8254:
         #: How many interrupts of channel 0 the guest will never get, as it was too far behind.
         self.missed = 0
         self._clock = clock
-        self._line: InterruptLine = line or Unconnected()
-        self._level = False
+        self._irq = Output(line)
         self._timer = clock.timer(self._due)
         # Re-entrant: an interrupt line may well come back to this device.
         self._lock = threading.RLock()
@@ -80,9 +79,7 @@ class Pit8254:
     def connect(self, line: InterruptLine) -> None:
         """Drive `line` with channel 0's output from now on."""
         with self._lock:
-            self._line = line
-            if self._level:
-                line.set(True)
+            self._irq.connect(line)
 
     def reset(self) -> None:
         """Return to the state at power-on."""
@@ -97,7 +94,7 @@ class Pit8254:
             self._shown = 0
             self._shown_at = -SHORTEST
             self._timer.cancel()
-            self._set_line(False)
+            self._irq.set(False)
 
     # The guest's side
 
@@ -146,7 +143,7 @@ class Pit8254:
         if number == 0:
             # In the modes where OUT is low at rest, the line follows it.
             if not channel.mode.idle and not channel.out:
-                self._set_line(False)
+                self._irq.set(False)
             self._serve(now)
 
     # The board's side
@@ -210,13 +207,8 @@ class Pit8254:
     def _show(self, now: int) -> None:
         self._shown += 1
         self._shown_at = now
-        self._set_line(False)
-        self._set_line(True)
-
-    def _set_line(self, level: bool) -> None:
-        if level != self._level:
-            self._level = level
-            self._line.set(level)
+        self._irq.set(False)
+        self._irq.set(True)
 
     def __str__(self) -> str:
         with self._lock:

@@ -21,7 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.rtc_calendar import DAY, WEEKDAY, Format, civil, until_alarm
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ class Rtc146818:
         #: How many periodic interrupts the guest did not get, as the one before was still pending.
         self.missed = 0
         self._clock = clock
-        self._line: InterruptLine = line or Unconnected()
-        self._level = False
+        self._irq = Output(line)
         self._timer = clock.timer(self._due)
         # Re-entrant: an interrupt line may well come back to this device.
         self._lock = threading.RLock()
@@ -124,9 +123,7 @@ class Rtc146818:
     def connect(self, line: InterruptLine) -> None:
         """Drive `line` with the IRQ output from now on."""
         with self._lock:
-            self._line = line
-            if self._level:
-                line.set(True)
+            self._irq.connect(line)
 
     def reset(self) -> None:
         """The RESET input: no interrupts.  Time and RAM live on the battery."""
@@ -264,9 +261,7 @@ class Rtc146818:
     def _update(self) -> None:
         """Drive the line to what the flags say, and wait for the next flag that would change it."""
         level = self._requests()
-        if level != self._level:
-            self._level = level
-            self._line.set(level)
+        self._irq.set(level)
         when = None if level else self._next_request()
         if when is None:
             self._timer.cancel()

@@ -21,7 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING, ClassVar
 
 from pykvm.devices.incoming import Incoming
-from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
 
 if TYPE_CHECKING:
@@ -116,8 +116,7 @@ class Uart16550(OutputLog):
         self.discarded = 0
         # Re-entrant: an interrupt line or a subscriber may well come back to this device.
         self._lock = threading.RLock()
-        self._line: InterruptLine = line or Unconnected()
-        self._level = False
+        self._irq = Output(line)
         self._incoming = Incoming()
         self._received: deque[int] = deque()
         self._inputs = MSR_CTS | MSR_DSR | MSR_DCD
@@ -174,9 +173,7 @@ class Uart16550(OutputLog):
     def connect(self, line: InterruptLine) -> None:
         """Drive `line` with the interrupt output from now on."""
         with self._lock:
-            self._line = line
-            if self._level:
-                line.set(True)
+            self._irq.connect(line)
 
     def follow(self, clock: TimeSource) -> None:
         """Let input come in bursts from now on, so that a guest is not interrupted for good."""
@@ -227,7 +224,7 @@ class Uart16550(OutputLog):
         with self._lock:
             table = self._DIVISOR_WRITERS if self._lcr & LCR_DIVISOR_LATCH else self._WRITERS
             printed = table[offset & 7](self, value)
-            if self._ier or self._level:
+            if self._ier or self._irq.level:
                 self._update()
         # Outside the lock: a subscriber may wait for another thread that sends.
         if printed:
@@ -433,6 +430,4 @@ class Uart16550(OutputLog):
         if self._ier & (IER_RECEIVED | IER_LINE_STATUS):
             self._refill()
         level = self._interrupt() != IIR_NONE
-        if level != self._level:
-            self._level = level
-            self._line.set(level)
+        self._irq.set(level)
