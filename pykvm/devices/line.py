@@ -73,6 +73,7 @@ class Inlet(Protocol):
         """Whether it would: the guest has that interrupt enabled."""
 
 
+@runtime_checkable
 class LineDriver(Protocol):
     """A device that drives ISA interrupt lines of the guest's choice."""
 
