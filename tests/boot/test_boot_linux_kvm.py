@@ -120,3 +120,26 @@ def test_pvh(guests: Path) -> None:
 
 def test_the_bare_guests_by_their_pvh_entry(guests: Path) -> None:
     assert run(guests / "hello.elf", boot="pvh") == "Hello from long mode!\n"
+
+
+def test_what_linux_gets_unless_told_otherwise(guests: Path) -> None:
+    """Words before the caller's, which the result tells, and the kernel's interrupt controllers."""
+    with Machine(guests / "vmlinux", memory="32M", append="quiet") as machine:
+        assert machine._board.hardware().irqchip == "kernel"
+        result = machine.run(timeout=20)
+        assert result.exit_code == 0, result
+        assert re.search(r"command line: panic=-1 (.* )?quiet\n", machine.serial.text)
+        assert "the kernel's command line begins with panic=-1" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "irqchip"), [({"clock": "warp"}, "user"), ({"irqchip": "split"}, "split")]
+)
+def test_where_its_interrupt_controllers_are(
+    guests: Path, options: dict[str, Any], irqchip: str
+) -> None:
+    with Machine(guests / "vmlinux", memory="32M", append_only=True, **options) as machine:
+        assert machine._board.hardware().irqchip == irqchip
+        result = machine.run(timeout=20)
+        assert result.exit_code == 0, result
+        assert "panic=-1" not in machine.serial.text
