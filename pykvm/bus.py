@@ -54,9 +54,6 @@ __all__ = [
 ]
 
 
-# A slot number fits in 16 bits, as the run loop's table wants it.
-SLOTS = 1 << 16
-
 _SIZES = frozenset((1, 2, 4, 8))
 _MASKS = [(1 << (8 * size)) - 1 for size in range(9)]
 
@@ -182,7 +179,7 @@ class Placement(NamedTuple):
 class Range(NamedTuple):
     """Addresses `first` to `last` of `space`, all of them `device`'s.
 
-    `slot` is a small number (below 65,536) that no other range of the bus has or will have.
+    `slot` is a number that no other range of the bus has or will have.
 
     `read(at, size)` and `write(at, size, value)` reach the device, or what stands for it where it
     lacks the method, for accesses of 1, 2, 4 or 8 bytes that lie in the range; `at` counts from
@@ -266,11 +263,38 @@ class Bus:
         with self._lock:
             return self._add(list(placements))
 
+    def move(self, device: Device, placements: Iterable[Placement]) -> list[Range]:
+        """Let `device` stand in these places and no others, in one step.
+
+        A place of which another device has any address stays that one's.
+        """
+        with self._lock:
+            wanted = [
+                placement
+                for placement in placements
+                if not any(
+                    other.space is placement.space
+                    and other.device is not device
+                    and other.first < placement.address + placement.length
+                    and placement.address <= other.last
+                    for other in self.by_slot.values()
+                )
+            ]
+            before = self.by_slot
+            self.by_slot = {
+                slot: range_ for slot, range_ in before.items() if range_.device is not device
+            }
+            try:
+                return self._add(wanted)
+            except BaseException:
+                self.by_slot = before
+                raise
+
     def _add(self, placements: list[Placement]) -> list[Range]:
         added: list[Range] = []
         for placement in placements:
             new = self._range(placement, self._next_slot + len(added))
-            for other in (*self._tables[new.space][0], *added):
+            for other in (*self.by_slot.values(), *added):
                 if new.space is other.space and new.first <= other.last and other.first <= new.last:
                     raise BusConflict(f"{new} overlaps {other}")
             added.append(new)
@@ -288,8 +312,6 @@ class Bus:
                 f"{placement.name}: {placement.length} {space.value}(es) from {first:#x} on: "
                 f"there are {space.size:#x}, and a device needs at least one"
             )
-        if slot >= SLOTS:
-            raise ConfigError(f"a bus takes {SLOTS} ranges in its life, and had them")
         return Range(space, first, last, placement.device, slot, *access)
 
     def replace(self, devices: Mapping[str, Device]) -> None:

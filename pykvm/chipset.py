@@ -7,11 +7,10 @@ a guest that needs no interrupt and no clock does not pay for them.
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pykvm.bus import Placement, Space
-from pykvm.errors import BusConflict, ConfigError
+from pykvm.errors import ConfigError
 from pykvm.msr_exits import MsrExits
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ PLACES = (
     ("hpet", Space.MMIO, 0xFED00000, 0x400),
     ("lapic", Space.MMIO, 0xFEE00000, 0x1000),
 )
+
+PAGE = 0x1000
 
 # SDM 4, table 2-2.
 IA32_TSC = 0x10
@@ -268,17 +269,17 @@ class UserChipset:
     def _rebase(self, cpu: CPU, base: int) -> None:
         """IA32_APIC_BASE was written: KVM has to know, and the bus where the page stands."""
         cpu.regs.apic_base = base
-        wanted = {lapic.address for lapic in self.make().lapics if lapic.enabled}
-        page = self.make().devices["lapic"]
-        present = {range_.first for range_ in self._bus.ranges if range_.device is page}
-        if wanted == present:
-            return
-        if present:
-            self._bus.remove(page)
-        for address in sorted(wanted):
-            # Where another device stands, that one stays.
-            with suppress(BusConflict):
-                self._bus.add_mmio(address, 0x1000, page)
+        platform = self.make()
+        page = platform.devices["lapic"]
+        # Two vCPUs may write theirs at once: the later look is the one that counts.
+        with self._lock:
+            wanted = {lapic.address for lapic in platform.lapics if lapic.enabled}
+            present = {range_.first for range_ in self._bus.ranges if range_.device is page}
+            if wanted != present:
+                # Where another device stands, that one stays.
+                self._bus.move(
+                    page, [Placement(page, Space.MMIO, address, PAGE) for address in sorted(wanted)]
+                )
 
 
 def follow(vm: VM, cpus: Sequence[CPU], clock: Clock) -> None:

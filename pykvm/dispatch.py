@@ -43,11 +43,29 @@ class Coalescing(Protocol):
         """KVM_UNREGISTER_COALESCED_MMIO."""
 
 
+class Readers(dict[int, "Callable[[int, int], int]"]):
+    """How the range of a slot is read.
+
+    Another thread may take a device away between the look-up in C and the one here: then nobody is
+    there.
+    """
+
+    def __missing__(self, slot: int) -> Callable[[int, int], int]:
+        return _float
+
+
+class Writers(dict[int, "Callable[[int, int, int], None]"]):
+    """How the range of a slot is written; see `Readers`."""
+
+    def __missing__(self, slot: int) -> Callable[[int, int, int], None]:
+        return _drop
+
+
 class Dispatch:
     """Who answers what, in the form that the run loop uses.
 
-    `handlers` has at ``slot * 2`` how that range is read and ``slot * 2 + 1`` to how it is
-    written.  `map` is the C side; `rebuild` after the bus has changed.
+    `reads` and `writes` say by slot how that range is read and written, `sinks` who takes its
+    writes in bulk.  `map` is the C side; `rebuild` after the bus has changed.
     """
 
     def __init__(self, bus: Bus, *, vm: Coalescing | None = None, shared: bool = False) -> None:
@@ -58,21 +76,22 @@ class Dispatch:
         self.bus = bus
         self.lock: AbstractContextManager[object] = threading.RLock() if shared else nullcontext()
         self._shared = shared
-        self.reads: list[Callable[[int, int], int]] = []
-        self.writes: list[Callable[[int, int, int], None]] = []
+        self.reads = Readers()
+        self.writes = Writers()
         self.sinks: dict[int, Sink] = {}
         self.map: Any = None
         self._vm = vm
         self._zones: set[tuple[int, int, bool]] = set()
         self._allowed = False
         self._sunk = 0
-        # vCPUs in other threads may be reading an older map.
-        self._retired: list[Any] = []
         self._waiting: deque[tuple[Sink, list[tuple[int, int, int]]]] = deque()
         self.rebuild()
 
     def rebuild(self) -> None:
-        """Follow the bus.  The vCPUs have to be given the new map."""
+        """Follow the bus.  The vCPUs have to be given the new map, and keep the old one until then.
+
+        Whatever a guest makes of its bus, there are no more maps than two a vCPU.
+        """
         new = ffi.gc(lib.pykvm_map_new(), lib.pykvm_map_free)
         if new == ffi.NULL:
             raise MemoryError("the map of ports and addresses")
@@ -87,16 +106,14 @@ class Dispatch:
             )
             if result:
                 raise MemoryError("the map of ports and addresses")
-            missing = range_.slot + 1 - len(self.reads)
-            self.reads += [_nobody] * missing
-            self.writes += [_nobody] * missing
             self.reads[range_.slot] = self._locked(range_.read)
             self.writes[range_.slot] = self._locked(range_.write)
             if range_.sink is not None:
                 self.sinks[range_.slot] = self._locked(range_.sink)
-        if self.map is not None:
-            self._retired.append(self.map)
         self.map = new
+        for methods in (self.reads, self.writes, self.sinks):
+            for slot in methods.keys() - self.bus.by_slot.keys():
+                del methods[slot]
         self._set_zones()
 
     def _locked(self, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,10 +126,6 @@ class Dispatch:
                 return method(*arguments)
 
         return locked
-
-    def forget_old_maps(self) -> None:
-        """Free the maps that `rebuild` replaced: no vCPU may be inside the guest."""
-        self._retired.clear()
 
     def coalesce(self, allowed: bool) -> None:
         """Say whether the kernel may collect the writes of sinks without an exit.
@@ -155,8 +168,9 @@ class Dispatch:
             at = 0
             for batch in batches:
                 end = at + batch.count * _WRITE.size
-                writes = list(_WRITE.iter_unpack(data[at:end]))
-                self._waiting.append((self.sinks[batch.slot], writes))
+                sink = self.sinks.get(batch.slot)
+                if sink is not None:  # else another thread has taken it away meanwhile
+                    self._waiting.append((sink, list(_WRITE.iter_unpack(data[at:end]))))
                 at = end
         while self._waiting:
             sink, writes = self._waiting.popleft()
@@ -168,9 +182,12 @@ class Dispatch:
         return bool(self._waiting)
 
 
-def _nobody(*_: int) -> Any:
-    """What stands at a slot that the bus has given up: no map leads there."""
-    return 0
+def _float(offset: int, size: int) -> int:
+    return (1 << 8 * size) - 1
+
+
+def _drop(offset: int, size: int, value: int) -> None:
+    pass
 
 
 def _zone(range_: Range) -> tuple[int, int, bool]:

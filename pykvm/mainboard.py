@@ -167,8 +167,6 @@ class Mainboard:
         self.dispatch.rebuild()
         for cpu in self.vcpus:
             cpu.use(self.dispatch)
-        if self.run is None:
-            self.dispatch.forget_old_maps()
 
     def interrupts(self) -> UserChipset | KernelChipset:
         """The chipset.  Raises ConfigError if there is none."""

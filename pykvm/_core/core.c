@@ -40,11 +40,13 @@
 struct range {
     uint64_t first;
     uint64_t last;
-    uint16_t slot;
-    uint8_t sink;
+    uint64_t slot : 56;
+    uint64_t sink : 8;
 };
 
 struct pykvm_map {
+    uint64_t holders; /* who may read it: the caller of pykvm_map_new(), and vCPUs */
+
     /* Index into `ports` plus one; 0 means nobody.  Pages that no device touches stay unmapped. */
     uint16_t port[65536];
     struct range *ports;
@@ -182,30 +184,50 @@ void pykvm_set_alarm(struct pykvm_vcpu *v, uint64_t when)
 
 /* ---- the map --------------------------------------------------------------------------- */
 
+static int64_t maps;
+
 struct pykvm_map *pykvm_map_new(void)
 {
-    return calloc(1, sizeof(struct pykvm_map));
+    struct pykvm_map *map = calloc(1, sizeof *map);
+
+    if (map) {
+        map->holders = 1;
+        __atomic_add_fetch(&maps, 1, __ATOMIC_RELAXED);
+    }
+    return map;
+}
+
+static void hold_map(struct pykvm_map *map)
+{
+    if (map)
+        __atomic_add_fetch(&map->holders, 1, __ATOMIC_RELAXED);
 }
 
 void pykvm_map_free(struct pykvm_map *map)
 {
-    if (!map)
+    if (!map || __atomic_sub_fetch(&map->holders, 1, __ATOMIC_ACQ_REL))
         return;
     free(map->ports);
     free(map->mmio);
     free(map);
+    __atomic_sub_fetch(&maps, 1, __ATOMIC_RELAXED);
 }
 
-int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint16_t slot,
+int64_t pykvm_maps(void)
+{
+    return __atomic_load_n(&maps, __ATOMIC_RELAXED);
+}
+
+int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint64_t slot,
                   int sink)
 {
-    struct range range = {.first = first, .last = last, .slot = slot, .sink = (uint8_t)!!sink};
+    struct range range = {.first = first, .last = last, .slot = slot, .sink = !!sink};
     size_t *count = space == PYKVM_PIO ? &map->port_ranges : &map->mmio_ranges;
     struct range **ranges = space == PYKVM_PIO ? &map->ports : &map->mmio;
     struct range *grown;
     size_t at;
 
-    if (last < first || (space == PYKVM_PIO && (last > 0xffff || *count >= 0xfffe)))
+    if (last < first || slot >> 56 || (space == PYKVM_PIO && (last > 0xffff || *count >= 0xfffe)))
         return -EINVAL;
     grown = realloc(*ranges, (*count + 1) * sizeof *grown);
     if (!grown)
@@ -323,6 +345,24 @@ static void drain_ring(struct pykvm_vcpu *v)
     __atomic_store_n(&ring->first, first, __ATOMIC_RELEASE);
 }
 
+/*
+ * Another thread may change the bus while this one is in the guest.  The old map may be freed here:
+ * nothing of it is in use but what was copied from it.
+ */
+static void take_map(struct pykvm_private *p)
+{
+    struct pykvm_map *map;
+
+    if (!__atomic_load_n(&p->new_map, __ATOMIC_RELAXED))
+        return;
+    map = __atomic_exchange_n(&p->new_map, NULL, __ATOMIC_ACQUIRE);
+    if (!map)
+        return;
+    pykvm_map_free(p->map);
+    p->map = map;
+    forget(p);
+}
+
 /* ---- one exit -------------------------------------------------------------------------- */
 
 /* "No code to return: enter the guest again." */
@@ -433,15 +473,6 @@ static int64_t interrupted(struct pykvm_vcpu *v)
     if (now >= p->expiry)
         arm(p, now);
     return PYKVM_AGAIN;
-}
-
-/* Another thread may change the bus while this one is in the guest. */
-static void take_map(struct pykvm_private *p)
-{
-    if (!__atomic_load_n(&p->new_map, __ATOMIC_RELAXED))
-        return;
-    p->map = __atomic_exchange_n(&p->new_map, NULL, __ATOMIC_ACQUIRE);
-    forget(p);
 }
 
 static int64_t enter_guest(struct pykvm_vcpu *v)
@@ -752,6 +783,8 @@ void pykvm_vcpu_free(struct pykvm_vcpu *v)
         return;
     drop_timer(v->private_);
     pthread_mutex_destroy(&v->private_->lock);
+    pykvm_map_free(v->private_->map);
+    pykvm_map_free(v->private_->new_map);
     free(v->writes);
     free(v->batches);
     free(v); /* it begins the struct whole */
@@ -759,7 +792,8 @@ void pykvm_vcpu_free(struct pykvm_vcpu *v)
 
 void pykvm_set_map(struct pykvm_vcpu *v, struct pykvm_map *map)
 {
-    __atomic_store_n(&v->private_->new_map, map, __ATOMIC_RELEASE);
+    hold_map(map);
+    pykvm_map_free(__atomic_exchange_n(&v->private_->new_map, map, __ATOMIC_ACQ_REL));
 }
 
 /* ---- atomic access to guest memory ------------------------------------------------------- */

@@ -35,8 +35,8 @@ struct pykvm_write {
 
 /* So many writes in a row belong to the same slot. */
 struct pykvm_batch {
-    uint32_t slot;
-    uint32_t count;
+    uint64_t slot;
+    uint64_t count;
 };
 
 enum {
@@ -89,11 +89,17 @@ struct pykvm_vcpu {
     struct pykvm_private *private_;
 };
 
-/* The map from ports and addresses to slots.  Built once, then read by any number of vCPUs. */
+/*
+ * The map from ports and addresses to slots (below 1 << 56).  Built once, then read by any number of
+ * vCPUs.  Each of them keeps the maps that it may still read; pykvm_map_free() gives up the caller's.
+ */
 struct pykvm_map *pykvm_map_new(void);
-int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint16_t slot,
+int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint64_t slot,
                   int sink);
 void pykvm_map_free(struct pykvm_map *map);
+
+/* How many maps there are in this process. */
+int64_t pykvm_maps(void);
 
 /* `page` is the mapped kvm_run page; `ring` the coalesced-MMIO ring in the same mapping, or 0. */
 struct pykvm_vcpu *pykvm_vcpu_new(int fd, void *page, void *ring, uint32_t ring_entries);

@@ -298,12 +298,43 @@ def test_ranges_are_sorted_and_slots_never_come_back() -> None:
     assert len(set(versions)) == len(versions)
 
 
-def test_slot_numbers_fit_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bus_takes_any_number_of_ranges_in_its_life() -> None:
     bus = Bus()
-    monkeypatch.setattr(bus, "_next_slot", 0xFFFF)
-    assert bus.add_pio(0, 1, Recorder()).slot == 0xFFFF
-    with pytest.raises(ConfigError, match="65536 ranges"):
-        bus.add_pio(1, 1, Recorder())
+    for _ in range(70_000):
+        bus.by_slot.clear()
+        last = bus.add_pio(0, 1, Recorder())
+    assert last.slot == 69_999
+
+
+class TestMoving:
+    def test_the_old_places_are_free_and_the_new_ones_taken_in_one_step(self) -> None:
+        bus, page, seen = Bus(), Recorder("page"), list[list[int]]()
+        bus.add_mmio(0x1000, 0x1000, page)
+        bus.on_change = lambda: seen.append([range_.first for range_ in bus.ranges])
+        moved = bus.move(page, [Placement(page, MMIO, 0x1800, 0x1000)])
+
+        assert [range_.first for range_ in moved] == [0x1800]
+        assert seen == [[0x1800]]
+        assert bus.read(MMIO, 0x1000, 4) is None
+
+    def test_where_another_device_stands_that_one_stays(self) -> None:
+        bus, page = Bus(), Recorder("page")
+        bus.add_mmio(0x1000, 0x1000, page)
+        other = bus.add_mmio(0x5800, 4, Recorder("other"))
+        places = [Placement(page, MMIO, address, 0x1000) for address in (0x5000, 0x6000)]
+
+        assert [range_.first for range_ in bus.move(page, places)] == [0x6000]
+        assert bus.find(MMIO, 0x5800) == other
+        assert bus.find(MMIO, 0x5000) is None
+        assert bus.move(page, []) == []
+
+    def test_a_place_that_is_none_changes_nothing(self) -> None:
+        bus, page = Bus(), Recorder("page")
+        before = [bus.add_mmio(0x1000, 0x1000, page)]
+        with pytest.raises(ConfigError):
+            bus.move(page, [Placement(page, MMIO, 0x1000, 0)])
+        assert list(bus.ranges) == before
+        assert list(bus.by_slot.values()) == before
 
 
 def test_whoever_wants_to_know_is_told_of_every_change() -> None:

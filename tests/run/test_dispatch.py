@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,10 +128,57 @@ def test_the_map_refuses_what_no_bus_contains() -> None:
     assert lib.pykvm_map_add(new, lib.PYKVM_PIO, 0xFFFF, 0x10000, 0, 0) == -22
     assert lib.pykvm_map_add(new, lib.PYKVM_MMIO, 0, 2**64 - 1, 0, 0) == 0
 
+    assert lib.pykvm_map_add(new, lib.PYKVM_MMIO, 0, 1, 1 << 56, 0) == -22
 
-def test_old_maps_live_until_nobody_can_read_them() -> None:
-    dispatch = Dispatch(Bus())
-    old = dispatch.map
+
+def test_a_map_lives_as_long_as_a_vcpu_may_read_it() -> None:
+    """However often the bus changes: one for each vCPU, one on its way there, and the newest."""
+    gc.collect()
+    before = lib.pykvm_maps()
+    bus = Bus()
+    dispatch = Dispatch(bus)
+    page = bytearray(3 * 4096)
+    fd = os.open(os.devnull, os.O_RDWR)
+    core = ffi.gc(lib.pykvm_vcpu_new(fd, ffi.from_buffer(page), ffi.NULL, 0), lib.pykvm_vcpu_free)
+    for step in range(1000):
+        dispatch.rebuild()
+        lib.pykvm_set_map(core, dispatch.map)
+        if step % 3 == 0:
+            # The ioctl fails, but the vCPU has taken the map.
+            assert lib.pykvm_run(core) == lib.PYKVM_ERROR
+        assert lib.pykvm_maps() - before <= 3
+    del dispatch
+    assert lib.pykvm_maps() - before == 1 + (step % 3 > 0)
+    ffi.release(core)
+    os.close(fd)
+    assert lib.pykvm_maps() == before
+
+
+def test_what_a_vcpu_found_before_a_device_went_away_finds_nobody() -> None:
+    bus, log = Bus(), list[Any]()
+    slot = bus.add_pio(0x10, 4, Plain("plain")).slot
+    sink = bus.add_pio(0x20, 4, Sink("sink", log)).slot
+    kept = bus.add_pio(0x30, 4, Sink("kept", log)).slot
+    dispatch = Dispatch(bus)
+    reads, writes = dispatch.reads, dispatch.writes
+    bus.remove("plain")
+    bus.remove("sink")
     dispatch.rebuild()
-    assert dispatch.map != old
-    dispatch.forget_old_maps()
+
+    assert reads[slot](0, 2) == 0xFFFF
+    writes[slot](0, 2, 1)
+    core, _keep = collected((sink, [(0, 1, 7)]), (kept, [(0, 1, 8)]))
+    dispatch.deliver(core)
+    assert log == [("kept", [(0, 1, 8)])]
+
+
+def test_devices_that_come_and_go_leave_nothing() -> None:
+    bus = Bus()
+    dispatch = Dispatch(bus)
+    for _ in range(300):
+        bus.add_pio(0x10, 4, Plain("plain"))
+        dispatch.rebuild()
+        bus.remove("plain")
+        dispatch.rebuild()
+    assert not dispatch.reads
+    assert not dispatch.writes
