@@ -20,6 +20,7 @@ from benchmarks import (
     periodic,
     process,
     syscall,
+    warp,
 )
 from benchmarks.bench import CannotMeasureError, Measured
 from benchmarks.host import conditions
@@ -40,6 +41,7 @@ BENCHES = (
     *kick.BENCHES,
     *interrupts.BENCHES,
     *periodic.BENCHES,
+    *warp.BENCHES,
     *process.BENCHES,
     *emulate.BENCHES,
     *syscall.BENCHES,

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from pykvm.bus import Placement, Space
-from pykvm.errors import ConfigError
+from pykvm.errors import ConfigError, KVMError
 from pykvm.msr_exits import MsrExits
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ IA32_TSC = 0x10
 IA32_APIC_BASE = 0x1B
 IA32_TSC_ADJUST = 0x3B
 IA32_TSC_DEADLINE = 0x6E0
+
+# Documentation/virt/kvm/x86/msr.rst: wall clock and system time, by their old and new numbers.
+KVMCLOCK_MSRS = (0x11, 0x12, 0x4B56_4D00, 0x4B56_4D01)
 
 # struct kvm_run: apic_base, in words of 64 bits.
 _APIC_BASE_WORD = 3
@@ -98,6 +101,8 @@ class UserChipset:
         self.inlets: list[Inlet] = []
         #: Whether somebody outside the machine has wires to it, and may use them at any time.
         self.has_outside_lines = False
+        # Whether the guest may read kvmclock: then KVM is told of every step of guest time.
+        self._kvmclock = True
         # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
         self.msr_exits = MsrExits(vm, unknown=True)
 
@@ -159,6 +164,8 @@ class UserChipset:
             on_warp=self.resume,
         )
         platform.clock.on_earlier = self._earlier
+        # Under "warp" guest time steps at every wait, and KVM_SET_CLOCK costs as much as an exit.
+        self._kvmclock = platform.clock.policy != "warp"
         self._filter_msrs()
         present = {
             range_.name for range_ in self._bus.ranges if isinstance(range_.device, OnDemand)
@@ -173,7 +180,8 @@ class UserChipset:
     def _filter_msrs(self) -> None:
         """Have the MSRs of time and of the APIC's place exit."""
         indices = (IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE)
-        self.msr_exits.ask("chipset", reads=indices, writes=indices)
+        writes = indices if self._kvmclock else (*indices, *KVMCLOCK_MSRS)
+        self.msr_exits.ask("chipset", reads=indices, writes=writes)
 
     def _earlier(self, queue: int) -> None:
         if queue < len(self._cpus):
@@ -214,7 +222,10 @@ class UserChipset:
     def resume(self) -> None:
         """Time goes on, or has been skipped: what KVM itself tells the guest has to follow."""
         if self.platform is not None:
-            follow(self._vm, self._cpus, self.platform.clock)
+            clock = self.platform.clock
+            if self._kvmclock:
+                set_kvmclock(self._vm, clock)
+            set_tsc_offsets(self._cpus, clock)
 
     # -- MSRs --------------------------------------------------------------------------------
 
@@ -247,6 +258,8 @@ class UserChipset:
         elif exit.index == IA32_TSC_ADJUST:
             platform.clock.write_tsc_adjust(cpu.index, exit.value)
             self._move_tsc(cpu)
+        elif exit.index in KVMCLOCK_MSRS:
+            self._start_kvmclock(cpu, exit)
         else:
             injector = self.injectors[cpu.index]
             lapic = platform.lapics[cpu.index]
@@ -266,6 +279,16 @@ class UserChipset:
             set_tsc_offset(cpu, platform.clock.vcpu_tsc_offset(cpu.index))
         platform.lapics[cpu.index].timer.tsc_moved()
 
+    def _start_kvmclock(self, cpu: CPU, exit: WrMsr) -> None:
+        """The guest asks for kvmclock: have KVM do it, and follow guest time from now on."""
+        self._kvmclock = True
+        self._filter_msrs()
+        set_kvmclock(self._vm, self.make().clock)
+        try:
+            cpu.kvm.set_msrs({exit.index: exit.value})
+        except KVMError:
+            exit.fail()
+
     def _rebase(self, cpu: CPU, base: int) -> None:
         """IA32_APIC_BASE was written: KVM has to know, and the bus where the page stands."""
         cpu.regs.apic_base = base
@@ -282,9 +305,13 @@ class UserChipset:
                 )
 
 
-def follow(vm: VM, cpus: Sequence[CPU], clock: Clock) -> None:
-    """Set kvmclock to guest time, and the TSC offsets where this host keeps them."""
+def set_kvmclock(vm: VM, clock: Clock) -> None:
+    """Set KVM's paravirtual clock to guest time."""
     vm.set_clock({"clock": clock.now()})
+
+
+def set_tsc_offsets(cpus: Sequence[CPU], clock: Clock) -> None:
+    """Set the TSC offsets to what guest time makes of them, where this host keeps them."""
     if clock.tsc_movable:
         for cpu in cpus:
             set_tsc_offset(cpu, clock.vcpu_tsc_offset(cpu.index))

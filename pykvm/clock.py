@@ -312,6 +312,15 @@ class Clock:
             entries = self._queues.get(queue)
             return entries[0][0] if entries else None
 
+    def alarm(self, queue: int) -> int | None:
+        """When, by the host's clock, the earliest timer of `queue` comes due, or None."""
+        with self._lock:
+            entries = self._queues.get(queue)
+            if not entries:
+                return None
+            now = self._now()
+            return self._last_host + entries[0][0] - now
+
     def run_due(self, queue: int) -> int:
         """Run what is due by now in `queue`, earliest first, and return how many that was.
 
@@ -322,9 +331,11 @@ class Clock:
         entries = self._queues.get(queue)
         if not entries:
             return 0
-        now = self.now()
+        now = None
         for done in range(BATCH):
             with self._lock:
+                if now is None:
+                    now = self._now()
                 if not entries or entries[0][0] > now:
                     return done
                 when, _, timer = entries.pop(0)

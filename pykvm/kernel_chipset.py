@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.bus import Placement, Space
-from pykvm.chipset import follow
+from pykvm.chipset import set_kvmclock, set_tsc_offsets
 from pykvm.errors import ConfigError
 from pykvm.interrupts.source import Source
 from pykvm.timekeeper import Timers
@@ -340,7 +340,8 @@ class KernelChipset:
             self._vm.set_pit2(self._pit)
         self._lapics, self._pit = [], None
         if self.timekeeper is not None:
-            follow(self._vm, self._cpus, self.timekeeper.clock)
+            set_kvmclock(self._vm, self.timekeeper.clock)
+            set_tsc_offsets(self._cpus, self.timekeeper.clock)
 
     # -- MSRs: all of them are the kernel's --------------------------------------------------
 

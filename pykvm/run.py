@@ -62,7 +62,10 @@ class Interrupts(Protocol):
     can_start: bool
 
     def run_timers(self, cpu: CPU) -> None:
-        """Run the timers of `cpu` that are due, and set its alarm for the next."""
+        """Run the timers of `cpu` that are due."""
+
+    def set_alarm(self, cpu: CPU) -> None:
+        """Before `cpu` enters the guest: have it come out when its next timer is due."""
 
     def next_timer(self, cpu: CPU) -> float | None:
         """When the next timer of `cpu` is due, in seconds of the host's monotonic clock."""
@@ -205,6 +208,7 @@ class Run:
         if interrupts is None:
             return None
         interrupts.run_timers(cpu)
+        interrupts.set_alarm(cpu)
         ending = self._take_init(cpu) or (self._wait(cpu) if cpu.parked else None)
         if ending is None:
             interrupts.serve(cpu)
@@ -242,6 +246,7 @@ class Run:
                 return ending
             if interrupts is not None and interrupts.awake(cpu):
                 if not interrupts.start(cpu):
+                    interrupts.set_alarm(cpu)
                     return None
                 ending = self._take_init(cpu)
                 if ending is not None:
@@ -253,8 +258,11 @@ class Run:
                 self._idle.add(cpu.index)
                 try:
                     if not cpu.core.attention and self._ending is None and not self._errors:
-                        if self._all_idle() and not self._skip_ahead():
-                            return self._halted_for_good()
+                        if self._all_idle():
+                            if not self._can_wake():
+                                return self._halted_for_good()
+                            if self._skip_ahead():
+                                continue
                         self._changed.wait(self._patience(cpu, deadline))
                 finally:
                     self._idle.discard(cpu.index)
@@ -266,13 +274,15 @@ class Run:
             cpu.core.attention for cpu in self._cpus
         )
 
+    def _can_wake(self) -> bool:
+        """All are idle: whether anything can still wake one."""
+        return self.interrupts is not None and self.interrupts.can_wake(self._cpus)
+
     def _skip_ahead(self) -> bool:
-        """All are idle: whether anything can still wake one, to which a warping clock jumps."""
-        interrupts = self.interrupts
-        if interrupts is None or not interrupts.can_wake(self._cpus):
+        """All are idle: whether a warping clock has jumped to what wakes one of them."""
+        if self.interrupts is None or not self.interrupts.warp():
             return False
-        if interrupts.warp():
-            self._changed.notify_all()
+        self._changed.notify_all()
         return True
 
     def _patience(self, cpu: CPU, deadline: float | None) -> float | None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 __all__ = ["Timekeeper", "Timers"]
 
 _SECOND = 1e9
-_PATIENCE = 1_000_000  # ns
 
 # How often to look, in ns, whether the guest has lowered CR8 for an interrupt that waits for it:
 # not every KVM has an exit for that.
@@ -32,13 +31,15 @@ class Timers:
         self.clock.run_due(cpu.index)
         # Those that came due called the vCPU that is looking already.
         cpu.heed()
-        due = self.clock.next_deadline(cpu.index)
-        cpu.set_alarm(None if due is None else self.clock.host_deadline(due))
+
+    def set_alarm(self, cpu: CPU) -> None:
+        """See `pykvm.run.Interrupts`."""
+        cpu.set_alarm(self.clock.alarm(cpu.index))
 
     def next_timer(self, cpu: CPU) -> float | None:
         """See `pykvm.run.Interrupts`."""
-        due = self.clock.next_deadline(cpu.index)
-        return None if due is None else self.clock.host_deadline(due) / _SECOND
+        alarm = self.clock.alarm(cpu.index)
+        return None if alarm is None else alarm / _SECOND
 
 
 class Timekeeper(Timers):
@@ -66,14 +67,15 @@ class Timekeeper(Timers):
         self._nmi_source = nmi_source
         self._on_warp = on_warp
 
-    def run_timers(self, cpu: CPU) -> None:
+    def set_alarm(self, cpu: CPU) -> None:
         """See `pykvm.run.Interrupts`."""
-        super().run_timers(cpu)
         if self._injectors[cpu.index].held_by_priority:
             # Some KVMs have no exit for a CR8 that falls (KVM_EXIT_SET_TPR): look again soon.
             due = self.clock.next_deadline(cpu.index)
-            soon = self.clock.now() + _PATIENCE
+            soon = self.clock.now() + _PRIORITY_CHECK
             cpu.set_alarm(self.clock.host_deadline(soon if due is None else min(due, soon)))
+        else:
+            cpu.set_alarm(self.clock.alarm(cpu.index))
 
     def reset_by_init(self, cpu: CPU) -> bool:
         """See `pykvm.run.Interrupts`."""
@@ -98,14 +100,19 @@ class Timekeeper(Timers):
 
     def can_wake(self, cpus: Sequence[CPU]) -> bool:
         """See `pykvm.run.Interrupts`."""
-        halted = [cpu for cpu in cpus if not cpu.parked]
-        if not any(self._injectors[cpu.index].interrupts_on for cpu in halted):
-            return bool(halted) and self._nmi_source() and self._may_wake(cpus)
-        return self._may_wake(cpus)
+        halted = False
+        for cpu in cpus:
+            if not cpu.parked:
+                halted = True
+                if self._injectors[cpu.index].interrupts_on:
+                    return self._may_wake(cpus)
+        return halted and self._nmi_source() and self._may_wake(cpus)
 
     def _may_wake(self, cpus: Sequence[CPU]) -> bool:
-        timers = any(self.clock.next_deadline(cpu.index) is not None for cpu in cpus)
-        return timers or self._waits_for_host()
+        for cpu in cpus:
+            if self.clock.next_deadline(cpu.index) is not None:
+                return True
+        return self._waits_for_host()
 
     def warp(self) -> bool:
         """See `pykvm.run.Interrupts`."""

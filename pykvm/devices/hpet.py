@@ -81,9 +81,10 @@ _ONES64 = (1 << 64) - 1
 class _Output:
     """An IRQ: what the timers and, behind them, another device make of one line."""
 
-    __slots__ = ("behind", "level", "line")
+    __slots__ = ("behind", "irq", "level", "line")
 
-    def __init__(self, line: InterruptLine) -> None:
+    def __init__(self, irq: int, line: InterruptLine) -> None:
+        self.irq = irq
         self.line = line
         self.level = False
         #: What the device drives it to whose interrupt legacy replacement takes away.
@@ -105,7 +106,7 @@ class _Behind:
     def set(self, level: bool) -> None:
         """Drive it; it comes through unless legacy replacement has the IRQ."""
         self._output.behind = level
-        self._hpet.update()
+        self._hpet.update_line(self._output)
 
 
 class HpetTimer:
@@ -239,7 +240,7 @@ class Hpet:
         # Re-entrant: an interrupt line may well come back to this device.
         self._lock = threading.RLock()
         lines = lines or {}
-        self._outputs = {irq: _Output(line) for irq, line in lines.items()}
+        self._outputs = {irq: _Output(irq, line) for irq, line in lines.items()}
         self._legacy_capable = all(irq in lines for irq in LEGACY_IRQS)
         self._routes = sum(1 << irq for irq in lines if irq not in LEGACY_IRQS)
         self.timers = tuple(HpetTimer(number) for number in range(TIMERS))
@@ -444,12 +445,28 @@ class Hpet:
     def update(self) -> None:
         """Drive every line to what the timers and the devices behind them make of it."""
         with self._lock:
-            legacy = self.legacy
-            high = [
-                self._output(timer)
-                for timer in self.timers
-                if timer.status and timer.config & INT_ENB_CNF and self._halted_at is None
-            ]
-            for irq, output in self._outputs.items():
-                behind = output.behind and not (legacy and irq in LEGACY_IRQS)
-                output.drive(behind or output in high)
+            high = self._high()
+            for output in self._outputs.values():
+                self._drive(output, high)
+
+    def update_line(self, output: _Output) -> None:
+        """Drive one line: the device behind it has driven its own."""
+        with self._lock:
+            self._drive(output, self._high())
+
+    def _high(self) -> list[_Output | None]:
+        """The outputs that timers hold high."""
+        if self._halted_at is not None:
+            return []
+        return [
+            self._output(timer)
+            for timer in self.timers
+            if timer.status and timer.config & INT_ENB_CNF
+        ]
+
+    def _drive(self, output: _Output, high: list[_Output | None]) -> None:
+        level = output.behind and not (self.legacy and output.irq in LEGACY_IRQS)
+        level = level or output in high
+        if level != output.level:
+            output.level = level
+            output.line.set(level)

@@ -244,7 +244,8 @@ class ApicCore:
             return True
         if not self._base & reg.BASE_ENABLE:
             return self._pins[0]
-        return any(self._pins[pin] and self._passes_extint(pin) for pin in (0, 1))
+        high = self._pins
+        return (high[0] and self._passes_extint(0)) or (high[1] and self._passes_extint(1))
 
     def acknowledge_extint(self) -> None:
         """Forget the ExtINT message, if there was one.  A pin stays as it is driven."""

@@ -222,12 +222,36 @@ class StructLayout:
 
     def store(self, value: Any, out: list[Any], where: str) -> None:
         """Append `value`, a record or a mapping, to `out` as flat values."""
+        if type(value) is dict and value.keys() <= self._zeros.keys():
+            # Most ioctls get a few fields: no record is made for them.
+            self._store_some(value, out, where)
+            return
         fields = self.fields_of(value, where)
         if self._loaders is None:
             out.extend(map(fields.__getitem__, self.names))
             return
         for step in self._steps:
             if step.store is None:
+                out.append(fields[step.name])
+            else:
+                step.store(fields[step.name], out, f"{where}.{step.name}")
+
+    @cached_property
+    def _zeros(self) -> dict[str, Values]:
+        """By field, the flat values that stand for it where all of its bytes are zero."""
+        values, zeros, at = self.packer.unpack(bytes(self.size)), {}, 0
+        for step in self._steps:
+            zeros[step.name] = values[at : at + step.width]
+            at += step.width
+        return zeros
+
+    def _store_some(self, fields: dict[str, Any], out: list[Any], where: str) -> None:
+        """Append `fields`, and zeros for those that are left out."""
+        zeros = self._zeros
+        for step in self._steps:
+            if step.name not in fields:
+                out.extend(zeros[step.name])
+            elif step.store is None:
                 out.append(fields[step.name])
             else:
                 step.store(fields[step.name], out, f"{where}.{step.name}")

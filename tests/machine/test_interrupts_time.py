@@ -161,8 +161,17 @@ def test_an_hour_takes_no_time(guest: MakeGuest) -> None:
     assert result.seconds < 2
 
 
+# MSR_KVM_SYSTEM_TIME_NEW: kvmclock's page is at 0x600, and it is on.
+START_KVMCLOCK = """
+    66 B9 01 4D 56 4B        mov ecx, 0x4b564d01
+    66 B8 01 06 00 00        mov eax, 0x601
+    66 31 D2                 xor edx, edx
+    0F 30                    wrmsr
+"""
+
+
 def test_kvmclock_agrees_on_the_hour(guest: MakeGuest) -> None:
-    machine = guest(SLEEP, clock="warp")
+    machine = guest(START_KVMCLOCK + SLEEP, clock="warp")
     listen(machine)
     poke(machine, HPET + 0x10, 1)
     machine.memory.write_u16(0x502, by_hpet(machine))
@@ -180,6 +189,17 @@ def test_kvmclock_agrees_on_the_hour(guest: MakeGuest) -> None:
     assert after_an_hour
     for before, kvmclock, after in after_an_hour:
         assert before - MS < kvmclock < after + MS
+    # pvclock_vcpu_time_info: the guest's own page says so too (system_time, at 16).
+    assert machine.memory.u64(0x610) >= HOUR
+
+
+def test_a_kvmclock_that_kvm_refuses_is_a_fault(guest: MakeGuest) -> None:
+    machine = guest("0F 30  wrmsr", clock="warp")
+    listen(machine)
+    # The address of the page is out of memory's reach: bit 63.
+    machine.vcpus[0].regs.rcx, machine.vcpus[0].regs.rax = 0x4B564D01, 1
+    machine.vcpus[0].regs.rdx = 1 << 31
+    assert machine.run(timeout=30).outcome is not Outcome.EXITED
 
 
 def test_without_a_deadline_there_is_nothing_to_skip_to(guest: MakeGuest) -> None:

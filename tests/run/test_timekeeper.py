@@ -44,6 +44,7 @@ class Board:
     def run_timers(self, index: int = 0) -> int | None:
         """Run them, and the alarm that was set."""
         self.keeper.run_timers(self.cpus[index])  # type: ignore[arg-type]
+        self.keeper.set_alarm(self.cpus[index])  # type: ignore[arg-type]
         return self.cpus[index].alarms[-1]
 
     def can_wake(self) -> bool:
