@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.boot.notes import XEN, XEN_ELFNOTE_PHYS32_ENTRY, read_notes
+from pykvm.boot.notes import (
+    XEN,
+    XEN_ELFNOTE_PHYS32_ENTRY,
+    read_notes,
+    unreadable_entry_note,
+)
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Entry, Image, Setup
@@ -21,11 +26,16 @@ PC = True
 
 
 def recognise(source: Source, request: Request) -> str | None:
-    """Return why this has no PVH entry, None if it has one."""
+    """Return why this has no PVH entry, None if it has one.
+
+    A file whose PVH note is damaged is one, too: it would come to grief as a bare program.
+    """
     del request
     for note in read_notes(source):
         if note.owner == XEN and note.type == XEN_ELFNOTE_PHYS32_ENTRY:
             return None
+    if unreadable_entry_note(source) is not None:
+        return None
     return "no ELF note of Xen's with a 32-bit entry"
 
 

@@ -21,7 +21,13 @@ from pykvm.boot.elf_segments import (
     place_segments,
 )
 from pykvm.boot.image import Entry, Image, Module
-from pykvm.boot.notes import LINUX, XEN, XEN_ELFNOTE_PHYS32_ENTRY, read_notes
+from pykvm.boot.notes import (
+    LINUX,
+    XEN,
+    XEN_ELFNOTE_PHYS32_ENTRY,
+    read_notes,
+    unreadable_entry_note,
+)
 from pykvm.boot.plan import Plan
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.x86.descriptors import flat_gdt
@@ -31,7 +37,7 @@ from pykvm.x86.state import Mode, protected_mode
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pykvm.boot.image import Setup
+    from pykvm.boot.image import Segment, Setup
     from pykvm.boot.source import Request, Source
     from pykvm.memory import GuestMemory
 
@@ -64,7 +70,7 @@ def read_kernel(source: Source, request: Request, *, protocol: str) -> Image:
     header = elf.read_header(source)
     loaded = loaded_headers(source, elf.read_program_headers(source, header))
     segments = place_segments(source, loaded, physical_addresses(loaded))
-    entry = _entry(source)
+    entry = _entry(source, segments)
     check_entry(source, entry, segments, loaded, field="XEN_ELFNOTE_PHYS32_ENTRY")
     bare.check_entry(source, Mode.PROTECTED, entry)
     linux = any(note.owner == LINUX for note in read_notes(source))
@@ -137,18 +143,34 @@ def _add_modules(plan: Plan, modules: Sequence[Module]) -> list[bytes]:
     return entries
 
 
-def _entry(source: Source) -> int:
-    """The address in the note.  Raises LoadError if it is no 4 or 8 bytes."""
+def _entry(source: Source, segments: Sequence[Segment]) -> int:
+    """The address in the note; of several, the first that lies in the kernel.
+
+    Raises LoadError if there is none, or none of 4 or 8 bytes.
+    """
+    entries = []
     for note in read_notes(source):
         if note.owner == XEN and note.type == XEN_ELFNOTE_PHYS32_ENTRY:
-            if len(note.desc) in (4, 8):
-                return int.from_bytes(note.desc, "little")
-            raise source.error(
-                f"PVH note (XEN_ELFNOTE_PHYS32_ENTRY) has {len(note.desc)} bytes; an address has "
-                "4 or 8",
-                hint="the file is damaged, or built wrongly: see .note sections in its source",
-            )
-    raise source.error("has no PVH note (XEN_ELFNOTE_PHYS32_ENTRY)")
+            if len(note.desc) not in (4, 8):
+                raise source.error(
+                    f"PVH note (XEN_ELFNOTE_PHYS32_ENTRY) has {len(note.desc)} bytes; an address "
+                    "has 4 or 8",
+                    hint="the file is damaged, or built wrongly: see .note sections in its source",
+                )
+            entries.append(int.from_bytes(note.desc, "little"))
+    for entry in entries:
+        if any(one.address <= entry < one.address + len(one.data) for one in segments):
+            return entry
+    if entries:
+        return entries[0]
+    place = unreadable_entry_note(source)
+    if place is None:
+        raise source.error("has no PVH note (XEN_ELFNOTE_PHYS32_ENTRY)")
+    raise source.error(
+        f"has a PVH note (XEN_ELFNOTE_PHYS32_ENTRY, owner Xen) that cannot be read: its type and "
+        f"owner stand at {place:#x}, with sizes or padding that make no note of it",
+        hint="pad name and description to 4 bytes each (.align 4); --boot elf starts it without",
+    )
 
 
 def _check_request(source: Source, request: Request) -> None:

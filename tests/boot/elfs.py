@@ -104,6 +104,18 @@ def elf(
     return header + headers + body + sections
 
 
+def sectioned(
+    content: bytes, *, type: int = 7, align: int = 4, bits: int = 64, code: bytes = HLT
+) -> bytes:
+    """An ELF file with `content` in a section, of notes by default, that is in no segment."""
+    shape = "<IIQQQQIIQQ" if bits == 64 else "<10I"
+    part = Part(code)
+    offset = len(elf(part, bits=bits))
+    section = struct.pack(shape, 0, type, 0, 0, offset, len(content), 0, 0, align, 0)
+    file = elf(part, bits=bits, e_shoff=offset + len(content), e_shnum=2)
+    return file + content + bytes(len(section)) + section
+
+
 def _sections(wide: bool, start: int, symbols: tuple[Sym, ...]) -> bytes:
     """The section headers (null, .symtab, .strtab) and then the two tables."""
     shape, symbol_size = ("<IIQQQQIIQQ", 24) if wide else ("<IIIIIIIIII", 16)

@@ -9,7 +9,8 @@ import struct
 from typing import Any
 
 import pytest
-from boot.elfs import ET_DYN, PT_DYNAMIC, Part, R, W, dynamic, elf
+from boot.elfs import ET_DYN, PT_DYNAMIC, Part, R, W, dynamic, elf, sectioned
+from boot.kernels import note
 
 from pykvm import boot
 from pykvm.boot.image import Setup
@@ -130,3 +131,15 @@ def test_a_pie_finds_its_pointers_relocated() -> None:
     )
     regs, _, _ = run(boot.load(image))
     assert (regs.rax, regs.rcx) == (0x10_1020, 0x1234_5678)
+
+
+def test_pvh_by_a_note_that_is_in_no_segment() -> None:
+    code = bytes.fromhex(
+        "8b 03"  # mov eax, [ebx]
+        "f4"  # hlt
+    )
+    regs, _, _ = run(
+        boot.load(sectioned(note("Xen", 18, bytes.fromhex("00001000")).data, code=code))
+    )
+    assert regs.rax == 0x336EC578  # XEN_HVM_START_MAGIC_VALUE
+    assert regs.rip == 0x10_0000 + len(code)

@@ -47,6 +47,36 @@ def test_recognised_by_its_note(bits: int, size: int) -> None:
     assert image.kind == f"elf{bits}"
 
 
+def test_of_several_the_first_that_lies_in_the_kernel() -> None:
+    far, near = (
+        note("Xen", 18, (9 * M).to_bytes(4, "little")),
+        note("Xen", 18, M.to_bytes(4, "little")),
+    )
+    assert boot.load(elf(Part(HLT * 64), far, near)).entry == M
+    with pytest.raises(LoadError, match="entry 0x900000 .* lies in no segment"):
+        boot.load(elf(Part(HLT * 64), far))
+
+
+def test_a_note_in_a_segment_padded_otherwise_than_declared() -> None:
+    before = note("GNU", 5, bytes(12)).data
+    both = Part(before + note("Xen", 18, M.to_bytes(8, "little")).data, 0, type=4, align=8)
+    image = boot.load(elf(Part(HLT * 64), both))
+    assert (image.protocol, image.entry) == ("pvh", M)
+
+
+def test_one_that_cannot_be_read_is_never_a_bare_program() -> None:
+    damaged = note("Xen", 18, M.to_bytes(4, "little")).data[:-1]
+    file = elf(Part(HLT * 64), Part(damaged, 0, type=4))
+    with pytest.raises(LoadError) as caught:
+        boot.load(file, name="k")
+    assert str(caught.value) == (
+        "k: has a PVH note (XEN_ELFNOTE_PHYS32_ENTRY, owner Xen) that cannot be read: its type and "
+        f"owner stand at {file.index(damaged) + 8:#x}, with sizes or padding that make no note of "
+        "it\npad name and description to 4 bytes each (.align 4); --boot elf starts it without"
+    )
+    assert boot.load(file, protocol="elf").protocol == "elf"
+
+
 def test_linux_comes_first_unless_it_is_32_bits_wide() -> None:
     xen = note("Xen", 18, (16 * M).to_bytes(8, "little"))
     assert boot.load(vmlinux(xen)).protocol == "linux"
