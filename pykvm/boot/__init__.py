@@ -18,6 +18,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
+from pykvm.boot.elf import ELFMAG
 from pykvm.boot.image import Entry, Image, Module, Range, Segment, Setup
 from pykvm.boot.notes import named_protocol
 from pykvm.boot.real_start import RealAddress
@@ -87,7 +88,18 @@ _MODULES = {
 }
 PROTOCOLS = tuple(_MODULES)
 # Asked in this order; the others take a file that another would take too, and want to be named.
-_ASKED = tuple(name for name in PROTOCOLS if name not in ("linux64", "linux32"))
+_ASKED = (
+    "linux",
+    "firmware",
+    "multiboot",
+    "multiboot2",
+    "pvh",
+    "elf",
+    "bootsector",
+    "flat",
+)
+# `elf` takes every ELF file that those before it leave.
+_ASKED_OF_ELF = ("linux", "multiboot", "multiboot2", "pvh", "elf")
 # Those that can be told where to start and where the stack is, by segments.
 _REAL_MODE = ("bootsector", "flat")
 
@@ -146,9 +158,11 @@ def _candidates(source: Source, protocol: str | None) -> tuple[str, ...]:
     """The protocols to ask: the one that the caller names, or the file itself, or else all."""
     if protocol is not None:
         return (protocol,)
+    if bytes(source.part(0, len(ELFMAG))) != ELFMAG:
+        return _ASKED
     named = named_protocol(source)
     if named is None:
-        return _ASKED
+        return _ASKED_OF_ELF
     if named not in PROTOCOLS:
         raise source.error(
             f"names the boot protocol {named!r} (note of owner pykvm), and there is none",

@@ -4,21 +4,26 @@ The image is read-only memory that ends at 4 GiB.  Its last 128 KiB, or all of a
 the RAM below 1 MiB too, as a PC's chipset shows them there; firmware works in that copy, its
 shadow.  The first instruction is the one at FFFFFFF0, in real mode with F000:FFF0 in CS:IP.
 
-Nothing in such a file says that it is one.  It is taken for firmware if its size is a multiple of
-64 KiB, at most 16 MiB, and a jump stands at the reset vector, 16 bytes before its end; an image for
-which a mode or an address is given is flat.
+A file is taken for firmware by its size and by what stands 16 bytes before its end, where the
+processor starts: code that jumps into the shadow (`pykvm.boot.reset_vector`).  A multiple of 64 KiB
+up to 16 MiB is a size that any firmware has.  UEFI's, known by its volume header or the table at
+its end, may be any multiple of 4 KiB.  An image for which a mode or an address is given is flat.
 
 What else firmware needs to know it asks fw_cfg; see `pykvm.boot.fw_cfg_items`.
 
-Sources: SDM 3A 10.1.4 "First Instruction Executed"; Intel 82441FX data sheet (290549), 4.1.
+Sources: SDM 3A 10.1.4 "First Instruction Executed"; Intel 82441FX data sheet (290549), 4.1; UEFI
+Platform Initialization 1.7 volume 3, 3.2.1; EDK II, OvmfPkg/ResetVector (the table of GUIDs).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm.boot.elf import ELFMAG
 from pykvm.boot.image import Entry, Image, Range, Segment
+from pykvm.boot.linux_header import missing_header
 from pykvm.boot.placement import FreeMemory, describe, ram_ranges
+from pykvm.boot.reset_vector import VECTOR_SIZE, escape
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError, LoadError
 from pykvm.sizes import format_size
@@ -35,15 +40,21 @@ NAME = "firmware"
 PC = True
 
 BLOCK = 64 << 10
+PAGE = 4 << 10
 LARGEST = 16 << 20
 SHADOW_LARGEST = 128 << 10
 SHADOW_END = 1 << 20
 FOUR_GIB = 1 << 32
-RESET_VECTOR = FOUR_GIB - 16
+RESET_VECTOR = FOUR_GIB - VECTOR_SIZE
 
-# JMP ptr16:16, JMP rel16, JMP rel8 (SDM 2A, "JMP"); some images have a NOP or two before it.
-_JUMPS = b"\xea\xe9\xeb"
-_NOP = b"\x90"
+# EFI_FIRMWARE_VOLUME_HEADER: the signature behind the zero vector, the GUID and the length.
+_FVH, _FVH_OFFSET = b"_FVH", 0x28
+# 96b582de-1fb2-45f7-baea-a366c55a082d ends OVMF's table, 32 bytes before the image does.
+_TABLE_END = bytes.fromhex("de82b596b21ff745baeaa366c55a082d")
+_TABLE_END_OFFSET = 48
+
+# What fills images where nothing is.
+_FILLERS = (bytes(4), b"\xff" * 4)
 
 
 def recognise(source: Source, request: Request) -> str | None:
@@ -52,15 +63,32 @@ def recognise(source: Source, request: Request) -> str | None:
         return None
     if request.mode is not None or request.address is not None:
         return "a mode or an address is given"
+    if bytes(source.part(0, len(ELFMAG))) == ELFMAG or missing_header(source) is None:
+        return "its start makes it a kernel"
     size = len(source)
-    if not size or size % BLOCK or size > LARGEST:
+    if not size or size > LARGEST or size % (PAGE if _is_uefi(source) else BLOCK):
         return f"{size:#x} bytes are not a multiple of 64 KiB up to 16 MiB"
-    end = bytes(source.part(size - 16, 16))
-    code = end.lstrip(_NOP)
-    if code[:1] not in _JUMPS or not code:
-        start = end[:5].hex(" ")
+    vector = bytes(source.part(size - VECTOR_SIZE, VECTOR_SIZE))
+    target = escape(vector, min(size, SHADOW_LARGEST))
+    if target is None:
+        start = vector[:5].hex(" ")
         return f"no jump stands at the reset vector, 16 bytes before its end, but {start}"
+    if _is_multiboot(source) and bytes(source.part(size + target, 4)) in _FILLERS:
+        return "its header makes it a multiboot kernel"
     return None
+
+
+def _is_uefi(source: Source) -> bool:
+    table = source.part(len(source) - _TABLE_END_OFFSET, len(_TABLE_END))
+    return source.part(_FVH_OFFSET, len(_FVH)) == _FVH or table == _TABLE_END
+
+
+def _is_multiboot(source: Source) -> bool:
+    """Whether a multiboot kernel starts the file; U-Boot's ROM is one, too."""
+    from pykvm.boot import multiboot, multiboot2
+
+    headers = (multiboot.find_header(source), multiboot2.find_header(source))
+    return any(header is not None and header.is_in_reach for header in headers)
 
 
 def load(source: Source, request: Request) -> Image:
@@ -69,9 +97,9 @@ def load(source: Source, request: Request) -> Image:
     Raises LoadError for a size that no firmware has, or a mode or an address beside `boot`.
     """
     size = len(source)
-    if size % BLOCK:
+    if size % PAGE:
         raise source.error(
-            f"is no firmware image: {size} ({size:#x}) bytes are not a multiple of 64 KiB",
+            f"is no firmware image: {size} ({size:#x}) bytes are not a multiple of 4 KiB",
             hint=f"pad it in front to {-(-size // BLOCK) * BLOCK} bytes",
         )
     if size > LARGEST:

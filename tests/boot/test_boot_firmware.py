@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boot.elfs import elf
+from boot.kernels import bzimage
+from boot.multiboots import header1
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +22,8 @@ from pykvm.x86.state import Mode, reset
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 JUMP = bytes.fromhex("ea 5b e0 00 f0")
+# 96b582de-1fb2-45f7-baea-a366c55a082d
+OVMF_TABLE_END = "de82b596 b21f f745 baeaa366c55a082d"
 
 
 def bios(size: int = 64 * K, vector: bytes = JUMP) -> bytes:
@@ -46,9 +51,63 @@ class TestRecognised:
         (segment,) = image.segments
         assert (segment.address, segment.size, segment.writable) == (4 * G - size, size, False)
 
-    @pytest.mark.parametrize("vector", ["ea 5b e0 00 f0", "e9 0d 00", "eb c8", "90 90 e9 00 f0"])
-    def test_by_any_jump(self, vector: str) -> None:
+    @pytest.mark.parametrize(
+        "vector",
+        [
+            "ea 5b e0 00 f0",  # jmp f000:e05b
+            "e9 0d 00",  # jmp 0000, past the end of the segment
+            "eb c8",  # jmp ffba
+            "90 90 e9 00 f0",  # nop; nop; jmp efe5
+            "fa fc e9 0b f8 ff ff",  # cli; cld; jmp f800: U-Boot
+            "0f 20 c0 a8 01 74 05 e9 28 ff",  # mov eax, cr0; test al, 1; jz; jmp: OVMF
+            "0f 09 e9 00 f0",  # wbinvd; jmp eff5: EDK II
+            "66 89 c5 66 e9 00 f0 ff ff",  # mov ebp, eax; jmp eff9
+            "b0 01 e6 80 eb c8",  # mov al, 1; out 0x80, al; jmp ffbe
+        ],
+    )
+    def test_by_code_that_jumps_away(self, vector: str) -> None:
         assert boot.load(bios(vector=bytes.fromhex(vector))).protocol == "firmware"
+
+    @pytest.mark.parametrize(
+        "vector",
+        [
+            "ea 5b e0 00 07",  # jmp 0700:e05b, which is not the image
+            "ea 5b e0 00 e0",  # jmp e000:e05b, below a shadow of 64 KiB
+            "90 90 90 90 90 90 90 90 90 90 90 90 90 90 e9 00",  # cut off
+            "fa f4 e9 00 f0",  # cli; hlt; jmp
+            "e8 00 f0",  # call
+            "ff ff ff ff",
+        ],
+    )
+    def test_not_by_code_that_does_not(self, vector: str) -> None:
+        with pytest.raises(LoadError, match="no jump stands at the reset vector"):
+            boot.load(bios(vector=bytes.fromhex(vector)), name="bios.rom")
+
+    @pytest.mark.parametrize("mark", [(0x28, b"_FVH"), (-48, bytes.fromhex(OVMF_TABLE_END))])
+    def test_uefi_has_any_number_of_pages(self, mark: tuple[int, bytes]) -> None:
+        image = bytearray(bios(68 * K))
+        at = mark[0] % len(image)
+        with pytest.raises(LoadError, match="not a multiple of 64 KiB"):
+            boot.load(bytes(image), name="bios.rom")
+        image[at : at + len(mark[1])] = mark[1]
+        assert boot.load(bytes(image)).protocol == "firmware"
+        with pytest.raises(LoadError, match="not a multiple of 64 KiB"):
+            boot.load(bytes(512) + bytes(image), name="bios.rom")
+
+    def test_a_kernel_is_not_firmware(self) -> None:
+        for kernel, protocol in ((bzimage(), "linux"), (elf(), "elf")):
+            file = kernel[:1024] + bios()[len(kernel[:1024]) :]
+            assert boot.load(file).protocol == protocol
+            assert boot.load(file, protocol="firmware").protocol == "firmware"
+
+    def test_a_multiboot_header_counts_unless_the_jump_leads_to_code(self) -> None:
+        # As in U-Boot's ROM, which boot loaders may load at 4 GiB less its size.
+        header = header1(1 << 16, 4 * G - 64 * K, 4 * G - 64 * K, 0, 0, 4 * G - 64 * K + 32)
+        image = bytearray(bios())
+        image[: len(header)] = header
+        assert boot.load(bytes(image)).protocol == "multiboot"
+        image[0xE05B:0xE05F] = b"\xfa\xfc\x31\xc0"
+        assert boot.load(bytes(image)).protocol == "firmware"
 
     @pytest.mark.parametrize(
         ("data", "reason"),
@@ -75,8 +134,12 @@ class TestRecognised:
     @pytest.mark.parametrize(
         ("data", "request_", "message"),
         [
-            (bytes(1000), {}, r"1000 \(0x3e8\) bytes are not a multiple of 64 KiB"),
-            (bytes(64 * K - 1), {}, "not a multiple of 64 KiB"),
+            (
+                bytes(1000),
+                {},
+                r"1000 \(0x3e8\) bytes are not a multiple of 4 KiB\npad it in front to 65536",
+            ),
+            (bytes(64 * K - 1), {}, "not a multiple of 4 KiB"),
             (bytes(16 * M + 64 * K), {}, "16.1 MiB, and there is room for 16 MiB"),
             (bios(), {"mode": Mode.LONG}, "no mode or address can be given"),
             (bios(), {"address": 0}, "no mode or address can be given"),

@@ -143,3 +143,16 @@ def test_pvh_by_a_note_that_is_in_no_segment() -> None:
     )
     assert regs.rax == 0x336EC578  # XEN_HVM_START_MAGIC_VALUE
     assert regs.rip == 0x10_0000 + len(code)
+
+
+def test_firmware_that_turns_interrupts_off_before_it_jumps() -> None:
+    image = bytearray(64 << 10)
+    for offset, code in (
+        (-16, "fa fc e9 0b f8"),  # cli; cld; jmp f800, as U-Boot does
+        (-0x800, "b0 2a f4"),  # mov al, 0x2a; hlt
+    ):
+        instructions = bytes.fromhex(code)
+        start = len(image) + offset
+        image[start : start + len(instructions)] = instructions
+    regs, _, _ = run(boot.load(bytes(image)))
+    assert (regs.rax & 0xFF, regs.rip) == (0x2A, 0xF803)
