@@ -2,7 +2,8 @@
 
 A header within the first 8 KiB of the file makes it a multiboot kernel.  It finds, by the address
 in EBX: memory sizes and map, its command line, its modules, its ELF section headers, and the boot
-loader's name.  No boot device, drives, APM or video mode: there are none.
+loader's name.  No boot device, drives, APM or video mode: there are none.  A kernel that asks for a
+video mode starts without, as under QEMU, and a remark says so.
 
 Where the specification leaves room this does as QEMU: the command lines start with the file's name,
 the information lies low in memory, modules always start a page, and follow the kernel.
@@ -110,12 +111,11 @@ def find_header(source: Source) -> Header | None:
 def load(source: Source, request: Request) -> Image:
     """Read the kernel.
 
-    Raises LoadError for a header that is misplaced or asks for what there is not, and for a file
-    that contradicts itself.
+    Raises LoadError for a header that is misplaced or requires what no specification knows, and for
+    a file that contradicts itself.
     """
     from pykvm.boot.multiboot_kernel import elf_kernel, image_of, is_elf
 
-    del request
     header = find_header(source)
     assert header is not None
     if not header.is_in_reach:
@@ -123,7 +123,7 @@ def load(source: Source, request: Request) -> Image:
             header.misplaced,
             hint="put its section first in the linker script; --boot elf starts it without",
         )
-    _check_flags(source, header)
+    remarks = _unmet(source, header, insisted=request.boot == NAME)
     if header.flags & MULTIBOOT_AOUT_KLUDGE:
         kernel = _flat_kernel(source, header)
     elif is_elf(source):
@@ -134,7 +134,7 @@ def load(source: Source, request: Request) -> Image:
             "clear), and is no ELF file that would",
             hint="set the bit and the address fields behind it, or boot the ELF file",
         )
-    return image_of(source, NAME, kernel)
+    return image_of(source, NAME, kernel._replace(remarks=remarks))
 
 
 def _flat_kernel(source: Source, header: Header) -> Kernel:
@@ -150,19 +150,29 @@ def _flat_kernel(source: Source, header: Header) -> Kernel:
     return flat_kernel(source, AddressFields(*fields), header.offset, entry)
 
 
-def _check_flags(source: Source, header: Header) -> None:
+def _unmet(source: Source, header: Header, *, insisted: bool) -> tuple[str, ...]:
+    """What the flags require and the kernel starts without.
+
+    Raises LoadError for flags that the specification does not know, unless `insisted`.
+    """
+    remarks = []
     if header.flags & MULTIBOOT_VIDEO_MODE:
-        raise source.error(
-            "its multiboot header requires a video mode (flag bit 2), and there is no video",
-            hint="clear the bit, and use the serial port",
+        remarks.append(
+            "its multiboot header asks for a video mode (flag bit 2); there is no video, and it "
+            "starts without"
         )
-    unknown = header.flags & REQUIRED & ~(MULTIBOOT_PAGE_ALIGN | MULTIBOOT_MEMORY_INFO)
+    known = MULTIBOOT_PAGE_ALIGN | MULTIBOOT_MEMORY_INFO | MULTIBOOT_VIDEO_MODE
+    unknown = header.flags & REQUIRED & ~known
     if unknown:
         bits = ", ".join(str(bit) for bit in range(16) if unknown >> bit & 1)
-        raise source.error(
-            f"its multiboot header requires what the specification does not know: flag bit {bits}",
-            hint="bits 0 to 2 are all there are below bit 16",
-        )
+        what = f"requires what the specification does not know: flag bit {bits}"
+        if not insisted:
+            raise source.error(
+                f"its multiboot header {what}",
+                hint=f"bits 0 to 2 are all there are below bit 16; --boot {NAME} starts it anyway",
+            )
+        remarks.append(f"its multiboot header {what}; it starts without")
+    return tuple(f"{source.name}: {remark}" for remark in remarks)
 
 
 def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
@@ -172,7 +182,7 @@ def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     lines that are no C strings.
     """
     from pykvm.boot.image import Entry
-    from pykvm.boot.multiboot_kernel import LOW, enter
+    from pykvm.boot.multiboot_kernel import LOW, enter, kernel_of
     from pykvm.boot.plan import Plan
     from pykvm.tables import Hardware
 
@@ -182,7 +192,7 @@ def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     place = plan.add("multiboot information", information)
     state = enter(plan, image.entry, MULTIBOOT_BOOTLOADER_MAGIC, place.start)
     plan.write()
-    return Entry(state, plan.layout, image.symbols)
+    return Entry(state, plan.layout, image.symbols, kernel_of(image).remarks)
 
 
 def _information(plan: Plan, image: Image, setup: Setup) -> bytes:

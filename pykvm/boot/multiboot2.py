@@ -1,8 +1,9 @@
 """Multiboot 2: kernels that GRUB's multiboot2 command starts in 32-bit protected mode.
 
-A header within the first 32 KiB of the file makes it one.  Its tags say what the kernel wants; a
-tag or a piece of information that there is none of here is refused by its name, unless the tag is
-marked optional.  EBX leads to the answer: command line, boot loader's name, modules, memory sizes
+A header within the first 32 KiB of the file makes it one.  Its tags say what the kernel wants.
+What the specification knows and a machine here has not (video, APM, network, EFI) the kernel starts
+without, and a remark says so unless the tag is marked optional.  What the specification does not
+know is refused.  EBX leads to the answer: command line, boot loader's name, modules, memory sizes
 and map, ELF section headers, ACPI's root pointer, and where a relocatable kernel was put.
 
 Source: Multiboot2 Specification 2.0.
@@ -82,13 +83,12 @@ def find_header(source: Source) -> Header | None:
 def load(source: Source, request: Request) -> Image:
     """Read the kernel.
 
-    Raises LoadError for a header that is misplaced or asks for what there is not, and for a file
-    that contradicts itself.
+    Raises LoadError for a header that is misplaced or requires what no specification knows, and for
+    a file that contradicts itself.
     """
     from pykvm.boot.multiboot2_header import read_kernel, read_wishes
     from pykvm.boot.multiboot_kernel import image_of
 
-    del request
     header = find_header(source)
     assert header is not None
     if not header.is_in_reach:
@@ -100,7 +100,7 @@ def load(source: Source, request: Request) -> Image:
         raise source.error(
             f"its multiboot2 header is for architecture {header.architecture}: pykvm runs i386 (0)"
         )
-    wishes = read_wishes(source, *header.tags)
+    wishes = read_wishes(source, *header.tags, insisted=request.boot == NAME)
     return image_of(source, NAME, read_kernel(source, header.offset, wishes))
 
 
@@ -113,7 +113,7 @@ def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     from pykvm.boot.image import Entry
     from pykvm.boot.multiboot2_header import relocated
     from pykvm.boot.multiboot2_information import information
-    from pykvm.boot.multiboot_kernel import LOW, enter
+    from pykvm.boot.multiboot_kernel import LOW, enter, kernel_of
     from pykvm.boot.plan import Plan
     from pykvm.tables import Hardware
 
@@ -124,4 +124,4 @@ def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     place = plan.add("multiboot information", tags)
     state = enter(plan, image.entry, MULTIBOOT2_BOOTLOADER_MAGIC, place.start)
     plan.write()
-    return Entry(state, plan.layout, image.symbols)
+    return Entry(state, plan.layout, image.symbols, kernel_of(image).remarks)

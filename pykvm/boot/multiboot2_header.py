@@ -76,17 +76,19 @@ class Tag(NamedTuple):
 
 
 class Wishes(NamedTuple):
-    """What the tags say of how to load the kernel."""
+    """What the tags say of how to load the kernel; `remarks` say what it has to do without."""
 
     addresses: AddressFields | None = None
     entry: int | None = None
     relocation: Relocation | None = None
+    remarks: tuple[str, ...] = ()
 
 
-def read_wishes(source: Source, start: int, end: int) -> Wishes:
+def read_wishes(source: Source, start: int, end: int, *, insisted: bool = False) -> Wishes:
     """Read the tags in the file from `start` to `end`.
 
-    Raises LoadError for tags that are no tags, and for one that is not optional and cannot be met.
+    Raises LoadError for tags that are no tags and, unless `insisted`, for one that is not optional
+    and asks for what the specification does not know.
     """
     wishes = Wishes()
     for tag in _tags(source, start, end):
@@ -101,10 +103,15 @@ def read_wishes(source: Source, start: int, end: int) -> Wishes:
         except _Unmet as unmet:
             if tag.optional:
                 continue
-            raise source.error(
-                f"its multiboot2 header's {name} tag requires {unmet}",
-                hint="mark the tag optional (bit 0 of its flags) if the kernel can do without",
-            ) from None
+            what = f"its multiboot2 header's {name} tag asks for {unmet}"
+            if not (unmet.is_known or insisted):
+                raise source.error(
+                    what,
+                    hint="mark the tag optional (bit 0 of its flags) if the kernel can do without; "
+                    "--boot multiboot2 starts it anyway",
+                ) from None
+            remark = f"{source.name}: {what}; it starts without"
+            wishes = wishes._replace(remarks=(*wishes.remarks, remark))
     return wishes
 
 
@@ -132,18 +139,22 @@ def _tags(source: Source, start: int, end: int) -> Iterator[Tag]:
 
 
 class _Unmet(Exception):
-    """A tag asks for what there is not, as the message says."""
+    """A tag asks for what there is not, as the message says; `is_known` to the specification."""
+
+    def __init__(self, what: str, *, is_known: bool = True) -> None:
+        super().__init__(what)
+        self.is_known = is_known
 
 
 def _read_requests(wishes: Wishes, tag: Tag) -> Wishes:
-    for number in tag.words:
-        if number not in TOLD:
-            name = INFORMATION.get(number)
-            raise _Unmet(
-                f"information that is not given: {name} (tag {number})"
-                if name
-                else f"information of a kind that is not known: tag {number}"
-            )
+    absent = [number for number in tag.words if number not in TOLD]
+    unknown = [number for number in absent if number not in INFORMATION]
+    if unknown:
+        numbers = ", ".join(map(str, unknown))
+        raise _Unmet(f"information of a kind that is not known: tag {numbers}", is_known=False)
+    if absent:
+        names = ", ".join(f"{INFORMATION[number]} (tag {number})" for number in absent)
+        raise _Unmet(f"information that is not given: {names}")
     return wishes
 
 
@@ -177,7 +188,7 @@ def _nothing(wishes: Wishes, tag: Tag) -> Wishes:
 
 
 def _unknown(wishes: Wishes, tag: Tag) -> Wishes:
-    raise _Unmet("what the specification does not know")
+    raise _Unmet("what the specification does not know", is_known=False)
 
 
 # By type: the tag's name, the words it has at least, and what it makes of the wishes.  Modules
@@ -213,7 +224,7 @@ def read_kernel(source: Source, offset: int, wishes: Wishes) -> Kernel:
         )
     else:
         kernel = elf_kernel(source, wishes.entry)
-    return kernel._replace(relocation=wishes.relocation)
+    return kernel._replace(relocation=wishes.relocation, remarks=wishes.remarks)
 
 
 def relocated(image: Image, memory: GuestMemory) -> tuple[Image, int | None]:

@@ -79,7 +79,8 @@ class Relocation(NamedTuple):
 class Kernel(NamedTuple):
     """A kernel file, read: its parts, where it starts and what else is known of it.
 
-    `symbols` gives those of an ELF file that was moved by so many bytes.
+    `symbols` gives those of an ELF file that was moved by so many bytes.  `remarks` say what its
+    header asks for and does not get.
     """
 
     segments: tuple[Segment, ...]
@@ -87,6 +88,7 @@ class Kernel(NamedTuple):
     sections: Sections | None = None
     symbols: Callable[[int], Symbols] = lambda bias: Symbols()
     relocation: Relocation | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class AddressFields(NamedTuple):

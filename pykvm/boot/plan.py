@@ -107,8 +107,10 @@ class Plan:
                     f"{self._image.name}: the firmware's {place} would lie outside the RAM",
                     hint="a PC has RAM from 0 to 1 MiB and beyond: give it more (--memory)",
                 )
-            self._take(place)
-            self.fill(place.start, piece.data)
+            # A kernel that is loaded over the BIOS data area has overwritten it.
+            if not any(segment.range.overlaps(place) for segment in self._image.segments):
+                self._take(place)
+                self.fill(place.start, piece.data)
         return tables
 
     def write(self) -> None:

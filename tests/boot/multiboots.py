@@ -38,7 +38,12 @@ def header2(*tags: bytes, end: bytes = END, architecture: int = 0, length: int =
 
 
 def kernel(
-    header: bytes, *, bits: int = 32, offset: int = 0, symbols: tuple[Sym, ...] = ()
+    header: bytes,
+    *,
+    bits: int = 32,
+    offset: int = 0,
+    symbols: tuple[Sym, ...] = (),
+    code: bytes = HLT * 16,
 ) -> bytes:
     """An ELF kernel at 1 MiB whose header starts its only segment; it is entered behind it.
 
@@ -48,7 +53,7 @@ def kernel(
     between = bytes(max(offset - first, -first % 8))
     return elf(
         Part(between, type=PT_NULL),
-        Part(header + HLT * 16, BASE),
+        Part(header + code, BASE),
         bits=bits,
         entry=BASE + len(header),
         symbols=symbols,

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from boot.elfs import ET_DYN, PT_DYNAMIC, Part, R, W, dynamic, elf, sectioned
 from boot.kernels import note
+from boot.multiboots import header1, header2, kernel, tag
 
-from pykvm import boot
+from pykvm import Machine, boot
 from pykvm.boot.image import Setup
 from pykvm.kvm import ExitReason, System
 from pykvm.memory import GuestMemory
@@ -156,3 +157,24 @@ def test_firmware_that_turns_interrupts_off_before_it_jumps() -> None:
         image[start : start + len(instructions)] = instructions
     regs, _, _ = run(boot.load(bytes(image)))
     assert (regs.rax & 0xFF, regs.rip) == (0x2A, 0xF803)
+
+
+@pytest.mark.parametrize(
+    ("header", "wish"),
+    [
+        (header1(7, *[0] * 5, 0, 1024, 768, 32), "multiboot header asks for a video mode"),
+        (
+            header2(tag(5, 1024, 768, 32)),
+            "multiboot2 header's framebuffer tag asks for a framebuff",
+        ),
+    ],
+)
+def test_a_kernel_that_wants_video_starts_without(header: bytes, wish: str) -> None:
+    code = bytes.fromhex(
+        "b0 2a"  # mov al, 0x2a
+        "e6 f4"  # out 0xf4, al
+    )
+    with Machine(kernel(header, code=code)) as machine:
+        result = machine.run(timeout=10)
+    assert result.exit_code == 0x2A
+    assert wish in result.notes[0]

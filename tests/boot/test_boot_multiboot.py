@@ -114,16 +114,37 @@ class TestFlags:
     def test_what_can_be_met_or_ignored(self, flags: int) -> None:
         assert boot.load(kernel(header1(flags))).protocol == "multiboot"
 
-    def test_a_video_mode_is_refused(self) -> None:
-        with pytest.raises(LoadError) as caught:
-            boot.load(kernel(header1(7, *[0] * 9)), name="k")
-        assert caught.value.message == (
-            "k: its multiboot header requires a video mode (flag bit 2), and there is no video"
+    def test_a_video_mode_it_starts_without_and_a_remark_says_so(self, memory: GuestMemory) -> None:
+        entry = boot.place(boot.load(kernel(header1(7, *[0] * 9)), name="k"), memory)
+        assert entry.remarks == (
+            "k: its multiboot header asks for a video mode (flag bit 2); there is no video, and it "
+            "starts without",
         )
+        # Bits 11 and 12: VBE and a framebuffer.
+        assert info1(memory, entry.state.rbx).flags & 0x1800 == 0
+
+    def test_else_there_are_no_remarks(self, memory: GuestMemory) -> None:
+        assert boot.place(boot.load(kernel(header1())), memory).remarks == ()
 
     def test_what_nobody_knows_is_refused_by_its_bits(self) -> None:
-        with pytest.raises(LoadError, match="does not know: flag bit 3, 15"):
+        with pytest.raises(LoadError, match="does not know: flag bit 3, 15") as caught:
             boot.load(kernel(header1(0x8009)))
+        assert caught.value.hint.endswith("--boot multiboot starts it anyway")
+
+    def test_unless_the_caller_insists(self, memory: GuestMemory) -> None:
+        image = boot.load(kernel(header1(0x8009)), name="k", protocol="multiboot")
+        assert boot.place(image, memory).remarks == (
+            "k: its multiboot header requires what the specification does not know: flag bit 3, "
+            "15; it starts without",
+        )
+
+
+def test_an_image_over_the_bios_data_area_stays_whole(memory: GuestMemory) -> None:
+    # The area is 0x15 bytes at 0x400.
+    file = flat(0x300, 0x300, 0, 0, 0x340, size=0x120)
+    entry = boot.place(boot.load(file), memory, Setup(hardware=Hardware()))
+    assert memory.read(0x300, len(file)) == file
+    assert "BDA" not in [place.name for place in entry.layout]
 
 
 class TestElf:

@@ -84,20 +84,47 @@ class TestTags:
     @pytest.mark.parametrize(
         ("wish", "what"),
         [
-            (tag(1, 6, 8), "information request tag requires information that is not given: "),
+            (tag(1, 6, 8), "information request tag asks for information that is not given: "),
             (tag(1, 6, 8), "not given: framebuffer info (tag 8)"),
-            (tag(1, 10), "not given: APM table (tag 10)"),
-            (tag(1, 0x1234), "information of a kind that is not known: tag 4660"),
-            (tag(4, 1), "flags tag requires a console, EGA text or a framebuffer"),
-            (tag(5, 1024, 768, 32), "framebuffer tag requires a framebuffer, and there is no"),
-            (tag(99), "type 99 tag requires what the specification does not know"),
+            (tag(1, 10, 17), "not given: APM table (tag 10), EFI memory map (tag 17)"),
+            (tag(4, 1), "flags tag asks for a console, EGA text or a framebuffer"),
+            (tag(5, 1024, 768, 32), "framebuffer tag asks for a framebuffer, and there is no"),
         ],
     )
-    def test_what_cannot_is_refused_by_its_name(self, wish: bytes, what: str) -> None:
+    def test_what_there_is_not_it_starts_without(
+        self, memory: GuestMemory, wish: bytes, what: str
+    ) -> None:
+        entry = boot.place(boot.load(kernel(header2(wish)), name="k"), memory)
+        (remark,) = entry.remarks
+        assert remark.startswith("k: its multiboot2 header's ")
+        assert what in remark
+        assert remark.endswith("; it starts without")
+        assert not {7, 8, 10, 17} & {kind for kind, _ in tags2(memory, entry.state.rbx)}
+
+    @pytest.mark.parametrize("wish", [tag(4, 1), tag(5, 1024, 768, 32), tag(1, 8), tag(99)])
+    def test_without_a_remark_if_the_tag_is_optional(
+        self, memory: GuestMemory, wish: bytes
+    ) -> None:
+        optional = wish[:2] + b"\1" + wish[3:]
+        assert boot.place(boot.load(kernel(header2(optional))), memory).remarks == ()
+
+    @pytest.mark.parametrize(
+        ("wish", "what"),
+        [
+            (tag(1, 8, 0x1234), "information of a kind that is not known: tag 4660"),
+            (tag(99), "type 99 tag asks for what the specification does not know"),
+        ],
+    )
+    def test_what_the_specification_does_not_know_is_refused(
+        self, memory: GuestMemory, wish: bytes, what: str
+    ) -> None:
         with pytest.raises(LoadError) as caught:
             boot.load(kernel(header2(wish)))
         assert what in caught.value.message
         assert caught.value.hint.startswith("mark the tag optional")
+        image = boot.load(kernel(header2(wish)), protocol="multiboot2")
+        (remark,) = boot.place(image, memory).remarks
+        assert what in remark
 
     @pytest.mark.parametrize(
         ("wish", "what"),
