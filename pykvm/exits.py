@@ -19,10 +19,10 @@ at the next KVM_RUN.  Without one a read gives all ones, as a bus that nobody dr
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pykvm.errors import ConfigError, StateError
+from pykvm.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,17 +96,13 @@ class RunPage:
 
 
 class _Decoded:
-    """The page that an exit was decoded from, which is no part of its value.
-
-    Not a field of `Exit`: in Python 3.10 every subclass with slots would have one of its own.
-    """
+    """The page that an exit was decoded from, which is no part of its value."""
 
     __slots__ = ("_page",)
     _page: RunPage
 
 
-@dataclass(frozen=True, slots=True)
-class Exit(_Decoded):
+class Exit(_Decoded, Frozen):
     """Base of every exit.  `reason` is the kernel's KVM_EXIT_ number."""
 
     reason: ClassVar[int]
@@ -126,23 +122,16 @@ class Exit(_Decoded):
         view = self._view()
         view[offset : offset + len(data)] = data
 
+    def __repr__(self) -> str:
+        names = type(self).__fields__
+        values = ", ".join(f"{name}={_hexadecimal(getattr(self, name))}" for name in names)
+        return f"{type(self).__name__}({values})"
+
 
 def _hexadecimal(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int):
         return repr(value)
     return hex(value) if value > 9 else str(value)
-
-
-def _fields(cls: type[Exit]) -> tuple[str, ...]:
-    names: tuple[str, ...] = vars(cls)["__match_args__"]
-    return names
-
-
-def _describe(exit: Exit) -> str:
-    values = ", ".join(
-        f"{name}={_hexadecimal(getattr(exit, name))}" for name in _fields(type(exit))
-    )
-    return f"{type(exit).__name__}({values})"
 
 
 def _answer_bytes(value: int | bytes, size: int, what: str) -> bytes:
@@ -155,26 +144,21 @@ def _answer_bytes(value: int | bytes, size: int, what: str) -> bytes:
     return bytes(value)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Unknown(Exit):
     """KVM_EXIT_UNKNOWN: the hardware left the guest for a reason that KVM does not know."""
 
     reason = 0
     hardware_exit_reason: int
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class ExceptionExit(Exit):
     """KVM_EXIT_EXCEPTION: an exception that KVM hands out (not used on x86 today)."""
 
     reason = 1
     exception: int
     error_code: int
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class IoIn(Exit):
     """KVM_EXIT_IO, in: the guest reads `count` times `size` bytes from a port.
 
@@ -185,7 +169,6 @@ class IoIn(Exit):
     port: int
     size: int
     count: int = 1
-    __repr__ = _describe
 
     def answer(self, value: int | bytes) -> None:
         """Give the guest its data: an int (little-endian), or bytes of size * count.
@@ -196,7 +179,6 @@ class IoIn(Exit):
         self._put(_IO.unpack_from(self._view(), PAYLOAD_OFFSET)[4], data)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class IoOut(Exit):
     """KVM_EXIT_IO, out: the guest wrote `data` to a port, `size` bytes at a time.
 
@@ -210,7 +192,6 @@ class IoOut(Exit):
     port: int
     size: int
     data: bytes
-    __repr__ = _describe
 
     @property
     def value(self) -> int:
@@ -227,7 +208,6 @@ class IoOut(Exit):
         )
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Hypercall(Exit):
     """KVM_EXIT_HYPERCALL: a hypercall that KVM_CAP_EXIT_HYPERCALL sends to user space."""
 
@@ -235,14 +215,12 @@ class Hypercall(Exit):
     nr: int
     args: tuple[int, ...]
     flags: int = 0
-    __repr__ = _describe
 
     def answer(self, result: int) -> None:
         """What the guest finds in RAX."""
         self._put(PAYLOAD_OFFSET + 56, (result & (1 << 64) - 1).to_bytes(8, "little"))
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Debug(Exit):
     """KVM_EXIT_DEBUG: a step, a breakpoint or a watchpoint that KVM_SET_GUEST_DEBUG asked for."""
 
@@ -251,25 +229,20 @@ class Debug(Exit):
     pc: int
     dr6: int
     dr7: int
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Hlt(Exit):
     """KVM_EXIT_HLT: the guest executed HLT (only without an in-kernel local APIC)."""
 
     reason = 5
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class MmioRead(Exit):
     """KVM_EXIT_MMIO, read: the guest reads `size` bytes where there is no memory."""
 
     reason = 6
     address: int
     size: int
-    __repr__ = _describe
 
     def answer(self, value: int | bytes) -> None:
         """Give the guest its data: an int (little-endian), or bytes of `size`.
@@ -280,7 +253,6 @@ class MmioRead(Exit):
         self._put(PAYLOAD_OFFSET + 8, data)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class MmioWrite(Exit):
     r"""KVM_EXIT_MMIO, write: the guest wrote `data` where there is no memory, or to a ROM.
 
@@ -291,7 +263,6 @@ class MmioWrite(Exit):
     reason = 6
     address: int
     data: bytes
-    __repr__ = _describe
 
     @property
     def size(self) -> int:
@@ -304,67 +275,52 @@ class MmioWrite(Exit):
         return int.from_bytes(self.data, "little")
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class IrqWindowOpen(Exit):
     """KVM_EXIT_IRQ_WINDOW_OPEN: the guest can take the interrupt it was asked to wait for."""
 
     reason = 7
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Shutdown(Exit):
     """KVM_EXIT_SHUTDOWN: a triple fault, as a rule."""
 
     reason = 8
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class FailEntry(Exit):
     """KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest with this state."""
 
     reason = 9
     hardware_entry_failure_reason: int
     cpu: int
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Interrupted(Exit):
     """KVM_EXIT_INTR: the vCPU was kicked out of the guest; nothing happened in it."""
 
     reason = 10
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class SetTpr(Exit):
     """KVM_EXIT_SET_TPR: the guest lowered CR8 (only without an in-kernel local APIC)."""
 
     reason = 11
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class TprAccess(Exit):
     """KVM_EXIT_TPR_ACCESS: an access to the TPR that KVM_TPR_ACCESS_REPORTING asked for."""
 
     reason = 12
     rip: int
     is_write: bool
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Nmi(Exit):
     """KVM_EXIT_NMI: an NMI for the host arrived in the guest."""
 
     reason = 16
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class InternalError(Exit):
     """KVM_EXIT_INTERNAL_ERROR: KVM gave up.
 
@@ -375,7 +331,6 @@ class InternalError(Exit):
     reason = 17
     suberror: int
     data: tuple[int, ...] = ()
-    __repr__ = _describe
 
     @property
     def instruction(self) -> bytes:
@@ -387,26 +342,21 @@ class InternalError(Exit):
         return raw[1 : 1 + raw[0]]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class SystemEvent(Exit):
     """KVM_EXIT_SYSTEM_EVENT: the guest asked the hypervisor for shutdown, reset or crash."""
 
     reason = 24
     type: int
     data: tuple[int, ...] = ()
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class IoapicEoi(Exit):
     """KVM_EXIT_IOAPIC_EOI: end of a level interrupt, for an IOAPIC in user space."""
 
     reason = 26
     vector: int
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Hyperv(Exit):
     """KVM_EXIT_HYPERV: a Hyper-V SynIC, hypercall or debugger event.
 
@@ -416,10 +366,8 @@ class Hyperv(Exit):
     reason = 27
     type: int
     data: bytes
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class RdMsr(Exit):
     """KVM_EXIT_X86_RDMSR: a read of a model-specific register that KVM left to user space.
 
@@ -430,7 +378,6 @@ class RdMsr(Exit):
     reason = 29
     index: int
     why: int
-    __repr__ = _describe
 
     def answer(self, value: int) -> None:
         """What the guest finds in EDX:EAX."""
@@ -442,7 +389,6 @@ class RdMsr(Exit):
         self._put(PAYLOAD_OFFSET, b"\1")
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class WrMsr(Exit):
     """KVM_EXIT_X86_WRMSR: a write of a model-specific register that KVM left to user space.
 
@@ -453,7 +399,6 @@ class WrMsr(Exit):
     index: int
     value: int
     why: int
-    __repr__ = _describe
 
     def accept(self) -> None:
         """Let the guest go on."""
@@ -464,32 +409,25 @@ class WrMsr(Exit):
         self._put(PAYLOAD_OFFSET, b"\1")
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class DirtyRingFull(Exit):
     """KVM_EXIT_DIRTY_RING_FULL: collect the dirty ring before going on."""
 
     reason = 31
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class BusLock(Exit):
     """KVM_EXIT_X86_BUS_LOCK: the guest locked the bus (KVM_CAP_X86_BUS_LOCK_EXIT)."""
 
     reason = 33
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Notify(Exit):
     """KVM_EXIT_NOTIFY: no event window for too long (KVM_CAP_X86_NOTIFY_VMEXIT)."""
 
     reason = 37
     flags: int
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class MemoryFault(Exit):
     """KVM_EXIT_MEMORY_FAULT: guest memory that the host cannot give; KVM_RUN failed with EFAULT."""
 
@@ -497,26 +435,22 @@ class MemoryFault(Exit):
     flags: int
     address: int
     size: int
-    __repr__ = _describe
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class UnknownReason(Exit):
     """An exit reason that this version of pykvm does not know, kept as it came."""
 
     number: int
     payload: bytes
-    __repr__ = _describe
 
 
-# A frozen dataclass pays dearly for every field that its __init__ sets.  The four exits that come
-# by the million are made without it: the slots are set as the class itself would.
+# The four exits that come by the million are made past __init__: it pays dearly for every field.
 _new = object.__new__
 _set_page: _Setter = vars(_Decoded)["_page"].__set__
 
 
 def _setters(cls: type[Exit]) -> Iterator[_Setter]:
-    for name in _fields(cls):
+    for name in cls.__fields__:
         yield getattr(cls, name).__set__
 
 

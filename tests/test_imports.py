@@ -30,7 +30,7 @@ ROWS = (
     ("bus", "clock", "memory", "tables"),
     ("exits", "guest_debug", "msr_exits", "tsc"),
     ("kvm", "x86", "_core"),
-    ("sizes",),
+    ("frozen", "sizes"),
     ("errors",),
 )
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}

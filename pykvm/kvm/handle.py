@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import warnings
+from array import array
 from errno import E2BIG
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -256,8 +257,8 @@ class Attributes(Handle):
         KVM_GET_DEVICE_ATTR, api.rst 4.80; capabilities as for `has_device_attr`.
         """
         # Room for a kernel that writes more than the caller thinks.
-        data = bytearray(max(size, _ATTRIBUTE_ROOM))
-        value = {"group": group, "attr": attr, "addr": address_of(data)}
+        data = array("B", bytes(max(size, _ATTRIBUTE_ROOM)))
+        value = {"group": group, "attr": attr, "addr": data.buffer_info()[0]}
         self.ioctl_write(uapi.KVM_GET_DEVICE_ATTR, uapi.kvm_device_attr, value)
         return int.from_bytes(data[:size], "little")
 
@@ -267,7 +268,7 @@ class Attributes(Handle):
         Raises KVMError: ENXIO where there is no such attribute, EINVAL for its value.
         KVM_SET_DEVICE_ATTR, api.rst 4.80; capabilities as for `has_device_attr`.
         """
-        data = bytearray(bytes_of(value, size) if isinstance(value, int) else value)
-        data = data.ljust(_ATTRIBUTE_ROOM, b"\0")
-        fields = {"group": group, "attr": attr, "addr": address_of(data)}
+        content = bytes_of(value, size) if isinstance(value, int) else bytes(value)
+        data = array("B", content.ljust(_ATTRIBUTE_ROOM, b"\0"))
+        fields = {"group": group, "attr": attr, "addr": data.buffer_info()[0]}
         self.ioctl_write(uapi.KVM_SET_DEVICE_ATTR, uapi.kvm_device_attr, fields)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from typing import Any
 
@@ -94,8 +93,8 @@ def test_every_class_is_frozen_slotted_and_tried_above() -> None:
     assert {type(exit) for exit, _ in CASES} == set(exits.EXITS)
     for exit, _ in CASES:
         assert not hasattr(exit, "__dict__")
-        for name in [field.name for field in dataclasses.fields(exit)]:
-            with pytest.raises(dataclasses.FrozenInstanceError):
+        for name in type(exit).__fields__:
+            with pytest.raises(AttributeError):
                 setattr(exit, name, 1)
         assert hash(exit) == hash(exit)
 
