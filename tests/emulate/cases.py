@@ -15,14 +15,21 @@ __all__ = ["ALL", "NOT_IN_RING_0", "Case", "Operands", "comparable", "identity",
 
 OPERAND = DATA + 0x40
 
-# What the processor family leaves undefined (SDM 2, each instruction).
-# Of RFLAGS, and of x87's status word.
+# What the manuals leave undefined of RFLAGS (SDM 2, each instruction).
 AF_PF = RFLAGS.AF | RFLAGS.PF
-UNDEFINED = {
-    "": (0, 0),
-    "af pf": (AF_PF, 0),
-    "af pf sf": (AF_PF | RFLAGS.SF, 0),
-    "c0 c2 c3": (0, 0x4500),
+UNDEFINED = {"": 0, "af pf": AF_PF, "af pf sf": AF_PF | RFLAGS.SF}
+# Of x87's status word C0, C2 and C3 are undefined after every instruction but these.
+C0_C2_C3 = 0x4500
+CONDITIONS_DEFINED = {
+    *("fxam", "ftst", "fcom", "fcompp", "fcomi", "fucomip", "fninit"),
+    *("fnstenv", "fldenv", "fnsave", "frstor", "fnstenv16", "fnsave16"),
+}
+# Where the operand in memory has FOP, FIP and FDP with their selectors: processors differ in what
+# they keep of them (CPUID.7.0:EBX[13], CPUID.80000008H:EBX[2]; SDM 1 8.1.8, 13.5.1, APM 2 11.5).
+POINTERS = {
+    **dict.fromkeys(("fnstenv", "fnsave"), (12, 28)),
+    **dict.fromkeys(("fnstenv16", "fnsave16"), (6, 14)),
+    **dict.fromkeys(("xsave", "xsave64", "xsaveopt", "xsavec"), (6, 24)),
 }
 
 # By group, the extension that the host's processor needs: name, bytes, undefined flags.
@@ -158,7 +165,7 @@ CASES = {
         fmul            d8 c9
         fdiv            d8 f1
         fdivrp          de f1
-        fsqrt           d9 fa                         c0 c2 c3
+        fsqrt           d9 fa
         fabs            d9 e1
         fchs            d9 e0
         fxch            d9 c9
@@ -312,7 +319,7 @@ class Case(NamedTuple):
     group: str
     name: str
     code: bytes
-    undefined: tuple[int, int]
+    undefined: int
 
 
 def parse() -> list[Case]:
@@ -412,10 +419,16 @@ X87_FLAGS = 0x23F
 def comparable(outcome: Outcome, case: Case) -> Outcome:
     xsave = bytearray(outcome.xsave)
     xsave[24] &= ~MXCSR_FLAGS & 0xFF
-    flags, condition = case.undefined
-    status = int.from_bytes(xsave[2:4], "little") & ~(X87_FLAGS | condition)
+    status = int.from_bytes(xsave[2:4], "little") & ~X87_FLAGS
+    if case.group == "x87" and case.name not in CONDITIONS_DEFINED:
+        status &= ~C0_C2_C3
     xsave[2:4] = status.to_bytes(2, "little")
-    return outcome._replace(flags=outcome.flags & ~flags, xsave=bytes(xsave))
+    memory = bytearray(outcome.memory)
+    first, behind = (OPERAND - DATA + at for at in POINTERS.get(case.name, (0, 0)))
+    memory[first:behind] = bytes(behind - first)
+    return outcome._replace(
+        flags=outcome.flags & ~case.undefined, xsave=bytes(xsave), memory=bytes(memory)
+    )
 
 
 def identity(case: Case) -> str:
