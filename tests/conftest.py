@@ -6,13 +6,12 @@ serves the doctests in pykvm/ too.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from support.guest import guest
 from support.pc import pc
@@ -25,8 +24,16 @@ BUILD_TOOLS = ("make", "gcc", "ld")
 # --doctest-modules would import these once more, and find another folder's `conftest` instead.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 
-# Machines that run tests are busy: no example fails for being slow.  CI repeats the same examples.
-settings.register_profile("pykvm", deadline=None, derandomize="CI" in os.environ)
+# Every run tries new examples, in CI too, where Hypothesis by itself would repeat the same ones for
+# ever.  A failure prints the seed of its run (--hypothesis-seed) and the example (print_blob).
+# Machines that run tests are busy: no example fails for being slow.
+settings.register_profile(
+    "pykvm",
+    derandomize=False,
+    print_blob=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("pykvm")
 
 
