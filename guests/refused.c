@@ -16,6 +16,8 @@ void on_exception(struct frame *frame)
         breakpoints++;
 }
 
+#define CPUID_1_ECX_CX16 (1u << 13)
+
 static uint64_t count_bits(uint64_t value)
 {
     uint64_t bits;
@@ -81,7 +83,10 @@ int main(void)
     write_cr4(read_cr4() | CR4_OSFXSR | CR4_OSXMMEXCPT);
 
     uint64_t bits = count_bits(0x123456789abcdef0);
-    int exchanged = exchange(pair, 1, 2, 3, 4) && !exchange(pair, 1, 2, 5, 6);
+    /* Where CPUID does not show it, it is #UD. */
+    int has_exchange = !!(cpuid(1, 0).ecx & CPUID_1_ECX_CX16);
+    int exchanged = !has_exchange ||
+                    (exchange(pair, 1, 2, 3, 4) && !exchange(pair, 1, 2, 5, 6));
     unsigned product = dot_product(a, b), root = square_root(1764);
     __asm__("mov %%cs, %0" : "=r"(cs));
     unsigned limit = segment_limit(cs);
@@ -89,7 +94,8 @@ int main(void)
     __asm__ volatile("int3");
 
     print("popcnt: %lu bits\n", bits);
-    print("cmpxchg16b: %lu, %lu\n", pair[0], pair[1]);
+    if (has_exchange)
+        print("cmpxchg16b: %lu, %lu\n", pair[0], pair[1]);
     print("mulps, haddps: %u\n", product);
     print("fsqrt: %u\n", root);
     print("lsl: 0x%x\n", limit);

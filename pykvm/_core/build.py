@@ -44,6 +44,7 @@ struct kvm_sregs {
 struct kvm_vcpu_events {
     struct { uint8_t injected, nr, has_error_code, pending; uint32_t error_code; } exception;
     struct { uint8_t injected, nr, soft, shadow; } interrupt;
+    struct { uint8_t injected, pending, masked, pad; } nmi;
     ...;
 };
 struct kvm_sync_regs {

@@ -12,17 +12,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, lib
 from pykvm.emulate.events import inject, inject_step
-from pykvm.emulate.fault import Fault, UnsupportedError
-from pykvm.emulate.memory import BusDevices, Devices, LinearMemory
+from pykvm.emulate.fault import GP, UD, Fault, UnsupportedError
+from pykvm.emulate.memory import PAGE, BusDevices, Devices, LinearMemory
 from pykvm.emulate.refused import Refused, code_bits
 from pykvm.emulate.table import Plan, plan_of
 from pykvm.errors import GuestError, MemoryRangeError
 from pykvm.exits import InternalError
-from pykvm.x86.decode import UndecodableError, decode
+from pykvm.x86.cpuid import CpuidTable
+from pykvm.x86.decode import (
+    LONGEST,
+    ForeignError,
+    Instruction,
+    TruncatedError,
+    UndecodableError,
+    decode,
+)
 from pykvm.x86.registers import RFLAGS
 
 if TYPE_CHECKING:
@@ -40,6 +49,7 @@ _EMULATION = 1  # KVM_INTERNAL_ERROR_EMULATION
 _INTERNAL_ERROR, _INTERRUPTED = 17, 10
 _COUNTERS: int = lib.PYKVM_COUNTERS
 _PLANS = 4096
+_FOREIGN = {"EVEX": "avx512f", "XOP": "xop"}
 # So often may the very same instruction fault in the very same state, and nothing else happen.
 PATIENCE = 1000
 
@@ -55,6 +65,9 @@ class Emulator:
         self._memory = memory
         self._devices = devices
         self._benches: dict[int, _Bench] = {}
+        #: The features of the processors by their CPUID names; None for what each vCPU's CPUID
+        #: shows.
+        self.features: frozenset[str] | None = None
         #: Called after each instruction with its name and what became of it.
         self.on_done: Callable[[CPU, str, str], None] | None = None
 
@@ -80,7 +93,8 @@ class Emulator:
             return False
         bench = self._benches.get(cpu.index)
         if bench is None or bench.cpu is not cpu:
-            bench = self._benches[cpu.index] = _Bench(cpu, self._memory, self._devices)
+            features = self.features
+            bench = self._benches[cpu.index] = _Bench(cpu, self._memory, self._devices, features)
         done = bench.take(exit.instruction)
         if done is None:
             return False
@@ -127,11 +141,23 @@ class _Late:
             self.error = self.error or error
 
 
+def _absent(name: str) -> Plan:
+    """How an instruction is done that this guest's processor does not have."""
+    return Plan(Instruction(b"", 0, 0), name, _undefined, None, ())
+
+
+def _undefined(at: Refused) -> None:
+    raise Fault(UD)
+
+
 class _Bench:
     """What one vCPU's instructions are done with, by the thread that runs it."""
 
-    def __init__(self, cpu: CPU, memory: GuestMemory, devices: Devices) -> None:
+    def __init__(
+        self, cpu: CPU, memory: GuestMemory, devices: Devices, features: frozenset[str] | None
+    ) -> None:
         self.cpu = cpu
+        self._given = features
         self.counts: Counter[str] = Counter()
         self.seconds = 0.0
         self._late = _Late(devices)
@@ -148,33 +174,34 @@ class _Bench:
         began = time.perf_counter()
         everything = self.cpu.everything()
         regs, special = everything.regs, everything.sregs
-        bits = code_bits(special, regs.rflags)
-        plan = self._plan(code or self._fetch(everything, bits), bits)
-        if plan is None:
-            self.refusal = "", ""
-            return None
-        at = Refused(self.cpu, everything, bits, plan.instruction, self._memory)
+        at = Refused(self.cpu, everything, code_bits(special, regs.rflags), self._memory)
         self._memory.look(special, at.cpl, regs.rflags)
         stepping = regs.rflags & RFLAGS.TF
+        name = "fetch"
         try:
+            plan = self._plan(at, code)
+            if plan is None:
+                self.refusal = "", ""
+                return None
+            name, at.instruction = plan.name, plan.instruction
             self._do(at, plan)
         except Fault as fault:
-            self._count_fault(at, plan, fault)
+            self._count_fault(at, name, fault)
             inject(at, fault)
             result = f"raised exception {fault.vector}"
         except UnsupportedError as unable:
-            self.refusal = plan.name, str(unable)
+            self.refusal = name, str(unable)
             return None
         else:
             result = "done"
             self._fault_scene = ()
             self._finish(at, everything, stepping=bool(stepping))
-        self.counts[plan.name] += 1
+        self.counts[name] += 1
         self.seconds += time.perf_counter() - began
         error, self._late.error = self._late.error, None
         if error is not None:
             raise error
-        return plan.name, result
+        return name, result
 
     def _finish(self, at: Refused, everything: Any, *, stepping: bool) -> None:
         if at.finished:
@@ -188,32 +215,68 @@ class _Bench:
             interrupt.shadow = 0
             self.cpu.take_events()
 
-    def _fetch(self, everything: Any, bits: int) -> bytes:
-        """The bytes at RIP, if KVM did not tell them and they can be read."""
-        address = everything.regs.rip
-        if bits != 64:
-            address = (everything.sregs.cs.base + address) & 0xFFFF_FFFF
-        try:
-            return self.cpu.read(address, 15)
-        except MemoryRangeError:
-            return b""
+    def _plan(self, at: Refused, code: bytes) -> Plan | None:
+        """How the instruction that begins with `code` is done, None if that is not known.
 
-    def _plan(self, code: bytes, bits: int) -> Plan | None:
-        key = code, bits
+        KVM tells the bytes up to the end of a page; what stands behind it is fetched here.  Raises
+        Fault as the fetch does.
+        """
+        key = code, at.bits
         try:
             return self._plans[key]
         except KeyError:
             pass
-        if len(self._plans) >= _PLANS:
-            self._plans.clear()
+        plan: Plan | None
         try:
-            plan = plan_of(decode(code, bits))
+            plan = plan_of(decode(code, at.bits))
+        except TruncatedError:
+            longer = self._fetch(at, code)
+            return self._plan(at, longer) if len(longer) > len(code) else None
+        except ForeignError as foreign:
+            # The first processors with these encodings have these features.
+            if _FOREIGN[foreign.encoding] in self._features:
+                plan = None
+            else:
+                plan = _absent(foreign.encoding)
         except UndecodableError:
             plan = None
+        if plan is not None and not self._features.issuperset(plan.features):
+            plan = _absent(plan.name)
+        if len(self._plans) >= _PLANS:
+            self._plans.clear()
         self._plans[key] = plan
         return plan
 
+    @cached_property
+    def _features(self) -> frozenset[str]:
+        """What the processor has.  What CPUID shows cannot change once a vCPU has run."""
+        if self._given is not None:
+            return self._given
+        return CpuidTable(self.cpu.kvm.get_cpuid2()).features
+
+    def _fetch(self, at: Refused, code: bytes) -> bytes:
+        """`code` and what follows it in memory, up to 15 bytes or the end of a page.
+
+        No longer than `code` where there is no memory.
+        """
+        if len(code) == LONGEST:
+            raise Fault(GP)  # SDM 3A 6.15, #GP: an instruction of more than 15 bytes
+        address = at.regs.rip + len(code)
+        if at.bits == 64:
+            address &= (1 << 64) - 1
+        elif address > at.special.cs.limit:
+            raise Fault(GP)
+        else:
+            address = (at.special.cs.base + address) & 0xFFFF_FFFF
+        length = min(LONGEST - len(code), PAGE - address % PAGE)
+        try:
+            return code + self._memory.fetch(address, length)
+        except MemoryRangeError:
+            return code
+
     def _do(self, at: Refused, plan: Plan) -> None:
+        if plan.instruction.vex and at.real:
+            raise Fault(UD)  # SDM 2A 2.3.1
         if plan.operation is not None:
             plan.operation(at)
         elif plan.unit is not None:
@@ -233,7 +296,7 @@ class _Bench:
             engine = self._engines[wide] = Engine(library, 64 if wide else 32, self._memory)
         return engine
 
-    def _count_fault(self, at: Refused, plan: Plan, fault: Fault) -> None:
+    def _count_fault(self, at: Refused, name: str, fault: Fault) -> None:
         """Raise GuestError when the guest does nothing but run into the same fault."""
         exits = ffi.unpack(self.cpu.core.exits, _COUNTERS)
         elsewhere = sum(exits) - exits[_INTERNAL_ERROR] - exits[_INTERRUPTED]
@@ -244,7 +307,7 @@ class _Bench:
         if self._stuck >= PATIENCE:
             raise GuestError(
                 "no progress",
-                f"{plan.name} at {at.regs.rip:#x} raised exception {fault.vector} "
+                f"{name} at {at.regs.rip:#x} raised exception {fault.vector} "
                 f"{self._stuck} times in a row, with nothing else in between",
             )
 

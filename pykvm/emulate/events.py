@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pykvm.emulate.refused import Operations, Refused
 
-__all__ = ["EVENT_OPERATIONS", "inject", "inject_step"]
+__all__ = ["EVENT_OPERATIONS", "inject", "inject_step", "unblock_nmi"]
 
 _BP, _OF = 3, 4
 _EXCEPTIONS = 32
@@ -53,6 +53,14 @@ def inject_step(at: Refused) -> None:
     registers.dr6 |= DR6.BS
     at.cpu.kvm.set_debugregs(registers)
     _raise(at, DB)
+
+
+def unblock_nmi(at: Refused) -> None:
+    """Let NMIs in again, as each IRET does, whether from their handler or not (SDM 3A 6.7.1)."""
+    events = at.cpu.everything().events
+    if events.nmi.masked:
+        events.nmi.masked = 0
+        at.cpu.take_events()
 
 
 def _trap(at: Refused, vector: int) -> None:

@@ -29,7 +29,7 @@ class Devices(Protocol):
     """What answers where there is no memory.  What a device raises passes."""
 
     def read(self, address: int, size: int) -> int:
-        """`size` bytes (1, 2, 4 or 8) at a guest-physical address."""
+        """`size` bytes, 1 to 8, at a guest-physical address."""
 
     def write(self, address: int, size: int, value: int) -> None:
         """Hand `value` to whoever is at a guest-physical address."""
@@ -125,7 +125,16 @@ class LinearMemory:
             return None
         return (entry & _TABLE & -(1 << shift)) | (address & ((1 << shift) - 1))
 
-    def _walk(self, address: int, access: Literal["read", "write"]) -> int:
+    def fetch(self, address: int, length: int) -> bytes:
+        """Bytes of code at a linear address, all of one page.
+
+        Raises Fault as a fetch does, and MemoryRangeError where there is no memory.
+        """
+        if not self._special.cr0 & CR0.PG:
+            return self.memory.read(address & 0xFFFF_FFFF, length)
+        return self.memory.read(self._walk(address, "execute"), length)
+
+    def _walk(self, address: int, access: Literal["read", "write", "execute"]) -> int:
         from pykvm.x86.paging import walk
 
         special = self._special
@@ -150,7 +159,9 @@ class LinearMemory:
             marks = _ACCESSED if level.accessed is False else 0
             if level.leaf and access == "write" and not level.dirty:
                 marks |= _DIRTY
-            if marks:
+            # Tables in ROM stay as they are, as with KVM (paging_tmpl.h,
+            # update_accessed_dirty_bits).
+            if marks and self.is_ram(level.address, 1):
                 self.memory.write_u8(level.address, level.entry & 0xFF | marks)
         return found.physical
 
@@ -197,7 +208,7 @@ class LinearMemory:
             return self.memory.read(address, length)
         return b"".join(
             self.devices.read(address + at, size).to_bytes(size, "little")
-            for at, size in _accesses(address, length)
+            for at, size in _accesses(length)
         )
 
     def write_physical(self, address: int, data: bytes) -> None:
@@ -205,7 +216,7 @@ class LinearMemory:
         if self.is_ram(address, len(data)):
             self.memory.write(address, data)
             return
-        for at, size in _accesses(address, len(data)):
+        for at, size in _accesses(len(data)):
             value = int.from_bytes(data[at : at + size], "little")
             self.devices.write(address + at, size, value)
 
@@ -215,12 +226,6 @@ class LinearMemory:
         return region is not None and not region.readonly and address + length <= region.end
 
 
-def _accesses(address: int, length: int) -> list[tuple[int, int]]:
-    """The accesses of at most 8 bytes, aligned to their size, that a stretch is made of."""
-    found = []
-    at = 0
-    while at < length:
-        size = next(n for n in (8, 4, 2, 1) if n <= length - at and not (address + at) % n)
-        found.append((at, size))
-        at += size
-    return found
+def _accesses(length: int) -> list[tuple[int, int]]:
+    """The accesses of at most 8 bytes that a stretch of MMIO is made of, as KVM makes them."""
+    return [(at, min(8, length - at)) for at in range(0, length, 8)]

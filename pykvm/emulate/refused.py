@@ -39,8 +39,9 @@ def code_bits(special: Any, rflags: int) -> int:
 class Refused:
     """The registers and the memory that the instruction works on.
 
-    `regs` and `special` are the struct kvm_regs and kvm_sregs of the kvm_run page: a handler writes
-    to `regs` freely and sets `special_changed` if it wrote to `special`.  RIP moves behind the
+    `instruction` is set once the instruction is known.  `regs` and `special` are the struct
+    kvm_regs and kvm_sregs of the kvm_run page: a handler writes to `regs` freely and sets
+    `special_changed` if it wrote to `special`.  RIP moves behind the
     instruction unless `jumped` is set.  A handler raises `Fault` before it changes
     anything.
     """
@@ -50,16 +51,15 @@ class Refused:
         "special_changed", "words",
     )  # fmt: skip
 
-    def __init__(
-        self, cpu: CPU, everything: Any, bits: int, instruction: Instruction, memory: LinearMemory
-    ) -> None:
+    instruction: Instruction
+
+    def __init__(self, cpu: CPU, everything: Any, bits: int, memory: LinearMemory) -> None:
         self.cpu = cpu
         self.regs: Any = everything.regs
         self.special: Any = everything.sregs
         self.words: Any = ffi.cast("uint64_t *", ffi.addressof(everything, "regs"))
         self.bits = bits
         self.cpl: int = self.special.ss.dpl if self.special.cr0 & CR0.PE else 0
-        self.instruction = instruction
         self.memory = memory
         self.special_changed = False
         self.jumped = False
@@ -110,6 +110,11 @@ class Refused:
         if self.special_changed:
             self.cpu.take_special()
         self.cpu.take_general()
+
+    @property
+    def real(self) -> bool:
+        """Whether this is code of real or virtual-8086 mode."""
+        return not self.special.cr0 & CR0.PE or bool(self.regs.rflags & RFLAGS.VM)
 
     # -- checks ------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pykvm.emulate.events import unblock_nmi
 from pykvm.emulate.fault import GP, NP, SS, Fault, UnsupportedError
 from pykvm.emulate.segments import load, lookup
 from pykvm.x86.registers import CR0, EFER, RFLAGS
@@ -142,6 +143,7 @@ def _iret(at: Refused) -> None:
     _go(at, target, selector, stack)
     at.finish()
     at.set_flags(changed, flags)
+    unblock_nmi(at)
 
 
 def _retf(at: Refused, *, pops: bool) -> None:

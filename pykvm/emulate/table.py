@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from pykvm.emulate.bits import BIT_OPERATIONS
 from pykvm.emulate.control import CONTROL_OPERATIONS
 from pykvm.emulate.events import EVENT_OPERATIONS
+from pykvm.emulate.features import features_of
+from pykvm.emulate.hints import HINT_OPERATIONS
 from pykvm.emulate.legacy import LEGACY_OPERATIONS
 from pykvm.emulate.returns import RETURN_OPERATIONS
 from pykvm.emulate.segments import SEGMENT_OPERATIONS
@@ -28,6 +30,7 @@ OPERATIONS: Operations = {
     **BIT_OPERATIONS,
     **CONTROL_OPERATIONS,
     **EVENT_OPERATIONS,
+    **HINT_OPERATIONS,
     **LEGACY_OPERATIONS,
     **RETURN_OPERATIONS,
     **SEGMENT_OPERATIONS,
@@ -38,18 +41,24 @@ OPERATIONS: Operations = {
 
 
 class Plan(NamedTuple):
-    """How an instruction is done: by `operation`, or by Unicorn with `unit`, or not at all."""
+    """How an instruction is done: by `operation`, or by Unicorn with `unit`, or not at all.
+
+    A processor without one of `features` raises #UD.
+    """
 
     instruction: Instruction
     name: str
     operation: Callable[[Refused], None] | None
     unit: Unit | None
+    features: tuple[str, ...]
 
 
 def plan_of(instruction: Instruction) -> Plan:
     """Look up how an instruction is done."""
+    features = features_of(instruction)
     for spelling in spellings(instruction):
         found = OPERATIONS.get(spelling)
         if found is not None:
-            return Plan(instruction, found[0], found[1], None)
-    return Plan(instruction, name_of(instruction), None, unit_of(instruction))
+            return Plan(instruction, found[0], found[1], None, features or ())
+    unit = unit_of(instruction) if features is not None else None
+    return Plan(instruction, name_of(instruction), None, unit, features or ())

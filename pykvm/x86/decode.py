@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "LONGEST",
     "MAP_0F",
     "MAP_0F3A",
     "MAP_0F38",
     "ONE_BYTE",
     "Address",
+    "ForeignError",
     "Instruction",
+    "TruncatedError",
     "UndecodableError",
     "decode",
     "opcodes",
@@ -72,6 +75,18 @@ _IMMEDIATE_FULL = {
 
 class UndecodableError(ValueError):
     """The bytes are no instruction, or the first part of one."""
+
+
+class TruncatedError(UndecodableError):
+    """The bytes are the first part of an instruction."""
+
+
+class ForeignError(UndecodableError):
+    """The bytes begin with an encoding that is not taken apart here: `encoding` is EVEX or XOP."""
+
+    def __init__(self, code: bytes, encoding: str) -> None:
+        super().__init__(f"{code.hex(' ')}: {encoding}")
+        self.encoding = encoding
 
 
 class Address(NamedTuple):
@@ -144,7 +159,7 @@ class _Reader:
         try:
             value = self.code[self.at]
         except IndexError:
-            raise UndecodableError(
+            raise TruncatedError(
                 f"{self.code.hex(' ')}: an instruction goes on behind this"
             ) from None
         self.at += 1
@@ -161,8 +176,8 @@ class _Reader:
 def decode(code: bytes, bits: int) -> Instruction:
     """The instruction that `code` begins with, in code of 16, 32 or 64 `bits`.
 
-    Raises UndecodableError for bytes that end too early and for EVEX and XOP encodings, whose
-    length depends on the instruction.
+    Raises TruncatedError for bytes that end too early, ForeignError for EVEX and XOP, whose length
+    depends on the instruction, and UndecodableError for prefixes before VEX and its other maps.
 
     >>> decode(bytes.fromhex("f3480fb8c3"), 64).length
     5
@@ -200,9 +215,9 @@ def decode(code: bytes, bits: int) -> Instruction:
             raise UndecodableError(f"{reader.code.hex(' ')}: a prefix that VEX forbids")
         map_, opcode, rex, parts = _vex(reader, byte, bits)
     elif byte == 0x62 and (bits == 64 or _register_form(reader)):
-        raise UndecodableError(f"{reader.code.hex(' ')}: EVEX")
+        raise ForeignError(reader.code, "EVEX")
     elif byte == 0x8F and _is_xop(reader):
-        raise UndecodableError(f"{reader.code.hex(' ')}: XOP")
+        raise ForeignError(reader.code, "XOP")
     elif byte == 0x0F:
         map_, opcode = _two_byte(reader)
     else:

@@ -10,6 +10,7 @@ from pykvm.emulate import Emulator
 from pykvm.exits import InternalError
 from pykvm.kvm import uapi
 from pykvm.memory import GuestMemory
+from pykvm.x86.cpuid_features import REGISTERS, WORDS
 from pykvm.x86.registers import CR0, CR4
 
 #: CPUID leaf 0xD: x87, SSE and AVX.
@@ -29,6 +30,8 @@ class FakeKvm:
         self.xcr0 = 7
         self.msrs: dict[int, int] = {0x10: 0x1234_5678_9ABC, 0xC0000103: 3}
         self.dr6 = 0
+        #: Features that CPUID does not show.
+        self.hidden: set[str] = set()
 
     def ioctl(self, number: int, buffer: Any) -> int:
         if number == uapi.KVM_GET_XSAVE:
@@ -48,10 +51,25 @@ class FakeKvm:
         return 0
 
     def get_cpuid2(self) -> list[SimpleNamespace]:
-        return [
-            SimpleNamespace(function=0xD, index=index, eax=size, ebx=offset, ecx=ecx)
+        found = [
+            SimpleNamespace(
+                function=0xD, index=index, flags=1, eax=size, ebx=offset, ecx=ecx, edx=0
+            )
             for index, size, offset, ecx in LEAF_D
         ]
+        for (leaf, subleaf, number), names in WORDS.items():
+            entry = next((e for e in found if (e.function, e.index) == (leaf, subleaf)), None)
+            if entry is None:
+                entry = SimpleNamespace(function=leaf, index=subleaf, flags=1)
+                entry.eax = entry.ebx = entry.ecx = entry.edx = 0
+                found.append(entry)
+            bits = sum(
+                1 << bit
+                for bit, name in enumerate(names)
+                if name != "-" and name not in self.hidden
+            )
+            setattr(entry, REGISTERS[number], bits)
+        return found
 
     def get_msrs(self, indices: list[int], *, partial: bool = False) -> dict[int, int]:
         return {index: self.msrs[index] for index in indices if index in self.msrs}

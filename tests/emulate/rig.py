@@ -17,6 +17,7 @@ from pykvm.exits import Hlt, InternalError, MmioRead, MmioWrite
 from pykvm.kvm import uapi
 from pykvm.vcpu import CPU
 from pykvm.x86 import descriptors
+from pykvm.x86.cpuid_features import FEATURES
 from pykvm.x86.descriptors import decode_segment, flat_gdt, idt, interrupt_gate
 from pykvm.x86.paging import PageTables, PagingMode
 from pykvm.x86.registers import CR4
@@ -88,6 +89,8 @@ class Rig:
         self.pristine = self.kvm.get_xsave()
         self.completed = 0
         self.emulator: Emulator = machine._repairs.emulator()
+        # Forced instructions are done whether this host's CPUID shows them or not.
+        self.emulator.features = frozenset(FEATURES)
 
     def _set_xcr0(self) -> None:
         buffer = bytearray(uapi.kvm_xcrs.size)

@@ -250,3 +250,53 @@ def test_verw_of_memory(rig: Rig) -> None:
         data=descriptors.DATA.to_bytes(2, "little"),
     )  # fmt: skip
     assert outcome.flags & RFLAGS.ZF
+
+
+TWO_NMIS = """
+    E6 90            out 0x90, al          ; an NMI
+    90               nop
+    E6 90            out 0x90, al          ; and another, which waits for IRET
+    90               nop
+    {load}           mov al, [0x5000]
+    E6 F4            out 0xf4, al
+    F4               hlt
+"""
+NMI_HANDLERS = {
+    Mode.REAL: ("A0 00 50", "FE 06 00 50 CF"),
+    Mode.PROTECTED: ("A0 00 50 00 00", "FE 05 00 50 00 00 CF"),
+    Mode.LONG: ("8A 04 25 00 50 00 00", "FE 04 25 00 50 00 00 48 CF"),
+}
+
+
+class NmiButton:
+    """Sends an NMI to a vCPU at each write."""
+
+    name = "nmi-button"
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.machine.vcpus[0].kvm.nmi()
+
+
+@pytest.mark.parametrize("mode", NMI_HANDLERS)
+def test_iret_lets_the_next_nmi_in(guest: MakeGuest, mode: Mode) -> None:
+    """IRET ends the blocking of NMIs in every mode, whoever executes it."""
+    load, handler = NMI_HANDLERS[mode]
+    machine = guest(TWO_NMIS.format(load=load), mode=mode)
+    machine.add(NmiButton(machine), pio=0x90, length=1)
+    machine.memory.write(0x5100, bytes.fromhex(handler))
+    machine.memory.write_u8(0x5000, 0)
+    if mode is Mode.REAL:
+        machine.memory.write_u32(2 * 4, 0x5100)
+    elif mode is Mode.PROTECTED:
+        protected(machine, {2: 0x5100})
+    else:
+        machine.memory.write(0x6000, idt({2: interrupt_gate(descriptors.CODE64, 0x5100)}))
+        state = machine.vcpus[0].state
+        state.idt.base, state.idt.limit = 0x6000, 0x2F
+        machine.vcpus[0].state = state
+    result = machine.run(timeout=10)
+    assert result.exit_code == 2, result
+    assert not machine.vcpus[0].kvm.get_vcpu_events().nmi.masked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulate.rig import DATA, DEVICE, KERNEL_STACK, MISSING, READ_ONLY, Rig
+from emulate.rig import CODE, DATA, DEVICE, KERNEL_STACK, MISSING, READ_ONLY, Rig
 from pykvm.x86.registers import CR0, CR4
 
 pytestmark = pytest.mark.kvm
@@ -275,3 +275,32 @@ def test_an_operand_reaches_just_as_far_as_it_is_long(rig: Rig, code: str, size:
         too_long = rig.run(raw, 3, registers={"rdi": MISSING - size + 1}, forced=forced)
         assert too_long.exception is not None
         assert too_long.exception[0] == 14
+
+
+# -- code across two pages -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", range(1, 8))
+@pytest.mark.parametrize("code", ["f3480fb8c3", "66450fefdb", "0fae5f40", "c5f96fd1"])
+def test_an_instruction_across_two_pages(rig: Rig, code: str, before: int) -> None:
+    """KVM tells the bytes of the first page; the rest is fetched."""
+    raw = bytes.fromhex(code)
+    registers = {"rbx": 0xFF00FF, "rdi": DATA}
+    native, ours = (
+        rig.run(raw, ring, registers=registers, xsave=vectors(rig), at=CODE + 0x1000 - before)
+        for ring in (3, 0)
+    )
+    assert native.exception is None
+    assert ours == native
+
+
+@pytest.mark.parametrize("before", range(1, 5))
+def test_the_second_page_is_missing(rig: Rig, before: int) -> None:
+    """#PF of the fetch, at the first byte of that page."""
+    raw = bytes.fromhex("f3480fb8c3")
+    at = CODE + 0x2000 - before
+    native, ours = (rig.run(raw, ring, registers={"rbx": 1}, at=at) for ring in (3, 0))
+    assert native.exception is not None
+    assert ours.exception == (14, native.exception[1] & ~USER, CODE + 0x2000)
+    assert native.exception[2] == CODE + 0x2000
+    assert ours.behind == native.behind == 0
