@@ -123,7 +123,7 @@ def _fail_entry(cpu: CPU, exit: FailEntry) -> tuple[str, str, str]:
     )
 
 
-def _access(exit: IoIn | IoOut | MmioRead | MmioWrite) -> tuple[str, str, str]:
+def _access(cpu: CPU, exit: IoIn | IoOut | MmioRead | MmioWrite) -> tuple[str, str, str]:
     if isinstance(exit, IoIn):
         what = f"read {exit.size} byte(s) from port {exit.port:#x}"
     elif isinstance(exit, IoOut):
@@ -132,8 +132,12 @@ def _access(exit: IoIn | IoOut | MmioRead | MmioWrite) -> tuple[str, str, str]:
         what = f"read {exit.size} byte(s) at physical address {exit.address:#x}"
     else:
         what = f"wrote {_bytes(exit.data)} at physical address {exit.address:#x}"
-    where = "device" if isinstance(exit, IoIn | IoOut) else "memory and no device"
-    return "wild access", f"the guest {what}, where there is no {where}", _UNCLAIMED_HINT
+    if isinstance(exit, IoIn | IoOut):
+        where = "no device"
+    else:
+        rom = cpu.memory.region_at(exit.address)
+        where = f"ROM ({rom.name})" if rom is not None else "no memory and no device"
+    return "wild access", f"the guest {what}, where there is {where}", _UNCLAIMED_HINT
 
 
 def _memory_fault(cpu: CPU, exit: MemoryFault) -> tuple[str, str, str]:
@@ -161,7 +165,7 @@ def crash_of(
         case FailEntry():
             kind, cause, hint = _fail_entry(cpu, exit)
         case IoIn() | IoOut() | MmioRead() | MmioWrite():
-            kind, cause, hint = _access(exit)
+            kind, cause, hint = _access(cpu, exit)
         case MemoryFault():
             kind, cause, hint = _memory_fault(cpu, exit)
         case SystemEvent():

@@ -82,13 +82,14 @@ class Repairs:
 
     def emulator(self) -> Emulator:
         """What completes the instructions that KVM refuses; made for the first of them."""
-        lock = self._board.dispatch.lock
+        board = self._board
+        lock = board.dispatch.lock
         with lock:
             if self._emulator is None:
                 from pykvm.emulate import BusDevices, Emulator
 
-                devices = BusDevices(self._board.bus, lock, floating=self._floating)
-                self._emulator = Emulator(self._board.memory, devices)
+                devices = BusDevices(board.bus, board.memory, lock, floating=self._floating)
+                self._emulator = Emulator(board.memory, devices)
                 self._emulator.on_done = self._on_emulated
             return self._emulator
 

@@ -41,8 +41,16 @@ class BusDevices:
     Raises GuestError where nobody is, unless unclaimed accesses are to float.
     """
 
-    def __init__(self, bus: Bus, lock: AbstractContextManager[object], *, floating: bool) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        memory: GuestMemory,
+        lock: AbstractContextManager[object],
+        *,
+        floating: bool,
+    ) -> None:
         self._bus = bus
+        self._memory = memory
         self._lock = lock
         self._floating = floating
 
@@ -64,10 +72,11 @@ class BusDevices:
 
     def _nobody(self, what: str, address: int) -> None:
         if not self._floating:
+            rom = self._memory.region_at(address)
             raise GuestError(
                 "wild access",
-                f"the guest {what} at physical address {address:#x}, where there is no memory "
-                "and no device",
+                f"the guest {what} at physical address {address:#x}, where there is "
+                + (f"ROM ({rom.name})" if rom is not None else "no memory and no device"),
                 hint="add a device there, or let unclaimed accesses float "
                 "(Machine(unclaimed='float'), --unclaimed float)",
             )
@@ -161,7 +170,7 @@ class LinearMemory:
                 marks |= _DIRTY
             # Tables in ROM stay as they are, as with KVM (paging_tmpl.h,
             # update_accessed_dirty_bits).
-            if marks and self.is_ram(level.address, 1):
+            if marks and not self._is_rom(level.address):
                 self.memory.write_u8(level.address, level.entry & 0xFF | marks)
         return found.physical
 
@@ -194,13 +203,22 @@ class LinearMemory:
         finally:
             self._user = user
 
-    def write_as_system(self, address: int, data: bytes) -> None:
-        """As `write`, with the supervisor's rights."""
+    def mark_as_system(self, address: int, value: int) -> None:
+        """Write the byte of a descriptor that says it was used, with the supervisor's rights.
+
+        A descriptor in ROM stays as it is.
+        """
         user, self._user = self._user, False
         try:
-            self.write(address, data)
+            physical = self.physical(address, write=True)
         finally:
             self._user = user
+        if not self._is_rom(physical):
+            self.write_physical(physical, bytes([value]))
+
+    def _is_rom(self, address: int) -> bool:
+        region = self.memory.region_at(address)
+        return region is not None and region.readonly
 
     def read_physical(self, address: int, length: int) -> bytes:
         """`length` bytes at a guest-physical address, of RAM, ROM or devices."""

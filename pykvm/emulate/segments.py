@@ -96,7 +96,7 @@ def load(at: Refused, name: str, selector: int, entry: Entry) -> None:
     """Put a descriptor into a segment register and mark it accessed, where it lies too."""
     kind = entry.descriptor.type | _ACCESSED
     if kind != entry.descriptor.type:
-        at.memory.write_as_system(entry.address + 5, bytes([entry.high >> 8 & 0xFF | _ACCESSED]))
+        at.memory.mark_as_system(entry.address + 5, entry.high >> 8 & 0xFF | _ACCESSED)
     register = getattr(at.special, name)
     for field in _HIDDEN:
         setattr(register, field, getattr(entry.descriptor, field))
