@@ -1,5 +1,5 @@
 /* A storm: does whatever a table in memory says, to ports, addresses and MSRs.  The host writes the
- * table before each run; an access that faults is passed over. */
+ * table before each run, and finds in it what came of each access. */
 
 #include "lib/cpu.h"
 #include "lib/exceptions.h"
@@ -10,10 +10,13 @@
 enum { IN, OUT, LOAD, STORE, RDMSR, WRMSR };
 
 struct access {
-    uint16_t what, size; /* in bytes */
-    uint32_t count;      /* of a string instruction; 0 for a plain IN or OUT */
-    uint64_t where, value;
+    uint16_t what;
+    uint8_t size, outcome; /* in bytes; DONE or FAULTED */
+    uint32_t count;        /* of a string instruction; 0 for a plain IN or OUT */
+    uint64_t where, value; /* written, or what was read */
 };
+
+enum { DONE = 1, FAULTED = 2 };
 
 static void *next[5]; /* __builtin_setjmp: where to go on behind a fault */
 static uint8_t buffer[4096];
@@ -29,20 +32,20 @@ void on_exception(struct frame *frame)
         frame->rip = (uint64_t)go_on;
 }
 
-static void ports(const struct access *a)
+static void ports(struct access *a)
 {
     uint16_t port = a->where;
-    uint32_t value = a->value;
+    uint32_t value = a->what == OUT ? a->value : 0;
 
     switch (a->what << 4 | a->size) {
     case IN << 4 | 1:
-        __asm__ volatile("inb %1, %b0" : "=a"(value) : "d"(port));
+        __asm__ volatile("inb %1, %b0" : "+a"(value) : "d"(port));
         break;
     case IN << 4 | 2:
-        __asm__ volatile("inw %1, %w0" : "=a"(value) : "d"(port));
+        __asm__ volatile("inw %1, %w0" : "+a"(value) : "d"(port));
         break;
     case IN << 4 | 4:
-        __asm__ volatile("inl %1, %0" : "=a"(value) : "d"(port));
+        __asm__ volatile("inl %1, %0" : "+a"(value) : "d"(port));
         break;
     case OUT << 4 | 1:
         __asm__ volatile("outb %b0, %1" : : "a"(value), "d"(port));
@@ -54,9 +57,10 @@ static void ports(const struct access *a)
         __asm__ volatile("outl %0, %1" : : "a"(value), "d"(port));
         break;
     }
+    a->value = value;
 }
 
-static void strings(const struct access *a)
+static void strings(struct access *a)
 {
     void *from = buffer, *to = buffer;
     uint64_t count = a->count;
@@ -84,22 +88,22 @@ static void strings(const struct access *a)
     }
 }
 
-static void addresses(const struct access *a)
+static void addresses(struct access *a)
 {
-    uint64_t value = a->value;
+    uint64_t value = a->what == STORE ? a->value : 0;
 
     switch (a->what << 4 | a->size) {
     case LOAD << 4 | 1:
-        __asm__ volatile("movb (%1), %b0" : "=a"(value) : "r"(a->where));
+        __asm__ volatile("movb (%1), %b0" : "+a"(value) : "r"(a->where));
         break;
     case LOAD << 4 | 2:
-        __asm__ volatile("movw (%1), %w0" : "=a"(value) : "r"(a->where));
+        __asm__ volatile("movw (%1), %w0" : "+a"(value) : "r"(a->where));
         break;
     case LOAD << 4 | 4:
-        __asm__ volatile("movl (%1), %k0" : "=a"(value) : "r"(a->where));
+        __asm__ volatile("movl (%1), %k0" : "+a"(value) : "r"(a->where));
         break;
     case LOAD << 4 | 8:
-        __asm__ volatile("movq (%1), %0" : "=a"(value) : "r"(a->where));
+        __asm__ volatile("movq (%1), %0" : "+a"(value) : "r"(a->where));
         break;
     case STORE << 4 | 1:
         __asm__ volatile("movb %b0, (%1)" : : "a"(value), "r"(a->where) : "memory");
@@ -114,13 +118,14 @@ static void addresses(const struct access *a)
         __asm__ volatile("movq %0, (%1)" : : "a"(value), "r"(a->where) : "memory");
         break;
     }
+    a->value = value;
 }
 
-static void carry_out(const struct access *a)
+static void carry_out(struct access *a)
 {
     switch (a->what) {
     case RDMSR:
-        read_msr(a->where);
+        a->value = read_msr(a->where);
         return;
     case WRMSR:
         write_msr(a->where, a->value);
@@ -138,13 +143,17 @@ static void carry_out(const struct access *a)
 
 int main(void)
 {
-    const struct access *volatile at; /* volatile: it changes behind the setjmp */
+    struct access *volatile at; /* volatile: it changes behind the setjmp */
 
     load_exceptions();
-    at = (const struct access *)TABLE;
+    at = (struct access *)TABLE;
     while (at->size) {
-        if (!__builtin_setjmp(next))
+        if (!__builtin_setjmp(next)) {
             carry_out(at);
+            at->outcome = DONE;
+        } else {
+            at->outcome = FAULTED;
+        }
         at++;
     }
     return 0;

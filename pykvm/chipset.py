@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pykvm.exits import RdMsr, WrMsr
     from pykvm.injector import Injector
     from pykvm.kvm import VM
-    from pykvm.platform import Platform
+    from pykvm.platform import ApicTraits, Platform
     from pykvm.timekeeper import Timekeeper
     from pykvm.vcpu import CPU
 
@@ -51,6 +51,8 @@ PAGE = 0x1000
 IA32_TSC = 0x10
 IA32_APIC_BASE = 0x1B
 IA32_TSC_ADJUST = 0x3B
+IA32_MCG_CAP = 0x179
+MCG_CMCI_P = 1 << 10
 IA32_TSC_DEADLINE = 0x6E0
 
 # Documentation/virt/kvm/x86/msr.rst: wall clock and system time, by their old and new numbers.
@@ -148,7 +150,7 @@ class UserChipset:
             self._make_clock(),
             self.injectors,
             self._current,
-            physical_bits=physical_bits(self._cpus[0]),
+            apic_traits(self._cpus[0]),
         )
         for injector, lapic in zip(self.injectors, platform.lapics, strict=True):
             injector.lapic = lapic
@@ -333,10 +335,19 @@ def tsc_offset(cpu: CPU) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def physical_bits(cpu: CPU) -> int:
-    """MAXPHYADDR as the guest's CPUID has it (SDM 3A 4.1.4)."""
-    leaves = {leaf.function: leaf for leaf in cpu.kvm.get_cpuid2()}
-    return leaves[0x8000_0008].eax & 0xFF if 0x8000_0008 in leaves else 36
+def apic_traits(cpu: CPU) -> ApicTraits:
+    """What this vCPU's CPUID, and MSRs of KVM's, promise of its local APIC."""
+    from pykvm.platform import ApicTraits
+    from pykvm.x86.cpuid import CpuidTable
+
+    table = CpuidTable(cpu.kvm.get_cpuid2())
+    machine_check = cpu.kvm.get_msrs([IA32_MCG_CAP], partial=True).get(IA32_MCG_CAP, 0)
+    return ApicTraits(
+        x2apic="x2apic" in table,
+        tsc_deadline="tsc_deadline_timer" in table,
+        cmci=bool(machine_check & MCG_CMCI_P),
+        physical_bits=table.maxphyaddr,
+    )
 
 
 def check_chipset(irqchip: str, clock: str) -> None:

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import VM, System
 from pykvm.tables.e820 import KVM_PAGES
+from pykvm.x86.cpuid import LAPIC_FEATURES, Specification, select, with_topology, without
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from pykvm.kvm import Record
+    from pykvm.x86.cpuid import CpuidEntry
 
 __all__ = ["Host"]
 
@@ -24,6 +28,7 @@ TSS_ADDRESS = IDENTITY_MAP_ADDRESS + 0x1000
 KVM_CAP_NR_VCPUS = 9
 KVM_CAP_COALESCED_MMIO = 15
 KVM_CAP_MAX_VCPUS = 66
+KVM_CAP_TSC_DEADLINE_TIMER = 72
 KVM_CAP_COALESCED_PIO = 162
 
 # What the run loop is built on; Linux has all of it since 4.17.
@@ -33,6 +38,9 @@ REQUIRED = {
     "KVM_CAP_SYNC_REGS": 74,
     "KVM_CAP_IMMEDIATE_EXIT": 136,
 }
+
+# CPUID.1:ECX
+TSC_DEADLINE = 1 << 24
 
 _CPUID_HEAD = struct.Struct("<II")  # struct kvm_cpuid2 before its entries
 _CPUID_ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
@@ -49,7 +57,7 @@ class Host:
     """
 
     _checked = False
-    _tables: dict[tuple[str, int, int, bool], bytes] = {}  # noqa: RUF012 - one for the process, on purpose
+    _tables: dict[tuple[str, int, int, str, frozenset[str] | None], bytes] = {}  # noqa: RUF012 - one for the process, on purpose
     _max_vcpus = 0
     _ring: tuple[int, int] | None = None
 
@@ -99,15 +107,43 @@ class Host:
         vm.set_identity_map_addr(IDENTITY_MAP_ADDRESS)
         return vm
 
-    def cpuid(self, model: str, index: int, count: int, *, apic: bool) -> bytes:
-        """The struct kvm_cpuid2 of vCPU `index` of `count`, with a local APIC or none.
+    def offered(self, irqchip: str) -> list[Record]:
+        """What a guest can be shown on this host: the entries of KVM_GET_SUPPORTED_CPUID.
 
-        Raises ConfigError for a model that pykvm does not know or this host cannot give.
+        KVM leaves the TSC-deadline timer of its local APIC out there and tells of it by a
+        capability (api.rst 4.46); that of a local APIC in software needs no KVM.
         """
-        key = model, index, count, apic
+        entries = self.system.supported_cpuid()
+        if irqchip == "user" or self.system.check_extension(KVM_CAP_TSC_DEADLINE_TIMER):
+            for entry in entries:
+                if entry.function == 1:
+                    entry.ecx |= TSC_DEADLINE
+        return entries
+
+    def cpuid(
+        self,
+        model: str,
+        index: int,
+        count: int,
+        *,
+        irqchip: str,
+        hidden: frozenset[str] | None = None,
+    ) -> bytes:
+        """The struct kvm_cpuid2 of vCPU `index` of `count` in a machine with this irqchip.
+
+        The features `hidden` are left out: the host offers them and does not give them.  Where
+        that was not tried (None), only what KVM itself offers is shown.  Raises ConfigError for a
+        model that pykvm does not know or this host cannot give.
+        """
+        key = model, index, count, irqchip, hidden
         table = Host._tables.get(key)
         if table is None:
-            table = Host._tables[key] = _cpuid_table(self.system, *key)
+            untried = hidden is None and irqchip == "user"
+            entries = self.system.supported_cpuid() if untried else self.offered(irqchip)
+            _refuse(model, irqchip, hidden or frozenset())
+            selected = _selected(without(entries, hidden or frozenset()), model, irqchip)
+            table = _packed(with_topology(selected, apic_id=index, count=count))
+            Host._tables[key] = table
         return table
 
 
@@ -119,12 +155,22 @@ def _coalescing_ring(extension: Callable[[int], int]) -> tuple[int, int] | None:
     return page, (PAGE - RING_HEAD) // RING_ENTRY
 
 
-def _cpuid_table(system: System, model: str, index: int, count: int, apic: bool) -> bytes:
-    from pykvm.x86.cpuid import LAPIC_FEATURES, select, with_topology
+def _refuse(model: str, irqchip: str, hidden: frozenset[str]) -> None:
+    """Raise ConfigError if the model insists on what this host offers and does not give."""
+    names = sorted(Specification.parse(model).added & hidden)
+    if names:
+        raise ConfigError(
+            f"this host's KVM does not give {', '.join(names)} to a machine with {irqchip=!s}",
+            hint="leave it out"
+            + (", or have the local APICs in the kernel: irqchip='kernel'" * (irqchip == "user")),
+        )
 
+
+def _selected(entries: Sequence[CpuidEntry], model: str, irqchip: str) -> list[CpuidEntry]:
     # A guest that finds an APIC in CPUID expects one to be there.
-    hidden = () if apic else LAPIC_FEATURES
-    selected = select(system.supported_cpuid(), model, remove=hidden)
-    entries = with_topology(selected, apic_id=index, count=count)
+    return select(entries, model, remove=LAPIC_FEATURES if irqchip == "none" else ())
+
+
+def _packed(entries: Sequence[CpuidEntry]) -> bytes:
     head = _CPUID_HEAD.pack(len(entries), 0)
     return head + b"".join(_CPUID_ENTRY.pack(*entry) for entry in entries)

@@ -90,8 +90,9 @@ class Mainboard:
             _ = self.clock
 
     def _add_vcpus(self, vm: VM, host: Host, count: int, model: str) -> None:
+        hidden = self._unusable(model)
         for index in range(count):
-            cpuid = host.cpuid(model, index, count, apic=self._irqchip != "none")
+            cpuid = host.cpuid(model, index, count, irqchip=self._irqchip, hidden=hidden)
             vcpu = vm.create_vcpu(index)
             ring = host.coalescing_ring if count == 1 else None
             self.vcpus.append(CPU(vcpu, self.memory, ring=ring))
@@ -99,6 +100,14 @@ class Mainboard:
             if index:
                 # What RDTSCP and RDPID tell of the processor, until the guest sets it.
                 vcpu.set_msrs({IA32_TSC_AUX: index}, partial=True)
+
+    def _unusable(self, model: str) -> frozenset[str] | None:
+        """Features that this host offers and would not give to this machine; None: not tried."""
+        if model == "baseline":
+            return None
+        from pykvm.quirks.features import hidden
+
+        return hidden(self._irqchip, model)
 
     def _attach(self) -> None:
         """Connect the chipset with the vCPUs."""

@@ -6,7 +6,7 @@ It knows interrupts and devices, never KVM: what a processor does with an interr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pykvm.devices.hpet import Hpet
 from pykvm.devices.pit import Pit8254
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pykvm.devices.line import InterruptLine
     from pykvm.interrupts.lapic_core import CpuPort
 
-__all__ = ["ApicPage", "Platform", "Processor"]
+__all__ = ["ApicPage", "ApicTraits", "Platform", "Processor"]
 
 ISA_IRQS = 16
 
@@ -93,6 +93,19 @@ class ApicPage:
         processor.after_access()
 
 
+class ApicTraits(NamedTuple):
+    """What the guest is told of its local APICs elsewhere, by which they have to abide.
+
+    `x2apic` and `tsc_deadline` are CPUID.1:ECX[21] and [24], `cmci` is IA32_MCG_CAP[10], and
+    `physical_bits` MAXPHYADDR.
+    """
+
+    x2apic: bool = True
+    tsc_deadline: bool = True
+    cmci: bool = False
+    physical_bits: int = 52
+
+
 class Platform:
     """All of it, for the processors behind `ports`.
 
@@ -105,14 +118,13 @@ class Platform:
         clock: Clock,
         ports: Sequence[CpuPort],
         current: Callable[[], Processor],
-        *,
-        physical_bits: int = 52,
+        traits: ApicTraits = ApicTraits(),  # noqa: B008 - immutable
     ) -> None:
-        """`current` is as for `ApicPage`; `physical_bits` is the processors' MAXPHYADDR."""
+        """`current` is as for `ApicPage`."""
         self.clock = clock
         self.apics = ApicBus()
         self.lapics = tuple(
-            LocalApic(number, clock, port, self.apics.send, physical_bits=physical_bits)
+            LocalApic(number, clock, port, self.apics.send, **traits._asdict())
             for number, port in enumerate(ports)
         )
         self.ioapic = IoApic(self.apics.deliver)

@@ -15,6 +15,7 @@ from pykvm.quirks import (
     bit_counts,
     breakpoints,
     cpuid,
+    hypercall,
     single_step,
     software_interrupt,
     stale_mappings,
@@ -37,6 +38,7 @@ QUIRKS: tuple[Quirk, ...] = (
     bit_counts.QUIRK,
     stale_mappings.QUIRK,
     cpuid.QUIRK,
+    hypercall.QUIRK,
 )
 
 _known: dict[str, bool] = {}

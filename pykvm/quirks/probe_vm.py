@@ -122,7 +122,7 @@ class ProbeVM:
             self.memory.attach(vm)
             vcpu = vm.create_vcpu(0)
             #: The struct kvm_cpuid2 that the guest was given.
-            self.cpuid = host.cpuid("baseline", 0, 1, apic=False)
+            self.cpuid = host.cpuid("baseline", 0, 1, irqchip="none")
             vcpu.set_cpuid2(self.cpuid)
             self.cpu = CPU(vcpu, self.memory)
             stack.callback(self.cpu.close)
@@ -133,7 +133,14 @@ class ProbeVM:
         """Give everything back."""
         self._stack.close()
 
-    def run(self, code: bytes, ring: int, registers: Mapping[str, int] | None = None) -> Stop:
+    def run(
+        self,
+        code: bytes,
+        ring: int,
+        registers: Mapping[str, int] | None = None,
+        *,
+        patience: float = PATIENCE,
+    ) -> Stop:
         """Run `code`, which is given a HLT as its end, in a ring.
 
         Raises TimeoutError if it comes to none.
@@ -143,7 +150,7 @@ class ProbeVM:
         for name, value in (registers or {}).items():
             setattr(state, name, value)
         self.cpu.state = state
-        exits = self.cpu.exits(timeout=PATIENCE)
+        exits = self.cpu.exits(timeout=patience)
         try:
             exit = next(exits)
         finally:

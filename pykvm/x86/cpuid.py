@@ -66,6 +66,7 @@ __all__ = [
     "missing",
     "select",
     "with_topology",
+    "without",
 ]
 
 # kvm_cpuid_entry2.flags: `index` matters (KVM_CPUID_FLAG_SIGNIFCANT_INDEX).
@@ -183,7 +184,7 @@ def select(
         raise _refusal(wanted, lacking)
     removed = wanted.removed.union(remove)
     if wanted.model == "host":
-        return _without(offered, removed) if removed else offered
+        return without(offered, removed) if removed else offered
     features = _COMMON | MODELS[wanted.model] if wanted.model in MODELS else BASELINE
     return _only(offered, (features | wanted.added) - removed)
 
@@ -364,7 +365,7 @@ class CpuidTable:
         gone = frozenset(remove)
         for name in gone:
             _feature(name)
-        leaves = {(entry.function, entry.index): entry for entry in _without(self._entries, gone)}
+        leaves = {(entry.function, entry.index): entry for entry in without(self._entries, gone)}
         for name in add:
             leaf, subleaf, register, bit = _feature(name)
             flags = SIGNIFICANT_INDEX if leaf in (0x7, 0xD) else 0
@@ -441,11 +442,11 @@ def _only(entries: list[CpuidEntry], names: frozenset[str]) -> list[CpuidEntry]:
     return _fit_ranges(_fit_xsave(kept, frozenset(_XSAVE_COMPONENTS.values()) - names))
 
 
-def _without(entries: list[CpuidEntry], names: frozenset[str]) -> list[CpuidEntry]:
+def without(entries: Iterable[Entry], names: frozenset[str]) -> list[CpuidEntry]:
     """The entries without the features `names` and the leaves that describe them."""
     bits = _bits(names)
     kept = []
-    for entry in entries:
+    for entry in map(_copy, entries):
         leaf, subleaf, flags, eax, ebx, ecx, edx = entry
         if _DEPENDENT.get(leaf) in names:
             continue

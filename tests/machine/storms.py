@@ -31,7 +31,8 @@ __all__ = ["Access", "Footprint", "Storm", "What", "alternating", "everything", 
 
 TABLE = 0x200000
 ROOM = 8000
-_ACCESS = struct.Struct("<HHIQQ")
+_ACCESS = struct.Struct("<HBBIQQ")
+_DONE, _FAULTED = 1, 2
 
 # SDM 4, table 2-2, beside those that KVM lists.
 APIC_BASE = 0x1B
@@ -62,7 +63,7 @@ class Access(NamedTuple):
 
     def pack(self) -> bytes:
         """As the guest reads it."""
-        return _ACCESS.pack(self.what, self.size, self.times, self.where, self.value)
+        return _ACCESS.pack(self.what, self.size, 0, self.times, self.where, self.value)
 
 
 class Storm:
@@ -100,6 +101,16 @@ class Storm:
         machine.memory.write(TABLE, table + bytes(_ACCESS.size))
         machine.vcpus[0].state = self._state
         return machine.vcpus[0].state
+
+    def ask(self, *accesses: Access) -> list[int | None]:
+        """Have the guest carry out these: what each read, or wrote; None for one that faulted."""
+        assert self.blow(accesses) is Outcome.EXITED
+        table = self.machine.memory.read(TABLE, len(accesses) * _ACCESS.size)
+        answers: list[int | None] = []
+        for _, _, outcome, _, _, value in _ACCESS.iter_unpack(table):
+            assert outcome in (_DONE, _FAULTED)
+            answers.append(value if outcome == _DONE else None)
+        return answers
 
     def registers(self) -> list[Access]:
         """A read of each register that there is: ports, addresses and MSRs."""

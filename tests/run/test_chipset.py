@@ -11,8 +11,10 @@ import pytest
 
 from pykvm import Machine
 from pykvm.bus import Bus, Placement, Range, Space
-from pykvm.chipset import PLACES, OnDemand, UserChipset, check_chipset, physical_bits
+from pykvm.chipset import PLACES, OnDemand, UserChipset, apic_traits, check_chipset
 from pykvm.errors import ConfigError
+from pykvm.platform import ApicTraits
+from pykvm.x86.cpuid import CpuidEntry
 from support.interrupts import platform_of, poke
 
 
@@ -104,13 +106,24 @@ def test_what_there_is_not(irqchip: str, clock: str, message: str) -> None:
         check_chipset(irqchip, clock)
 
 
-def test_the_physical_address_bits_are_those_of_cpuid() -> None:
-    def cpu(*leaves: tuple[int, int]) -> Any:
-        table = [SimpleNamespace(function=function, eax=eax) for function, eax in leaves]
-        return SimpleNamespace(kvm=SimpleNamespace(get_cpuid2=lambda: table))
+def test_a_local_apic_is_as_cpuid_and_the_machine_check_say() -> None:
+    def cpu(*leaves: CpuidEntry, mcg_cap: int | None = None) -> Any:
+        msrs = {} if mcg_cap is None else {0x179: mcg_cap}
+        kvm = SimpleNamespace(
+            get_cpuid2=lambda: leaves, get_msrs=lambda indices, partial: dict(msrs)
+        )
+        return SimpleNamespace(kvm=kvm)
 
-    assert physical_bits(cpu((0, 1), (0x8000_0008, 0x3930))) == 48
-    assert physical_bits(cpu((0, 1))) == 36
+    def leaf(function: int, eax: int = 0, ecx: int = 0) -> CpuidEntry:
+        return CpuidEntry(function, 0, 0, eax, 0, ecx, 0)
+
+    assert apic_traits(cpu(leaf(1, ecx=1 << 21), leaf(0x8000_0008, 0x3930))) == (
+        ApicTraits(x2apic=True, tsc_deadline=False, cmci=False, physical_bits=48)
+    )
+    assert apic_traits(cpu(leaf(1, ecx=1 << 24), mcg_cap=0x10000020)) == (
+        ApicTraits(x2apic=False, tsc_deadline=True, cmci=False, physical_bits=36)
+    )
+    assert apic_traits(cpu(leaf(1), mcg_cap=1 << 10 | 32)).cmci
 
 
 @pytest.mark.kvm
