@@ -24,9 +24,10 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import BusConflict, ConfigError
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.boot import Module, RealAddress, Setup, load, protocol_of, source_of
 from pykvm.chipset import check_chipset
 from pykvm.errors import ConfigError
+from pykvm.frozen import NamedTuple
 from pykvm.memory import GuestMemory
 from pykvm.sizes import parse_size
 from pykvm.x86.state import Mode

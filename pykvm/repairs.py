@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.boot import protocol_of
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

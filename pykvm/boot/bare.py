@@ -20,13 +20,14 @@ it overflows into the first page, not into the page tables.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.boot.c_strings import c_string
 from pykvm.boot.image import Entry, Range, Setup
 from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
 from pykvm.boot.real_start import RealAddress, RealStart
 from pykvm.errors import LoadError
+from pykvm.frozen import NamedTuple
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.paging import identity
 from pykvm.x86.state import CpuState, Mode, long_mode, protected_mode, real_mode

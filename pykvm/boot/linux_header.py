@@ -7,7 +7,9 @@ Fields"; the fields keep their names.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.boot.source import Source

@@ -6,7 +6,7 @@ Source: Linux, Documentation/arch/x86/boot.rst, "32-bit Boot Protocol" and "64-b
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.boot import bare, elf
 from pykvm.boot.elf_segments import (
@@ -29,6 +29,7 @@ from pykvm.boot.linux_header import (
 from pykvm.boot.payload import CannotUnpack, unpack
 from pykvm.boot.source import Source
 from pykvm.boot.symbols import Symbols, read_symbols
+from pykvm.frozen import NamedTuple
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:

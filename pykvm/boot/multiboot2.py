@@ -11,9 +11,10 @@ Source: Multiboot2 Specification 2.0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.boot.multiboot_search import find_words
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Entry, Image, Setup

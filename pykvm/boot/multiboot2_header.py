@@ -6,7 +6,7 @@ Source: Multiboot2 Specification 2.0, 3.1.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.boot.multiboot_kernel import (
     AddressFields,
@@ -19,6 +19,7 @@ from pykvm.boot.multiboot_kernel import (
 )
 from pykvm.boot.plan import free_memory
 from pykvm.errors import LoadError
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

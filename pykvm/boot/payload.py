@@ -11,7 +11,9 @@ lz4_Frame_format.md, "Legacy frame".
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

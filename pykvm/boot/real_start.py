@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pykvm.errors import ConfigError
+from pykvm.frozen import NamedTuple
 
 __all__ = ["RealAddress", "RealStart"]
 

@@ -9,9 +9,10 @@ Source: gABI 4.1 chapter 5 "Dynamic Section" (with DT_RELR of 2022); psABI i386 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.boot.elf import EM_X86_64, PT_DYNAMIC, relocation_name
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

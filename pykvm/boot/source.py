@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.errors import LoadError
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from typing import TypeAlias

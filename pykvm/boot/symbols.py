@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.errors import LoadError
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.boot.elf import ElfHeader

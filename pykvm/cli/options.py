@@ -10,9 +10,10 @@ Importing argparse alone would cost a third of a small guest's whole run.
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ConfigError
+from pykvm.frozen import NamedTuple
 from pykvm.sizes import parse_size
 
 if TYPE_CHECKING:

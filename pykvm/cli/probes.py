@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.errors import PykvmError
+from pykvm.frozen import NamedTuple
 from pykvm.machine import Machine
 
 if TYPE_CHECKING:

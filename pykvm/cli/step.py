@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pykvm.cli.dump import code_line, hex_dump, stack_lines
 from pykvm.cli.machine import machine_of
 from pykvm.cli.stepper import Stepper
 from pykvm.errors import ConfigError, PykvmError
+from pykvm.frozen import NamedTuple
 from pykvm.registers import CONTROL, GENERAL, SEGMENTS, TABLES
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import ConfigError, MemoryRangeError
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ two.  So a counter costs nothing while nobody looks, however fast it runs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pykvm.frozen import NamedTuple
 
 __all__ = ["MODES", "Channel", "Mode"]
 

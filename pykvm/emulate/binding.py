@@ -9,11 +9,12 @@ from __future__ import annotations
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cffi import FFI
 
 from pykvm.emulate.fault import UnsupportedError
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.emulate.bits import BIT_OPERATIONS
 from pykvm.emulate.control import CONTROL_OPERATIONS
@@ -17,6 +17,7 @@ from pykvm.emulate.units import Unit, unit_of
 from pykvm.emulate.vector import VECTOR_OPERATIONS
 from pykvm.emulate.x87 import X87_OPERATIONS
 from pykvm.emulate.xstate import XSTATE_OPERATIONS
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

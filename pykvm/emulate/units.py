@@ -6,8 +6,9 @@ It is a list of what may, not of what may not: what is left out could do anythin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
+from pykvm.frozen import NamedTuple
 from pykvm.x86.decode import MAP_0F, MAP_0F3A, MAP_0F38, ONE_BYTE, opcodes
 from pykvm.x86.registers import RFLAGS
 

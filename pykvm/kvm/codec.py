@@ -13,9 +13,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ConfigError
+from pykvm.frozen import NamedTuple
 from pykvm.kvm.records import Overlay, Record, show
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
+from pykvm.frozen import NamedTuple
 from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
 
 if TYPE_CHECKING:

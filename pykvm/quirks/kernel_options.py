@@ -10,8 +10,9 @@ Source: Documentation/admin-guide/kernel-parameters.txt.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from pykvm.frozen import NamedTuple
 from pykvm.quirks import bit_counts, cpuid, found, syscall
 
 if TYPE_CHECKING:

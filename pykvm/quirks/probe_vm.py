@@ -7,9 +7,10 @@ vector has a HLT of its own, and `Stop.vector` tells which it was.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.exits import Hlt
+from pykvm.frozen import NamedTuple
 from pykvm.host import Host
 from pykvm.memory import GuestMemory
 from pykvm.vcpu import CPU

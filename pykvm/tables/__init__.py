@@ -7,8 +7,7 @@ the bytes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from pykvm.frozen import NamedTuple
 from pykvm.tables.e820 import E820Entry, E820Type, memory_map
 from pykvm.tables.hardware import Hardware
 from pykvm.tables.table import Checksum, Piece, Pointer, Table, link

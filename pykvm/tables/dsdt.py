@@ -10,8 +10,9 @@ they run each device through an interpreter, which takes long where KVM emulates
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from pykvm.frozen import NamedTuple
 from pykvm.tables import aml, ports
 from pykvm.tables.acpi import description_table
 

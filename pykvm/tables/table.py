@@ -7,7 +7,9 @@ addresses, or a firmware by the commands of fw_cfg's etc/table-loader, which say
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

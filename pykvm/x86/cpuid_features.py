@@ -6,7 +6,7 @@ APM 3 appendix E, and the kernel's Documentation/virt/kvm/x86/cpuid.rst.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pykvm.frozen import NamedTuple
 
 __all__ = ["FEATURES", "REGISTERS", "WORDS", "Bit"]
 

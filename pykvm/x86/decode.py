@@ -6,7 +6,9 @@ and how long they are, not what they do, nor whether a given processor has them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,9 +12,10 @@ in bytes, as in the hidden part of a segment register: the last valid offset.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from pykvm.errors import ConfigError
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from typing import ClassVar
+import typing
+from typing import Any, ClassVar
 
 import pytest
 
 from pykvm.exits import IoIn
-from pykvm.frozen import Frozen
+from pykvm.frozen import Frozen, NamedTuple
 
 
 class Place(Frozen):
@@ -72,3 +73,52 @@ def test_it_can_be_matched_copied_pickled_and_looked_at() -> None:
     assert copy.deepcopy(read) == pickle.loads(pickle.dumps(read)) == read
     assert str(inspect.signature(IoIn)) == "(port, size, count=1)"
     assert Place(1).__replace__(y=5) == Place(1, 5)
+
+
+class Theirs(typing.NamedTuple):
+    x: int
+    y: int
+
+
+class Point(NamedTuple):
+    """A point."""
+
+    x: int
+    y: int = 0
+
+    @property
+    def sum(self) -> int:
+        return self.x + self.y
+
+
+def test_a_named_tuple_is_what_the_library_makes() -> None:
+    theirs: Any = Theirs(1, 2)
+    ours = Point(1, 2)
+    assert ours == theirs == (1, 2)
+    assert hash(ours) == hash(theirs)
+    assert f"Theirs{repr(ours).removeprefix('Point')}" == repr(theirs)
+    assert ours._asdict() == theirs._asdict()
+    assert ours._fields == theirs._fields == ("x", "y")
+    assert (ours.x, ours.y, ours.sum, Point(5).y) == (1, 2, 3, 0)
+    assert isinstance(ours._replace(x=7), Point)
+    assert ours._replace(x=7) == (7, 2)
+    assert Point._make([3, 4]) == (3, 4)
+    assert copy.deepcopy(ours) == pickle.loads(pickle.dumps(ours)) == ours
+    assert str(inspect.signature(Point)) == "(x, y=0)"
+    with pytest.raises(AttributeError):
+        setattr(ours, "x", 1)  # noqa: B010
+    match ours:
+        case Point(x, y=2):
+            assert x == 1
+        case _:
+            pytest.fail("no match")
+
+
+@pytest.mark.parametrize(
+    ("args", "named"), [((), {}), ((1, 2, 3), {}), ((1,), {"x": 1}), ((1,), {"z": 1})]
+)
+def test_a_named_tuple_refuses_what_does_not_fit(
+    args: tuple[int, ...], named: dict[str, int]
+) -> None:
+    with pytest.raises(TypeError):
+        Point(*args, **named)
