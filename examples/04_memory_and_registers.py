@@ -46,7 +46,7 @@ def follow_its_page_tables() -> None:
     """paging.elf maps one page at two virtual addresses, and writes 43 through the second."""
     window = 0x4000_0000_0000
     with Machine(GUESTS / "paging.elf") as machine:
-        print(machine.run(timeout=10, until="through the old: 43\n").sentence)
+        print(machine.run(timeout=10, until="through the old: 43\n").check().sentence)
         cpu = machine.vcpus[0]
 
         walk = cpu.walk(window)

@@ -18,13 +18,18 @@ if TYPE_CHECKING:
         ClosedError,
         ConfigError,
         GuestError,
+        GuestFailed,
         HostError,
         KVMError,
         LoadError,
         MemoryRangeError,
         PykvmError,
+        RunError,
+        RunStopped,
+        RunTimeout,
         StateError,
         TranslationError,
+        UnknownSymbol,
     )
     from pykvm.machine import Machine
     from pykvm.memory import GuestMemory
@@ -38,7 +43,8 @@ _HOMES = {
     "pykvm.bus": ("Device", "GuestExit", "GuestReset", "Placement", "Space"),
     "pykvm.errors": (
         *("BusConflict", "ClosedError", "ConfigError", "GuestError", "HostError", "KVMError"),
-        *("LoadError", "MemoryRangeError", "PykvmError", "StateError", "TranslationError"),
+        *("GuestFailed", "LoadError", "MemoryRangeError", "PykvmError", "RunError", "RunStopped"),
+        *("RunTimeout", "StateError", "TranslationError", "UnknownSymbol"),
     ),
     "pykvm.machine": ("Machine",),
     "pykvm.memory": ("GuestMemory",),
@@ -57,6 +63,7 @@ __all__ = [
     "Device",
     "GuestError",
     "GuestExit",
+    "GuestFailed",
     "GuestMemory",
     "GuestReset",
     "HostError",
@@ -69,9 +76,13 @@ __all__ = [
     "Placement",
     "PykvmError",
     "Result",
+    "RunError",
+    "RunStopped",
+    "RunTimeout",
     "Space",
     "StateError",
     "TranslationError",
+    "UnknownSymbol",
     "__version__",
 ]
 

@@ -6,13 +6,18 @@
     +-- KVMError         (also an OSError) a KVM ioctl failed: which, its errno, what to do
     +-- HostError        this host cannot do what was asked (no /dev/kvm, too little memory)
     +-- ConfigError      (also a ValueError) the caller asked for something that makes no sense
-    |   +-- BusConflict  two devices claim the same port or address
+    |   +-- BusConflict  a device where another one, or memory, is
+    |   +-- UnknownSymbol  (also a KeyError) a name that the guest has no symbol for
     +-- LoadError        a guest file cannot be loaded: file, header field, value
     +-- MemoryRangeError (also a LookupError) an address outside guest memory
     |   +-- TranslationError  a guest-virtual address that the guest's page tables do not map
     +-- ClosedError      a closed machine, VM, vCPU or device was used
     +-- StateError       the call does not fit the moment (running, already answered, ...)
-    +-- GuestError       the guest died; carries the exit, the registers and the cause
+    +-- RunError         a run did not end as it was asked to (`Result.check`); carries the result
+        +-- GuestError   the guest died: the exit, the registers and the cause
+        +-- GuestFailed  it ended otherwise than asked: another exit code, HLT, the text of `fail`
+        +-- RunTimeout   (also a TimeoutError) the time was up
+        +-- RunStopped   the host stopped it: `Machine.stop`, a breakpoint
 
 What a device raises to end a run on the guest's behalf (`GuestExit` and its siblings) is not an
 error and lives in `pykvm.bus`.
@@ -25,19 +30,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 __all__ = [
     "BusConflict",
     "ClosedError",
     "ConfigError",
     "GuestError",
+    "GuestFailed",
     "HostError",
     "KVMError",
     "LoadError",
     "MemoryRangeError",
     "PykvmError",
+    "RunError",
+    "RunStopped",
+    "RunTimeout",
     "StateError",
     "TranslationError",
+    "UnknownSymbol",
 ]
 
 
@@ -93,7 +104,11 @@ class ConfigError(PykvmError, ValueError):
 
 
 class BusConflict(ConfigError):
-    """Two devices claim the same port or address."""
+    """A device, or memory, was to stand where another device or memory is."""
+
+
+class UnknownSymbol(ConfigError, KeyError):
+    """A name that the guest has no symbol for."""
 
 
 class LoadError(PykvmError):
@@ -121,12 +136,34 @@ class StateError(PykvmError):
     """The call does not fit the moment: a machine that runs, an exit that was answered already."""
 
 
-class GuestError(PykvmError):
+class RunError(PykvmError):
+    """A run did not end as it was asked to.  `Result.check` raises one of those below.
+
+    `result` is that Result; `console` has the last lines that the guest printed, and str() shows
+    them.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", console: str = "", result: Any = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.console = console
+        self.result = result
+
+    def __str__(self) -> str:
+        return with_console(super().__str__(), self.console)
+
+
+def with_console(text: str, console: str) -> str:
+    """`text`, and below it the last lines of a guest's console, if there are any."""
+    return f"{text}\nThe last lines of its console:\n{console}" if console else text
+
+
+class GuestError(RunError):
     """The guest died.
 
     `kind` is a short stable name (``"triple fault"``, ``"wild access"``), `cause` one sentence,
     `registers` the general registers and RIP at that moment by name, `exit` the exit that told it.
-    `console` has the last lines that a kernel printed, if it was one that died.
     """
 
     def __init__(
@@ -139,9 +176,21 @@ class GuestError(PykvmError):
         console: str = "",
         hint: str = "",
     ) -> None:
-        super().__init__(f"{kind}: {cause}" if cause else kind, hint=hint)
+        message = f"{kind}: {cause}" if cause else kind
+        super().__init__(message, hint=hint, console=console)
         self.kind = kind
         self.cause = cause
         self.exit = exit
         self.registers = dict(registers or {})
-        self.console = console
+
+
+class GuestFailed(RunError):
+    """The guest ended otherwise than the run was to end, or said what `fail` waits for."""
+
+
+class RunTimeout(RunError, TimeoutError):
+    """The time given to the run was up."""
+
+
+class RunStopped(RunError):
+    """The host ended the run: by `Machine.stop`, or by a breakpoint or a step."""

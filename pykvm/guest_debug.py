@@ -16,7 +16,7 @@ from pykvm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["GuestDebug"]
+__all__ = ["DR6_BS", "GuestDebug", "debug_event"]
 
 BREAKPOINTS = 4
 
@@ -28,6 +28,26 @@ KVM_GUESTDBG_USE_HW_BP = 0x20000
 # DR7 (SDM 3B 18.2.4): bit 10 reads as one; Gn, two bits apart.  R/Wn and LENn of 0 are execution.
 _DR7_ONES = 1 << 10
 _DR7_G0 = 1 << 1
+
+# DR6: a single step; B0 to B3, the breakpoint that holds.
+DR6_BS = 1 << 14
+_DR6_HIT = 0xF
+
+_BP = 3  # the vector of INT3
+
+
+def debug_event(exception: int, dr6: int, dr7: int) -> str:
+    """What a KVM_EXIT_DEBUG tells of, by its exception and debug registers (SDM 3B 18.2.3).
+
+    >>> debug_event(1, 0x4000, 0x400), debug_event(1, 1, 0x402), debug_event(1, 2, 0x100400)
+    ('a single step', 'a breakpoint', 'a watchpoint (DR1)')
+    """
+    if exception == _BP:
+        return "an INT3"
+    for number in range(BREAKPOINTS):
+        if dr6 >> number & 1 and dr7 >> (16 + 4 * number) & 3:
+            return f"a watchpoint (DR{number})"
+    return "a single step" if dr6 & DR6_BS and not dr6 & _DR6_HIT else "a breakpoint"
 
 
 class Target(Protocol):
@@ -55,6 +75,8 @@ class GuestDebug:
         self._breakpoints: dict[str, tuple[int, ...]] = {}
         self._hidden: frozenset[str] = frozenset()
         self._stepping = self._stepping_over = False
+        #: Where a run was ended by a breakpoint, or a step came to one: the next goes on past it.
+        self.hit: int | None = None
         self._set: tuple[int, list[int]] = (0, [])
 
     @property
@@ -104,6 +126,16 @@ class GuestDebug:
         over, self._stepping_over = self._stepping_over, False
         self._apply()
         return over and not self._stepping
+
+    def ended(self, pc: int) -> None:
+        """A debug exit at `pc` ends the run."""
+        self.hit = pc if pc in self.addresses else None
+
+    def begin(self, pc: int) -> None:
+        """A run begins at `pc`: past the breakpoint there, if that has ended the last one."""
+        hit, self.hit = self.hit, None
+        if hit == pc and hit in self.addresses:
+            self.step_over()
 
     def _apply(self) -> None:
         addresses = () if self._stepping_over else self.addresses[:BREAKPOINTS]

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.devices.uart import Uart16550
-    from pykvm.exits import Exit
+    from pykvm.exits import Debug, Exit
     from pykvm.memory import GuestMemory
     from pykvm.oops import KernelWatch
     from pykvm.options import File
     from pykvm.result import Result
+    from pykvm.until import Awaited, Conditions, Ear
     from pykvm.vcpu import CPU
     from pykvm.x86.state import Mode
 
@@ -39,6 +40,9 @@ ISA_IRQS = 16
 
 # Ends of a kernel that has said its last word, if it was one of a panic.
 _MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
+
+# Ends of which one wants to know where the guest is.
+_STILL_THERE = frozenset({Outcome.TIMEOUT, Outcome.STOPPED, Outcome.HALTED, Outcome.FAILED})
 
 
 class Machine:
@@ -139,6 +143,7 @@ class Machine:
         self._float = unclaimed == "float" or (unclaimed is None and guest.is_pc)
         self._remarks = guest.remarks
         self._kernel_watch: KernelWatch | None = None
+        self._ear: Ear | None = None
         self._run_lock = threading.Lock()
         self._idle = threading.Condition()
         with closing(Host()) as host:
@@ -319,15 +324,32 @@ class Machine:
     def run(
         self,
         timeout: float | None = None,
-        until: str | bytes | Callable[[Machine], object] | None = None,
+        until: Awaited | Sequence[Awaited] | None = None,
         on_exit: Callable[[CPU, Exit], None] | None = None,
+        fail: Awaited | Sequence[Awaited] | None = None,
     ) -> Result:
-        """Run the guest until it is done, and tell how it ended.
+        r"""Run the guest until it is done, and tell how it ended.
 
-        `timeout` is in seconds.  `until` is text to wait for on the first serial port, or a
-        function of the machine that is called after every exit that Python sees, and 20 times a
-        second beside that; the run ends when it returns something true.  `on_exit` sees every VM
-        exit before a device answers it (and makes each of them cost some microseconds).
+        ::
+
+            machine.run(timeout=5, until="login: ").check()
+            result = machine.run(timeout=60, until=re.compile(r"(\d+) passed"), fail="PANIC")
+            passed = int(result.check().match[1])
+
+        `timeout` is in seconds.  `until` is text to wait for on the first serial port: str, bytes
+        or a compiled regular expression of either.  It is looked for in all that the guest has said
+        since the last match, in this run or before it, and the guest stops at its last byte.  Or it
+        is a function of the machine that is called after every exit that Python sees, and 20 times
+        a second beside that; the run ends when it returns something true.  Or it is a list or tuple
+        of such: `Result.matched` is then the one that ended the run.  `fail` is the same for what
+        must not come: the run then ends as FAILED.
+
+        A match of a regular expression may be 1,024 bytes long, and what was said before the run
+        counts as far as its last 64 KiB (and as `serial.output` still has it).  ``^`` is where the
+        last match ended; line by line it is with re.MULTILINE.
+
+        `on_exit` sees every VM exit before a device answers it (and makes each of them cost some
+        microseconds).
 
         The machine can run on after every outcome; what happens then is the guest's affair.
 
@@ -337,18 +359,24 @@ class Machine:
         """
         if timeout is not None and timeout < 0:
             raise ConfigError(f"timeout={timeout}: seconds from now on, not negative")
-        with self._running() as begin, self._condition(until) as check, self._kernel() as kernel:
+        with (
+            self._running() as begin,
+            self._conditions(until, fail) as conditions,
+            self._kernel() as kernel,
+        ):
             repairs, board = self._repairs, self._board
             run = Run(
                 board.vcpus,
                 take=self._take_exit,
                 timeout=timeout,
-                check=check,
+                check=None if conditions is None else conditions.check,
                 on_exit=on_exit,
                 interrupts=board.chipset.timekeeper if board.chipset else None,
                 look=repairs.look,
             )
             begin(run)
+            if conditions is not None:
+                run.end(conditions.ending)
             before = repairs.tally()
             board.start_clock()
             try:
@@ -360,7 +388,9 @@ class Machine:
                 death = kernel.death()
                 if death is not None:
                     result.end(board.vcpus[0].panicked(death))
+            result.awaited = "" if conditions is None else conditions.awaited
             result.notes = (*self._remarks, *board.notes)
+            self._tell(result, run)
             return result
 
     @contextmanager
@@ -400,21 +430,41 @@ class Machine:
             forget()
 
     @contextmanager
-    def _condition(
-        self, until: str | bytes | Callable[[Machine], object] | None
-    ) -> Iterator[Callable[[], Ending | None] | None]:
-        if until is None:
+    def _conditions(self, until: object, fail: object) -> Iterator[Conditions[Machine] | None]:
+        """What is to end the run before the guest does."""
+        if until is None and fail is None:
             yield None
-        elif callable(until):
-            name = getattr(until, "__name__", "the condition")
-            done = Ending(Outcome.UNTIL, f"{name} holds")
-            yield lambda: done if until(self) else None
-        else:
-            from pykvm.until import TextWatch
+            return
+        from pykvm.until import Conditions
 
-            with TextWatch(self.serial, until) as watch:
-                done = Ending(Outcome.UNTIL, f"the guest said {until!r}")
-                yield lambda: done if watch.seen else None
+        with Conditions(self, self._listen, until=until, fail=fail) as conditions:
+            yield conditions
+
+    def _listen(self) -> Ear:
+        """How far the first serial port has been listened to."""
+        from pykvm.until import Ear
+
+        serial = self.serial
+        if self._ear is None or self._ear.console is not serial:
+            self._ear = Ear(serial)
+        return self._ear
+
+    def _tell(self, result: Result, run: Run) -> None:
+        """Add to a result where the vCPUs are and what the guest said last."""
+        if result.outcome in _STILL_THERE:
+            result.places = tuple(run.place(cpu, self.symbol_at) for cpu in self._board.vcpus)
+        if not (result.ok or result.console):
+            result.console = self._last_lines()
+            if result.error is not None:
+                result.error.console = result.console
+
+    def _last_lines(self) -> str:
+        """The last lines on the first serial port, or on the debug console where there are none."""
+        for name in ("com1", "debugcon"):
+            lines = getattr(self.devices.get(name), "last_lines", str)()
+            if lines:
+                return str(lines)
+        return ""
 
     def stop(self) -> bool:
         """From any thread: end the run in progress with Outcome.STOPPED.
@@ -476,14 +526,29 @@ class Machine:
         from pykvm.exits import Debug, SystemEvent
 
         match exit:
-            case Debug(pc=pc):
-                return Ending(Outcome.STOPPED, f"stopped by a debug event at {pc:#x}", exit=exit)
+            case Debug():
+                return self._debug_event(cpu, exit)
             case SystemEvent(type=1):
                 return Ending(Outcome.EXITED, "the guest shut down", exit_code=0, exit=exit)
             case SystemEvent(type=2):
                 return Ending(Outcome.RESET, "the guest asked for a reset", exit=exit)
         refusal = self._repairs.refusal(cpu)
         return _crash(crash_of(cpu, exit, self.symbol_at, refusal), exit)
+
+    def _debug_event(self, cpu: CPU, exit: Debug) -> Ending | None:
+        """A breakpoint or the like; None if it was the step past one."""
+        from pykvm.guest_debug import DR6_BS, debug_event
+
+        if exit.dr6 & DR6_BS and cpu.debug.stepped():
+            return None
+        cpu.debug.ended(exit.pc)
+        name = self.symbol_at(exit.pc)
+        return Ending(
+            Outcome.DEBUG,
+            f"{debug_event(exit.exception, exit.dr6, exit.dr7)} stopped the guest at "
+            f"{exit.pc:#x}" + (f" ({name})" if name else ""),
+            exit=exit,
+        )
 
     def _answer(self, cpu: CPU, exit: Exit) -> bool:
         """Let the devices or the chipset answer an exit; False if it is for none of them."""

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from pykvm.errors import (
+    ConfigError,
+    GuestFailed,
+    RunError,
+    RunStopped,
+    RunTimeout,
+    with_console,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import re
+    from collections.abc import Iterable, Mapping
 
     from pykvm.errors import GuestError
     from pykvm.exits import Exit
 
-__all__ = ["Ending", "Outcome", "Result"]
+
+__all__ = ["Ending", "Outcome", "Place", "Result", "Unclaimed"]
 
 
 class Outcome(enum.Enum):
@@ -27,16 +38,69 @@ class Outcome(enum.Enum):
     TIMEOUT = "timeout"
     #: Somebody called `Machine.stop`; the machine can run on.
     STOPPED = "stopped"
+    #: A breakpoint, a watchpoint or a single step of the host's; the machine can run on, past it.
+    DEBUG = "debug"
     #: The condition given as `until` holds; the machine can run on.
     UNTIL = "until"
+    #: The condition given as `fail` holds; the machine can run on.
+    FAILED = "failed"
     #: The guest died; `Result.error` says of what.
     CRASHED = "crashed"
+
+
+# What stands below the sentence of a run that is worth a look.
+_WITH_CONSOLE = frozenset({Outcome.TIMEOUT, Outcome.FAILED, Outcome.CRASHED})
+
+_ERRORS: dict[Outcome, type[RunError]] = {
+    Outcome.TIMEOUT: RunTimeout,
+    Outcome.STOPPED: RunStopped,
+    Outcome.DEBUG: RunStopped,
+}
+
+
+class Place(NamedTuple):
+    """Where a vCPU is between two runs: `address` is the linear one that it goes on at.
+
+    `doing` is "running", "halted" (it waits in HLT) or "parked" (nobody has started it).
+
+    >>> print(Place(0, "running", 0x100011, "main+0x11"))
+    at 0x100011 (main+0x11)
+    """
+
+    vcpu: int
+    doing: str
+    address: int
+    symbol: str = ""
+
+    def __str__(self) -> str:
+        if self.doing == "parked":
+            return "parked"
+        name = f" ({self.symbol})" if self.symbol else ""
+        halted = "halted " if self.doing == "halted" else ""
+        return f"{halted}at {self.address:#x}{name}"
+
+
+class Unclaimed(NamedTuple):
+    """Accesses where neither memory nor a device is, which the run let float.
+
+    `places` are the first few different ones, in words.
+
+    >>> print(Unclaimed(3, ("write of 4 bytes at address 0xd0000000",)))
+    3 accesses where nothing is: write of 4 bytes at address 0xd0000000
+    """
+
+    accesses: int = 0
+    places: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        plural = "access" if self.accesses == 1 else "accesses"
+        return f"{self.accesses} {plural} where nothing is: {', '.join(self.places)}"
 
 
 class Ending:
     """Why a run ends, before the figures of the run are known."""
 
-    __slots__ = ("error", "exit", "exit_code", "outcome", "sentence")
+    __slots__ = ("error", "exit", "exit_code", "match", "matched", "outcome", "sentence")
 
     def __init__(
         self,
@@ -46,12 +110,16 @@ class Ending:
         exit_code: int | None = None,
         exit: Exit | None = None,
         error: GuestError | None = None,
+        matched: object = None,
+        match: re.Match[str] | re.Match[bytes] | None = None,
     ) -> None:
         self.outcome = outcome
         self.sentence = sentence
         self.exit_code = exit_code
         self.exit = exit
         self.error = error
+        self.matched = matched
+        self.match = match
 
 
 class Result:
@@ -59,10 +127,16 @@ class Result:
 
     `outcome` is the kind of end and `exit_code` the guest's own code (None unless the outcome is
     EXITED).  `exit` is the last VM exit, where it matters to the outcome, and `error` the
-    GuestError of a crash.  `exits` counts the VM exits of this run by kind; writes that the kernel
+    GuestError of a crash.  `awaited` says what `until` waited for, in words, and is empty without
+    one; `matched` is which of the alternatives of `until` or `fail` it was that ended the run, as
+    it was given, and `match` the match of a regular expression.  `places` tells where each vCPU is,
+    unless the guest has ended, and `console` has the last lines that it printed, unless the run
+    ended well.
+
+    `exits` counts the VM exits of this run by kind; writes that the kernel
     coalesced caused none.  `seconds` is the time the run took.  Summed over the vCPUs that ran,
     `guest_seconds` of it were spent in the guest, in KVM and in the loop in C, `outside_seconds` in
-    Python: pykvm and the devices.
+    Python: pykvm and the devices.  `unclaimed` counts accesses that went nowhere.
 
     `emulated` counts the instructions that KVM refused and pykvm completed, by name, and
     `emulated_seconds`, a part of `outside_seconds`, is the time that took.  `made_good` counts what
@@ -72,6 +146,8 @@ class Result:
     """
 
     __slots__ = (
+        "awaited",
+        "console",
         "emulated",
         "emulated_seconds",
         "error",
@@ -80,11 +156,15 @@ class Result:
         "exits",
         "guest_seconds",
         "made_good",
+        "match",
+        "matched",
         "notes",
         "outcome",
         "outside_seconds",
+        "places",
         "seconds",
         "sentence",
+        "unclaimed",
     )
 
     def __init__(
@@ -95,12 +175,17 @@ class Result:
         seconds: float,
         guest_seconds: float,
         outside_seconds: float,
+        awaited: str = "",
     ) -> None:
         self.end(ending)
         self.exits = exits
         self.seconds = seconds
         self.guest_seconds = guest_seconds
         self.outside_seconds = outside_seconds
+        self.awaited = awaited
+        self.places: tuple[Place, ...] = ()
+        self.console = "" if self.error is None else self.error.console
+        self.unclaimed = Unclaimed()
         self.emulated: Mapping[str, int] = {}
         self.emulated_seconds = 0.0
         self.notes: tuple[str, ...] = ()
@@ -113,23 +198,100 @@ class Result:
         self.exit_code = ending.exit_code
         self.exit = ending.exit
         self.error = ending.error
+        self.matched = ending.matched
+        self.match = ending.match
 
     @property
     def ok(self) -> bool:
-        """Whether the guest ended itself with exit code 0."""
-        return self.outcome is Outcome.EXITED and self.exit_code == 0
+        """Whether the run ended as it was asked to: `check()` would return.
 
-    def check(self) -> Result:
-        """Return this result, or raise the GuestError if the guest crashed."""
+        That is by `until` where there was one, and otherwise by the guest with exit code 0.
+        """
+        return self._is(Outcome.UNTIL) if self.awaited else self._is(0)
+
+    def check(self, expect: int | Outcome | Iterable[int | Outcome] | None = None) -> Result:
+        """Return this result if the run ended as it was asked to, else raise.
+
+        With `until` that is UNTIL and nothing else, without it exit code 0.  `expect` says what it
+        is instead: an exit code, an Outcome, or several of both.
+
+        ::
+
+            machine.run(timeout=5, until="login: ").check()
+            machine.run(timeout=5).check(expect=(0, 3))
+            machine.run(timeout=5).check(expect=Outcome.HALTED)
+
+        Raises GuestError if the guest crashed, GuestFailed if it ended otherwise, RunTimeout if the
+        time was up and RunStopped if the host stopped it: all of them are RunError.  Raises
+        ConfigError for an `expect` that is none.
+        """
+        wanted = None if expect is None else _expectations(expect)
+        if self.ok if wanted is None else any(map(self._is, wanted)):
+            return self
+        raise self._failure(wanted)
+
+    def _is(self, expected: int | Outcome) -> bool:
+        if isinstance(expected, Outcome):
+            return self.outcome is expected
+        return self.outcome is Outcome.EXITED and self.exit_code == expected
+
+    def _failure(self, wanted: tuple[int | Outcome, ...] | None) -> RunError:
         if self.error is not None:
-            raise self.error
-        return self
+            self.error.result = self
+            return self.error
+        lines = [self.sentence + self.where, *self.details]
+        if wanted is not None:
+            lines.append(f"expected: {_either(wanted)}")
+        elif not self.awaited:
+            lines.append("expected: exit code 0")
+        kind = _ERRORS.get(self.outcome, GuestFailed)
+        return kind("\n".join(lines), console=self.console, result=self)
+
+    @property
+    def where(self) -> str:
+        """Where the guest is, as the sentence goes on, if it has one vCPU: " at 0x1000"."""
+        if len(self.places) != 1:
+            return ""
+        place = self.places[0]
+        if self.outcome is Outcome.HALTED:
+            place = place._replace(doing="running")  # it has been said already
+        return f", {place}" if place.doing == "halted" else f" {place}"
+
+    @property
+    def details(self) -> list[str]:
+        """What there is to say below the sentence: a line each."""
+        several = self.places if len(self.places) > 1 else ()
+        lines = [f"vCPU {place.vcpu} is {place}" for place in several]
+        if self.awaited and self.outcome is not Outcome.UNTIL:
+            lines.append(f"awaited: {self.awaited}")
+        if self.unclaimed.accesses and not self.ok:
+            lines.append(str(self.unclaimed))
+        return lines
 
     def __str__(self) -> str:
-        told = f"{self.sentence} ({self.seconds:.3f} s, {sum(self.exits.values())} VM exits)"
-        console = "" if self.error is None else self.error.console
-        return f"{told}\nThe last lines of its console:\n{console}" if console else told
+        count = sum(self.exits.values())
+        figures = f"({self.seconds:.3f} s, {count} VM exit{'' if count == 1 else 's'})"
+        told = "\n".join([f"{self.sentence}{self.where} {figures}", *self.details])
+        return with_console(told, self.console if self.outcome in _WITH_CONSOLE else "")
 
     def __repr__(self) -> str:
         code = "" if self.exit_code is None else f" exit_code={self.exit_code}"
-        return f"<Result {self.outcome.name}{code}: {self}>"
+        return f"<Result {self.outcome.name}{code}: {self.sentence}>"
+
+
+def _expectations(expect: int | Outcome | Iterable[int | Outcome]) -> tuple[int | Outcome, ...]:
+    """What `expect` lists.  Raises ConfigError."""
+    given: object = expect
+    wanted = given if isinstance(given, (list, tuple, set, frozenset, range)) else (given,)
+    if not wanted or any(type(one) is not int and not isinstance(one, Outcome) for one in wanted):
+        raise ConfigError(
+            f"expect is an exit code, an Outcome or several of these, not {expect!r}",
+            hint="as check(expect=(0, 3)) or check(expect=Outcome.HALTED)",
+        )
+    return tuple(wanted)
+
+
+def _either(wanted: tuple[int | Outcome, ...]) -> str:
+    return " or ".join(
+        one.name if isinstance(one, Outcome) else f"exit code {one}" for one in wanted
+    )

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
-from pykvm.result import Ending, Outcome, Result
+from pykvm.result import Ending, Outcome, Place, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +21,12 @@ _HLT = 5  # KVM_EXIT_HLT
 _REASON = 8  # struct kvm_run: exit_reason
 
 # Ends that the host asked for; what the guest did at the same moment counts more.
-_ASKED_FOR = frozenset({Outcome.STOPPED, Outcome.TIMEOUT, Outcome.UNTIL})
+_ASKED_FOR = frozenset(
+    {Outcome.STOPPED, Outcome.TIMEOUT, Outcome.DEBUG, Outcome.UNTIL, Outcome.FAILED}
+)
+
+# <linux/kvm.h>: KVM_MP_STATE_*
+_MP_UNINITIALIZED, _MP_INIT_RECEIVED, _MP_HALTED = 1, 2, 3
 
 # The index in pykvm_vcpu.exits to the name of the exit's class in pykvm.exits.
 _WRITE = lib.PYKVM_COUNTERS // 2
@@ -131,6 +136,8 @@ class Run:
         self._threads = {threading.get_ident()}
         # Halted or parked: by index.
         self._idle: set[int] = set()
+        # Those that were so when the run ended.
+        self._asleep: set[int] = set()
         self._changed = threading.Condition()
         self._began = time.monotonic()
 
@@ -230,9 +237,26 @@ class Run:
 
     def _halt(self, cpu: CPU) -> Ending | None:
         ending = self._wait(cpu)
-        if ending is None and self.interrupts is not None:
+        if ending is not None:
+            self._asleep.add(cpu.index)
+        elif self.interrupts is not None:
             self.interrupts.serve(cpu)
         return ending
+
+    def place(self, cpu: CPU, symbol: Callable[[int], str]) -> Place:
+        """Where a vCPU of the machine is, once the run is over.
+
+        `symbol` names a guest-virtual address, or gives the empty string.
+        """
+        # Of HLT and of processors to be started KVM knows only where the local APICs are its own.
+        state = cpu.kvm.get_mp_state()
+        doing = "running"
+        if cpu.parked or state in (_MP_UNINITIALIZED, _MP_INIT_RECEIVED):
+            doing = "parked"
+        elif cpu.index in self._asleep or state == _MP_HALTED:
+            doing = "halted"
+        address = cpu.state.linear_rip
+        return Place(cpu.index, doing, address, symbol(address))
 
     def _wait(self, cpu: CPU) -> Ending | None:
         """Wait outside the guest, without burning CPU, until this vCPU can go on."""

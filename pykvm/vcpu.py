@@ -551,6 +551,8 @@ class CPU:
         core.surface = surface
         if self.on_loop is not None:
             self.on_loop(True)
+        if self._debug is not None and self._debug.hit is not None:
+            self._debug.begin(self.state.linear_rip)
         dispatch.coalesce(not surface)
         reads, writes, check = dispatch.reads, dispatch.writes, board.check
         # offset, size and value, the first three words of struct pykvm_vcpu

@@ -10,11 +10,9 @@ from pykvm.cli.status import Status
 from pykvm.result import Outcome
 
 if TYPE_CHECKING:
-    from pykvm.machine import Machine
     from pykvm.result import Result
-    from pykvm.vcpu import CPU
 
-__all__ = ["ending_line", "exit_status", "place", "say"]
+__all__ = ["ending_line", "exit_status", "say"]
 
 _STDERR = 2
 
@@ -23,9 +21,11 @@ _STATUS = {
     Outcome.RESET: Status.DONE,
     Outcome.TIMEOUT: Status.TIMED_OUT,
     Outcome.CRASHED: Status.CRASHED,
-    # Nobody but the run's owner stops it or waits for a condition, and neither is told here.
+    # Only code stops a run, waits for a condition or sets breakpoints, and `run` does none of it.
     Outcome.STOPPED: Status.FAILED,
+    Outcome.DEBUG: Status.FAILED,
     Outcome.UNTIL: Status.FAILED,
+    Outcome.FAILED: Status.FAILED,
 }
 
 
@@ -60,14 +60,7 @@ def exit_status(result: Result, style: str = "guest") -> tuple[int, str]:
     return code, ""
 
 
-def place(cpu: CPU, machine: Machine) -> str:
-    """Where a vCPU is: "at 0x100123 (main+0x12)"."""
-    address = cpu.state.linear_rip
-    name = machine.symbol_at(address)
-    return f"at {address:#x} ({name})" if name else f"at {address:#x}"
-
-
-def ending_line(sentence: str, result: Result, where: str = "", note: str = "") -> str:
+def ending_line(sentence: str, result: Result, note: str = "") -> str:
     """The one line that tells how a run ended.
 
     >>> from pykvm.result import Ending, Outcome, Result
@@ -80,5 +73,4 @@ def ending_line(sentence: str, result: Result, where: str = "", note: str = "") 
     count = sum(result.exits.values())
     exits = "1 VM exit" if count == 1 else f"{count} VM exits"
     figures = [f"{result.seconds:.3f} s", exits, *filter(None, [note])]
-    middle = f" {where}" if where else ""
-    return f"{sentence}{middle} ({', '.join(figures)})"
+    return f"{sentence} ({', '.join(figures)})"

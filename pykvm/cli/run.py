@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pykvm.cli.consoles import Consoles
 from pykvm.cli.interrupts import Interrupts
 from pykvm.cli.machine import machine_of
-from pykvm.cli.report import ending_line, exit_status, place, say
+from pykvm.cli.report import ending_line, exit_status, say
 from pykvm.cli.status import Status
 from pykvm.result import Outcome
 
@@ -24,8 +24,8 @@ __all__ = ["main"]
 
 _STDERR = 2
 
-# Ends where what the guest was doing matters.
-_UNASKED = frozenset({Outcome.TIMEOUT, Outcome.STOPPED, Outcome.HALTED})
+# Ends at which the last lines of a console that is elsewhere tell what the guest was doing.
+_WITH_CONSOLE = frozenset({Outcome.TIMEOUT, Outcome.CRASHED})
 
 
 def main(options: Options) -> int:
@@ -90,8 +90,7 @@ class _Session:
         if result.outcome is Outcome.STOPPED and self._interrupts.received is not None:
             sentence, status = self._stop()
         if not (options.quiet and result.outcome is Outcome.EXITED):
-            where = place(machine.vcpus[0], machine) if result.outcome in _UNASKED else ""
-            say(ending_line(sentence, result, where, note), self._advice(result))
+            say(ending_line(sentence + result.where, result, note), self._advice(result))
             for remark in result.notes:
                 say(remark)
         if options.stats:
@@ -105,13 +104,14 @@ class _Session:
         return status
 
     def _advice(self, result: Result) -> str:
-        """What stands below the sentence of a crash."""
-        error = result.error
-        if error is None:
-            return ""
+        """What stands below the sentence."""
+        lines = result.details
+        if result.error is not None:
+            lines.append(result.error.hint)
         # Where the console is this terminal, its last lines are just above.
-        console = "" if self._options.serial.kind == "stdio" else error.console
-        return "\n".join(filter(None, [error.hint, console]))
+        if result.outcome in _WITH_CONSOLE and self._options.serial.kind != "stdio":
+            lines.append(result.console)
+        return "\n".join(filter(None, lines))
 
     def _stop(self) -> tuple[str, int]:
         """Why the run was stopped from outside, and the exit status for that."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.bus import GuestExit, GuestReset
 from pykvm.cli.describe import device_name, linear_rip, location, target
+from pykvm.cli.report import ending_line
 from pykvm.crash import crash_of
 from pykvm.errors import GuestError, MemoryRangeError, StateError
 from pykvm.exits import (
@@ -93,7 +94,8 @@ class Stepper:
         self.exit = None
         result = self.machine.run()
         self._end_line()
-        self.show(str(result))
+        # Without the console's last lines: they are on this terminal.
+        self.show(ending_line(result.sentence + result.where, result))
         if result.outcome in _OVER:
             self.ending = result.sentence
 

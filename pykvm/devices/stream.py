@@ -12,6 +12,10 @@ __all__ = ["OUTPUT_LIMIT", "OutputLog"]
 
 OUTPUT_LIMIT = 1 << 20
 
+# So many lines, of so many characters each, are enough to see what a guest was at.
+LAST_LINES = 24
+LONGEST_LINE = 256
+
 
 class OutputLog:
     """The output side of a device that prints: its last `limit` bytes, and subscribers.
@@ -44,6 +48,29 @@ class OutputLog:
     def dropped(self) -> int:
         """How many bytes were printed and are no longer in `output`."""
         return self._trimmed + max(len(self._kept) - self._limit, 0)
+
+    @property
+    def printed(self) -> int:
+        """How many bytes were printed so far, kept or not."""
+        return self._trimmed + len(self._kept)
+
+    def since(self, position: int) -> tuple[int, bytes]:
+        """What is kept of the output from its byte `position` on, and where that begins."""
+        with self._keeping:
+            first = max(position, self.dropped)
+            return first, bytes(self._kept[first - self._trimmed :])
+
+    def last_lines(self, count: int = LAST_LINES) -> str:
+        r"""The last lines printed, without blank ones at the end; long ones lose their beginning.
+
+        >>> log = OutputLog()
+        >>> log.emit(b"one\r\ntwo\nthree\n")
+        >>> log.last_lines(2)
+        'two\nthree'
+        """
+        _, tail = self.since(self.printed - count * LONGEST_LINE)
+        lines = tail.decode(errors="replace").replace("\r\n", "\n").rstrip().split("\n")
+        return "\n".join(line.rstrip("\r")[-LONGEST_LINE:] for line in lines[-count:])
 
     def on_output(self, callback: Callable[[bytes], object]) -> Callable[[], None]:
         """Call ``callback(data)`` with everything printed from now on; returns how to stop that.
