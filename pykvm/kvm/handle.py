@@ -36,11 +36,14 @@ _GROWTH_LIMIT = 1 << 16
 _ATTRIBUTE_ROOM = 64
 
 
-def address_of(buffer: Buffer) -> int:
+def address_of(buffer: Buffer | array[int]) -> int:
     """Return the address of a writable buffer, for structs that point at one.
 
-    It stays valid while `buffer` lives and is not resized.
+    It stays valid while `buffer` lives and is not resized.  Of an array it takes no ctypes, whose
+    import is dear.
     """
+    if isinstance(buffer, array):
+        return buffer.buffer_info()[0]
     import ctypes
 
     return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
@@ -258,7 +261,7 @@ class Attributes(Handle):
         """
         # Room for a kernel that writes more than the caller thinks.
         data = array("B", bytes(max(size, _ATTRIBUTE_ROOM)))
-        value = {"group": group, "attr": attr, "addr": data.buffer_info()[0]}
+        value = {"group": group, "attr": attr, "addr": address_of(data)}
         self.ioctl_write(uapi.KVM_GET_DEVICE_ATTR, uapi.kvm_device_attr, value)
         return int.from_bytes(data[:size], "little")
 
@@ -270,5 +273,5 @@ class Attributes(Handle):
         """
         content = bytes_of(value, size) if isinstance(value, int) else bytes(value)
         data = array("B", content.ljust(_ATTRIBUTE_ROOM, b"\0"))
-        fields = {"group": group, "attr": attr, "addr": data.buffer_info()[0]}
+        fields = {"group": group, "attr": attr, "addr": address_of(data)}
         self.ioctl_write(uapi.KVM_SET_DEVICE_ATTR, uapi.kvm_device_attr, fields)

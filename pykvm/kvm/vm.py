@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from contextlib import suppress
 from errno import ENOENT
 from typing import TYPE_CHECKING
@@ -250,7 +251,7 @@ class VM(Interrupts, Enabling, Extensions):
             raise ConfigError(f"{len(given)} MSR ranges: KVM takes {KVM_MSR_FILTER_MAX_RANGES}")
         bitmaps, entries = [], list[dict[str, int]]()
         for range_flags, base, nmsrs, bitmap in given:
-            data = bytearray(bitmap)
+            data = array("B", bytes(bitmap))
             if len(data) * 8 < nmsrs:
                 raise ConfigError(f"a bitmap of {len(data)} bytes does not cover {nmsrs} MSRs")
             bitmaps.append(data)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.frozen import NamedTuple
-from pykvm.quirks import bit_counts, cpuid, found, syscall
+from pykvm.quirks import bit_counts, cpuid, found, software_interrupt, syscall
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -57,6 +57,10 @@ OPTIONS = (
 )
 
 
+# What an option names, and what the remedies of the same machine will ask for: in one probe VM.
+KERNEL_QUIRKS = (syscall.QUIRK, bit_counts.QUIRK, cpuid.QUIRK, software_interrupt.QUIRK)
+
+
 def options_for(quirks: Collection[str], vcpus: int) -> tuple[str, ...]:
     """The options for a host with these quirks, on a machine of so many vCPUs.
 
@@ -84,7 +88,7 @@ def spare(append: str, vcpus: int) -> tuple[str, str]:
     named = {word.partition("=")[0] for word in append.split()}
     words: Sequence[str] = [
         word
-        for option in options_for(found([syscall.QUIRK, bit_counts.QUIRK, cpuid.QUIRK]), vcpus)
+        for option in options_for(found(KERNEL_QUIRKS), vcpus)
         for word in option.split()
         if word.partition("=")[0] not in named
     ]
