@@ -70,7 +70,7 @@ def load(source: Source, request: Request) -> Image:
     bare.check_entry(source, mode, entry)
     return Image(
         name=source.name,
-        kind=f"elf{header.elf_class.bits}",
+        kind=header.elf_class.name,
         protocol=NAME,
         mode=mode,
         entry=entry,

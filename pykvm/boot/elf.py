@@ -62,6 +62,11 @@ class ElfClass(NamedTuple):
     relocation_type_mask: int
 
     @property
+    def name(self) -> str:
+        """What an image of this class is called, "elf32" or "elf64"."""
+        return f"elf{self.bits}"
+
+    @property
     def word(self) -> int:
         """The size of an address in bytes."""
         return self.bits // 8

@@ -61,10 +61,11 @@ class Segment(NamedTuple):
 class Image(NamedTuple):
     """A guest file, parsed and checked; nothing of a machine is known yet.
 
-    `kind` is "elf64", "elf32", "flat", "firmware" or a kernel's protocol; `mode` the CPU mode at
-    `entry`, a guest-physical address; `protocol` the name of the boot protocol that reads and
-    places it; `word` the size in bytes of a pointer in the guest's program; `details` are what the
-    protocol has read and needs again to place it.
+    `kind` is "elf64", "elf32", "flat", "firmware", "linux" for a Linux kernel, "bzimage" for one
+    that only starts as Linux does, or else a kernel's protocol; `mode` the CPU mode at `entry`, a
+    guest-physical address; `protocol` the name of the boot protocol that reads and places it;
+    `word` the size in bytes of a pointer in the guest's program; `details` are what the protocol
+    has read and needs again to place it.
     """
 
     name: str

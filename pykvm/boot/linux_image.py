@@ -26,6 +26,7 @@ from pykvm.boot.linux_header import (
     protected_mode_code,
     read_setup_header,
 )
+from pykvm.boot.notes import LINUX, has_note
 from pykvm.boot.payload import CannotUnpack, unpack
 from pykvm.boot.source import Source
 from pykvm.boot.symbols import Symbols, read_symbols
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pykvm.boot.source import Request
 
 __all__ = [
-    "KIND",
+    "LINUX_KIND",
     "LOAD_HIGH",
     "Kernel",
     "moved",
@@ -46,7 +47,10 @@ __all__ = [
     "version_of",
 ]
 
-KIND = "linux"
+# What an image is called that is Linux, and one that only starts by Linux's protocol, as memtest86+
+# and iPXE do.
+LINUX_KIND = "linux"
+OTHER_KIND = "bzimage"
 MIB = 1 << 20
 
 # Where the code of a bzImage goes that does not choose.
@@ -59,6 +63,8 @@ PMD_SIZE = 2 * MIB
 LARGEST_KERNEL = 1 << 30
 
 _BANNER = re.compile(rb"Linux version ([ -~]{1,512})")
+# Its release, who built it where, and the number of the build (arch/x86/boot/version.c).
+_VERSION = re.compile(r"\d+\.\d+.* \(.*@.*\) #")
 
 # What a vmlinux cannot tell, having no setup header: the values that every 64-bit kernel has.
 VMLINUX_HEADER = SetupHeader(
@@ -110,13 +116,14 @@ def read_bzimage(
             raise source.error(
                 f"ends at {len(code):#x} of its code, before its 64-bit entry at {ENTRY_64:#x}"
             )
+    version = kernel_version(source, header)
     address = _load_address(source, header, request)
     movable = bool(header.relocatable_kernel)
     # A kernel that cannot be moved goes to its preferred address by itself.
     start = address if movable else header.pref_address or address
     return Image(
         name=source.name,
-        kind=KIND,
+        kind=LINUX_KIND if _VERSION.match(version) else OTHER_KIND,
         protocol=protocol,
         mode=mode,
         entry=address + offset,
@@ -126,7 +133,7 @@ def read_bzimage(
         details=Kernel(
             header,
             later_fields(source),
-            kernel_version(source, header),
+            version,
             Range("kernel", start, start + max(header.init_size, len(code))),
             header.kernel_alignment if movable else 0,
             remarks,
@@ -200,10 +207,14 @@ def _read_elf(source: Source, request: Request, kernel: Kernel) -> Image:
         # Its own page tables map it by large pages.
         alignment = max(kernel.header.kernel_alignment, PMD_SIZE)
     needs = Range("kernel", start, max(end, start + kernel.header.init_size))
+    if _VERSION.match(kernel.version) or has_note(source, LINUX):
+        kind = LINUX_KIND
+    else:
+        kind = header.elf_class.name
     image = Image(
         name=source.name,
-        kind=KIND,
-        protocol=KIND,
+        kind=kind,
+        protocol="linux",
         mode=Mode.LONG,
         entry=header.e_entry,
         segments=segments,

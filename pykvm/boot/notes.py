@@ -35,6 +35,7 @@ __all__ = [
     "XEN",
     "XEN_ELFNOTE_PHYS32_ENTRY",
     "Note",
+    "has_note",
     "named_protocol",
     "read_notes",
     "unreadable_entry_note",
@@ -85,6 +86,11 @@ def read_notes(source: Source) -> Iterator[Note]:
     """
     for area, content in _contents(source, _MOST_BYTES):
         yield from _notes(content, 8 if area.alignment == 8 else 4)
+
+
+def has_note(source: Source, owner: str, type: int | None = None) -> bool:
+    """Whether the file has a note of that owner and, if it is given, of that type."""
+    return any(note.owner == owner and type in (None, note.type) for note in read_notes(source))
 
 
 def named_protocol(source: Source) -> str | None:

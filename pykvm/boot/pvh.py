@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pykvm.boot.notes import (
     XEN,
     XEN_ELFNOTE_PHYS32_ENTRY,
-    read_notes,
+    has_note,
     unreadable_entry_note,
 )
 
@@ -31,9 +31,8 @@ def recognise(source: Source, request: Request) -> str | None:
     A file whose PVH note is damaged is one, too: it would come to grief as a bare program.
     """
     del request
-    for note in read_notes(source):
-        if note.owner == XEN and note.type == XEN_ELFNOTE_PHYS32_ENTRY:
-            return None
+    if has_note(source, XEN, XEN_ELFNOTE_PHYS32_ENTRY):
+        return None
     if unreadable_entry_note(source) is not None:
         return None
     return "no ELF note of Xen's with a 32-bit entry"

@@ -25,6 +25,7 @@ from pykvm.boot.notes import (
     LINUX,
     XEN,
     XEN_ELFNOTE_PHYS32_ENTRY,
+    has_note,
     read_notes,
     unreadable_entry_note,
 )
@@ -74,10 +75,10 @@ def read_kernel(source: Source, request: Request, *, protocol: str) -> Image:
     entry = _entry(source, segments)
     check_entry(source, entry, segments, loaded, field="XEN_ELFNOTE_PHYS32_ENTRY")
     bare.check_entry(source, Mode.PROTECTED, entry)
-    linux = any(note.owner == LINUX for note in read_notes(source))
+    linux = has_note(source, LINUX)
     return Image(
         name=source.name,
-        kind="linux" if linux else f"elf{header.elf_class.bits}",
+        kind="linux" if linux else header.elf_class.name,
         protocol=protocol,
         mode=Mode.PROTECTED,
         entry=entry,

@@ -54,12 +54,20 @@ FIELDS = {
 }
 
 CODE = HLT * (4 * K)
+# What a kernel says of itself, and where in the file.
+VERSION, VERSION_OFFSET = b"6.1.0-37-amd64 (me@here) #1 SMP Debian 6.1.140-1\0", 0x300
 
 
 def field(data: bytes | bytearray, name: str) -> int:
     """A field of the setup header in a bzImage or a zero page."""
     offset, size = FIELDS[name]
     return int.from_bytes(data[offset : offset + size], "little")
+
+
+def versioned(image: bytes, version: bytes) -> bytes:
+    """The bzImage with another version of the kernel."""
+    text = (version + b"\0").ljust(len(VERSION), b"\0")
+    return image[:VERSION_OFFSET] + text + image[VERSION_OFFSET + len(text) :]
 
 
 def bzimage(code: bytes = CODE, /, **fields: int) -> bytes:
@@ -79,10 +87,12 @@ def bzimage(code: bytes = CODE, /, **fields: int) -> bytes:
         "cmdline_size": 2047,
         "pref_address": M,
         "init_size": 64 * K,
+        "kernel_version": VERSION_OFFSET - 0x200,
     }
     assert fields.keys() <= FIELDS.keys()
     values.update(fields)
     image = bytearray(((values["setup_sects"] or 4) + 1) * 512)
+    image[VERSION_OFFSET : VERSION_OFFSET + len(VERSION)] = VERSION
     for name, value in values.items():
         offset, size = FIELDS[name]
         image[offset : offset + size] = value.to_bytes(size, "little")

@@ -150,6 +150,11 @@ class TestEntries:
         assert symbols["kernel_main"] >> 24 == 0xFFFFFFFF81
         assert symbols.describe(symbols["kernel_main"] + 2) == "kernel_main+0x2"
 
+    def test_one_without_linuxs_note_is_another_kernel(self) -> None:
+        image = boot.load(elf(Part(HLT * 64, 16 * M)), protocol="linux")
+        assert (image.kind, image.protocol) == ("elf64", "linux")
+        assert boot.load(vmlinux()).kind == "linux"
+
     def test_the_version_is_in_the_first_line_that_it_prints(self) -> None:
         banner = b"Linux version 6.1.0 (me@here) #1 SMP\n\0"
         text = Part(HLT * 64 + banner, 0xFFFF_FFFF_8100_0000, paddr=16 * M)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from boot.kernels import CODE, M, bzimage, field
+from boot.elfs import HLT, Part, elf
+from boot.kernels import CODE, M, bzimage, field, packed, versioned, vmlinux
 
 from pykvm import boot
 from pykvm.boot.linux_header import later_fields, protected_mode_code, read_setup_header
@@ -120,6 +121,33 @@ def test_later_fields_are_kept() -> None:
     assert len(later_fields(source(bytes(data)))) == 0x290 - 0x26C
     data[0x201] = 0
     assert later_fields(source(bytes(data))) == b""
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        (b"6.1.0-37-amd64 (debian-kernel@lists.debian.org) #1 SMP Debian 6.1.140-1", "linux"),
+        (b"5.10.0-rc1 (@) #7", "linux"),
+        (b"2.6.22 (me@here) #1", "linux"),
+        (b"Memtest86+ v6.10", "bzimage"),
+        (b"1.0.0+git-20190125.36a4c85-5.1", "bzimage"),
+        (b"", "bzimage"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["linux", "linux64", "linux32"])
+def test_linux_is_known_by_how_it_writes_its_version(
+    version: bytes, kind: str, protocol: str
+) -> None:
+    image = boot.load(versioned(bzimage(), version), protocol=protocol)
+    assert (image.kind, image.protocol) == (kind, protocol)
+    assert boot.load(bzimage(kernel_version=0), protocol=protocol).kind == "bzimage"
+
+
+def test_a_kernel_without_a_version_is_linux_if_what_is_packed_in_it_is() -> None:
+    assert boot.load(packed(vmlinux(), kernel_version=0)).kind == "linux"
+    other = elf(Part(HLT * 64, 16 * M))
+    assert boot.load(versioned(packed(other), b"mine")).kind == "elf64"
+    assert boot.load(packed(other)).kind == "linux"
 
 
 @pytest.mark.parametrize(

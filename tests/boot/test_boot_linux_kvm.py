@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boot.kernels import FIELDS, PACKERS, M
+from boot.kernels import FIELDS, PACKERS, M, bzimage, versioned
 
 from pykvm import Machine
 
@@ -130,6 +130,23 @@ def test_what_linux_gets_unless_told_otherwise(guests: Path) -> None:
         assert result.exit_code == 0, result
         assert re.search(r"command line: panic=-1 (.* )?quiet\n", machine.serial.text)
         assert "the kernel's command line begins with panic=-1" in result.notes[0]
+
+
+def test_another_kernel_that_starts_as_linux_does_is_let_alone() -> None:
+    """No words, no interrupt controllers of KVM's, and its console is not listened to."""
+    panic = b"Kernel panic - not syncing: none\n---[ end Kernel panic ]---\n"
+    entry = bytes.fromhex(
+        f"48 8d 35 13 00 00 00  b9 {len(panic):02x} 00 00 00"  # lea rsi, [text]; mov ecx, length
+        "66 ba f8 03  6e e2 fd"  # mov dx, 0x3f8; next: outsb, which takes as many turns; loop next
+        "b0 2a e6 f4 eb fe"  # mov al, 0x2a; out 0xf4, al
+    )
+    code = bytes(0x200) + entry.ljust(26, b"\x90") + panic
+    with Machine(versioned(bzimage(code), b"Memtest86+ v6.10"), boot="linux64") as machine:
+        assert machine._board.hardware().irqchip == "user"
+        result = machine.run(timeout=20)
+        assert result.exit_code == 0x2A, result
+        assert result.notes == ()
+        assert machine.serial.text == panic.decode()
 
 
 @pytest.mark.parametrize(
