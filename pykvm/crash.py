@@ -43,6 +43,10 @@ _SUBERRORS = {
 # What to do where `pykvm.emulate` says that this is why it cannot do an instruction.
 _REMEDIES = {"Unicorn is not installed": "pip install 'pykvm-vmm[emulate]'"}
 
+_NO_BIOS_HINT = (
+    "there is no BIOS under this guest: it can set the vector itself, use ports instead, or be "
+    "started by firmware"
+)
 _UNCLAIMED_HINT = (
     "add a device there, or let unclaimed accesses float (Machine(unclaimed='float'), "
     "--unclaimed float)"
@@ -75,6 +79,14 @@ def _explain(cpu: CPU) -> str:
         return cpu.memory.read(address, length)
 
     return explain(cpu.state, read)
+
+
+def _limit(limit: str) -> tuple[str, str, str]:
+    return (
+        "host limit",
+        f"this host's {limit} (tried just now)",
+        "run it on a host with VT-x or SVM; `pykvm info` lists what this one gets wrong",
+    )
 
 
 def _shutdown(cpu: CPU, exit: Shutdown) -> tuple[str, str, str]:
@@ -149,15 +161,30 @@ def _memory_fault(cpu: CPU, exit: MemoryFault) -> tuple[str, str, str]:
     )
 
 
+def _through_a_zero_vector(cpu: CPU) -> str:
+    """That the guest came here by an interrupt whose vector in real mode's table is 0000:0000."""
+    from pykvm.x86.diagnose import zero_vector
+
+    return zero_vector(cpu.state, cpu.memory.read) or ""
+
+
 def crash_of(
-    cpu: CPU, exit: Exit, symbol: Callable[[int], str], refusal: tuple[str, str] = ("", "")
+    cpu: CPU,
+    exit: Exit,
+    symbol: Callable[[int], str],
+    refusal: tuple[str, str] = ("", ""),
+    limit: str = "",
 ) -> GuestError:
     """What killed the guest, given the exit that told it.
 
     `symbol` names a guest-virtual address, or gives the empty string.  `refusal` is the name of an
     instruction that KVM refused, and why nobody else could do it, as far as that is known.
+    `limit` is what this host's KVM does wrong with the instruction at RIP, if it was found to.
     """
+    way = _through_a_zero_vector(cpu)
     match exit:
+        case Shutdown() if limit:
+            kind, cause, hint = _limit(limit)
         case Shutdown():
             kind, cause, hint = _shutdown(cpu, exit)
         case InternalError():
@@ -172,6 +199,8 @@ def crash_of(
             kind, cause, hint = "guest panic", f"the guest reported a crash ({exit!r})", ""
         case _:
             kind, cause, hint = "unexpected exit", repr(exit), ""
+    if way:
+        kind, cause, hint = "wild interrupt", f"{way}, and then: {kind}: {cause}", _NO_BIOS_HINT
     return GuestError(
         kind,
         f"{cause}, {_place(cpu, symbol)}",

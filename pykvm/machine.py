@@ -391,6 +391,8 @@ class Machine:
             result.awaited = "" if conditions is None else conditions.awaited
             result.notes = (*self._remarks, *board.notes)
             self._tell(result, run)
+            if self.entry is not None and result.outcome is Outcome.CRASHED:
+                result.notes += self.entry.suspicions
             return result
 
     @contextmanager
@@ -533,7 +535,8 @@ class Machine:
             case SystemEvent(type=2):
                 return Ending(Outcome.RESET, "the guest asked for a reset", exit=exit)
         refusal = self._repairs.refusal(cpu)
-        return _crash(crash_of(cpu, exit, self.symbol_at, refusal), exit)
+        limit = self._repairs.limit(cpu, exit)
+        return _crash(crash_of(cpu, exit, self.symbol_at, refusal, limit), exit)
 
     def _debug_event(self, cpu: CPU, exit: Debug) -> Ending | None:
         """A breakpoint or the like; None if it was the step past one."""

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pykvm.boot import protocol_of
+from pykvm.errors import PykvmError
 from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
@@ -102,6 +103,25 @@ class Repairs:
     def refusal(self, cpu: CPU) -> tuple[str, str]:
         """Which instruction the emulator refused last, and why; empty if none."""
         return self._emulator.refusal(cpu) if self._emulator is not None else ("", "")
+
+    def limit(self, cpu: CPU, exit: Exit) -> str:
+        """What this host's KVM does wrong with the instruction at which it gave up; "" if nothing.
+
+        It is tried, in a VM of its own, for an instruction that is known to fail somewhere.
+        """
+        from pykvm.exits import Shutdown
+
+        if not isinstance(exit, Shutdown):
+            return ""
+        from pykvm.quirks import found
+        from pykvm.quirks.legacy_paging import MOV_CR0, refused_paging
+
+        try:
+            code = cpu.read(cpu.state.linear_rip, len(MOV_CR0) + 1)
+            quirk = refused_paging(cpu.state, code)
+            return quirk.wrong if quirk is not None and found([quirk]) else ""
+        except PykvmError:
+            return ""
 
     def tally(self) -> Tally:
         """What was done so far."""

@@ -117,10 +117,12 @@ class Entry(NamedTuple):
     """How the first vCPU starts a placed image.
 
     `state` is to be set on the vCPU; `layout` names what lies where in guest memory, by address.
-    `remarks` are sentences on what was done otherwise than the user may expect.
+    `remarks` are sentences on what was done otherwise than the user may expect; `suspicions` are
+    for a run that ends in a crash: what the guest may have missed.
     """
 
     state: CpuState
     layout: tuple[Range, ...]
     symbols: Symbols
     remarks: tuple[str, ...] = ()
+    suspicions: tuple[str, ...] = ()

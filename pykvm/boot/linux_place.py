@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.boot.c_strings import command_line
 from pykvm.boot.image import Entry, Range
-from pykvm.boot.linux_image import LOAD_HIGH, Kernel, moved
+from pykvm.boot.linux_image import LOAD_HIGH, OTHER_KIND, Kernel, moved
 from pykvm.boot.plan import Plan, free_memory
 from pykvm.boot.zero_page import (
     E820_MAX_ENTRIES_ZEROPAGE,
@@ -98,7 +98,18 @@ def place_kernel(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     state = _STATES[image.mode](image, plan)
     state.rsi = page_place.start
     plan.write()
-    return Entry(state, plan.layout, image.symbols, kernel.remarks)
+    return Entry(state, plan.layout, image.symbols, kernel.remarks, _suspicions(image))
+
+
+def _suspicions(image: Image) -> tuple[str, ...]:
+    """What a kernel that is not Linux may miss: its set-up code, which did not run, and a BIOS."""
+    if image.kind != OTHER_KIND:
+        return ()
+    entry = "64-bit" if image.mode is Mode.LONG else "32-bit"
+    return (
+        f"{image.name}: was started at its {entry} entry, which not every bzImage has that is not "
+        "Linux; its 16-bit set-up code is started by firmware (--kernel)",
+    )
 
 
 def _fitted(image: Image, memory: GuestMemory) -> Image:

@@ -15,7 +15,7 @@ from pykvm.quirks import (
     bit_counts,
     breakpoints,
     cpuid,
-    hypercall,
+    legacy_paging,
     single_step,
     software_interrupt,
     stale_mappings,
@@ -38,7 +38,8 @@ QUIRKS: tuple[Quirk, ...] = (
     bit_counts.QUIRK,
     stale_mappings.QUIRK,
     cpuid.QUIRK,
-    hypercall.QUIRK,
+    legacy_paging.TWO_LEVEL,
+    legacy_paging.PAE,
 )
 
 _known: dict[str, bool] = {}

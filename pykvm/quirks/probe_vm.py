@@ -146,10 +146,14 @@ class ProbeVM:
 
         Raises TimeoutError if it comes to none.
         """
-        self.memory.write(USER if ring == 3 else KERNEL, code + HLT)
         state = beginning(ring)
         for name, value in (registers or {}).items():
             setattr(state, name, value)
+        return self.run_from(state, code, patience=patience)
+
+    def run_from(self, state: CpuState, code: bytes, *, patience: float = PATIENCE) -> Stop:
+        """The same from a state of any mode, whose RIP is where `code` goes."""
+        self.memory.write(state.linear_rip, code + HLT)
         self.cpu.state = state
         exits = self.cpu.exits(timeout=patience)
         try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pykvm.x86.state import CpuState
 
-__all__ = ["EXCEPTIONS", "explain"]
+__all__ = ["EXCEPTIONS", "explain", "zero_vector"]
 
 EXCEPTIONS = {
     0: "#DE",
@@ -61,6 +61,7 @@ _POPS = {*range(0x58, 0x60), 0x61, 0x9D, 0xC2, 0xC3, 0xCF}
 _PRIVILEGED = {0xF4: "HLT", 0xFA: "CLI", 0xFB: "STI"}
 _HLT, _JMP_SELF = b"\xf4", b"\xeb\xfe"
 _LONGEST_INSTRUCTION = 15
+_INT_N = 0xCD
 
 
 class _Exception(NamedTuple):
@@ -156,6 +157,27 @@ def explain(state: CpuState, read: Callable[[int, int], bytes]) -> str:
     if _undeliverable(guest, _DOUBLE_FAULT) is None:
         reason += "; a handler for the double fault that follows is in place"
     return f"{raised} could not be delivered: {reason}"
+
+
+def zero_vector(state: CpuState, read: Callable[[int, int], bytes]) -> str | None:
+    """Say that real-mode code came where it is through an interrupt vector that is zero, or None.
+
+    The frame on top of the stack shows it: an INT n stands before its return address, and the
+    vector n is 0000:0000, so that the vectors themselves were executed.
+    """
+    if state.mode is not Mode.REAL or state.idt.base:
+        return None
+    try:
+        ip, cs, _ = (
+            int.from_bytes(read(state.linear_rsp + offset, 2), "little") for offset in (0, 2, 4)
+        )
+        at = 16 * cs + (ip - 2) % 0x10000
+        opcode, vector = read(at, 2)
+        if opcode != _INT_N or any(read(4 * vector, 4)):
+            return None
+    except LookupError:
+        return None
+    return f"INT {vector:#x} at {at:#x} went through a vector of zeros to address 0"
 
 
 def _name(vector: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from boot.kernels import FIELDS, PACKERS, M, bzimage, versioned
 
-from pykvm import Machine
+from pykvm import Machine, Outcome
 
 pytestmark = pytest.mark.kvm
 
@@ -147,6 +147,17 @@ def test_another_kernel_that_starts_as_linux_does_is_let_alone() -> None:
         assert result.exit_code == 0x2A, result
         assert result.notes == ()
         assert machine.serial.text == panic.decode()
+
+
+def test_what_it_may_miss_is_said_if_it_crashes() -> None:
+    kernel = versioned(bzimage(b"\x0f\x0b" + bytes(0x200)), b"1.0.0+git")
+    with Machine(kernel, boot="linux32") as machine:
+        result = machine.run(timeout=20)
+        assert result.outcome is Outcome.CRASHED
+        assert result.notes[-1] == (
+            "guest: was started at its 32-bit entry, which not every bzImage has that is not "
+            "Linux; its 16-bit set-up code is started by firmware (--kernel)"
+        )
 
 
 @pytest.mark.parametrize(

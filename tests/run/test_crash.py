@@ -81,5 +81,29 @@ def test_a_jump_to_where_no_memory_is() -> None:
     assert "no memory at 0xf0000" in error.cause
 
 
+def test_an_interrupt_through_a_zero_vector_comes_before_what_it_led_to() -> None:
+    with GuestMemory() as memory:
+        memory.add_ram(0, 0x10000)
+        memory.write(0x7C00, b"\xcd\x13")
+        memory.write(0x7000, b"\x02\x7c\0\0\0\0")
+        cpu: Any = FakeCPU(memory, real_mode(ip=0x1234, sp=0x7000))
+        error = crash_of(cpu, exits.IoOut(0xE, 1, b"A"), lambda address: "")
+    assert error.kind == "wild interrupt"
+    assert error.cause == (
+        "INT 0x13 at 0x7c00 went through a vector of zeros to address 0, and then: wild access: "
+        "the guest wrote 41 to port 0xe, where there is no device, at 0x1234"
+    )
+    assert "no BIOS" in error.hint
+
+
+def test_what_the_host_does_not_do_is_no_triple_fault_of_the_guests() -> None:
+    with GuestMemory() as memory:
+        memory.add_ram(0, 0x10000)
+        cpu: Any = FakeCPU(memory, real_mode(ip=0x1000))
+        error = crash_of(cpu, exits.Shutdown(), lambda address: "", limit="KVM does not do this")
+    assert error.kind == "host limit"
+    assert error.cause == "this host's KVM does not do this (tried just now), at 0x1000"
+
+
 def test_a_triple_fault_in_real_mode() -> None:
     assert report(exits.Shutdown()).kind == "triple fault"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pykvm.x86 import descriptors
 from pykvm.x86.descriptors import flat_gdt, gdt, idt, interrupt_gate, ivt, task_gate
-from pykvm.x86.diagnose import EXCEPTIONS, explain
+from pykvm.x86.diagnose import EXCEPTIONS, explain, zero_vector
 from pykvm.x86.paging import identity
 from pykvm.x86.registers import RFLAGS
 from pykvm.x86.state import (
@@ -466,6 +466,40 @@ def test_real_mode_with_lidt_of_limit_zero() -> None:
         "#UD (UD2 at 0x10000) could not be delivered: "
         "the IVT limit is 0x0, but the vector ends at 0x1b"
     )
+
+
+def interrupted_guest() -> Guest:
+    """Real-mode code at 1000:0000 that has come to address 2 by INT 10h, through a zero vector."""
+    guest = real_guest(b"\xb4\x0e\xcd\x10\xf4")
+    guest.write(0, bytes(0x400))
+    guest.state.rsp = 0x7000
+    guest.write(0x7000, b"\x04\x00" + (CODE >> 4).to_bytes(2, "little") + b"\x02\x00")
+    guest.state.cs.selector = guest.state.cs.base = 0
+    guest.state.rip = 2
+    return guest
+
+
+def test_an_interrupt_through_a_zero_vector_shows_on_the_stack() -> None:
+    guest = interrupted_guest()
+    said = "INT 0x10 at 0x10002 went through a vector of zeros to address 0"
+    assert zero_vector(guest.state, guest.read) == said
+    guest.write(0x40, b"\x01")
+    assert zero_vector(guest.state, guest.read) is None
+
+
+def test_what_is_no_such_interrupt() -> None:
+    guest = interrupted_guest()
+    guest.write(CODE + 2, b"\x90\x90")
+    assert zero_vector(guest.state, guest.read) is None
+    guest = interrupted_guest()
+    guest.state.idt.base = 0x500
+    assert zero_vector(guest.state, guest.read) is None
+    guest = interrupted_guest()
+    guest.state.cr0 |= 1
+    assert zero_vector(guest.state, guest.read) is None
+    guest = interrupted_guest()
+    guest.state.ss.base = 0xFFFF_0000
+    assert zero_vector(guest.state, guest.read) is None
 
 
 def test_a_halt_with_interrupts_off() -> None:
