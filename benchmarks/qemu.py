@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from benchmarks.bench import CannotMeasureError
 
-HELLO = Path(__file__).parent.parent / "guests" / "build" / "hello.elf"
+GUESTS = Path(__file__).parent.parent / "guests" / "build"
+HELLO = GUESTS / "hello.elf"
+PVH = GUESTS / "pvh.elf"
 DEADLINE = 20.0
 # isa-debug-exit turns the guest's 0 into (0 << 1) | 1.
 HELLO_STATUS = 1
@@ -40,16 +42,16 @@ def command(machine: str, model: str, *options: str) -> list[str]:
     ]
 
 
-def hello_command(model: str) -> list[str]:
+def guest_command(model: str, guest: Path) -> list[str]:
     way_out = "isa-debug-exit,iobase=0xf4,iosize=4"
-    return command("microvm", model, "-device", way_out, "-kernel", str(HELLO))
+    return command("microvm", model, "-device", way_out, "-kernel", str(guest))
 
 
 def _trouble(model: str) -> str:
     """What keeps QEMU from running hello.elf on this processor; empty if nothing does."""
     try:
         done = subprocess.run(
-            hello_command(model),
+            guest_command(model, HELLO),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=DEADLINE,
