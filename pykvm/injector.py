@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.x86.state import real_mode
+from pykvm.x86.state import after_start_up
 
 if TYPE_CHECKING:
     from pykvm.interrupts.lapic import LocalApic
@@ -52,7 +52,9 @@ class Injector:
 
     def request_init(self) -> None:
         """See `CpuPort`."""
+        # It clears what came before it; an NMI behind it waits (SDM 3A 9.4.1).
         self._sipi = None
+        self._nmis = 0
         self._init = True
         self.cpu.attend()
 
@@ -81,17 +83,22 @@ class Injector:
             self.cpu.page[_CR8] = self.lapic.cr8
 
     def take_init(self) -> bool:
-        """Whether an INIT is to be carried out; then it is, as far as the APIC goes."""
+        """Whether an INIT came; then it is carried out.
+
+        But for the first processor of a machine where nothing stands at the reset vector: there it
+        ends the run.
+        """
         if not self._init:
             return False
         # First of all: a start-up IPI that follows at once is not to be missed.
         self.cpu.parked = self.cpu.index != 0
         self._init = False
-        self._nmis = 0
         if self.lapic is not None:
             self.lapic.init()
             self.cpu.page[_CR8] = 0
         self.cpu.page[_REQUEST_WINDOW] = 0
+        if self.cpu.parked or self.cpu.can_reset:
+            self.cpu.reset_by_init()
         return True
 
     def take_sipi(self) -> bool:
@@ -99,7 +106,7 @@ class Injector:
         vector, self._sipi = self._sipi, None
         if vector is None:
             return False
-        self.cpu.state = real_mode(ip=0, cs=vector << 8)
+        self.cpu.state = after_start_up(self.cpu.state, vector)
         self.cpu.parked = False
         if self._nmis:
             self.cpu.attend()

@@ -225,7 +225,7 @@ class Run:
         """Carry out an INIT, if one came."""
         if self.interrupts is None or not self.interrupts.reset_by_init(cpu):
             return None
-        if cpu.index == 0:
+        if cpu.index == 0 and not cpu.can_reset:
             return Ending(Outcome.RESET, "the guest sent INIT to its first vCPU")
         return None
 
@@ -273,7 +273,7 @@ class Run:
                     interrupts.set_alarm(cpu)
                     return None
                 ending = self._take_init(cpu)
-                if ending is not None:
+                if ending is not None or not cpu.parked:
                     return ending
                 continue
             if deadline is not None and time.monotonic() >= deadline:

@@ -63,6 +63,12 @@ _ALARM: int = lib.PYKVM_ALARM
 _ATTENTION: int = lib.PYKVM_ATTENTION
 _READ: int = lib.PYKVM_READ
 
+_RESET_VECTOR = 0xFFFF_FFF0
+_DR6_INIT = 0xFFFF_0FF0
+_DR7_INIT = 0x400
+# KVM_VCPUEVENT_VALID_NMI_PENDING and KVM_VCPUEVENT_VALID_SHADOW: with what stands for them.
+_EVENTS_WHOLE = 1 | 4
+
 _SEGMENT_FIELDS = SegmentRegister.__slots__
 _LIMIT = 1 << 64
 
@@ -307,6 +313,27 @@ class CPU:
         for name in GENERAL:
             setattr(self._general, name, getattr(state, name))
         self.page[_DIRTY_REGS] |= _SYNC_REGS
+
+    @property
+    def can_reset(self) -> bool:
+        """Whether there is memory where a processor begins after RESET."""
+        return any(
+            region.start <= _RESET_VECTOR < region.start + region.size
+            for region in self.memory.regions
+        )
+
+    def reset_by_init(self) -> None:
+        """Do to this vCPU what INIT does to a processor (SDM 3A 10.1 and table 10-1).
+
+        The instruction at hand is given up, and so are events that wait; NMIs are blocked no more.
+        """
+        from pykvm.x86.state import after_init
+
+        lib.pykvm_abandon(self._living())
+        leaf = next((leaf for leaf in self.kvm.get_cpuid2() if leaf.function == 1), None)
+        self.state = after_init(self.state, signature=leaf.eax if leaf is not None else 0x600)
+        self.kvm.set_debugregs({"db": [0] * 4, "dr6": _DR6_INIT, "dr7": _DR7_INIT})
+        self.kvm.set_vcpu_events({"flags": _EVENTS_WHOLE})
 
     @property
     def debug(self) -> GuestDebug:

@@ -577,6 +577,24 @@ int pykvm_complete(struct pykvm_vcpu *v)
     return 1;
 }
 
+/* A string instruction may cause one exit after another, in KVM up to 1,024 without entering the guest. */
+#define LONGEST_INSTRUCTION 4096
+
+void pykvm_abandon(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+
+    if (!v->runs)
+        return;
+    for (int i = 0; i < LONGEST_INSTRUCTION; i++) {
+        p->held = 0;
+        p->answer = NULL;
+        if (pykvm_complete(v) != 1)
+            break;
+    }
+    p->held = 0;
+}
+
 /* ---- a run ----------------------------------------------------------------------------- */
 
 /* Inside KVM_RUN the thread's own mask holds, but for the kick signal, which gets through. */

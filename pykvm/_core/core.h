@@ -146,6 +146,12 @@ void pykvm_set_alarm(struct pykvm_vcpu *vcpu, uint64_t when);
 int pykvm_complete(struct pykvm_vcpu *vcpu);
 
 /*
+ * Be done with the instruction behind the last exit, whatever it still wants: what it writes goes nowhere
+ * and what it reads is left to chance.  For a vCPU whose registers are all to be set.
+ */
+void pykvm_abandon(struct pykvm_vcpu *vcpu);
+
+/*
  * Whether the exit in the kvm_run page is the breakpoint on the #PF handler, or the end of a guest
  * without one, and was dealt with: the vCPU is set right for the next KVM_RUN.  0 also for an
  * ordinary page fault whose handler begins in a way that this does not know.  Needs the general and

@@ -408,6 +408,35 @@ def reset() -> CpuState:
     return state
 
 
+def after_init(before: CpuState, *, signature: int = 0x600) -> CpuState:
+    """The state after INIT of a processor that was in the state `before` (SDM 3A table 10-1).
+
+    As after RESET, but the caches stay as they were, and the local APIC where it was.  `signature`
+    is the processor's, CPUID.1:EAX.  FPU, TSC and most MSRs are no part of a CpuState, and INIT
+    leaves them alone.
+
+    >>> hex(after_init(long_mode(rip=0, rsp=0, cr3=0)).cr0), hex(after_init(reset()).cr0)
+    ('0x10', '0x60000010')
+    """
+    state = reset()
+    state.cr0 = CR0.ET | before.cr0 & (CR0.CD | CR0.NW)
+    state.rdx = signature
+    state.apic_base = before.apic_base
+    return state
+
+
+def after_start_up(before: CpuState, vector: int) -> CpuState:
+    """The state after a start-up IPI, of a processor that waited for it (SDM 3A 9.4.4).
+
+    >>> hex(after_start_up(reset(), 0x9F).linear_rip)
+    '0x9f000'
+    """
+    state = before.copy()
+    state.rip = 0
+    state.cs = _real(vector << 8, _CODE_ACCESSED)
+    return state
+
+
 def real_mode(*, ip: int, cs: int = 0, sp: int = 0x7C00, ss: int = 0) -> CpuState:
     """Real mode at `cs`:`ip` with the stack at `ss`:`sp`, interrupts off, caches on (SDM 3B 21.1).
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pykvm.x86.state import reset
+
 # struct kvm_run
 REQUEST_WINDOW = 0
 READY = 12
@@ -35,7 +37,13 @@ class FakeCpu:
         self.attended = 0
         self.heeded = 0
         self.alarms: list[int | None] = []
-        self.state: Any = None
+        self.state: Any = reset()
+        self.can_reset = False
+        self.inits = 0
+
+    def reset_by_init(self) -> None:
+        self.inits += 1
+        self.state = reset()
 
     def attend(self) -> None:
         self.attended += 1

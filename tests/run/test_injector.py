@@ -10,6 +10,7 @@ from pykvm.injector import Injector
 from pykvm.interrupts import LocalApic, Message
 from pykvm.interrupts import lapic_registers as reg
 from pykvm.interrupts.pic import Pic8259Pair
+from pykvm.x86.state import reset
 
 TPR = reg.TPR << 4
 EOI = reg.EOI << 4
@@ -250,12 +251,29 @@ class TestInit:
         assert cpu.page[CR8] == 0
         assert lapic.read(SVR, 4) == 0xFF
         assert not injector.take_init(), "once is enough"
+        assert cpu.inits == 1
 
-    def test_the_first_processor_goes_to_its_reset_vector_instead(self) -> None:
+    @pytest.mark.parametrize("firmware", [True, False])
+    def test_the_first_processor_goes_to_its_reset_vector_instead(self, firmware: bool) -> None:
+        """If anything is there; otherwise the run ends, with its registers as they were."""
         injector, cpu, _ = make(index=0)
+        cpu.can_reset = firmware
         injector.request_init()
         assert injector.take_init()
         assert not cpu.parked
+        assert cpu.inits == firmware
+
+    def test_it_ends_the_nmis_before_it_and_not_those_behind_it(self) -> None:
+        injector, cpu, _ = make(index=1)
+        cpu.parked = False
+        injector.request_nmi()
+        injector.request_init()
+        injector.request_nmi()
+        injector.request_sipi(0x10)
+        assert injector.take_init()
+        assert injector.take_sipi()
+        injector.serve()
+        assert cpu.kvm.injected == ["nmi"]
 
     def test_a_start_up_ipi_right_behind_it_counts(self) -> None:
         injector, cpu, _ = make(index=1)
@@ -281,7 +299,7 @@ class TestInit:
         injector.request_sipi(0x10)
         assert cpu.attended == 0
         assert not injector.take_sipi()
-        assert cpu.state is None
+        assert cpu.state == reset()
 
     def test_the_last_start_up_ipi_counts(self) -> None:
         injector, cpu, _ = make(index=1)
