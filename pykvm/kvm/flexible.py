@@ -59,11 +59,14 @@ class FlexibleLayout(StructLayout):
         record.__dict__[self.tail] = b"" if self.element == "s" else []
         return record
 
-    def room(self, count: int, **head: Any) -> bytearray:
-        """Return a buffer with room for `count` elements and its counter set to that."""
+    def room(self, count: int, fill: int = 0, **head: Any) -> bytearray:
+        """Return a buffer with room for `count` elements and its counter set to that.
+
+        The room consists of bytes of `fill`.
+        """
         if self.counter is not None:
             head[self.counter] = count
-        return super().pack(head) + bytes(count * self.element_size)
+        return super().pack(head) + bytes((fill,)) * (count * self.element_size)
 
     def count_in(self, buffer: Buffer) -> int:
         """Return the number of elements that the counter in `buffer` tells."""

@@ -172,14 +172,18 @@ class Handle:
         """Issue an ioctl that takes a struct."""
         return self.ioctl(number, layout.pack(value))
 
-    def ioctl_growing(self, number: int, layout: FlexibleLayout, count: int) -> bytearray:
+    def ioctl_growing(
+        self, number: int, layout: FlexibleLayout, count: int, *, fill: int = 0
+    ) -> bytearray:
         """Issue an ioctl that fills in a list, first with room for `count` elements.
 
+        The room consists of bytes of `fill`.
+
         While the kernel answers E2BIG it is asked again with as much room as it says it needs, or
-        twice as much where it does not say.  The result starts with the true count.
+        twice as much where it does not say.  The result starts with the kernel's count.
         """
         while True:
-            buffer = layout.room(count)
+            buffer = layout.room(count, fill)
             try:
                 self.ioctl(number, buffer)
             except KVMError as error:

@@ -25,6 +25,9 @@ __all__ = ["VCPU"]
 _CPUID_ENTRIES = 256
 _SIGSET_BYTES = 8
 
+# An entry that the kernel has not written; CPUID has no such leaf.
+_UNWRITTEN = b"\xff" * uapi.kvm_cpuid_entry2.size
+
 
 class VCPU(State, Enabling, Attributes):
     """A vCPU, made by `VM.create_vcpu`; its ioctls belong to the thread that runs it.
@@ -151,8 +154,12 @@ class VCPU(State, Enabling, Attributes):
 
         Needs KVM_CAP_EXT_CPUID.  KVM_GET_CPUID2, api.rst 4.20.
         """
-        buffer = self.ioctl_growing(uapi.KVM_GET_CPUID2, uapi.kvm_cpuid2, _CPUID_ENTRIES)
-        entries: list[Record] = uapi.kvm_cpuid2.unpack(buffer).entries
+        number, layout = uapi.KVM_GET_CPUID2, uapi.kvm_cpuid2
+        buffer = self.ioctl_growing(number, layout, _CPUID_ENTRIES, fill=0xFF)
+        # Linux before 6.3 leaves nent as it was.
+        while buffer.endswith(_UNWRITTEN):
+            del buffer[-len(_UNWRITTEN) :]
+        entries: list[Record] = layout.unpack(buffer).entries
         return entries
 
     def set_cpuid(self, entries: Iterable[Fields]) -> None:

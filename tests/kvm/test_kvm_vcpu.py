@@ -8,7 +8,7 @@ import pytest
 from kvm.guest import Guest, require_cap
 
 from pykvm.errors import ConfigError, KVMError
-from pykvm.kvm import VCPU, VM, Cap, System
+from pykvm.kvm import VCPU, VM, Cap, System, uapi
 from pykvm.kvm.constants import (
     KVM_VCPU_TSC_CTRL,
     KVM_VCPU_TSC_OFFSET,
@@ -99,6 +99,22 @@ def test_packed_cpuid_that_is_cut_short(system: System, vcpu: VCPU) -> None:
 def test_cpuid_the_old_way(vcpu: VCPU) -> None:
     vcpu.set_cpuid([{"function": 0, "eax": 1}])
     assert [entry.eax for entry in vcpu.get_cpuid2() if entry.function == 0] == [1]
+
+
+def test_cpuid_of_a_kernel_that_does_not_count_it(
+    vcpu: VCPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KVM_GET_CPUID2 leaves nent as it was asked for, as Linux before 6.3 does."""
+
+    def fill_in(number: int, buffer: bytearray) -> int:
+        assert number == uapi.KVM_GET_CPUID2
+        entries = uapi.kvm_cpuid2.pack({"entries": [{"function": 0}, {"function": 1}]})
+        head = uapi.kvm_cpuid2.size
+        buffer[head : len(entries)] = entries[head:]
+        return 0
+
+    monkeypatch.setattr(vcpu, "ioctl", fill_in)
+    assert [entry.function for entry in vcpu.get_cpuid2()] == [0, 1]
 
 
 def test_too_much_cpuid(vcpu: VCPU) -> None:
@@ -252,6 +268,8 @@ def tsc_offset_is_kept() -> str | None:
 
 @pytest.mark.needs_host("tsc-offset-is-kept")
 def test_the_tsc_offset_is_signed(vcpu: VCPU) -> None:
+    vcpu.set_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, 0)
+    assert vcpu.get_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET) == 0
     vcpu.set_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, -(10**9))
     offset = vcpu.get_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET)
     assert offset == 2**64 - 10**9
@@ -262,7 +280,6 @@ def test_the_tsc_offset_is_an_attribute(vm: VM, vcpu: VCPU) -> None:
     assert vcpu.has_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET)
     assert not vcpu.has_device_attr(77, 0)
     vcpu.set_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, 0)
-    assert vcpu.get_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET) == 0
     with pytest.raises(ConfigError, match="does not fit in 8 bytes"):
         vcpu.set_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, 2**64)
 
