@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pykvm.exits import Exit
     from pykvm.vcpu import CPU
+    from pykvm.x86.state import CpuState
 
 __all__ = ["crash_of", "located"]
 
@@ -90,7 +91,29 @@ def _limit(limit: str) -> tuple[str, str, str]:
 
 
 def _shutdown(cpu: CPU, exit: Shutdown) -> tuple[str, str, str]:
+    if _was_reset(cpu.state):
+        return (
+            "triple fault",
+            "its cause is not known: the vCPU is in the state that a reset leaves, as KVM puts it "
+            "on some hosts at a triple fault",
+            "`pykvm info` lists the quirk `triple-fault` if this host's KVM does; a trace shows "
+            "the last exits before it (--trace, on_exit=)",
+        )
     return "triple fault", _explain(cpu), ""
+
+
+def _was_reset(state: CpuState) -> bool:
+    """Whether these are the registers after INIT (SDM 3A table 10-1), whatever came before.
+
+    The SVM manual leaves the guest's state undefined after a shutdown (APM 2 15.14.3), so KVM
+    initialises the vCPU before it tells of one.
+    """
+    from pykvm.x86.state import reset
+
+    def essence(state: CpuState) -> tuple[int, ...]:
+        return state.rip, state.rsp, state.rbp, state.cr3, state.cs.base, state.cs.selector
+
+    return essence(state) == essence(reset())
 
 
 def _internal_error(cpu: CPU, exit: InternalError, name: str, why: str) -> tuple[str, str, str]:
@@ -181,7 +204,8 @@ def crash_of(
     instruction that KVM refused, and why nobody else could do it, as far as that is known.
     `limit` is what this host's KVM does wrong with the instruction at RIP, if it was found to.
     """
-    way = _through_a_zero_vector(cpu)
+    known = not (isinstance(exit, Shutdown) and _was_reset(cpu.state))
+    way = _through_a_zero_vector(cpu) if known else ""
     match exit:
         case Shutdown() if limit:
             kind, cause, hint = _limit(limit)
@@ -203,7 +227,7 @@ def crash_of(
         kind, cause, hint = "wild interrupt", f"{way}, and then: {kind}: {cause}", _NO_BIOS_HINT
     return GuestError(
         kind,
-        f"{cause}, {_place(cpu, symbol)}",
+        f"{cause}, {_place(cpu, symbol)}" if known else cause,
         exit=exit,
         registers=dict(cpu.regs),
         hint=hint,

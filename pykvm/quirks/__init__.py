@@ -15,11 +15,13 @@ from pykvm.quirks import (
     bit_counts,
     breakpoints,
     cpuid,
+    hypercall,
     legacy_paging,
     single_step,
     software_interrupt,
     stale_mappings,
     syscall,
+    triple_fault,
 )
 from pykvm.quirks.probe_vm import ProbeVM
 from pykvm.quirks.quirk import Quirk
@@ -40,6 +42,8 @@ QUIRKS: tuple[Quirk, ...] = (
     cpuid.QUIRK,
     legacy_paging.TWO_LEVEL,
     legacy_paging.PAE,
+    hypercall.QUIRK,
+    triple_fault.QUIRK,
 )
 
 _known: dict[str, bool] = {}

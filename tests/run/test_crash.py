@@ -10,7 +10,7 @@ from pykvm import exits
 from pykvm.crash import crash_of
 from pykvm.memory import GuestMemory
 from pykvm.x86 import paging
-from pykvm.x86.state import CpuState, real_mode
+from pykvm.x86.state import CpuState, real_mode, reset
 
 
 class FakeCPU:
@@ -37,11 +37,11 @@ class FakeCPU:
         return self.memory.read(address, length)
 
 
-def report(exit: exits.Exit, *, ip: int = 0x1000) -> Any:
+def report(exit: exits.Exit, *, ip: int = 0x1000, state: CpuState | None = None) -> Any:
     with GuestMemory() as memory:
         memory.add_ram(0, 0x10000)
         memory.write(0x1000, b"\xd9\xe8")
-        cpu: Any = FakeCPU(memory, real_mode(ip=ip))
+        cpu: Any = FakeCPU(memory, state or real_mode(ip=ip))
         return crash_of(cpu, exit, lambda address: "main+0x4" if address == 0x1000 else "")
 
 
@@ -107,3 +107,17 @@ def test_what_the_host_does_not_do_is_no_triple_fault_of_the_guests() -> None:
 
 def test_a_triple_fault_in_real_mode() -> None:
     assert report(exits.Shutdown()).kind == "triple fault"
+
+
+def test_a_triple_fault_that_resets_the_vcpu() -> None:
+    """As kvm_amd does: nothing is told of the reset vector, which the guest never was at."""
+    error = report(exits.Shutdown(), state=reset())
+
+    assert error.kind == "triple fault"
+    assert "its cause is not known" in error.cause
+    assert "fff0" not in error.cause
+    assert "--trace" in str(error.hint)
+
+
+def test_other_exits_at_the_reset_vector_have_their_cause() -> None:
+    assert "no memory at 0xfffffff0" in report(exits.InternalError(1), state=reset()).cause
