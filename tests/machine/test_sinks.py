@@ -99,7 +99,8 @@ def test_the_kernel_coalesces_once_there_are_many(guest: MakeGuest) -> None:
 
     assert len(log) == 100
     if machine.vcpus[0].coalesces:
-        assert result.exits == {"Hlt": 1}
+        # Linux before 6.11 finds the ring full when it holds 85 writes of 169.
+        assert result.exits in ({"Hlt": 1}, {"Hlt": 1, "IoOut": 1})
     else:
         assert result.exits == {"IoOut": 100, "Hlt": 1}
 

@@ -271,11 +271,11 @@ class TestTogether:
         cpu.state = real_mode(ip=0x9000)
         cpu.parked = False
         for _ in range(5):
-            before = machine.memory.read(0x510, 4)
-            machine.run(timeout=0.05)
-            after = machine.memory.read(0x510, 4)
-            assert before[:2] != after[:2]
-            assert before[2:] != after[2:]
+            before = after = machine.memory.read(0x510, 4)
+            # Each gets a processor of the host's some time.
+            while before[:2] == after[:2] or before[2:] == after[2:]:
+                machine.run(timeout=0.05)
+                after = machine.memory.read(0x510, 4)
             time.sleep(0.005)
             assert machine.memory.read(0x510, 4) == after
 
