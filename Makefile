@@ -56,6 +56,13 @@ test-linux: guest-linux ## boot Debian's own kernel: an hour at most, and downlo
 optional-linux: # the same where its Debian packages are there
 	@$(PYTHON) -B guests/linux/build.py --optional >/dev/null
 
+.PHONY: test-amd test-intel
+test-amd: venv guests optional-linux ## the tests of KVM on kvm_amd, in QEMU (docs/hosts.md)
+	$(python) -B build-support/hosts/run_tests.py amd $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
+
+test-intel: venv guests optional-linux ## some of them on kvm_intel, in Bochs
+	$(python) -B build-support/hosts/run_tests.py intel $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
+
 .PHONY: soak
 soak: venv guests ## the long tests: kicks, machines and random guests, for some minutes
 	$(python) -m pytest -m soak tests/machine
@@ -87,7 +94,7 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	      /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	      /^[a-z ]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	      /^[a-z -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 $(python):
 	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON): apt-get install python3"; exit 1; }

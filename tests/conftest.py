@@ -6,6 +6,7 @@ serves the doctests in pykvm/ too.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,6 +36,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("pykvm")
+
+#: How many times longer a test may take here than its time limit says: a number.
+SLOWNESS = "PYKVM_SLOWNESS"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give each test more time on a host that is known to be slow, such as an emulated one."""
+    factor = float(os.environ.get(SLOWNESS, "1"))
+    if factor == 1:
+        return
+    marker = item.get_closest_marker("timeout")
+    limit = marker.args[0] if marker and marker.args else item.config.getini("timeout")
+    item.add_marker(pytest.mark.timeout(float(limit) * factor), append=False)
 
 
 @pytest.fixture(scope="session")
