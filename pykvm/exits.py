@@ -94,6 +94,11 @@ class RunPage:
         self.words = view.cast("I")
         self.current: Exit | None = None
 
+    def release(self) -> None:
+        """Let go of the page: the exit that it holds is over, and another cannot be decoded."""
+        self.current = None
+        self.words.release()
+
 
 class _Decoded:
     """The page that an exit was decoded from, which is no part of its value."""

@@ -169,7 +169,8 @@ class CPU:
         lib.pykvm_leave(core)
         while lib.pykvm_shut(core):
             time.sleep(0.001)  # it is on its way out
-        self._end_exit()
+        if self._run_page is not None:
+            self._run_page.release()
         self._general = self._all = self.run_address = None
         self.page.release()
         ffi.release(self._page_handle)
