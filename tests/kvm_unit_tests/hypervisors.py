@@ -22,6 +22,9 @@ _FEATURES = {"tsc-deadline": "tsc_deadline_timer"}
 # Beyond what any test says; a verdict needs no more.
 LONGEST_OUTPUT = 1 << 20
 
+# A line of the hypervisor's, not of the test's.
+_OURS = re.compile(r"(qemu-system-x86_64|pykvm): ")
+_LAST = re.compile(r"pykvm: the guest|(Unhandled|Unexpected) exception|qemu-system-x86_64: ")
 _SUMMARY = re.compile(r"^SUMMARY: (.*?)\r?$", re.MULTILINE)
 
 
@@ -57,10 +60,10 @@ def pykvm_command(entry: Entry, *, offers: Callable[[str], bool]) -> list[str]:
 
 def qemu_command(entry: Entry, *, accel: str, cpu: str = "") -> list[str]:
     """QEMU on an entry; `cpu`, where it is given, stands for whatever model the entry names."""
-    model = ",".join(filter(None, (cpu or entry.model or "qemu64", *entry.features)))
-    if accel == "tcg":
-        model = model.replace("host", "max", 1) if entry.model == "host" else model
-        model = ",".join(word for word in model.split(",") if word not in _OF_KVM)
+    name = "max" if accel == "tcg" and entry.model == "host" else entry.model or "qemu64"
+    dropped = _OF_KVM if accel == "tcg" else _OF_HOST if cpu else ()
+    features = [word for word in entry.features if word not in dropped]
+    model = ",".join([cpu or name, *features])
     bare = "-nodefaults -no-reboot -display none -serial stdio -device pci-testdev"
     devices = "-device pc-testdev -device isa-debug-exit,iobase=0xf4,iosize=0x4"
     command = ["qemu-system-x86_64", *bare.split(), *devices.split()]
@@ -69,8 +72,9 @@ def qemu_command(entry: Entry, *, accel: str, cpu: str = "") -> list[str]:
     return [*command, "-append", entry.arguments] if entry.arguments else command
 
 
-# Options of a processor that need KVM.
-_OF_KVM = ("host-phys-bits", "hv_passthrough", "migratable=no")
+# Options of a processor that its models `host` and `max` have alone, and those that need KVM.
+_OF_HOST = ("migratable=no",)
+_OF_KVM = ("host-phys-bits", "hv_passthrough", *_OF_HOST)
 
 
 def run(command: list[str], limit: float, folder: Path) -> Verdict:
@@ -104,6 +108,8 @@ def judge(status: int | None, text: str, seconds: float) -> Verdict:
 
     >>> judge(1, "SUMMARY: 4 tests", 0.5).word
     'PASS'
+    >>> judge(1, "qemu-system-x86_64: no such option", 0.1).word
+    'CRASH'
     >>> judge(125, "pykvm: the guest crashed: triple fault: no IDT", 0.5).word
     'CRASH'
     """
@@ -111,17 +117,19 @@ def judge(status: int | None, text: str, seconds: float) -> Verdict:
     detail = summaries[-1] if summaries else ""
     words: Mapping[int | None, str] = {PASSED: "PASS", FAILED: "FAIL", SKIPPED: "SKIP"}
     word = "TIMEOUT" if status is None else words.get(status, "CRASH")
+    if not any(line and not _OURS.match(line) for line in text.splitlines()):
+        word = "CRASH"  # QEMU's own errors have the status of a test that passed
     if word == "CRASH":
         detail = _last_words(text) or f"status {status}"
     return Verdict(word, detail, seconds, text)
 
 
 def _last_words(text: str) -> str:
-    """The line that says how the run ended."""
+    """The line that says how the run ended, or what the test said last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith("pykvm: ")]
-    line = (ours or lines or [""])[-1]
-    return line.removeprefix("pykvm: ").removeprefix("the guest crashed: ")[:120]
+    said = [line for line in lines if _LAST.match(line)]
+    line = (said or lines or [""])[-1]
+    return _OURS.sub("", line).removeprefix("the guest crashed: ")[:120]
 
 
 def _memory(entry: Entry) -> str:
