@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.emulate.fault import DB, GP, PF, Fault, UnsupportedError
+from pykvm.emulate.fault import DB, GP, NP, PF, Fault, UnsupportedError
+from pykvm.emulate.segments import lookup
 from pykvm.x86.registers import CR0, DR6, EFER, RFLAGS
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["EVENT_OPERATIONS", "inject", "inject_step", "unblock_nmi"]
 
 _BP, _OF = 3, 4
-_EXCEPTIONS = 32
+_PRESENT, _CODE = 0x80, 8
+_TASK_GATE = 5
+# The types of gates that an IDT may have, in long mode and outside (SDM 3A 6.11, 6.14.1).
+_GATES = {True: (0xE, 0xF), False: (_TASK_GATE, 6, 7, 0xE, 0xF)}
 
 
 def inject(at: Refused, fault: Fault) -> None:
@@ -104,17 +108,43 @@ def _int(at: Refused) -> None:
 
 
 def _check_gate(at: Refused, vector: int) -> None:
-    """Raise #GP where the gate's DPL keeps this ring out (SDM 3A 6.12.1.2)."""
-    if not at.cpl:
+    """Raise what the processor does unless the gate may be used (SDM 3A 6.12, 2A INT n).
+
+    KVM delivers what it is told to without a look at the gate's code segment.
+    """
+    if not at.special.cr0 & CR0.PE:
         return
-    size = 16 if at.special.efer & EFER.LMA else 8
+    long = bool(at.special.efer & EFER.LMA)
+    size = 16 if long else 8
     table = at.special.idt
-    selected = vector * 8 + 2
+    # With the IDT bit: it is the gate that is at fault.
+    number = vector * 8 + 2
     if vector * size + size - 1 > table.limit:
-        raise Fault(GP, selected)
+        raise Fault(GP, number)
     gate = at.memory.read_as_system(table.base + vector * size, 8)
-    if gate[5] >> 5 & 3 < at.cpl:
+    kind = gate[5] & 0x1F
+    if kind not in _GATES[long] or gate[5] >> 5 & 3 < at.cpl:
+        raise Fault(GP, number)
+    if not gate[5] & _PRESENT:
+        raise Fault(NP, number)
+    if kind != _TASK_GATE:
+        _check_code_segment(at, int.from_bytes(gate[2:4], "little"), long)
+
+
+def _check_code_segment(at: Refused, selector: int, long: bool) -> None:
+    selected = selector & ~3
+    if not selected:
+        raise Fault(GP)
+    entry = lookup(at, selector)
+    if entry is None:
         raise Fault(GP, selected)
+    found = entry.descriptor
+    if not (found.s and found.type & _CODE) or found.dpl > at.cpl:
+        raise Fault(GP, selected)
+    if long and not (found.l and not found.db):
+        raise Fault(GP, selected)
+    if not found.present:
+        raise Fault(NP, selected)
 
 
 EVENT_OPERATIONS: Operations = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from emulate.rig import CODE, DATA, HANDLERS, IDT, KERNEL_STACK, STACK, Rig
+from emulate.rig import CODE, DATA, GDT, HANDLERS, IDT, KERNEL_STACK, STACK, Rig
 from pykvm import Machine, Mode
 from pykvm.x86 import descriptors
 from pykvm.x86.descriptors import idt, interrupt_gate
@@ -38,6 +40,44 @@ def test_int_n_through_a_gate_of_ring_0_is_not_ring_3s(rig: Rig) -> None:
     memory.write(IDT, old)
     assert outcome.exception == (13, 0x80 * 8 + 2, 0)
     assert outcome.behind == 0
+
+
+GATE, SLOT = 0x80, descriptors.DATA16
+ABSENT = descriptors.code(64)._replace(present=0)
+
+
+@pytest.mark.parametrize(
+    ("gate", "slot", "exception"),
+    [
+        ({"present": 0}, None, (11, GATE * 8 + 2)),
+        ({"type": 12}, None, (13, GATE * 8 + 2)),  # a call gate
+        ({"selector": 0}, None, (13, 0)),
+        ({"selector": 3}, None, (13, 0)),
+        ({"selector": 0xFF8}, None, (13, 0xFF8)),
+        ({"selector": descriptors.DATA}, None, (13, descriptors.DATA)),
+        ({"selector": descriptors.CODE32}, None, (13, descriptors.CODE32)),
+        ({"selector": descriptors.USER_CODE64}, None, (13, descriptors.USER_CODE64 & ~3)),
+        ({"selector": SLOT}, ABSENT, (11, SLOT)),
+        ({"selector": SLOT}, descriptors.code(64), None),
+    ],
+)
+def test_int_n_through_a_gate_that_is_damaged(
+    rig: Rig,
+    gate: dict[str, Any],
+    slot: descriptors.SegmentDescriptor | None,
+    exception: tuple[int, int] | None,
+) -> None:
+    """A segment that is not there, or no code for long mode, is found before anything is pushed."""
+    memory = rig.machine.memory
+    old = memory.read(IDT, 0x1000), memory.read(GDT, 0x100)
+    handler = interrupt_gate(descriptors.CODE64, HANDLERS + 16 * GATE, dpl=3)
+    memory.write(IDT + 16 * GATE, handler._replace(**gate).encode())
+    if slot is not None:
+        memory.write(GDT + SLOT, slot.encode())
+    outcome = rig.run(bytes.fromhex("cd80"), 0, forced=True)
+    memory.write(IDT, old[0])
+    memory.write(GDT, old[1])
+    assert outcome.exception == (*(exception or (GATE, 0)), 0)
 
 
 REAL = """
