@@ -6,13 +6,14 @@ It knows interrupts and devices, never KVM: what a processor does with an interr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pykvm.devices.hpet import Hpet
 from pykvm.devices.pit import Pit8254
 from pykvm.devices.pm_timer import AcpiPmTimer
 from pykvm.devices.port61 import Port61
 from pykvm.devices.rtc import Rtc146818
+from pykvm.frozen import NamedTuple
 from pykvm.interrupts.apicbus import ApicBus
 from pykvm.interrupts.ioapic import MASKED, PINS, IoApic
 from pykvm.interrupts.lapic import LocalApic

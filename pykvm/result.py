@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.errors import (
     ConfigError,
@@ -13,6 +13,7 @@ from pykvm.errors import (
     RunTimeout,
     with_console,
 )
+from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
     import re

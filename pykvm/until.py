@@ -7,9 +7,10 @@ nor, for every byte, a search of all that it has ever said.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pykvm.errors import ConfigError
+from pykvm.frozen import NamedTuple
 from pykvm.result import Ending, Outcome
 
 if TYPE_CHECKING:

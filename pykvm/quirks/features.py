@@ -11,10 +11,11 @@ Source: Documentation/virt/kvm/x86/cpuid.rst, msr.rst and hypercalls.rst; SDM 4,
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pykvm.errors import PykvmError
 from pykvm.exits import IoOut, WrMsr
+from pykvm.frozen import NamedTuple
 from pykvm.host import Host
 from pykvm.memory import GuestMemory
 from pykvm.msr_exits import MsrExits

@@ -11,6 +11,7 @@ from kvm.guest import CODE, MEMORY, Guest, require_cap
 
 from pykvm.errors import ClosedError, ConfigError, KVMError
 from pykvm.kvm import VM, Cap, ExitReason, System
+from pykvm.kvm import vm as vm_module
 from pykvm.kvm.constants import (
     KVM_DEV_TYPE_VFIO,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
@@ -292,3 +293,7 @@ def test_devices(vm: VM) -> None:
         assert device.has_device_attr(1, 1)
         with pytest.raises(KVMError, match="KVM_SET_DEVICE_ATTR"):
             device.set_device_attr(1, 1, -1, size=4)
+
+
+def test_capabilities_that_are_numbers_here_are_the_kernels() -> None:
+    assert vm_module.KVM_CAP_XSAVE2 == Cap.KVM_CAP_XSAVE2
