@@ -3,6 +3,7 @@
  *   off       ACPI: the sleeping state S5, soft off
  *   register  ACPI: the reset register that the FADT tells of
  *   keyboard  the keyboard controller pulses the processor's reset line
+ *   port92    bit 0 of port 0x92
  *   fault     a triple fault: the processor shuts down, which the chipset turns into a reset
  *   panic     pvpanic: the guest is dead and says so
  *   shutdown  pvpanic: the guest is done
@@ -18,6 +19,9 @@
 
 #define KEYBOARD_COMMAND 0x64
 #define PULSE_RESET 0xfe
+
+#define PORT92 0x92
+#define INIT_NOW 0x01
 
 #define PVPANIC 0x505
 #define PVPANIC_PANICKED 0x01
@@ -47,6 +51,8 @@ int main(int argc, char **argv)
     print("ending by %s\n", way);
     if (is(way, "keyboard"))
         outb(KEYBOARD_COMMAND, PULSE_RESET);
+    else if (is(way, "port92"))
+        outb(PORT92, inb(PORT92) | INIT_NOW);
     else if (is(way, "fault"))
         triple_fault();
     else if (is(way, "panic"))

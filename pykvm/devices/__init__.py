@@ -11,6 +11,7 @@ from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.i8042 import KeyboardController
 from pykvm.devices.line import InterruptLine
+from pykvm.devices.port92 import Port92
 from pykvm.devices.post import PostPort
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.standard import standard_devices
@@ -23,6 +24,7 @@ __all__ = [
     "InterruptLine",
     "KeyboardController",
     "OutputLog",
+    "Port92",
     "PostPort",
     "ResetControl",
     "Uart16550",

@@ -8,6 +8,7 @@ from pykvm.bus import Placement, Space
 from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.i8042 import KeyboardController
+from pykvm.devices.port92 import Port92
 from pykvm.devices.post import PostPort
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.uart import Uart16550
@@ -22,13 +23,13 @@ __all__ = ["standard_devices"]
 def standard_devices(*, without: Collection[str] = ()) -> list[Placement]:
     """New standard devices in their places, those named in `without` left out.
 
-    The names are ``com1``, ``com2``, ``debugcon``, ``debug-exit``, ``post``, ``i8042`` and
-    ``reset-control``.  To replace one, leave it out and add a `Placement` of your own.
+    The names are ``com1``, ``com2``, ``debugcon``, ``debug-exit``, ``post``, ``i8042``, ``port92``
+    and ``reset-control``.  To replace one, leave it out and add a `Placement` of your own.
 
     Raises ConfigError for a name that is none of these.
 
     >>> [placement.name for placement in standard_devices(without=["com2", "i8042"])]
-    ['com1', 'debugcon', 'debug-exit', 'post', 'reset-control']
+    ['com1', 'debugcon', 'debug-exit', 'post', 'port92', 'reset-control']
     """
     keyboard = KeyboardController()
     placements = [
@@ -40,6 +41,7 @@ def standard_devices(*, without: Collection[str] = ()) -> list[Placement]:
         # Ports 0x61 to 0x63 belong to others (0x61: NMI and speaker).
         Placement(keyboard, Space.PIO, 0x60, 1),
         Placement(keyboard, Space.PIO, 0x64, 1, offset=4),
+        Placement(Port92(), Space.PIO, 0x92, 1),
         Placement(ResetControl(), Space.PIO, 0xCF8, 8),
     ]
     names = list(dict.fromkeys(placement.name for placement in placements))

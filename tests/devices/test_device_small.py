@@ -14,6 +14,7 @@ from pykvm.devices import (
     DebugExit,
     KeyboardController,
     OutputLog,
+    Port92,
     PostPort,
     ResetControl,
     Uart16550,
@@ -160,6 +161,24 @@ class TestPvPanic:
         assert device.crashes_handled == 1
 
 
+class TestPort92:
+    def test_what_is_written_is_read_back(self) -> None:
+        port = Port92()
+        assert port.read(0, 1) == 0x02, "the A20 gate is open"
+        for value in (0x00, 0xFE, 0x02):
+            port.write(0, 1, value)
+            assert port.read(0, 1) == value
+
+    def test_a_reset_by_bit_0_as_it_rises(self) -> None:
+        port = Port92()
+        with pytest.raises(GuestReset, match="port 0x92"):
+            port.write(0, 1, port.read(0, 1) | 1)
+        assert not port.read(0, 1) & 1
+        port.write(0, 1, 0xFE)
+        with pytest.raises(GuestReset):
+            port.write(0, 1, 0x01)
+
+
 class TestStandardDevices:
     def test_where_they_stand(self) -> None:
         bus = Bus()
@@ -169,6 +188,7 @@ class TestStandardDevices:
             "i8042 (ports 0x60-0x60)",
             "i8042 (ports 0x64-0x64)",
             "post (ports 0x80-0x80)",
+            "port92 (ports 0x92-0x92)",
             "debugcon (ports 0xe9-0xe9)",
             "debug-exit (ports 0xf4-0xf7)",
             "com2 (ports 0x2f8-0x2ff)",
@@ -245,6 +265,7 @@ def test_devices_take_any_offset_and_value(accesses: list[tuple[int, int, int]])
         Uart16550(),
         DebugExit(),
         KeyboardController(),
+        Port92(),
         ResetControl(),
         AcpiPm(),
         PvPanic(),
@@ -261,6 +282,7 @@ def test_devices_take_any_offset_and_value(accesses: list[tuple[int, int, int]])
         Uart16550(),
         DebugConsole(),
         KeyboardController(),
+        Port92(),
         ResetControl(),
         AcpiPm(),
         PvPanic(),

@@ -31,6 +31,7 @@ ENDS = {
     "keyboard": End(
         Outcome.RESET, None, "the guest asked for a reset (keyboard controller command 0xfe)"
     ),
+    "port92": End(Outcome.RESET, None, "the guest asked for a reset (port 0x92)"),
     "fault": End(Outcome.CRASHED, None, "triple fault"),
     "panic": End(Outcome.CRASHED, None, "guest panic: it said so by pvpanic"),
     "shutdown": End(Outcome.EXITED, 0, "the guest powered itself off (pvpanic)"),
