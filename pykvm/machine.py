@@ -186,6 +186,8 @@ class Machine:
             self.entry = place(guest.image, self.memory, setup)
             self._remarks += self.entry.remarks
             board.vcpus[0].state = self.entry.state
+        if guest.follows_firmware:
+            board.set_memory_types()
         board.tell(setup, files)
 
     # -- devices -----------------------------------------------------------------------------

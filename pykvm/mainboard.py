@@ -206,6 +206,23 @@ class Mainboard:
             leaves[1].edx if 1 in leaves else 0,
         )
 
+    def set_memory_types(self) -> None:
+        """Set every processor's MTRRs as firmware does, which a kernel counts on."""
+        from pykvm.x86.cpuid import CpuidTable
+        from pykvm.x86.mtrr import IA32_MTRRCAP, firmware_mtrrs
+
+        first = self.vcpus[0].kvm
+        table = CpuidTable(first.get_cpuid2())
+        if "mtrr" not in table:
+            return
+        msrs = firmware_mtrrs(
+            ram_ranges(self.memory),
+            capabilities=first.get_msrs([IA32_MTRRCAP])[IA32_MTRRCAP],
+            physical_bits=table.maxphyaddr,
+        )
+        for cpu in self.vcpus:
+            cpu.kvm.set_msrs(msrs)
+
     def tell(self, setup: Setup, files: Mapping[str, bytes]) -> None:
         """Have fw_cfg tell of this machine, and of a kernel and files for the guest.
 

@@ -47,6 +47,11 @@ class Guest(NamedTuple):
         return self.image is not None and protocol_of(self.image).PC
 
     @property
+    def follows_firmware(self) -> bool:
+        """Whether it expects a PC that firmware has set up."""
+        return self.image is not None and self.is_pc and self.image.protocol != "firmware"
+
+    @property
     def is_linux(self) -> bool:
         """Whether it is a Linux kernel."""
         return self.image is not None and self.image.kind == "linux"

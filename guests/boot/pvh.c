@@ -32,6 +32,13 @@ static void print_module(const struct module *module)
     print("module: %u bytes, sum %u: %s\n", (uint32_t)module->size, sum, line ? line : "-");
 }
 
+static uint32_t mtrr_def_type(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(0x2ff));
+    return low;
+}
+
 _Noreturn void pvh_main(const struct start_info *info)
 {
     uint32_t cr0;
@@ -52,6 +59,7 @@ _Noreturn void pvh_main(const struct start_info *info)
     const struct module *modules = (const void *)(uintptr_t)info->modlist_paddr;
     for (uint32_t i = 0; i < info->nr_modules; i++)
         print_module(&modules[i]);
+    print("memory types: %x\n", mtrr_def_type());
     print("RSDP: %x\n", (uint32_t)info->rsdp_paddr);
     exit_guest(info->flags);
 }

@@ -7,6 +7,7 @@ Nothing here knows KVM or needs /dev/kvm.  Import the module of the subject:
 - `paging`: page tables of every mode, built and walked
 - `state`: the registers of a vCPU, and the states that guests start in
 - `cpuid`: CPUID as a table that can be read by feature name and filtered
+- `mtrr`: memory types by address, as firmware leaves them
 - `diagnose`: why a guest died, in one sentence
 
 "SDM" is the Intel 64 and IA-32 Architectures Software Developer's Manual (volume and section, as

@@ -10,6 +10,7 @@ import pytest
 from boot.kernels import FIELDS, PACKERS, M, bzimage, versioned
 
 from pykvm import Machine, Outcome
+from pykvm.x86.cpuid import CpuidTable
 
 pytestmark = pytest.mark.kvm
 
@@ -114,8 +115,41 @@ def test_pvh(guests: Path) -> None:
         f"memory map: 5 entries, {(32 * M - 0x100000 + 0x9FC00) >> 10} KiB of RAM\n"
         f"module: 50 bytes, sum {sum(INITRD)}: -\n"
         "module: 3 bytes, sum 6: three bytes\n"
+        "memory types: c06\n"
         "RSDP: *\n"
     )
+
+
+class TestMemoryTypes:
+    """MTRRs as firmware leaves them to a kernel: all processors' alike, and on (SDM 3A 12.11.8)."""
+
+    DEF_TYPE, VGA, HOLE, HOLE_MASK = 0x2FF, 0x259, 0x200, 0x201
+
+    def read(self, machine: Machine) -> list[dict[int, int]]:
+        wanted = (self.DEF_TYPE, self.VGA, self.HOLE, self.HOLE_MASK)
+        return [cpu.kvm.get_msrs(wanted) for cpu in machine.vcpus]
+
+    @pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+    @pytest.mark.parametrize("kernel", ["bzImage", "pvh.elf", "multiboot.elf"])
+    def test_kernels(self, guests: Path, kernel: str, irqchip: str) -> None:
+        with Machine(guests / kernel, vcpus=2, irqchip=irqchip) as machine:
+            first, second = self.read(machine)
+        assert first == second
+        assert (first[self.DEF_TYPE], first[self.VGA], first[self.HOLE]) == (0xC06, 0, 3 << 30)
+        assert first[self.HOLE_MASK] & 0xFFFF_FFFF == 0xC0000800
+
+    @pytest.mark.parametrize("guest", ["firmware.bin", "hello.elf"])
+    def test_firmware_and_bare_guests_find_what_reset_leaves(
+        self, guests: Path, guest: str
+    ) -> None:
+        with Machine(guests / guest) as machine:
+            assert set(self.read(machine)[0].values()) == {0}
+
+    def test_a_processor_that_shows_none(self, guests: Path) -> None:
+        """Some KVMs show them all the same, and then they are set."""
+        with Machine(guests / "pvh.elf", cpu="baseline,-mtrr") as machine:
+            shown = "mtrr" in CpuidTable(machine.vcpus[0].kvm.get_cpuid2())
+            assert (self.read(machine)[0][self.DEF_TYPE] != 0) == shown
 
 
 def test_the_bare_guests_by_their_pvh_entry(guests: Path) -> None:
