@@ -262,6 +262,8 @@ class Engine:
 
         Whatever is raised, the registers are as before.
         """
+        if unit.undefined:
+            raise Fault(UD)
         if unit.kind in _CHECKS:
             _CHECKS[unit.kind](at)
         if at.instruction.memory is not None:

@@ -24,7 +24,8 @@ class Unit(NamedTuple):
     `aligned`: an operand in memory has to be aligned to 16 bytes.  `signals`: it sets the exception
     flags of x87 or MXCSR, which Unicorn does not.  `mmx` is the MMX register that it writes to,
     `cleared` what it clears of RFLAGS and Unicorn leaves, `short` the size in bytes of an operand
-    in memory of which Unicorn would read too much.
+    in memory of which Unicorn would read too much.  `undefined` is a form that there is not, and
+    that Unicorn would do all the same.
     """
 
     kind: Literal["general", "x87", "mmx", "sse"]
@@ -33,6 +34,7 @@ class Unit(NamedTuple):
     mmx: int | None = None
     cleared: int = 0
     short: int = 0
+    undefined: bool = False
 
 
 _GENERAL = Unit("general")
@@ -77,8 +79,32 @@ _SIGNALLING_0F3A = opcodes("08-0b 40 41")
 _NO_MMX_RESULT_0F = opcodes("7e c5 d7 e7")
 
 
+# Forms that Unicorn does though they are undefined, by map, opcode and prefix: with a register for
+# what takes memory alone (MOVLPD, MOVHPD, MOVBE), and the other way round (MOVMSKPS and MOVMSKPD,
+# shifts by a constant, MOVDQ2Q and MOVQ2DQ).
+_MEMORY_ALONE = {
+    (MAP_0F, 0x12, 0x66),
+    (MAP_0F, 0x16, 0x66),
+    *((MAP_0F38, opcode, prefix) for opcode in (0xF0, 0xF1) for prefix in (0, 0x66)),
+}
+_REGISTER_ALONE = {
+    *((MAP_0F, opcode, prefix) for opcode in (0x50, 0x71, 0x72, 0x73) for prefix in (0, 0x66)),
+    *((MAP_0F, 0xD6, prefix) for prefix in (0xF2, 0xF3)),
+}
+
+
 def unit_of(instruction: Instruction) -> Unit | None:
     """What Unicorn needs for the instruction, None if it is not to have it."""
+    unit = _unit_of(instruction)
+    if unit is None or instruction.vex:
+        return unit
+    form = instruction.map, instruction.opcode, instruction.prefix
+    if form in (_MEMORY_ALONE if instruction.memory is None else _REGISTER_ALONE):
+        return unit._replace(undefined=True)
+    return unit
+
+
+def _unit_of(instruction: Instruction) -> Unit | None:
     map_, opcode, prefix = instruction.map, instruction.opcode, instruction.prefix
     if instruction.lock:
         return None

@@ -11,8 +11,10 @@ from pykvm.exits import InternalError
 from pykvm.kvm import uapi
 from pykvm.memory import GuestMemory
 from pykvm.x86.cpuid_features import REGISTERS, WORDS
+from pykvm.x86.descriptors import CODE64, flat_gdt, idt, interrupt_gate
 from pykvm.x86.registers import CR0, CR4
 
+GDT, IDT, HANDLER = 0xF_0000, 0xF_1000, 0xF_2000
 #: CPUID leaf 0xD: x87, SSE and AVX.
 LEAF_D = ((0, 7, 832, 832), (2, 256, 576, 0))
 MXCSR_DEFAULT = b"\x80\x1f\0\0"
@@ -132,14 +134,24 @@ class Devices:
 
 
 class Bench:
-    """A fake vCPU and an emulator for it."""
+    """A fake vCPU, with handlers for all vectors, and an emulator for it."""
 
     def __init__(self) -> None:
         self.memory = GuestMemory()
         self.memory.add_ram(0, 0x10_0000)
         self.cpu = FakeCpu(self.memory)
+        self._add_gates()
         self.devices = Devices()
         self.emulator = Emulator(self.memory, self.devices)
+
+    def _add_gates(self) -> None:
+        special = self.cpu.all.sregs
+        special.gdt.base, special.idt.base = GDT, IDT
+        gdt = flat_gdt(0).image
+        gates = {vector: interrupt_gate(CODE64, HANDLER) for vector in range(256)}
+        self.memory.write(GDT, gdt)
+        self.memory.write(IDT, idt(gates))
+        special.gdt.limit, special.idt.limit = len(gdt) - 1, 0xFFF
 
     def take(self, code: bytes) -> bool:
         """Do the instruction `code`, which KVM is said to have refused."""

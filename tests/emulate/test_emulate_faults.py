@@ -304,3 +304,36 @@ def test_the_second_page_is_missing(rig: Rig, before: int) -> None:
     assert ours.exception == (14, native.exception[1] & ~USER, CODE + 0x2000)
     assert native.exception[2] == CODE + 0x2000
     assert ours.behind == native.behind == 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("660f12c1", "660f16c1"),  # movlpd, movhpd
+        *("0f38f0c0", "0f38f1c0", "660f38f0c0", "660f38f1c0"),  # movbe
+    ],
+)
+def test_a_register_for_what_takes_memory_alone(rig: Rig, code: str) -> None:
+    raw = bytes.fromhex(code)
+    outcome = rig.run(raw, 0, forced=True)
+    assert outcome.exception == (6, 0, 0)
+    assert outcome.behind == 0
+    in_memory = bytes([*raw[:-1], 0x06])  # [rsi]
+    assert rig.run(in_memory, 0, registers={"rsi": DATA}, forced=True).exception is None
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("0f5006", "660f5006"),  # movmskps, movmskpd
+        *("0f711601", "0f722601", "0f733601", "660f711601", "660f722601", "660f733601"),  # shifts
+        *("f20fd606", "f30fd606"),  # movdq2q, movq2dq
+    ],
+)
+def test_memory_for_what_takes_registers_alone(rig: Rig, code: str) -> None:
+    raw = bytes.fromhex(code)
+    outcome = rig.run(raw, 0, registers={"rsi": DATA}, forced=True)
+    assert outcome.exception == (6, 0, 0)
+    at = raw.index(b"\x0f") + 2
+    of_registers = raw[:at] + bytes([raw[at] | 0xC0]) + raw[at + 1 :]
+    assert rig.run(of_registers, 0, forced=True).exception is None
