@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+KUT ?=
+KUT_ARGS ?=
 
 # What the machine was told for another environment (pip's user site, PYTHONPATH) stays out of ours.
 unexport PYTHONPATH PYTHONHOME
@@ -66,6 +68,11 @@ test-intel: venv guests optional-linux ## some of them on kvm_intel, in Bochs
 .PHONY: soak
 soak: venv guests ## the long tests: kicks, machines and random guests, for some minutes
 	$(python) -m pytest -m soak tests/machine
+
+.PHONY: kvm-unit-tests
+kvm-unit-tests: venv ## run kvm-unit-tests beside QEMU (KUT=PATH of a built checkout)
+	@test -n "$(KUT)" || { echo "name the checkout: make kvm-unit-tests KUT=PATH"; exit 1; }
+	PYTHONPATH=tests $(python) -m kvm_unit_tests "$(KUT)" $(KUT_ARGS)
 
 .PHONY: bench
 bench: venv guests ## measure against a C loop and QEMU (docs/performance.md)

@@ -56,6 +56,9 @@ def _verdicts(
     verdicts = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, command in commands.items():
+            if name == "pykvm" and entry.device:
+                verdicts[name] = Verdict("SKIP", f"there is no {entry.device}", 0.0, "")
+                continue
             words = command(entry)
             verdict = verdicts[name] = run(words, limit, Path(folder))
             if logs is not None:

@@ -36,6 +36,12 @@ class Entry(NamedTuple):
         return self.cpu.partition(",")[0]
 
     @property
+    def device(self) -> str:
+        """The first device that the entry adds to QEMU's machine; "" for none."""
+        words = iter(self.options)
+        return next((next(words) for word in words if word == "-device"), "").partition(",")[0]
+
+    @property
     def features(self) -> tuple[str, ...]:
         """What is added to the model and removed from it: "+x2apic", "vendor=GenuineIntel"."""
         return tuple(self.cpu.split(",")[1:])
