@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from typing import NoReturn
 
 from pykvm.cli import main
-from pykvm.cli.status import Status
+from pykvm.cli.output import attach_standard_streams
 
 __all__ = ["run"]
 
@@ -19,11 +18,8 @@ def run() -> NoReturn:
     """Run the command line and end the process."""
     # What start-up makes stays to the end: looking for garbage in it is in vain, and slow.
     gc.set_threshold(_MANY_OBJECTS)
+    attach_standard_streams()
     status = main()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        status = Status.OUTPUT_CLOSED
     # Everything is closed and flushed.  To take the interpreter apart would cost a small guest's
     # run several times over.
     os._exit(status)

@@ -32,6 +32,7 @@ ROWS = (
     ("kvm", "x86", "_core"),
     ("frozen", "sizes"),
     ("errors",),
+    ("printable",),
 )
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -27,27 +28,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors are told on stderr, without a traceback unless the environment has PYKVM_TRACEBACK=1.
     """
+    until: float | None = None
     try:
-        return _command(parse(sys.argv[1:] if argv is None else argv))
+        options = parse(sys.argv[1:] if argv is None else argv)
+        if options.timeout is not None:
+            until = time.monotonic() + options.timeout
+        return _command(options)
     except UsageError as error:
         return _complain(Status.WRONG_USE, f"{error} (pykvm --help shows what there is)")
-    except (ConfigError, LoadError) as error:
-        return _complain(Status.WRONG_USE, error.message, error.hint, error)
-    except PykvmError as error:
-        return _complain(Status.FAILED, error.message, error.hint, error)
     except KeyboardInterrupt:
-        return _complain(Status.INTERRUPTED, "stopped by Ctrl-C")
+        return _complain(Status.INTERRUPTED, "stopped by Ctrl-C", until=0.0)
     except BrokenPipeError:
         return _output_closed()
-    except MemoryError as error:
-        return _complain(Status.FAILED, "this host is out of memory", "", error)
     except Exception as error:  # noqa: BLE001 - the last resort, for people who see no traceback
-        return _complain(
-            Status.FAILED,
-            f"an error inside pykvm: {type(error).__name__}: {error}",
-            "PYKVM_TRACEBACK=1 in the environment shows where",
-            error,
-        )
+        return _complain(*_explain(error), error, until=until)
+
+
+def _explain(error: Exception) -> tuple[int, str, str]:
+    """The exit status for an error, what it is, and what to do about it."""
+    if isinstance(error, (ConfigError, LoadError)):
+        return Status.WRONG_USE, error.message, error.hint
+    if isinstance(error, PykvmError):
+        return Status.FAILED, error.message, error.hint
+    if isinstance(error, MemoryError):
+        return Status.FAILED, "this host is out of memory", ""
+    return (
+        Status.FAILED,
+        f"an error inside pykvm: {type(error).__name__}: {error}",
+        "PYKVM_TRACEBACK=1 in the environment shows where",
+    )
 
 
 def _command(options: Options) -> int:
@@ -65,19 +74,27 @@ def _command(options: Options) -> int:
 
 
 def _show(text: str) -> int:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    from pykvm.cli.report import show
+
+    show(text)
     return 0
 
 
-def _complain(status: int, message: str, hint: str = "", error: Exception | None = None) -> int:
+def _complain(
+    status: int,
+    message: str,
+    hint: str = "",
+    error: Exception | None = None,
+    *,
+    until: float | None = None,
+) -> int:
     from pykvm.cli.report import say
 
     if error is not None and os.environ.get("PYKVM_TRACEBACK", "0") not in ("", "0"):
         import traceback
 
         traceback.print_exception(error)
-    say(message, hint)
+    say(message, hint, until=until)
     return status
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.cli.ports import StdoutPort, open_port
 from pykvm.cli.pump import Pump
-from pykvm.cli.report import say
+from pykvm.cli.report import say, tell
 from pykvm.devices.debugcon import DebugConsole
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pykvm.cli.interrupts import Interrupts
     from pykvm.cli.options import Destination, Options
+    from pykvm.cli.output import TimeLimit
     from pykvm.cli.ports import Port
     from pykvm.cli.terminal import RawTerminal
     from pykvm.machine import Machine
@@ -26,18 +27,21 @@ __all__ = ["Consoles", "Lines"]
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
+#: How much of a line waits for its end.
+LONGEST_LINE = 4096
+
 
 class Consoles:
     """While entered, the serial port and the debug console are connected to their destinations."""
 
     def __init__(
-        self, machine: Machine, options: Options, interrupts: Interrupts, deadline: float | None
+        self, machine: Machine, options: Options, interrupts: Interrupts, limit: TimeLimit
     ) -> None:
-        """`deadline`, on time.monotonic's clock, is when the run ends at the latest."""
+        """`limit` is when the run ends at the latest."""
         self._machine = machine
         self._options = options
         self._interrupts = interrupts
-        self._deadline = deadline
+        self._limit = limit
         self._stack = ExitStack()
         self._ports: list[Port] = []
         #: True once Ctrl-A x was typed.
@@ -97,7 +101,7 @@ class Consoles:
         if terminal is not None:
             self._stack.enter_context(terminal)
         for pump in pumps:
-            self._stack.callback(pump.close)
+            self._close_at_the_end(pump.close)
             pump.start()
 
     def _open(
@@ -111,20 +115,27 @@ class Consoles:
         port = open_port(
             option,
             destination,
-            interrupts=self._interrupts,
-            deadline=self._deadline,
+            stop=self._interrupts,
+            limit=self._limit,
+            most=self._options.output_limit,
             typing=typing,
             terminal=terminal,
         )
         self._ports.append(port)
-        self._stack.callback(lambda: self._remark(port.close()))
+        self._close_at_the_end(port.close)
         if port.notice:
-            say(f"{option.removeprefix('--')} {port.notice}")
+            say(f"{option.removeprefix('--')} {port.notice}", until=self._limit.at)
         return port
 
-    def _remark(self, text: str) -> None:
-        if text:
-            self.remarks.append(text)
+    def _close_at_the_end(self, close: Callable[[], str]) -> None:
+        """Call `close` at the end, and remark what it has to say."""
+
+        def closing() -> None:
+            text = close()
+            if text:
+                self.remarks.append(text)
+
+        self._stack.callback(closing)
 
     def _writer(self, port: Port) -> Callable[[bytes], object]:
         """How to print on `port`: by lines where a trace is printed in between."""
@@ -150,7 +161,7 @@ class Consoles:
             if passed:
                 send(passed)
             if "help" in commands:
-                os.write(_STDERR, ESCAPE_HELP.encode())
+                tell(ESCAPE_HELP, until=0.0)
             if "leave" in commands:
                 self.left = True
                 main = threading.main_thread().ident
@@ -162,7 +173,7 @@ class Consoles:
 
 
 class Lines:
-    r"""Output by whole lines.
+    r"""Output by whole lines; one that comes to no end is passed on in parts.
 
     >>> parts = []
     >>> lines = Lines(parts.append)
@@ -174,18 +185,24 @@ class Lines:
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write = write
-        self._begun = b""
+        self._begun = bytearray()
 
     def write(self, data: bytes) -> None:
         """Pass on what are whole lines by now."""
-        whole, newline, self._begun = (self._begun + data).rpartition(b"\n")
-        if newline:
-            self._write(whole + newline)
+        end = data.rfind(b"\n") + 1
+        if end:
+            whole = bytes(self._begun) + data[:end]
+            self._begun.clear()
+            self._write(whole)
+        self._begun += data[end:]
+        if len(self._begun) >= LONGEST_LINE:
+            self.flush()
 
     def flush(self) -> None:
         """Pass on the beginning of a line."""
-        begun, self._begun = self._begun, b""
-        if begun:
+        if self._begun:
+            begun = bytes(self._begun)
+            self._begun.clear()
             self._write(begun)
 
 

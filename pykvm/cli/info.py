@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from pykvm.cli.facts import collect
+from pykvm.cli.report import show
 from pykvm.cli.status import Status
 from pykvm.host import REQUIRED
 from pykvm.kvm import Cap
@@ -37,10 +37,9 @@ def main(options: Options) -> int:
     if options.json:
         import json
 
-        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+        show(json.dumps(facts, indent=2) + "\n")
     else:
-        sys.stdout.write(info_text(facts))
-    sys.stdout.flush()
+        show(info_text(facts))
     return Status.DONE if facts["usable"] else Status.FAILED
 
 

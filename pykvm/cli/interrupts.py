@@ -34,6 +34,8 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
         #: The first signal that came, or None.
         self.received: signal.Signals | None = None
+        #: How many came.
+        self.signals = 0
         # Readable from the first signal on: whoever has to wait for something waits for this too.
         self.fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -68,6 +70,7 @@ class Interrupts:
 
     def _take(self, number: int, frame: object) -> None:
         again = self.received is not None
+        self.signals += 1
         if not again:
             self.received = signal.Signals(number)
             os.write(self._write_fd, b"!")

@@ -66,6 +66,8 @@ class Options:
     fw_cfg: tuple[tuple[str, str], ...] = ()
     serial: Destination = Destination("stdio")
     debugcon: Destination = Destination("serial")
+    #: How many bytes each file takes, None for any number.
+    output_limit: int | None = 1 << 30
     irqchip: str | None = None
     clock: str = "realtime"
     unclaimed: str | None = None
@@ -124,6 +126,10 @@ def _size(text: str) -> int:
     if size == 0:
         raise ValueError("a size above zero, such as 64M")
     return size
+
+
+def _limit(text: str) -> int | None:
+    return None if text == "none" else _size(text)
 
 
 def _count(text: str) -> int:
@@ -318,6 +324,11 @@ OPTIONS: tuple[Option, ...] = (
         "--debugcon", "DEST", _debugcon, CONSOLE,
         "output of the debug console, port 0xe9: the same, or serial (default) for wherever the "
         "serial port goes",
+    ),
+    Option(
+        "--output-limit", "SIZE|none", _limit, CONSOLE,
+        "the most that a file of --serial, --debugcon or --trace-file takes (default 1G): the "
+        "guest goes on, what does not fit is dropped and counted",
     ),
     Option("--timeout", "SECONDS", _seconds, ENDING, "stop the guest after this time"),
     Option(

@@ -6,27 +6,43 @@ longer than the run may last.  `pykvm.cli.waiting` has those that need not have 
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import stat
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from pykvm.cli.output import Writer
 from pykvm.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pykvm.cli.interrupts import Interrupts
     from pykvm.cli.options import Destination
+    from pykvm.cli.output import Stop, TimeLimit
     from pykvm.cli.terminal import RawTerminal
 
-__all__ = ["FilePort", "NoPort", "Port", "StdioPort", "StdoutPort", "open_port"]
+__all__ = [
+    "FifoPort",
+    "FilePort",
+    "NoPort",
+    "PathPort",
+    "Port",
+    "StdioPort",
+    "StdoutPort",
+    "open_file",
+    "open_port",
+]
 
 _STDIN, _STDOUT = 0, 1
-_CHUNK = 4096  # PIPE_BUF: a pipe that polls writable takes this much without blocking
+_CHUNK = 4096
 
 # How often, in seconds, a background job looks whether it was brought to the foreground.
 _FOREGROUND_INTERVAL = 0.25
+# How often, in seconds, to look whether a FIFO has a reader.
+_FIFO_INTERVAL = 0.02
 
 
 class Port(Protocol):
@@ -91,15 +107,11 @@ class NoPort:
 class FilePort(NoPort):
     """Output to a file descriptor, which waits for a reader no longer than the run may last."""
 
-    def __init__(self, fd: int, name: str, interrupts: Interrupts, deadline: float | None) -> None:
-        """`deadline` is on time.monotonic's clock."""
-        self._fd = fd
+    def __init__(self, writer: Writer, name: str) -> None:
+        """`name` is what messages call it."""
+        self._writer = writer
         self._name = name
-        self._stop_fd = interrupts.fd
-        self._deadline = deadline
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
-        self._poll.register(self._stop_fd, select.POLLIN)
+        self._lost = 0
         #: Whether the last line that was written has no end yet.
         self.unfinished = False
 
@@ -108,49 +120,118 @@ class FilePort(NoPort):
 
         Raises HostError when that fails.
         """
-        rest = memoryview(data)
-        while rest:
-            if not self._writable():
-                return
-            try:
-                rest = rest[os.write(self._fd, rest[:_CHUNK]) :]
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise self._trouble(error) from error
-        self.unfinished = not data.endswith(b"\n")
+        try:
+            self._lost += self._writer.write(data)
+        except OSError as error:
+            raise self._trouble(error) from error
+        if data:
+            self.unfinished = not data.endswith(b"\n")
+
+    def finish(self, data: bytes) -> None:
+        """Write `data`, the last there is, whatever the limit says."""
+        FilePort.write(self, data)
 
     def _trouble(self, error: OSError) -> Exception:
         return HostError(f"cannot write to {self._name}: {error.strerror}")
 
-    def _writable(self) -> bool:
-        while True:
-            left = None
-            if self._deadline is not None:
-                left = max(self._deadline - time.monotonic(), 0.0) * 1000
-            ready = [fd for fd, _ in self._poll.poll(left)]
-            if self._fd in ready or not ready or self._stop_fd in ready:
-                return self._fd in ready
+    def close(self) -> str:
+        """Give up the writer; the descriptor stays open."""
+        self._writer.close()
+        if not self._lost:
+            return ""
+        return f"{self._lost} bytes of output were lost: nobody read {self._name}"
+
+
+class PathPort(FilePort):
+    """Output to a file of its own: a regular one takes `most` bytes, the rest is dropped."""
+
+    def __init__(self, fd: int, writer: Writer, path: str, most: int | None) -> None:
+        super().__init__(writer, path)
+        self._fd = fd
+        self._most = most
+        self._left = most if stat.S_ISREG(os.fstat(fd).st_mode) else None
+        self._dropped = 0
+
+    def write(self, data: bytes) -> None:
+        """Write `data` as far as the limit allows.  Raises HostError when that fails."""
+        if self._left is not None:
+            self._dropped += max(len(data) - self._left, 0)
+            data = data[: self._left]
+            self._left -= len(data)
+        super().write(data)
 
     def close(self) -> str:
         """Close the file."""
+        lost = super().close()
         os.close(self._fd)
-        return ""
+        if not self._dropped:
+            return lost
+        return (
+            f"{self._name} is cut off after {self._most} bytes, {self._dropped} more are not in "
+            "it: --output-limit sets how many a file takes"
+        )
+
+
+class FifoPort(NoPort):
+    """Output to a FIFO that had no reader yet: it is opened when there is one, as a shell does it.
+
+    The guest waits for that when it first prints.
+    """
+
+    unfinished = False
+
+    def __init__(self, path: str, stop: Stop, limit: TimeLimit) -> None:
+        self._path = path
+        self._stop = stop
+        self._limit = limit
+        self._port: PathPort | None = None
+        self._lost = 0
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`, unless the run ends before there is a reader."""
+        while not self._open():
+            if self._is_over():
+                self._lost += len(data)
+                return
+        assert self._port is not None
+        self._port.write(data)
+
+    finish = write
+
+    def _is_over(self) -> bool:
+        """Wait a little; whether the run is over."""
+        poll = select.poll()
+        poll.register(self._stop.fd, select.POLLIN)
+        late = self._limit.at is not None and time.monotonic() >= self._limit.at
+        return late or bool(poll.poll(_FIFO_INTERVAL * 1000))
+
+    def _open(self) -> bool:
+        if self._port is None:
+            fd = open_without_waiting(self._path)
+            if fd is not None:
+                writer = Writer(fd, limit=self._limit, stop=self._stop)
+                self._port = PathPort(fd, writer, self._path, None)
+        return self._port is not None
+
+    def close(self) -> str:
+        """Close it, so that a reader who has come meanwhile finds its end."""
+        with suppress(OSError):
+            self._open()
+        lost = self._port.close() if self._port is not None else ""
+        if self._lost:
+            return f"{self._lost} bytes of output were lost: nobody read {self._path}"
+        return lost
 
 
 class StdoutPort(FilePort):
     """The program's own stdout.  When its reader has gone `write` raises BrokenPipeError."""
 
-    def __init__(self, interrupts: Interrupts, deadline: float | None) -> None:
-        super().__init__(_STDOUT, "stdout", interrupts, deadline)
+    def __init__(self, stop: Stop, limit: TimeLimit) -> None:
+        super().__init__(Writer(_STDOUT, limit=limit, stop=stop), "stdout")
 
     def _trouble(self, error: OSError) -> Exception:
         # Not an error: whoever read our output has had enough.
         return error if isinstance(error, BrokenPipeError) else super()._trouble(error)
-
-    def close(self) -> str:
-        """Leave it open: it is the program's."""
-        return ""
 
 
 class StdioPort(StdoutPort):
@@ -158,11 +239,9 @@ class StdioPort(StdoutPort):
 
     pumped = True
 
-    def __init__(
-        self, interrupts: Interrupts, deadline: float | None, terminal: RawTerminal | None
-    ) -> None:
+    def __init__(self, stop: Stop, limit: TimeLimit, terminal: RawTerminal | None) -> None:
         """`terminal` is what stdin is, if it is one."""
-        super().__init__(interrupts, deadline)
+        super().__init__(stop, limit)
         self._terminal = terminal
         self._open = True
 
@@ -192,36 +271,57 @@ class StdioPort(StdoutPort):
         return data
 
 
+def open_without_waiting(path: str) -> int | None:
+    """Open `path` for writing, empty; None for a FIFO that has no reader.  Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(path).st_mode):
+            return None
+        raise
+
+
+def open_file(path: str, *, stop: Stop, limit: TimeLimit, most: int | None) -> PathPort | FifoPort:
+    """The port for the file at `path`, which takes `most` bytes if it is a regular one.
+
+    Raises OSError where it cannot be opened.
+    """
+    fd = open_without_waiting(path)
+    if fd is None:
+        return FifoPort(path, stop, limit)
+    return PathPort(fd, Writer(fd, limit=limit, stop=stop), path, most)
+
+
 def open_port(
     option: str,
     destination: Destination,
     *,
-    interrupts: Interrupts,
-    deadline: float | None = None,
+    stop: Stop,
+    limit: TimeLimit,
+    most: int | None = None,
     typing: bool = True,
     terminal: RawTerminal | None = None,
 ) -> Port:
-    """The port for a destination; stdin belongs to it only if `typing`.
+    """The port for a destination; stdin belongs to it only if `typing`; `most` is for a file.
 
     Raises ConfigError, naming `option`, where it cannot be opened.
     """
     try:
         if destination.kind == "stdio":
             if typing:
-                return StdioPort(interrupts, deadline, terminal)
-            return StdoutPort(interrupts, deadline)
+                return StdioPort(stop, limit, terminal)
+            return StdoutPort(stop, limit)
         if destination.kind == "file":
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            fd = os.open(destination.path, flags, 0o666)
-            return FilePort(fd, destination.path, interrupts, deadline)
+            return open_file(destination.path, stop=stop, limit=limit, most=most)
         if destination.kind == "pty":
             from pykvm.cli.waiting import PtyPort
 
-            return PtyPort()
+            return PtyPort(stop)
         if destination.kind == "unix":
             from pykvm.cli.waiting import UnixPort
 
-            return UnixPort(destination.path)
+            return UnixPort(destination.path, stop)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"{option} {destination}: {reason}") from error

@@ -16,6 +16,8 @@ __all__ = ["Pump"]
 
 # Above this many unread characters, what is typed waits where it is.
 _ENOUGH = 4096
+# Above this many, what clients that have gone left behind is dropped.
+_MOST = 1 << 20
 
 
 class Pump:
@@ -37,6 +39,7 @@ class Pump:
         self._unread = unread
         self._full = False
         self._closing = False
+        self._dropped = 0
         self._wake_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         port.attach(self.wake)
         self._thread = threading.Thread(target=self._loop, name="console", daemon=True)
@@ -45,14 +48,19 @@ class Pump:
         """Begin."""
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop and wait for that; harmless before `start`."""
+    def close(self) -> str:
+        """Stop and wait for that; harmless before `start`.  A sentence if input was lost."""
         self._closing = True
         self.wake()
         if self._thread.ident is not None:
             self._thread.join()
         os.close(self._wake_fd)
         os.close(self._write_fd)
+        if not self._dropped:
+            return ""
+        return (
+            f"{self._dropped} bytes of input were lost: the guest left {_MOST} before them unread"
+        )
 
     def wake(self) -> None:
         """Look again at what to wait for.  From any thread, and from signal handlers."""
@@ -82,6 +90,11 @@ class Pump:
                 if fd == self._wake_fd:
                     os.read(fd, 4096)
                 else:
-                    data = self._port.handle(fd, events)
-                    if data:
-                        self._receive(data)
+                    self._deliver(self._port.handle(fd, events))
+
+    def _deliver(self, data: bytes) -> None:
+        """Hand on what came in, as far as there is room for it."""
+        room = max(_MOST - self._unread(), 0) if len(data) > _ENOUGH else _MOST
+        self._dropped += max(len(data) - room, 0)
+        if data[:room]:
+            self._receive(data[:room])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pykvm.cli.output import TimeLimit, Writer
 from pykvm.cli.status import Status
+from pykvm.errors import HostError
+from pykvm.printable import printable
 from pykvm.result import Outcome
 
 if TYPE_CHECKING:
     from pykvm.result import Result
 
-__all__ = ["ending_line", "exit_status", "say"]
+__all__ = ["ending_line", "exit_status", "say", "show", "tell"]
 
 _STDERR = 2
 
@@ -29,12 +32,41 @@ _STATUS = {
 }
 
 
-def say(message: str, hint: str = "") -> None:
-    """Print one message on stderr, and below it, indented, what to do about it."""
-    lines = [f"pykvm: {message}", *(f"       {line}" for line in hint.splitlines())]
+def tell(text: str, *, until: float | None = None) -> None:
+    """Print `text` on stderr, as it is.
+
+    It waits for a reader; from `until` on, on time.monotonic's clock, only while it makes progress.
+    """
     # Nobody there to be told: the exit status still tells.
     with suppress(OSError):
-        os.write(_STDERR, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
+        limit = TimeLimit()
+        limit.at = until
+        writer = Writer(_STDERR, limit=limit)
+        try:
+            writer.write(text.encode(errors="replace"))
+        finally:
+            writer.close()
+
+
+def show(text: str) -> None:
+    """Print `text` on stdout.  Raises BrokenPipeError if its reader has gone, or HostError."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HostError(f"cannot write to stdout: {error.strerror}") from error
+
+
+def say(message: str, hint: str = "", *, until: float | None = None) -> None:
+    """Print one message on stderr, and below it, indented, what to do about it; see `tell`.
+
+    Both may hold what a guest or a file says.
+    """
+    lines = [f"pykvm: {printable(message)}"]
+    lines += (f"       {printable(line.expandtabs())}" for line in hint.splitlines())
+    tell("".join(f"{line}\n" for line in lines), until=until)
 
 
 def exit_status(result: Result, style: str = "guest") -> tuple[int, str]:

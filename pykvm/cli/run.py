@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pykvm.cli.consoles import Consoles
 from pykvm.cli.interrupts import Interrupts
 from pykvm.cli.machine import machine_of
-from pykvm.cli.report import ending_line, exit_status, say
+from pykvm.cli.output import TimeLimit
+from pykvm.cli.report import ending_line, exit_status, say, tell
 from pykvm.cli.status import Status
 from pykvm.result import Outcome
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from pykvm.result import Result
 
 __all__ = ["main"]
-
-_STDERR = 2
 
 # Ends at which the last lines of a console that is elsewhere tell what the guest was doing.
 _WITH_CONSOLE = frozenset({Outcome.TIMEOUT, Outcome.CRASHED})
@@ -41,8 +38,8 @@ class _Session:
         self._machine = machine
         self._options = options
         self._interrupts = Interrupts(machine.stop)
-        deadline = None if options.timeout is None else time.monotonic() + options.timeout
-        self._consoles = Consoles(machine, options, self._interrupts, deadline)
+        self._limit = TimeLimit(options.timeout)
+        self._consoles = Consoles(machine, options, self._interrupts, self._limit)
         self._trace: Trace | None = None
 
     def run(self) -> int:
@@ -54,7 +51,8 @@ class _Session:
                 if self._options.trace is not None:
                     from pykvm.cli.trace import Trace
 
-                    self._trace = stack.enter_context(Trace(self._machine, self._options))
+                    trace = Trace(self._machine, self._options, self._interrupts, self._limit)
+                    self._trace = stack.enter_context(trace)
                 stack.enter_context(self._consoles)
                 result = self._interrupts.run(self._run)
         except KeyboardInterrupt:
@@ -62,15 +60,23 @@ class _Session:
             if self._interrupts.received is None:
                 raise
         except BrokenPipeError:
-            say("stopped: nobody reads stdout any more")
+            self._say("stopped: nobody reads stdout any more")
             return Status.OUTPUT_CLOSED
         if self._consoles.amid_line:
-            with suppress(OSError):
-                os.write(_STDERR, b"\n")
+            tell("\n", until=self._patience)
         return self._report(result)
+
+    @property
+    def _patience(self) -> float | None:
+        """Until when to wait for those who read stderr; after a signal not at all."""
+        return self._limit.at if self._interrupts.received is None else 0.0
+
+    def _say(self, message: str, hint: str = "") -> None:
+        say(message, hint, until=self._patience)
 
     def _run(self) -> Result:
         trace = self._trace
+        self._limit.start()
         if trace is None:
             return self._machine.run(timeout=self._options.timeout)
         result = self._machine.run(timeout=self._options.timeout, on_exit=trace.exit)
@@ -79,28 +85,31 @@ class _Session:
 
     def _report(self, result: Result | None) -> int:
         options, machine = self._options, self._machine
-        for remark in self._consoles.remarks:
-            say(remark)
+        remarks = self._consoles.remarks + (self._trace.remarks if self._trace is not None else [])
+        for remark in remarks:
+            self._say(remark)
         if result is None:
             sentence, status = self._stop()
-            say(sentence)
+            self._say(sentence)
             return status
         status, note = exit_status(result, options.exit_status)
         sentence = result.sentence
         if result.outcome is Outcome.STOPPED and self._interrupts.received is not None:
             sentence, status = self._stop()
         if not (options.quiet and result.outcome is Outcome.EXITED):
-            say(ending_line(sentence + result.where, result, note), self._advice(result))
+            line = ending_line(sentence + result.where, result, note)
+            self._say(line, self._advice(result))
             for remark in result.notes:
-                say(remark)
+                self._say(remark)
         if options.stats:
             from pykvm.cli.stats import stats_text
 
-            self._print(stats_text(result, self._trace.places if self._trace else None))
+            places = self._trace.places if self._trace else None
+            tell(stats_text(result, places), until=self._patience)
         if options.dump_on_exit:
             from pykvm.cli.dump import dump_text
 
-            self._print(dump_text(machine))
+            tell(dump_text(machine), until=self._patience)
         return status
 
     def _advice(self, result: Result) -> str:
@@ -121,7 +130,3 @@ class _Session:
             return "the console was left with Ctrl-A x", Status.DONE
         name = "Ctrl-C" if number == Status.INTERRUPTED - 128 else number.name
         return f"stopped by {name}", 128 + number
-
-    def _print(self, text: str) -> None:
-        with suppress(OSError):
-            os.write(_STDERR, text.encode(errors="replace"))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pykvm.cli.dump import code_line, hex_dump, stack_lines
 from pykvm.cli.machine import machine_of
+from pykvm.cli.report import show
 from pykvm.cli.stepper import Stepper
-from pykvm.errors import ConfigError, PykvmError
+from pykvm.errors import ConfigError, HostError, PykvmError
 from pykvm.frozen import NamedTuple
+from pykvm.printable import printable
 from pykvm.registers import CONTROL, GENERAL, SEGMENTS, TABLES
 
 if TYPE_CHECKING:
@@ -32,12 +34,22 @@ class Leave(Exception):
 def main(options: Options) -> int:
     """Step through the guest that `options` describe and return the exit status."""
     with machine_of(options) as machine:
-        stepper = Stepper(machine, print)
-        print(f"{options.guest} is about to start at {stepper.place}; h lists the commands")
+        stepper = Stepper(machine, _show_line)
+        place = f"{printable(options.guest)} is about to start at {stepper.place}"
+        _show_line(f"{place}; h lists the commands")
         with suppress(Leave):
             for line in _lines():
                 command(stepper, line)
     return 0
+
+
+def _prompt() -> str:
+    try:
+        return input(_PROMPT)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HostError(f"cannot ask for a command: {error.strerror}") from error
 
 
 def _lines() -> Iterator[str]:
@@ -48,17 +60,21 @@ def _lines() -> Iterator[str]:
             import readline  # noqa: F401 - line editing and history for input()
     while True:
         try:
-            line = input(_PROMPT)
+            line = _prompt()
         except EOFError:
-            print()
+            _show_line("")
             return
         except KeyboardInterrupt:
-            print()
+            _show_line("")
             continue
         if not typed:
             # So that the output reads as the session would have looked.
-            print(line)
+            _show_line(line)
         yield line
+
+
+def _show_line(text: str) -> None:
+    show(f"{text}\n")
 
 
 def command(stepper: Stepper, line: str) -> None:

@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from pykvm.bus import GuestExit, GuestReset
+from pykvm.cli.consoles import Lines
 from pykvm.cli.describe import device_name, linear_rip, location, target
 from pykvm.cli.report import ending_line
 from pykvm.crash import crash_of
@@ -21,6 +22,7 @@ from pykvm.exits import (
     RdMsr,
     Shutdown,
 )
+from pykvm.printable import printable
 from pykvm.result import Outcome
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ class Stepper:
         self.count = 0
         self.settled = True
         self.ending = ""
-        self._line = b""
-        machine.serial.on_output(self._printed)
+        self._lines = Lines(self._show_lines)
+        machine.serial.on_output(self._lines.write)
 
     @property
     def place(self) -> str:
@@ -93,7 +95,7 @@ class Stepper:
             return
         self.exit = None
         result = self.machine.run()
-        self._end_line()
+        self._lines.flush()
         # Without the console's last lines: they are on this terminal.
         self.show(ending_line(result.sentence + result.where, result))
         if result.outcome in _OVER:
@@ -120,7 +122,7 @@ class Stepper:
         except GuestReset as reset:
             self.ending = f"the guest asked for a reset ({reset.how})"
         if self.ending:
-            self._end_line()
+            self._lines.flush()
 
     def _alive(self) -> bool:
         if self.ending:
@@ -201,12 +203,8 @@ class Stepper:
                 f"single-step everywhere (the guest is in ring {ring})"
             )
 
-    def _printed(self, data: bytes) -> None:
-        """What the guest prints, line by line, marked as its own."""
-        *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:
-            self.show(f"    | {line.decode(errors='replace')}")
-
-    def _end_line(self) -> None:
-        if self._line:
-            self._printed(b"\n")
+    def _show_lines(self, text: bytes) -> None:
+        """What the guest prints, marked as its own."""
+        for line in text.decode(errors="replace").removesuffix("\n").split("\n"):
+            plain = printable(line.rstrip("\r").expandtabs())
+            self.show(f"    | {plain}")

@@ -1,7 +1,7 @@
 """Ports whose reader may be absent or slow: a pseudo-terminal and a Unix socket.
 
 They never make the guest wait.  The first 64 KiB that nobody has read wait for a reader; what does
-not fit is dropped and counted.
+not fit is dropped and counted.  At the end of a run they wait for a reader as `Linger` says.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ import tty
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pykvm.cli.output import Linger
 from pykvm.cli.ports import NoPort
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pykvm.cli.output import Stop
 
 __all__ = ["BACKLOG", "PtyPort", "UnixPort"]
 
@@ -30,8 +33,8 @@ _CHUNK = 4096
 
 #: How many bytes wait for a reader.
 BACKLOG = 64 << 10
-#: How long, in seconds, the end of a run waits for a reader that makes no progress.
-LINGER = 0.5
+# What a client that has gone may have left unread here; the kernel keeps far less for a socket.
+_MOST_LEFT = 16 << 20
 # How often, in seconds, to look whether the reader of a pseudo-terminal has made room.
 _PTY_INTERVAL = 0.05
 
@@ -41,7 +44,9 @@ class _WaitingPort(NoPort):
 
     pumped = True
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Stop | None = None) -> None:
+        """A signal that `stop` counts ends the wait for a reader."""
+        self._stop = stop
         self._lock = threading.Lock()
         self._backlog = bytearray()
         self._dropped = 0
@@ -80,16 +85,17 @@ class _WaitingPort(NoPort):
         """How many bytes a reader has still to take, as far as can be told."""
         raise NotImplementedError
 
-    def _linger(self) -> int:
+    def _under_way(self) -> int:
+        """How many bytes a reader will find even if the port is closed now."""
+        return 0
+
+    def _wait_for_reader(self) -> int:
         """Give a reader time as long as it makes progress, and return what it left unread."""
-        unread, since = self._unread(), time.monotonic()
-        while unread and time.monotonic() - since < LINGER:
+        linger = Linger(self._stop)
+        while (unread := self._unread()) and linger.goes_on(-unread - self._under_way()):
             time.sleep(0.002)
             with self._lock:
                 self._flush()
-            before, unread = unread, self._unread()
-            if unread != before:
-                since = time.monotonic()
         return unread
 
     def _lost(self, unread: int, path: str) -> str:
@@ -100,8 +106,8 @@ class _WaitingPort(NoPort):
 class PtyPort(_WaitingPort):
     """A pseudo-terminal; `path` is the side to open with screen or cat."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, stop: Stop | None = None) -> None:
+        super().__init__(stop)
         # The slave stays open here too: without that, reading fails whenever nobody else has it.
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
@@ -160,7 +166,7 @@ class PtyPort(_WaitingPort):
         """Close both sides, once a reader had its chance: closing throws away what it has not."""
         unread = self._unread()
         if unread and self._has_reader():
-            unread = self._linger()
+            unread = self._wait_for_reader()
         os.close(self._master)
         os.close(self._slave)
         return self._lost(unread, self.path)
@@ -169,12 +175,13 @@ class PtyPort(_WaitingPort):
 class UnixPort(_WaitingPort):
     """A Unix socket at `path` that takes one client at a time; the others wait for their turn."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__()
+    def __init__(self, path: str, stop: Stop | None = None) -> None:
+        super().__init__(stop)
         self.path = path
         self.notice = f"console at {path}, which waits for a client"
         self._client: socket.socket | None = None
-        self._half_closed = False
+        # What the client has shut down: its side to us, and ours to it.
+        self._half_closed = self._deaf = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._remove_stale()
@@ -206,7 +213,7 @@ class UnixPort(_WaitingPort):
         client = self._client
         if client is None:
             return [(self._listener.fileno(), select.POLLIN)]
-        wanted = select.POLLOUT if self._backlog else 0
+        wanted = select.POLLOUT if self._backlog and not self._deaf else 0
         if reading and not self._half_closed:
             wanted |= select.POLLIN
         # With no events asked for, POLLHUP still comes when the client has gone.
@@ -217,29 +224,42 @@ class UnixPort(_WaitingPort):
         if self._client is None:
             self._accept()
             return b""
+        gone = bool(events & (select.POLLERR | select.POLLHUP))
         data = b""
-        if events & select.POLLIN:
-            try:
-                data = self._client.recv(_CHUNK)
-            except BlockingIOError:
-                return b""
-            except OSError:
-                events |= select.POLLERR
-            # A client that has nothing more to say may still want to listen.
-            self._half_closed = not data
+        if gone or events & select.POLLIN:
+            data = self._receive(self._client, _MOST_LEFT if gone else _CHUNK)
         with self._lock:
-            if events & select.POLLERR or (events & select.POLLHUP and not data):
+            if gone:
                 self._forget_client()
             else:
                 self._flush()
         return data
+
+    def _receive(self, client: socket.socket, most: int) -> bytes:
+        """What the client has sent and nobody has read yet, `most` bytes or a little more."""
+        data = bytearray()
+        while len(data) < most:
+            try:
+                piece = client.recv(_CHUNK)
+            except BlockingIOError:
+                break
+            except OSError:
+                # It went without reading all of the output; this comes after all that it sent.
+                piece = b""
+            data += piece
+            if not piece:
+                # A client that has nothing more to say may still want to listen.
+                self._half_closed = True
+                break
+        return bytes(data)
 
     def _accept(self) -> None:
         with suppress(OSError):
             client, _ = self._listener.accept()
             client.setblocking(False)
             with self._lock:
-                self._client, self._half_closed = client, False
+                self._client = client
+                self._half_closed = self._deaf = False
                 self._flush()
 
     def _forget_client(self) -> None:
@@ -248,22 +268,38 @@ class UnixPort(_WaitingPort):
             self._client = None
 
     def _send(self, data: bytes) -> int:
-        if self._client is None:
+        if self._client is None or self._deaf:
             return 0
         try:
             return self._client.send(data)
         except BlockingIOError:
             return 0
         except OSError:
-            # The pump sees it too, and lets the client go.
+            # It has gone, or listens no more: the next one gets it.
+            self._deaf = True
             return 0
 
     def _unread(self) -> int:
         return len(self._backlog)
 
+    def _under_way(self) -> int:
+        client = self._client
+        if client is None:
+            return 0
+        with suppress(OSError):
+            return int.from_bytes(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)), "little")
+        return 0
+
     def close(self) -> str:
         """Close the connection and remove the socket's file."""
-        unread = self._linger() if self._client is not None else self._unread()
+        if self._client is None:
+            # One may have come since the pump stopped.
+            self._accept()
+        listens = self._client is not None and not self._deaf
+        unread = self._wait_for_reader() if listens else self._unread()
+        if self._client is not None:
+            # What is left unread here would make this close look like a failure to the client.
+            self._receive(self._client, _MOST_LEFT)
         self._forget_client()
         self._listener.close()
         with suppress(OSError):
