@@ -27,7 +27,7 @@ def test_it_runs_and_reads_a_file(pykvm: Pykvm, guests: Path, tmp_path: Path) ->
     [
         (
             ["--boot", "firmware"],
-            "image: is no firmware image: 1000 (0x3e8) bytes are not a multiple of 64 KiB",
+            "image: is no firmware image: 1000 (0x3e8) bytes are not a multiple of 4 KiB",
             "pad it in front to 65536 bytes",
         ),
         (
