@@ -235,12 +235,19 @@ class Mainboard:
 
             if isinstance(device, FwCfg):
                 connect(device, self.memory, setup, files)
+                device.clock = self._timers
                 return
         if files or setup.kernel is not None:
             raise ConfigError(
                 "this machine has no fw_cfg (a device named fw-cfg) to tell of files or a kernel",
                 hint="kernels and firmware have one; for others, `pykvm.devices.pc.pc_devices`",
             )
+
+    def _timers(self) -> Clock | None:
+        """The clock whose timers run while the guest does; None if none do."""
+        if isinstance(self.chipset, UserChipset):
+            self.chipset.make()
+        return None if self.chipset is None else self.clock
 
     # -- time --------------------------------------------------------------------------------
 

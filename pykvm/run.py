@@ -339,6 +339,9 @@ class Run:
                 timeout = max(timeout - (time.monotonic() - self._began), 0.0)
             cpu.enter(None if timeout is None else int(timeout * 1e9) or 1)
             try:
+                if self.interrupts is not None:
+                    # A new run has no alarm, and timers may wait from the one before.
+                    cpu.core.attention = 1
                 # The end may have come before this vCPU could be kicked.
                 ending = self.take_kick(cpu) or (self._wait(cpu) if cpu.parked else None)
                 if ending is None:

@@ -4,13 +4,16 @@ Source: QEMU, docs/specs/fw_cfg.rst; keys and structures in <linux/qemu_fw_cfg.h
 
 A guest selects an item by its key and reads its bytes one after the other; past the end, and of an
 item that is not there, it reads zeros.  Files are items that the directory gives a name.  DMA
-copies an item into guest memory at once.
+copies an item into guest memory: a short one at once, a long one by and by, while the guest waits
+for the end of it as the specification tells it to.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import ConfigError, MemoryRangeError
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from pykvm.clock import Timer, TimeSource
+
     Bytes = bytes | bytearray | memoryview
 
 __all__ = ["Contents", "DmaControl", "DmaMemory", "FwCfg", "Key", "check_files"]
@@ -29,6 +34,12 @@ __all__ = ["Contents", "DmaControl", "DmaMemory", "FwCfg", "Key", "check_files"]
 SELECTOR = 0
 DATA = 1
 DMA_ADDRESS = 4
+
+# So much of a transfer is done at a time; what is longer gives way to whatever else is due, the end
+# of the run among it.
+PIECE = 128 << 10
+# Without a clock there is nothing to give way to: so many zeros may follow the end of an item.
+ZEROS_AT_ONCE = 1 << 20
 
 WRITE_CHANNEL = 0x4000
 FILE_FIRST = 0x20
@@ -104,6 +115,9 @@ class DmaMemory(Protocol):
     def fill(self, address: int, length: int) -> None:
         """Zeros.  Raises as `write` does."""
 
+    def is_ram(self, address: int, length: int) -> bool:
+        """Whether it can be written as a whole."""
+
 
 def check_files(files: Mapping[str, bytes]) -> None:
     """Raise ConfigError unless these can be files.
@@ -124,11 +138,38 @@ def check_files(files: Mapping[str, bytes]) -> None:
             raise ConfigError(f"fw_cfg: {name} has {len(data)} bytes, more than 4 GiB")
 
 
+class Transfer:
+    """A copy of `data`, and zeros behind it, to `length` bytes at `target`."""
+
+    def __init__(self, memory: DmaMemory, target: int, data: memoryview, length: int) -> None:
+        self._memory = memory
+        self._target = target
+        self._data = data
+        self._length = length
+        self._done = 0
+
+    @property
+    def zeros(self) -> int:
+        """How many zeros follow the data."""
+        return self._length - len(self._data)
+
+    def step(self) -> bool:
+        """Do some of it; whether that was the end.  Raises as `DmaMemory` does."""
+        end = min(self._done + PIECE, self._length)
+        piece = self._data[self._done : end]
+        self._memory.write(self._target + self._done, piece)
+        zeros = self._done + len(piece)
+        self._memory.fill(self._target + zeros, end - zeros)
+        self._done = end
+        return end == self._length
+
+
 class FwCfg:
     r"""The device: selector at offset 0 (port 0x510), data at 1, the address for DMA at 4.
 
     `contents` is asked for when the guest first selects an item.  Without `memory` there is no DMA,
-    and FW_CFG_ID says so.
+    and FW_CFG_ID says so.  `clock`, where set, is asked for the clock by whose timers a long
+    transfer goes on; while one is under way, another one fails.
 
     >>> device = FwCfg(lambda: Contents({Key.NB_CPUS: b"\x02\x00"}, {"opt/org.x/a": b"hello"}))
     >>> device.write(SELECTOR, 2, Key.NB_CPUS)
@@ -148,6 +189,10 @@ class FwCfg:
         self.name = name
         self.contents = contents
         self.memory = memory
+        self.clock: Callable[[], TimeSource | None] = lambda: None
+        self._timer: Timer | None = None
+        # Transfers go on in one vCPU's thread, while another may be at the ports.
+        self._lock = threading.RLock()
         self._items: dict[int, memoryview] | None = None
         self.reset()
 
@@ -156,6 +201,7 @@ class FwCfg:
         self._key = int(Key.SIGNATURE)
         self._offset = 0
         self._dma_high = 0
+        self._transfer: Transfer | None = None
 
     # -- ports -------------------------------------------------------------------------------
 
@@ -184,7 +230,7 @@ class FwCfg:
                 self._dma_high = value
             elif offset == DMA_ADDRESS + 4:
                 address, self._dma_high = self._dma_high << 32 | value, 0
-                self._transfer(self.memory, address)
+                self._begin(self.memory, address)
 
     # -- items -------------------------------------------------------------------------------
 
@@ -207,7 +253,7 @@ class FwCfg:
 
     # -- DMA ---------------------------------------------------------------------------------
 
-    def _transfer(self, memory: DmaMemory, address: int) -> None:
+    def _begin(self, memory: DmaMemory, address: int) -> None:
         """Carry out the access that the structure at `address` describes, and note the result.
 
         A structure that is not in memory, or in memory that cannot be written, gets no answer.
@@ -216,35 +262,83 @@ class FwCfg:
             access = _DMA_ACCESS.unpack(memory.read(address, _DMA_ACCESS.size))
         except MemoryRangeError:
             return
-        result = DmaControl(0) if self._access(memory, *access) else DmaControl.ERROR
-        try:
-            memory.write(address, _DMA_CONTROL.pack(result))
-        except (MemoryRangeError, ConfigError):
-            return
+        with self._lock:
+            transfer = self._access(memory, *access)
+            if isinstance(transfer, DmaControl):
+                _answer(memory, address, transfer)
+            else:
+                self._transfer = transfer
+                self._go_on(memory, address)
 
-    def _access(self, memory: DmaMemory, control: int, length: int, target: int) -> bool:
-        """Whether it succeeded: it fails where the target is not RAM as a whole."""
+    def _access(
+        self, memory: DmaMemory, control: int, length: int, target: int
+    ) -> DmaControl | Transfer:
+        """What remains to be done of an access, or its result.
+
+        It fails where the target is not RAM as a whole, and while another is under way.
+        """
+        if self._transfer is not None:
+            return DmaControl.ERROR
         if control & DmaControl.SELECT:
             self._select(control >> 16)
         if control & DmaControl.READ:
             piece = self._rest()[:length]
-            try:
-                memory.fill(target + len(piece), length - len(piece))
-                memory.write(target, piece)
-            except (MemoryRangeError, ConfigError):
-                return False
+            if not memory.is_ram(target, length):
+                return DmaControl.ERROR
             self._offset += len(piece)
-        elif control & DmaControl.WRITE:
-            return False
-        elif control & DmaControl.SKIP:
+            return Transfer(memory, target, piece, length)
+        if control & DmaControl.WRITE:
+            return DmaControl.ERROR
+        if control & DmaControl.SKIP:
             self._offset += len(self._rest()[:length])
-        return True
+        return DmaControl(0)
+
+    def _go_on(self, memory: DmaMemory, address: int) -> None:
+        """Do the next piece of the transfer that the structure at `address` asked for."""
+        with self._lock:
+            transfer = self._transfer
+            if transfer is None:
+                return
+            try:
+                done = transfer.step()
+            except (MemoryRangeError, ConfigError):
+                # Taken away by the host meanwhile.
+                self._end(memory, address, DmaControl.ERROR)
+                return
+            if done:
+                self._end(memory, address, DmaControl(0))
+                return
+            clock = self.clock()
+            if clock is None:
+                self._finish(memory, address, transfer)
+                return
+            self._timer = clock.timer(lambda when: self._go_on(memory, address))
+            self._timer.arm(clock.now() + 1)
+
+    def _finish(self, memory: DmaMemory, address: int, transfer: Transfer) -> None:
+        """Do all the rest, which is refused where it is zeros without end."""
+        if transfer.zeros > ZEROS_AT_ONCE:
+            self._end(memory, address, DmaControl.ERROR)
+            return
+        while not transfer.step():
+            pass
+        self._end(memory, address, DmaControl(0))
+
+    def _end(self, memory: DmaMemory, address: int, result: DmaControl) -> None:
+        self._transfer = self._timer = None
+        _answer(memory, address, result)
 
     def __str__(self) -> str:
         return f"{self.name}: item {self._key:#06x} at {self._offset:#x}"
 
 
 _NOTHING = memoryview(b"")
+
+
+def _answer(memory: DmaMemory, address: int, result: DmaControl) -> None:
+    """Let the guest know: the control word is the result from now on."""
+    with suppress(MemoryRangeError, ConfigError):
+        memory.write(address, _DMA_CONTROL.pack(result))
 
 
 def _numbered(contents: Contents, *, dma: bool) -> dict[int, memoryview]:

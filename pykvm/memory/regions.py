@@ -224,6 +224,16 @@ class RegionMap:
         """Whether every one of `length` bytes at `address` is memory."""
         return self._hole(address, address + length) == address + length
 
+    def is_ram(self, address: int, length: int) -> bool:
+        """Whether every one of `length` bytes at `address` is memory that the guest can write."""
+        end = address + length
+        while address < end:
+            region = self.region_at(address)
+            if region is None or region.readonly:
+                return False
+            address = region.end
+        return True
+
     def __repr__(self) -> str:
         state = "closed" if self._closed else self._layout()
         return f"<GuestMemory: {state}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,36 @@ def test_firmware_that_resets_the_machine_ends_the_run() -> None:
     with Machine(bytes(image)) as machine:
         result = machine.run(timeout=30)
         assert result.outcome is Outcome.RESET, result
+
+
+@pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+def test_a_transfer_without_end_does_not_keep_the_run(guest: MakeGuest, irqchip: str) -> None:
+    """A GiB of zeros takes longer than the run has, which ends all the same, and can go on."""
+    machine = guest(
+        """
+        66 BA 18 05 00 00        mov edx, 0x518
+        66 B8 00 00 06 00        mov eax, 0x60000        ; the address 0x600, big-endian
+        66 EF                    out dx, eax
+        EB FE                    jmp $
+        """,
+        memory="1056M",
+        irqchip=irqchip,
+        devices=standard_devices() + pc_devices(),
+    )
+    control, length, target = 0x1F << 16 | 8 | 2, 1 << 30, 1 << 20
+    access = struct.pack(">IIQ", control, length, target)
+    machine.memory.write(0x600, access)
+    result = machine.run(timeout=0.02)
+    assert result.outcome is Outcome.TIMEOUT
+    assert machine.memory.read(0x600, 16) == access, "it is under way"
+
+    def done(machine: Machine) -> bool:
+        return machine.memory.read(0x600, 4) == bytes(4)
+
+    # One that fits into a run comes to its end.
+    device = machine.devices["fw-cfg"]
+    assert isinstance(device, FwCfg)
+    device.reset()
+    machine.memory.write(0x600, struct.pack(">IIQ", control, 32 << 20, target))
+    machine.vcpus[0].regs.rip = 0x7C00
+    assert machine.run(timeout=30, until=done).outcome is Outcome.UNTIL

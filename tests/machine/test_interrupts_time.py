@@ -277,3 +277,20 @@ def test_in_real_time_it_is_seen(guest: MakeGuest) -> None:
     before = machine.clock.now()
     time.sleep(0.05)
     assert machine.clock.now() - before >= 50 * MS
+
+
+@pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+def test_a_timer_of_the_run_before_comes_to_a_guest_that_only_spins(
+    guest: MakeGuest, irqchip: str
+) -> None:
+    machine = guest(SPIN, irqchip=irqchip)
+    if irqchip == "user":
+        platform_of(machine)
+    assert machine.run(timeout=0.01).outcome is Outcome.TIMEOUT
+    fired: list[int] = []
+    timer = machine.clock.timer(fired.append)
+    timer.arm(machine.clock.now() + 50 * MS)
+    assert machine.run(timeout=0.01).outcome is Outcome.TIMEOUT
+    assert fired == []
+    result = machine.run(timeout=30, until=lambda machine: fired)
+    assert result.outcome is Outcome.UNTIL
