@@ -16,6 +16,7 @@ from pykvm.quirks import (
     breakpoints,
     cpuid,
     hypercall,
+    kernel_apic,
     legacy_paging,
     single_step,
     software_interrupt,
@@ -43,6 +44,8 @@ QUIRKS: tuple[Quirk, ...] = (
     legacy_paging.TWO_LEVEL,
     legacy_paging.PAE,
     hypercall.QUIRK,
+    kernel_apic.IN_SERVICE,
+    kernel_apic.LEVEL,
     triple_fault.QUIRK,
 )
 
