@@ -42,7 +42,9 @@ class Rig:
     def elf(self, guest: Guest) -> Path:
         return guest.build(self.folder)
 
-    def machine(self, guest: Guest, vcpus: int = 1, irqchip: str = "user") -> Machine:
+    def machine(
+        self, guest: Guest, vcpus: int = 1, irqchip: str = "user", cpu: str = "baseline"
+    ) -> Machine:
         """A machine with this guest loaded and no devices but those of `irqchip`."""
         return Machine(
             self.elf(guest),
@@ -50,6 +52,7 @@ class Rig:
             devices=(),
             vcpus=vcpus,
             irqchip=irqchip,
+            cpu=cpu,
             args=guest.args,
         )
 

@@ -41,13 +41,11 @@ _SUBERRORS = {
     4: "an exit that KVM does not expect",
 }
 
-# What to do where `pykvm.emulate` says that this is why it cannot do an instruction.
-_REMEDIES = {"Unicorn is not installed": "pip install 'pykvm-vmm[emulate]'"}
-
 _NO_BIOS_HINT = (
     "there is no BIOS under this guest: it can set the vector itself, use ports instead, or be "
     "started by firmware"
 )
+
 _UNCLAIMED_HINT = (
     "add a device there, or let unclaimed accesses float (Machine(unclaimed='float'), "
     "--unclaimed float)"
@@ -129,9 +127,7 @@ def _internal_error(cpu: CPU, exit: InternalError, name: str, why: str) -> tuple
     return (
         "refused instruction",
         f"{what} {called}" + (f", nor can pykvm: {why}" if why else ""),
-        _REMEDIES.get(
-            why, "the state is as before the instruction: set registers and RIP by hand to go on"
-        ),
+        "the state is as before the instruction: set registers and RIP by hand to go on",
     )
 
 

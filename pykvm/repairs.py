@@ -140,8 +140,6 @@ class Repairs:
 
     def close(self) -> None:
         """Let go of guest memory; the vCPUs must be closed."""
-        if self._emulator is not None:
-            self._emulator.close()
         if self._remedies is not None:
             self._remedies.close()
 

@@ -59,7 +59,7 @@ ffibuilder.cdef(DECLARATIONS + REGISTERS)
 ffibuilder.set_source(
     "pykvm._core._native",
     '#include <linux/kvm.h>\n#include "core.h"\n',
-    sources=["pykvm/_core/core.c", "pykvm/_core/syscall.c"],
+    sources=["pykvm/_core/core.c", "pykvm/_core/native.c", "pykvm/_core/syscall.c"],
     include_dirs=["pykvm/_core"],
     depends=["pykvm/_core/core.h"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],

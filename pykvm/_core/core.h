@@ -177,4 +177,32 @@ uint64_t pykvm_cycles(void);
  * if the target was as expected; otherwise returns 0 and leaves what was there in `expected`.
  */
 int pykvm_cmpxchg16b(void *target, uint64_t *expected, const uint64_t *desired);
+
+/* Executes single instructions of a guest's on this processor (native.c).  One thread uses it. */
+enum { PYKVM_STUBS = 65536 /* bytes of code */ };
+struct pykvm_native_private;
+struct pykvm_native {
+    /* The registers that the code may use, before and after; of RFLAGS, the status flags. */
+    uint64_t rax, rcx, rdx, rflags;
+    uint64_t entry;
+    uint8_t *state;   /* x87, SSE and AVX, as KVM_GET_XSAVE gives them: 4096 bytes */
+    uint8_t *scratch; /* 4096 bytes, PYKVM_STUBS behind the start of the code */
+    struct pykvm_native_private *private_;
+};
+
+/* NULL where the host has no XSAVE, or allows no new code. */
+struct pykvm_native *pykvm_native_new(void);
+void pykvm_native_free(struct pykvm_native *native);
+
+/* Put code that ends with RET `at` bytes behind the start.  Returns 0 or a negative errno. */
+int pykvm_native_put(struct pykvm_native *native, uint32_t at, const void *code, uint32_t size);
+
+/* Run it.  Returns 0, or -EINVAL if `state` is not sound. */
+int pykvm_native_run(struct pykvm_native *native, uint32_t at);
+
+/*
+ * Run it in a process of its own, that shares the memory.  Returns 0, the signal that it raised, 255
+ * if `state` is not sound, or a negative errno.
+ */
+int pykvm_native_try(struct pykvm_native *native, uint32_t at);
 #endif

@@ -4,8 +4,8 @@ KVM_EXIT_INTERNAL_ERROR with suberror 1 says that KVM had to emulate an instruct
 know it (api.rst 5): on every host where a vector register meets a device, on hosts without VMX or
 SVM for most of what a kernel does beyond moving integers.  The vCPU stands on the instruction, and
 nothing is pending: whoever executes it can let the guest go on.  `Emulator` does: by a table of
-small functions (`pykvm.emulate.table`), by Unicorn where that is installed (`engine`).  Exceptions
-that the instruction raises become the guest's own.
+small functions (`pykvm.emulate.table`), by this processor (`native`).  Exceptions that the
+instruction raises become the guest's own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pykvm.x86.registers import RFLAGS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pykvm.emulate.engine import Engine
+    from pykvm.emulate.native import Native
     from pykvm.exits import Exit
     from pykvm.memory import GuestMemory
     from pykvm.vcpu import CPU
@@ -107,11 +107,6 @@ class Emulator:
         bench = self._benches.get(cpu.index)
         return bench.refusal if bench else ("", "")
 
-    def close(self) -> None:
-        """Give back what holds guest memory.  Closing twice is harmless."""
-        for bench in self._benches.values():
-            bench.close()
-
 
 class _Late:
     """Devices whose exceptions wait until the instruction that they were raised in is done.
@@ -163,7 +158,6 @@ class _Bench:
         self._late = _Late(devices)
         self._memory = LinearMemory(memory, self._late)
         self._plans: dict[tuple[bytes, int], Plan | None] = {}
-        self._engines: dict[bool, Engine] = {}
         #: The name of the last instruction that nobody could do, and why.
         self.refusal = "", ""
         self._stuck = 0
@@ -280,21 +274,15 @@ class _Bench:
         if plan.operation is not None:
             plan.operation(at)
         elif plan.unit is not None:
-            self._engine(at.bits == 64).execute(at, plan.unit)
+            self._native.execute(at, plan.unit)
         else:
             raise UnsupportedError("it is not among the instructions that pykvm does")
 
-    def _engine(self, wide: bool) -> Engine:
-        engine = self._engines.get(wide)
-        if engine is None:
-            from pykvm.emulate.binding import load
-            from pykvm.emulate.engine import Engine
+    @cached_property
+    def _native(self) -> Native:
+        from pykvm.emulate.native import Native
 
-            library = load()
-            if library is None:
-                raise UnsupportedError("Unicorn is not installed")
-            engine = self._engines[wide] = Engine(library, 64 if wide else 32, self._memory)
-        return engine
+        return Native()
 
     def _count_fault(self, at: Refused, name: str, fault: Fault) -> None:
         """Raise GuestError when the guest does nothing but run into the same fault."""
@@ -310,7 +298,3 @@ class _Bench:
                 f"{name} at {at.regs.rip:#x} raised exception {fault.vector} "
                 f"{self._stuck} times in a row, with nothing else in between",
             )
-
-    def close(self) -> None:
-        for engine in self._engines.values():
-            engine.close()

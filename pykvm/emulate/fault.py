@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["BR", "DB", "GP", "MF", "NM", "NP", "PF", "SS", "UD", "Fault", "UnsupportedError"]
+__all__ = ["BR", "DB", "GP", "MF", "NM", "NP", "PF", "SS", "UD", "XM", "Fault", "UnsupportedError"]
 
 # Vectors (SDM 3A table 6-1).
-DB, BR, UD, NM, NP, SS, GP, PF, MF = 1, 5, 6, 7, 11, 12, 13, 14, 16
+DB, BR, UD, NM, NP, SS, GP, PF, MF, XM = 1, 5, 6, 7, 11, 12, 13, 14, 16, 19
 
 _WITH_ERROR_CODE = {8, 10, 11, 12, 13, 14, 17, 21}
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "XCR0_VALUE",
+    "check_avx",
     "check_mmx",
     "check_sse",
     "check_x87",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 _SSE = 2
+_AVX_STATE = 6  # of XCR0: SSE and AVX
 _PLAIN = 4096  # the most that KVM_GET_XSAVE gives
 
 _LEAF_XSAVE = 0xD
@@ -90,6 +92,14 @@ def check_mmx(at: Refused) -> None:
 def check_sse(at: Refused) -> None:
     """Raise #UD or #NM where SSE instructions do (SDM 3A 13.1, table 2-3)."""
     if at.special.cr0 & CR0.EM or not at.special.cr4 & CR4.OSFXSR:
+        raise Fault(UD)
+    if at.special.cr0 & CR0.TS:
+        raise Fault(NM)
+
+
+def check_avx(at: Refused) -> None:
+    """Raise #UD or #NM where AVX instructions do (SDM 1 14.3, SDM 2A 2.4)."""
+    if not at.special.cr4 & CR4.OSXSAVE or xcr0_of(at.cpu) & _AVX_STATE != _AVX_STATE:
         raise Fault(UD)
     if at.special.cr0 & CR0.TS:
         raise Fault(NM)

@@ -188,6 +188,10 @@ class LinearMemory:
         pieces = self._pieces(address, length, write=False)
         return b"".join(self.read_physical(gpa, size) for gpa, size in pieces)
 
+    def check_write(self, address: int, length: int) -> None:
+        """Raise the Fault that `write` would raise."""
+        self._pieces(address, length, write=True)
+
     def write(self, address: int, data: bytes) -> None:
         """Write at a linear address: all of it, or nothing and a Fault."""
         done = 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi
 from pykvm.emulate.fault import GP, SS, UD, Fault
-from pykvm.x86.registers import CR0, EFER, RFLAGS
+from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,8 +155,10 @@ class Refused:
         if self.bits == 64:
             base = segment.base if name in ("fs", "gs") else 0
             linear = (base + offset) & _MASKS[64]
-            if ((linear >> 47) + 1) & 0x1FFFF > 1 and not self.special.cr4 & 1 << 12:
-                raise Fault(vector)
+            shift = 56 if self.special.cr4 & CR4.LA57 else 47
+            for end in (linear, linear + length - 1):
+                if end >> shift not in (0, _MASKS[64] >> shift):
+                    raise Fault(vector)
             return linear
         last = offset + length - 1
         if self.special.cr0 & CR0.PE:

@@ -42,7 +42,8 @@ OPERATIONS: Operations = {
 
 
 class Plan(NamedTuple):
-    """How an instruction is done: by `operation`, or by Unicorn with `unit`, or not at all.
+    """How an instruction is done: by `operation`, or on this processor by what `unit` says, or not
+    at all.
 
     A processor without one of `features` raises #UD.
     """

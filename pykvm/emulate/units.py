@@ -1,7 +1,8 @@
-"""Which instructions may go to Unicorn, and what they need: the part of the processor they use.
+"""Which instructions may run on the processor here (`native`), and what their operands are.
 
-It is a list of what may, not of what may not: what is left out could do anything to the machine
-(I/O, control registers), is done wrong (Unicorn takes AVX for SSE), or is not known to it.
+It is a list of what may, not of what may not.  Left out is what could do more than compute: control
+registers of x87 and SSE, memory that is addressed in another way than by ModRM (MASKMOVQ, gathers),
+masked moves, and all that changes the flow of control.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pykvm.frozen import NamedTuple
 from pykvm.x86.decode import MAP_0F, MAP_0F3A, MAP_0F38, ONE_BYTE, opcodes
-from pykvm.x86.registers import RFLAGS
 
 if TYPE_CHECKING:
     from pykvm.x86.decode import Instruction
@@ -19,152 +19,327 @@ __all__ = ["Unit", "unit_of"]
 
 
 class Unit(NamedTuple):
-    """`kind` of state that an instruction uses beside general registers and memory.
+    """What an instruction works on.
 
-    `aligned`: an operand in memory has to be aligned to 16 bytes.  `signals`: it sets the exception
-    flags of x87 or MXCSR, which Unicorn does not.  `mmx` is the MMX register that it writes to,
-    `cleared` what it clears of RFLAGS and Unicorn leaves, `short` the size in bytes of an operand
-    in memory of which Unicorn would read too much.  `undefined` is a form that there is not, and
-    that Unicorn would do all the same.
+    `kind` is the state it uses, `both` that of MMX and SSE.  An operand in memory has `size` bytes,
+    is written if `store` and else read, and has to be `aligned` to 16 bytes.  `general` says which
+    part of ModRM names a general register, unless there is an operand in memory.
     """
 
-    kind: Literal["general", "x87", "mmx", "sse"]
+    kind: Literal["x87", "mmx", "both", "sse", "avx"]
+    size: int = 0
+    store: bool = False
     aligned: bool = False
-    signals: bool = False
-    mmx: int | None = None
-    cleared: int = 0
-    short: int = 0
-    undefined: bool = False
+    general: Literal["", "reg", "rm"] = ""
 
 
-_GENERAL = Unit("general")
-_X87 = Unit("x87", signals=True)
-# Operands in memory of which Unicorn reads all that fits the register: by map, opcode and prefix.
-_SHORT = {
-    (MAP_0F, 0x2C, 0): 8,
-    (MAP_0F, 0x2D, 0): 8,
-    (MAP_0F, 0x5A, 0): 8,
-    (MAP_0F, 0xE6, 0xF3): 8,
-    (MAP_0F, 0x60, 0): 4,
-    (MAP_0F, 0x61, 0): 4,
-    (MAP_0F, 0x62, 0): 4,
-    (MAP_0F3A, 0x0A, 0x66): 4,
-    (MAP_0F3A, 0x0B, 0x66): 8,
+# Bytes of the operand in memory, by opcode and mandatory prefix (none, 66, F3, F2): `g` for as much
+# as the general register has, `r` where there is no memory, `-` for no such instruction.
+# SDM 2 appendix A and the pages of the instructions.
+_SIZES_0F = """
+10-11 16 16 4 8
+12 8 8 16 8
+13 8 8 - -
+14-15 16 16 - -
+16 8 8 16 -
+17 8 8 - -
+28-29 16 16 - -
+2a 8 8 g g
+2b 16 16 - -
+2c-2d 8 16 4 8
+2e-2f 4 8 - -
+50 r r - -
+51 16 16 4 8
+52-53 16 - 4 -
+54-57 16 16 - -
+58-59 16 16 4 8
+5a 8 16 4 8
+5b 16 16 16 -
+5c-5f 16 16 4 8
+60-62 4 16 - -
+63-6b 8 16 - -
+6c-6d - 16 - -
+6e g g - -
+6f 8 16 16 -
+70 8 16 16 16
+71-73 r r - -
+74-76 8 16 - -
+7c-7d - 16 - 16
+7e g g 8 -
+7f 8 16 16 -
+c2 16 16 4 8
+c4 2 2 - -
+c5 r r - -
+c6 16 16 - -
+d0 - 16 - 16
+d1-d5 8 16 - -
+d6 - 8 r r
+d7 r r - -
+d8-e5 8 16 - -
+e6 - 16 8 16
+e7 8 16 - -
+e8-ef 8 16 - -
+f0 - - - 16
+f1-f6 8 16 - -
+f8-fe 8 16 - -
+"""
+_SIZES_0F38 = """
+00-0b 8 16 - -
+1c-1e 8 16 - -
+10 - 16 - -
+14-15 - 16 - -
+17 - 16 - -
+20 - 8 - -
+21 - 4 - -
+22 - 2 - -
+23 - 8 - -
+24 - 4 - -
+25 - 8 - -
+28-2b - 16 - -
+30 - 8 - -
+31 - 4 - -
+32 - 2 - -
+33 - 8 - -
+34 - 4 - -
+35 - 8 - -
+37-41 - 16 - -
+c8-cd 16 - - -
+cf - 16 - -
+db-df - 16 - -
+"""
+_SIZES_0F3A = """
+08-09 - 16 - -
+0a - 4 - -
+0b - 8 - -
+0c-0e - 16 - -
+0f 8 16 - -
+14 - 1 - -
+15 - 2 - -
+16 - g - -
+17 - 4 - -
+20 - 1 - -
+21 - 4 - -
+22 - g - -
+40-42 - 16 - -
+44 - 16 - -
+60-63 - 16 - -
+cc 16 - - -
+ce-cf - 16 - -
+df - 16 - -
+"""
+# With VEX and the prefix 66, what SSE has not; `v` is the size of the vector, `h` half of it, `w`
+# 4 bytes, or 8 with VEX.W.
+_SIZES_VEX = {
+    MAP_0F38: """
+0c-0f v
+13 h
+16 v
+18 4
+19 8
+1a 16
+36 v
+45-47 v
+58 4
+59 8
+5a 16
+78 1
+79 2
+96-98 v
+99 w
+9a v
+9b w
+9c v
+9d w
+9e v
+9f w
+a6-a8 v
+a9 w
+aa v
+ab w
+ac v
+ad w
+ae v
+af w
+b6-b8 v
+b9 w
+ba v
+bb w
+bc v
+bd w
+be v
+bf w
+""",
+    MAP_0F3A: """
+00-02 v
+04-06 v
+18-19 16
+1d h
+38-39 16
+46 v
+4a-4c v
+""",
 }
-_X87_COMPARISON = Unit("x87", signals=True, cleared=RFLAGS.AF | RFLAGS.SF | RFLAGS.OF)
+_PREFIXES = {0: 0, 0x66: 1, 0xF3: 2, 0xF2: 3}
+_NONE = ["-"] * 4
 
-# SDM 2 tables A-3 to A-5.  Columns of map 0F: with MMX registers (no prefix), with XMM registers.
-_MMX_0F = opcodes("60-6b 6e-76 7e 7f c4 c5 d1-d5 d7-e5 e7-ef f1-fe")
-_SSE_0F = opcodes("10-17 28-2f 50-76 7c-7f c2 c4-c6 d0-fe")
-_SSE_0F38 = opcodes("00-0b 10 14 15 17 1c-1e 20-25 28-2b 30-35 37-41 db-df")
-_MMX_0F38 = opcodes("00-0b 1c-1e")
-_SSE_0F3A = opcodes("08-0f 14-17 20-22 40-42 44 60-63 df")
 
-# Of these the operand in memory is smaller than 16 bytes, or may lie anywhere.
-_LOOSE_0F = opcodes("10-17 2a 2c-2f 6e 7e c4 c5 d6 f0")
-_LOOSE_0F38 = opcodes("20-25 30-35")
-_LOOSE_0F3A = opcodes("0a 0b 14-17 20-22 60-63")
-_REPEATED_ALIGNED = {(0x12, 0xF3), (0x16, 0xF3), (0x70, 0xF3), (0x70, 0xF2), (0x5B, 0xF3)} | {
-    (0x7C, 0xF2),
-    (0x7D, 0xF2),
-    (0xD0, 0xF2),
-    (0xE6, 0xF2),
+def _table(text: str) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for line in text.strip().splitlines():
+        listed, *sizes = line.split()
+        found.update((opcode, sizes) for opcode in opcodes(listed))
+    return found
+
+
+_SIZES = {
+    MAP_0F: _table(_SIZES_0F),
+    MAP_0F38: _table(_SIZES_0F38),
+    MAP_0F3A: _table(_SIZES_0F3A),
 }
-# BMI1 and BMI2, the only ones with VEX.
-_BMI = {MAP_0F38: opcodes("f2 f3 f5-f7"), MAP_0F3A: opcodes("f0")}
-# Floating-point arithmetic, comparison and conversion.
-_SIGNALLING_0F = opcodes("2a 2c-2f 51 58-5f 7c 7d c2 d0 e6")
-_SIGNALLING_0F3A = opcodes("08-0b 40 41")
-# What writes to a general register, to memory or to nothing, of those with MMX registers.
-_NO_MMX_RESULT_0F = opcodes("7e c5 d7 e7")
+_WITH_VEX = {map_: _table(text) for map_, text in _SIZES_VEX.items()}
 
-
-# Forms that Unicorn does though they are undefined, by map, opcode and prefix: with a register for
-# what takes memory alone (MOVLPD, MOVHPD, MOVBE), and the other way round (MOVMSKPS and MOVMSKPD,
-# shifts by a constant, MOVDQ2Q and MOVQ2DQ).
-_MEMORY_ALONE = {
-    (MAP_0F, 0x12, 0x66),
-    (MAP_0F, 0x16, 0x66),
-    *((MAP_0F38, opcode, prefix) for opcode in (0xF0, 0xF1) for prefix in (0, 0x66)),
+# The operand in memory is written.
+_STORES = {
+    MAP_0F: opcodes("11 13 17 29 2b 7e 7f d6 e7"),
+    MAP_0F38: frozenset[int](),
+    MAP_0F3A: opcodes("14-17 19 1d 39"),
 }
-_REGISTER_ALONE = {
-    *((MAP_0F, opcode, prefix) for opcode in (0x50, 0x71, 0x72, 0x73) for prefix in (0, 0x66)),
-    *((MAP_0F, 0xD6, prefix) for prefix in (0xF2, 0xF3)),
+# Without a prefix the operands are MMX registers.
+_MMX = {
+    MAP_0F: opcodes("60-7f c4 c5 d1-fe"),
+    MAP_0F38: opcodes("00-0b 1c-1e"),
+    MAP_0F3A: opcodes("0f"),
+}
+# Between MMX and SSE.
+_CONVERSIONS = {
+    *((opcode, prefix) for opcode in (0x2A, 0x2C, 0x2D) for prefix in (0, 0x66)),
+    (0xD6, 0xF3),
+    (0xD6, 0xF2),
+}
+# Of SSE, operands of 16 bytes that may lie anywhere.
+_UNALIGNED = {
+    *((MAP_0F, opcode, prefix) for opcode in (0x10, 0x11) for prefix in (0, 0x66)),
+    *((MAP_0F, opcode, 0xF3) for opcode in (0x6F, 0x7F)),
+    (MAP_0F, 0xF0, 0xF2),
+    *((MAP_0F3A, opcode, 0x66) for opcode in range(0x60, 0x64)),
+}
+# Which part of ModRM names a general register.
+_IN_REG = {MAP_0F: opcodes("50 c5 d7"), MAP_0F38: frozenset[int](), MAP_0F3A: frozenset[int]()}
+_IN_RM = {
+    MAP_0F: opcodes("6e c4"),
+    MAP_0F38: frozenset[int](),
+    MAP_0F3A: opcodes("14-17 20 22"),
+}
+# With VEX, operands of 16 bytes that do not grow with the vector (shift counts, strings), and
+# smaller ones that do: half of a vector, a quarter, an eighth.
+_FIXED = {
+    MAP_0F: opcodes("d1-d3 e1 e2 f1-f3"),
+    MAP_0F38: frozenset[int](),
+    MAP_0F3A: opcodes("60-63 df"),
+}
+_GROWING = {
+    (MAP_0F, 0x5A, 0),
+    (MAP_0F, 0xE6, 0xF3),
+    *((MAP_0F38, opcode, 0x66) for opcode in opcodes("20-25 30-35")),
+}
+
+# x87: bytes of the operand in memory by opcode and digit, written if behind `>`; `-` for what is
+# not there, or is not done here (control words and environments).
+_X87 = {
+    0xD8: "4 4 4 4 4 4 4 4",
+    0xD9: "4 - >4 >4 - - - -",
+    0xDA: "4 4 4 4 4 4 4 4",
+    0xDB: "4 >4 >4 >4 - 10 - >10",
+    0xDC: "8 8 8 8 8 8 8 8",
+    0xDD: "8 >8 >8 >8 - - - -",
+    0xDE: "2 2 2 2 2 2 2 2",
+    0xDF: "2 >2 >2 >2 10 8 >10 >8",
 }
 
 
 def unit_of(instruction: Instruction) -> Unit | None:
-    """What Unicorn needs for the instruction, None if it is not to have it."""
-    unit = _unit_of(instruction)
-    if unit is None or instruction.vex:
-        return unit
-    form = instruction.map, instruction.opcode, instruction.prefix
-    if form in (_MEMORY_ALONE if instruction.memory is None else _REGISTER_ALONE):
-        return unit._replace(undefined=True)
-    return unit
-
-
-def _unit_of(instruction: Instruction) -> Unit | None:
-    map_, opcode, prefix = instruction.map, instruction.opcode, instruction.prefix
+    """What the instruction works on, None if it is not to run here."""
     if instruction.lock:
         return None
+    if instruction.map == ONE_BYTE:
+        return _x87(instruction)
     if instruction.vex:
-        bmi = opcode in _BMI.get(map_, ()) and instruction.vex == 128
-        return _GENERAL if bmi else None
-    if map_ == ONE_BYTE:
-        if opcode in (0xDB, 0xDF) and instruction.memory is None and instruction.digit in (5, 6):
-            return _X87_COMPARISON  # FCOMI and its siblings
-        return _X87 if 0xD8 <= opcode <= 0xDF else None
-    if map_ == MAP_0F:
-        if not prefix and opcode in _MMX_0F:
-            short = _SHORT.get((map_, opcode, prefix), 0)
-            return Unit("mmx", mmx=_mmx_result(instruction), short=short)
-        if opcode not in _SSE_0F:
-            return None
-        return Unit(
-            "sse",
-            aligned=_aligned(opcode, prefix),
-            signals=opcode in _SIGNALLING_0F,
-            mmx=_mmx_result(instruction),
-            short=_SHORT.get((map_, opcode, prefix), 0),
-        )
-    if map_ == MAP_0F38:
-        if opcode in (0xF0, 0xF1) or (opcode == 0xF6 and prefix in (0x66, 0xF3)):
-            return _GENERAL
-        if not prefix:
-            return Unit("mmx", mmx=instruction.digit) if opcode in _MMX_0F38 else None
-        known = prefix == 0x66 and opcode in _SSE_0F38
-        return Unit("sse", aligned=opcode not in _LOOSE_0F38) if known else None
-    if not prefix:
-        return Unit("mmx", mmx=instruction.digit) if opcode == 0x0F else None
-    if prefix != 0x66 or opcode not in _SSE_0F3A:
+        return _vex(instruction)
+    map_, opcode, prefix = instruction.map, instruction.opcode, instruction.prefix
+    word = _SIZES[map_].get(opcode, _NONE)[_PREFIXES[prefix]]
+    if not _is_there(instruction, word):
         return None
+    size = _size(word, wide=instruction.wide)
     return Unit(
-        "sse",
-        aligned=opcode not in _LOOSE_0F3A,
-        signals=opcode in _SIGNALLING_0F3A,
-        short=_SHORT.get((map_, opcode, prefix), 0),
+        _kind(map_, opcode, prefix),
+        size=size,
+        store=_stores(map_, opcode, prefix),
+        aligned=size == 16 and (map_, opcode, prefix) not in _UNALIGNED,
+        general=_general(map_, opcode, prefix),
     )
 
 
-def _mmx_result(instruction: Instruction) -> int | None:
-    """The MMX register that an instruction of map 0F writes to, if it does."""
-    opcode, prefix = instruction.opcode, instruction.prefix
-    converted = opcode in (0x2C, 0x2D) and prefix in (0, 0x66)
-    moved = opcode == 0xD6 and prefix == 0xF2
-    if converted or moved:
-        return instruction.digit
-    if prefix or opcode not in _MMX_0F or opcode in _NO_MMX_RESULT_0F:
+def _vex(instruction: Instruction) -> Unit | None:
+    map_, opcode, prefix = instruction.map, instruction.opcode, instruction.prefix
+    vector = instruction.vex // 8
+    added = _WITH_VEX[map_].get(opcode) if map_ in _WITH_VEX and prefix == 0x66 else None
+    word = added[0] if added else _SIZES[map_].get(opcode, _NONE)[_PREFIXES[prefix]]
+    if not _is_there(instruction, word):
         return None
-    if opcode == 0x7F or opcode in (0x71, 0x72, 0x73):
-        return instruction.rm & 7 if instruction.memory is None else None
-    return instruction.digit
+    if word in ("v", "h"):
+        size = vector if word == "v" else vector // 2
+    else:
+        size = _size(word, wide=instruction.vex_wide if word == "w" else instruction.wide)
+        if size == 16 and not added and opcode not in _FIXED[map_]:
+            size = vector
+        elif (map_, opcode, prefix) in _GROWING:
+            size = size * vector // 16
+        elif (map_, opcode, prefix) == (MAP_0F, 0x12, 0xF2) and vector == 32:
+            size = vector  # VMOVDDUP
+    general = _general(map_, opcode, prefix) if not added else ""
+    return Unit("avx", size=size, store=_stores(map_, opcode, prefix), general=general)
 
 
-def _aligned(opcode: int, prefix: int) -> bool:
-    """Whether an SSE instruction of map 0F takes 16 aligned bytes (SDM 2A, exception classes)."""
-    if prefix in (0xF2, 0xF3):
-        return (opcode, prefix) in _REPEATED_ALIGNED
-    if opcode == 0x5A:
-        return prefix == 0x66
-    return opcode not in _LOOSE_0F
+def _is_there(instruction: Instruction, word: str) -> bool:
+    if word == "-" or (word == "r" and instruction.memory is not None):
+        return False
+    if instruction.map == MAP_0F and instruction.opcode in (0x71, 0x72, 0x73):
+        return instruction.digit in (2, 3, 4, 6, 7)
+    return True
+
+
+def _stores(map_: int, opcode: int, prefix: int) -> bool:
+    return opcode in _STORES[map_] and (opcode, prefix) != (0x7E, 0xF3)
+
+
+def _kind(map_: int, opcode: int, prefix: int) -> Literal["mmx", "both", "sse"]:
+    if map_ == MAP_0F and (opcode, prefix) in _CONVERSIONS:
+        return "both"
+    return "mmx" if not prefix and opcode in _MMX[map_] else "sse"
+
+
+def _size(word: str, *, wide: bool) -> int:
+    if word in "gw":
+        return 8 if wide else 4
+    return 0 if word == "r" else int(word)
+
+
+def _general(map_: int, opcode: int, prefix: int) -> Literal["", "reg", "rm"]:
+    if opcode in _IN_REG[map_]:
+        return "reg"
+    if opcode in _IN_RM[map_]:
+        return "rm"
+    if map_ == MAP_0F and prefix in (0xF2, 0xF3):
+        return "rm" if opcode == 0x2A else "reg" if opcode in (0x2C, 0x2D) else ""
+    return "rm" if (map_, opcode) == (MAP_0F, 0x7E) and prefix != 0xF3 else ""
+
+
+def _x87(instruction: Instruction) -> Unit | None:
+    if not 0xD8 <= instruction.opcode <= 0xDF:
+        return None
+    if instruction.memory is None:
+        return Unit("x87")
+    word = _X87[instruction.opcode].split()[instruction.digit]
+    if word == "-":
+        return None
+    return Unit("x87", size=int(word.lstrip(">")), store=word.startswith(">"))

@@ -8,9 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pykvm.emulate.fault import GP, NM, UD, Fault
-from pykvm.emulate.fpu import image_of, layout_of, set_image, xcr0_of
-from pykvm.x86.registers import CR0, CR4
+from pykvm.emulate.fault import GP, UD, Fault
+from pykvm.emulate.fpu import check_avx, image_of, layout_of, set_image
 from pykvm.x86.xsave import XMM0
 
 if TYPE_CHECKING:
@@ -28,10 +27,7 @@ class _Vectors:
     """The vector registers of a vCPU, as integers."""
 
     def __init__(self, at: Refused) -> None:
-        if not at.special.cr4 & CR4.OSXSAVE or xcr0_of(at.cpu) & 6 != 6:
-            raise Fault(UD)
-        if at.special.cr0 & CR0.TS:
-            raise Fault(NM)
+        check_avx(at)
         self._at = at
         self._image = image_of(at.cpu)
         places = {part.bit: part.offset for part in layout_of(at.cpu)}

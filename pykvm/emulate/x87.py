@@ -1,6 +1,6 @@
 """x87's and SSE's control and status registers, and the environments that x87 saves (SDM 1 8.1).
 
-What computes is Unicorn's affair; this is what a kernel does, and what Unicorn gets wrong of it.
+What computes runs on this processor (`native`); this is what must not.
 """
 
 from __future__ import annotations

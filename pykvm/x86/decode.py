@@ -120,7 +120,9 @@ class Instruction(NamedTuple):
 
     `map` is 0 for one-byte opcodes, 1 for 0F, 2 for 0F 38, 3 for 0F 3A, of VEX too.  `prefix` is
     the last of F2 and F3, else 66, else 0: the one that selects an instruction of the same opcode.
-    `vex` is 0, or the number of bits of the vectors that VEX chose, and `vvvv` its extra register.
+    `rex` says whether there was a REX prefix, which makes SPL of AH.
+    `vex` is 0, or the number of bits of the vectors that VEX chose, `vvvv` its extra register and
+    `vex_wide` its bit W, which is `wide` in 64-bit code.
     `reg` and `rm` have the extra bits of REX or VEX; `memory` is None where ModRM names a register.
     """
 
@@ -133,11 +135,13 @@ class Instruction(NamedTuple):
     wide: bool = False
     vex: int = 0
     vvvv: int = 0
+    vex_wide: bool = False
     modrm: int | None = None
     reg: int = 0
     rm: int = 0
     memory: Address | None = None
     immediate: int = 0
+    rex: bool = False
 
     @property
     def length(self) -> int:
@@ -246,11 +250,13 @@ def decode(code: bytes, bits: int) -> Instruction:
         wide=parts.wide,
         vex=parts.vex,
         vvvv=parts.vvvv,
+        vex_wide=parts.vex_wide,
         modrm=modrm,
         reg=reg,
         rm=rm,
         memory=memory,
         immediate=immediate,
+        rex=bool(rex),
     )
 
 
@@ -262,6 +268,7 @@ class _Parts(NamedTuple):
     wide: bool
     vex: int
     vvvv: int
+    vex_wide: bool = False
 
 
 def _register_form(reader: _Reader) -> bool:
@@ -297,6 +304,7 @@ def _vex(reader: _Reader, first: int, bits: int) -> tuple[int, int, int, _Parts]
         wide=wide and bits == 64,
         vex=256 if byte & 4 else 128,
         vvvv=~byte >> 3 & (15 if bits == 64 else 7),
+        vex_wide=wide,
     )
     return map_, reader.byte(), rex, parts
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 __all__ = [
     "COMPACTED",
     "FCW",
+    "FDP",
+    "FIP",
+    "FOP",
     "FSW",
     "FTW",
     "MXCSR",
@@ -40,7 +43,7 @@ HEADER_SIZE = 64
 AREA_START = LEGACY_SIZE + HEADER_SIZE
 
 # Offsets in the legacy region and in the header (SDM 1 13.4.1, 13.4.2).
-FCW, FSW, FTW, FIP, FDP = 0, 2, 4, 8, 16
+FCW, FSW, FTW, FOP, FIP, FDP = 0, 2, 4, 6, 8, 16
 MXCSR, MXCSR_MASK, ST0, XMM0, XMM_END = 24, 28, 32, 160, 416
 XSTATE_BV, XCOMP_BV = 512, 520
 

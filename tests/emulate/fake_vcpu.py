@@ -161,5 +161,4 @@ class Bench:
         return self.emulator.take(cpu, InternalError(1, (1, *words)))
 
     def close(self) -> None:
-        self.emulator.close()
         self.memory.close()

@@ -253,7 +253,7 @@ def test_writing_to_a_device(
     assert offsets == [address - DEVICE + sum(sizes[:at]) for at in range(len(sizes))]
 
 
-# Operands in memory of every size, some of which Unicorn reads more of than there is.
+# Operands in memory of every size.
 EDGES = [
     ("0f2c07", 8), ("0f2d07", 8), ("0f5a07", 8), ("f30fe607", 8), ("0f6007", 4), ("0f6107", 4),
     ("0f6207", 4), ("660f3a0a0700", 4), ("660f3a0b0700", 8), ("f30f5807", 4), ("f20f5807", 8),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from emulate.fake_vcpu import Bench
 from pykvm import GuestExit
 from pykvm.emulate import PATIENCE
+from pykvm.emulate.fault import Fault
 from pykvm.emulate.features import features_of
+from pykvm.emulate.native import Native, rewritten
 from pykvm.emulate.spelling import name_of, spellings
 from pykvm.emulate.table import OPERATIONS, plan_of
 from pykvm.emulate.units import unit_of
@@ -256,14 +259,7 @@ def test_ten_pages_of_devices_are_too_many_for_none(bench: Bench) -> None:
         assert bench.take(bytes.fromhex("660f6f07"))
 
 
-def test_unmasked_floating_point_exceptions_are_left_alone(bench: Bench) -> None:
-    bench.cpu.kvm.xsave[24:26] = b"\0\x1f"
-    assert not bench.take(bytes.fromhex("0f58c1"))
-    assert "unmasks" in bench.emulator.refusal(bench.cpu)[1]  # type: ignore[arg-type]
-    assert bench.take(bytes.fromhex("0f57c1"))
-
-
-# -- Unicorn ---------------------------------------------------------------------------------
+# -- arithmetic on this processor ------------------------------------------------------------
 
 
 def vector(bench: Bench, number: int) -> int:
@@ -273,6 +269,7 @@ def vector(bench: Bench, number: int) -> int:
 
 def test_state_goes_in_and_comes_out(bench: Bench) -> None:
     bench.cpu.kvm.xsave[160:192] = bytes(range(32))
+    bench.cpu.kvm.xsave[512] = 3
     before = bytes(bench.cpu.kvm.xsave)
     assert bench.take(bytes.fromhex("660fefc1"))
     assert vector(bench, 0) == int.from_bytes(bytes(range(16)), "little") ^ int.from_bytes(
@@ -280,13 +277,14 @@ def test_state_goes_in_and_comes_out(bench: Bench) -> None:
     )
     after = bench.cpu.kvm.xsave
     assert after[176:512] == before[176:512]
-    assert after[512] & 3 == 3
-    assert after[520:] == before[520:]
+    assert after[512] & 2 == 2
+    assert after[520:576] == before[520:576]
 
 
 def test_code_that_changes_in_place_is_seen(bench: Bench) -> None:
     regs = bench.cpu.all.regs
     bench.cpu.kvm.xsave[160:176] = b"\1" * 16
+    bench.cpu.kvm.xsave[512] = 2
     for code, expected in (("660ffec0", 0x02), ("660fefc0", 0), ("660ffec0", 0)):
         regs.rip = 0x1000
         assert bench.take(bytes.fromhex(code))
@@ -301,29 +299,125 @@ def test_code_at_the_end_of_a_page_and_of_the_address_space(bench: Bench) -> Non
         assert regs.rip == (rip + 4) & (1 << 64) - 1
 
 
-def test_after_a_fault_unicorn_is_as_new(bench: Bench) -> None:
-    """It remembers an exception, and would take the next one for a double fault."""
-    special, regs = bench.cpu.all.sregs, bench.cpu.all.regs
-    for _ in range(3):
-        special.cr0 |= CR0.PG
-        special.cr4 |= CR4.PAE
-        special.cr3 = 0x8000
-        regs.rdi = 0x5000
-        assert bench.take(bytes.fromhex("660f6f07"))
-        assert bench.cpu.all.events.exception.nr == 14
-        special.cr0 &= ~CR0.PG
-        assert bench.take(bytes.fromhex("660f6f07"))
-        regs.rip = 0x1000
+ONES = struct.pack("<4f", 1, 1, 1, 1)
 
 
-def test_vex_that_unicorn_would_take_for_sse_is_not_given_to_it() -> None:
-    for code in ("c5f058c2", "c5f892c8", "c5f1fec2", "c4e271b8c2"):
-        assert unit_of(decode(bytes.fromhex(code), 64)) is None
+@pytest.mark.parametrize(
+    ("mxcsr", "cr4", "vector_", "after"),
+    [
+        (0x1F80, CR4.OSXMMEXCPT, None, 0x1F84),  # masked: a flag
+        (0x1D80, CR4.OSXMMEXCPT, 19, 0x1D84),  # divide by zero is unmasked: #XM
+        (0x1D80, 0, 6, 0x1D84),  # without OSXMMEXCPT #UD
+        (0x1F20, CR4.OSXMMEXCPT, None, 0x1F24),  # another one is; old flags stay
+    ],
+)
+def test_simd_exceptions(
+    bench: Bench, mxcsr: int, cr4: int, vector_: int | None, after: int
+) -> None:
+    """DIVPS of ones by zeros (SDM 1 11.5.2)."""
+    bench.cpu.all.sregs.cr4 |= cr4
+    state = bench.cpu.kvm.xsave
+    state[160:176], state[24:26], state[512] = ONES, mxcsr.to_bytes(2, "little"), 2
+    assert bench.take(bytes.fromhex("0f5ec1"))
+    exception = bench.cpu.all.events.exception
+    assert (exception.nr if exception.injected else None) == vector_
+    assert int.from_bytes(state[24:26], "little") == after
+    assert (bytes(state[160:176]) == ONES) == (vector_ is not None)
+    assert bench.cpu.all.regs.rip == (0x1000 if vector_ else 0x1003)
 
 
-@pytest.mark.parametrize("code", ["f4", "e680", "0f05", "0f22c0", "0f30", "cf", "0f01d8", "90"])
-def test_what_concerns_the_machine_is_not_for_unicorn(code: str) -> None:
+@pytest.mark.parametrize(
+    ("control", "status", "top"),
+    [
+        (0x37F, 0x3804, 0x7FFF),  # masked: infinity
+        (0x37B, 0xB884, 0x3FFF),  # not masked: no result, and #MF is due
+    ],
+)
+def test_x87_exceptions(bench: Bench, control: int, status: int, top: int) -> None:
+    """FDIV of 1 by an 0 in memory; the exception waits for the next instruction (SDM 1 8.6)."""
+    state = bench.cpu.kvm.xsave
+    state[0:2], state[2:4], state[4], state[512] = control.to_bytes(2, "little"), b"\0\x38", 0x80, 1
+    state[32:42] = bytes.fromhex("0000000000000080ff3f")
+    regs = bench.cpu.all.regs
+    regs.rdi = 0x2000
+    assert bench.take(bytes.fromhex("d837"))
+    assert int.from_bytes(state[0:2], "little") == control
+    assert int.from_bytes(state[2:4], "little") == status
+    assert int.from_bytes(state[40:42], "little") == top
+    assert (regs.rip, bench.cpu.all.events.exception.injected) == (0x1002, 0)
+    assert bench.take(bytes.fromhex("d9e8"))
+    exception = bench.cpu.all.events.exception
+    assert (exception.nr if exception.injected else None) == (None if control == 0x37F else 16)
+
+
+def test_x87_tells_where_the_guest_was(bench: Bench) -> None:
+    """FOP, FIP and FDP are the guest's, not those of the code that ran here."""
+    regs = bench.cpu.all.regs
+    regs.rdi = 0x2000
+    assert bench.take(bytes.fromhex("dd4708"))
+    state = bench.cpu.kvm.xsave
+    assert bytes(state[6:24]) == (0x547).to_bytes(2, "little") + struct.pack("<QQ", 0x1000, 0x2008)
+    assert bench.take(bytes.fromhex("660fefc0"))
+    assert bytes(state[8:24]) == struct.pack("<QQ", 0x1000, 0x2008)
+
+
+def test_an_encoding_that_the_processor_does_not_have_is_undefined(bench: Bench) -> None:
+    """VEX.vvvv has to be all ones in VPABSB: found by trying, and #UD (SDM 2A 2.3.5.6)."""
+    for _ in range(2):
+        assert bench.take(bytes.fromhex("c4e2711cc1"))
+        assert bench.cpu.all.events.exception.nr == 6
+        assert bench.cpu.all.regs.rip == 0x1000
+
+
+def test_no_instruction_that_runs_here_does_more_than_compute() -> None:
+    """Each of them, tried in a process of its own, comes to its end or is not there."""
+    native = Native()
+    tried = 0
+    for code in encodings():
+        with suppress(UndecodableError):
+            instruction = decode(code, 64)
+            unit = plan_of(instruction).unit
+            if unit is None:
+                continue
+            tried += 1
+            with suppress(Fault):
+                native.place(instruction, unit)
+    assert tried > 5000
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("f4", "e680", "0f05", "0f22c0", "0f30", "cf", "0f01d8", "90"),
+        *("0ff7c1", "660ff7c1", "c5f9f7c1"),  # MASKMOVQ and its siblings store by RDI
+        *("c4e2f9920c0f", "c4e27190040f"),  # gathers
+        *("c4e2712c07", "c4e2718c07"),  # masked moves, which do not touch all of the operand
+        *("d92f", "d927", "dd27", "dd37", "d937", "0fae17", "9b"),  # control words
+    ],
+)
+def test_what_does_more_than_compute_does_not_run_here(code: str) -> None:
     assert unit_of(decode(bytes.fromhex(code), 64)) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "bits", "expected"),
+    [
+        ("660fefc1", 64, "660fefc1"),
+        ("66450fef7c8f08", 64, "66440fef3df7ff0000"),  # [r15 + 4 * rcx + 8]: the scratch area
+        ("66490f6ef4", 64, "66480f6ef0"),  # movq xmm6, r12: RAX
+        ("f2440f2cf9", 64, "f20f2cc1"),  # cvttsd2si r15d: EAX
+        ("660f3a16e302", 32, "660f3a16e002"),
+        ("2e67d907", 32, "d905faff0000"),
+        ("c5f558d2", 64, "c4e17558d2"),
+        ("c44275b8c9", 64, "c44275b8c9"),
+        ("c4a17558140f", 64, "c4e17558 15f7ff0000"),
+    ],
+)
+def test_instructions_are_rewritten(code: str, bits: int, expected: str) -> None:
+    instruction = decode(bytes.fromhex(code), bits)
+    unit = unit_of(instruction)
+    assert unit is not None
+    assert rewritten(instruction, unit, 0x1_0000) == bytes.fromhex(expected) + b"\xc3"
 
 
 def matching_code(spelling: str) -> Iterator[bytes]:
@@ -413,16 +507,6 @@ def test_any_instruction_in_any_state(bench: Bench, code: bytes, seed: int, mode
     with suppress(GuestError):
         bench.take(code)
     assert len(bench.memory.regions) == 1
-
-
-def test_unicorn_writes_nowhere_but_where_the_guest_may(bench: Bench) -> None:
-    """An address that is no memory goes to a device, never to the pages of our own."""
-    for page in range(0, 0x14_000, 0x1000):
-        bench.cpu.all.regs.rdi = 0
-        bench.cpu.all.sregs.cr0 &= ~CR0.PG
-        bench.cpu.all.sregs.fs.base = (1 << 52) - (1 << 20) + page
-        bench.take(bytes.fromhex("64660f7f07"))
-    assert bench.take(bytes.fromhex("660fefc0"))
 
 
 # -- the guest's CPUID -----------------------------------------------------------------------
