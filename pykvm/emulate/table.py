@@ -42,8 +42,7 @@ OPERATIONS: Operations = {
 
 
 class Plan(NamedTuple):
-    """How an instruction is done: by `operation`, or on this processor by what `unit` says, or not
-    at all.
+    """How an instruction is done: by `operation`, or on this processor if it has a `unit`.
 
     A processor without one of `features` raises #UD.
     """
