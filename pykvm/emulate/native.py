@@ -163,6 +163,8 @@ class Native:
         """Read the operand in memory, or see that it can be written; its linear address."""
         if at.instruction.memory is None:
             return None
+        if not unit.size:
+            raise UnsupportedError("its operand in memory is not known")
         linear = at.linear(unit.size, write=unit.store)
         if unit.aligned and linear % 16:
             raise Fault(GP)

@@ -34,7 +34,8 @@ class Unit(NamedTuple):
 
 
 # Bytes of the operand in memory, by opcode and mandatory prefix (none, 66, F3, F2): `g` for as much
-# as the general register has, `r` where there is no memory, `-` for no such instruction.
+# as the general register has, `r` where there is no memory, `-` for no such instruction.  Forms
+# that there are not, of instructions that there are, raise #UD as they are tried.
 # SDM 2 appendix A and the pages of the instructions.
 _SIZES_0F = """
 10-11 16 16 4 8
@@ -267,7 +268,7 @@ def unit_of(instruction: Instruction) -> Unit | None:
         return _vex(instruction)
     map_, opcode, prefix = instruction.map, instruction.opcode, instruction.prefix
     word = _SIZES[map_].get(opcode, _NONE)[_PREFIXES[prefix]]
-    if not _is_there(instruction, word):
+    if word == "-":
         return None
     size = _size(word, wide=instruction.wide)
     return Unit(
@@ -284,7 +285,7 @@ def _vex(instruction: Instruction) -> Unit | None:
     vector = instruction.vex // 8
     added = _WITH_VEX[map_].get(opcode) if map_ in _WITH_VEX and prefix == 0x66 else None
     word = added[0] if added else _SIZES[map_].get(opcode, _NONE)[_PREFIXES[prefix]]
-    if not _is_there(instruction, word):
+    if word == "-":
         return None
     if word in ("v", "h"):
         size = vector if word == "v" else vector // 2
@@ -298,14 +299,6 @@ def _vex(instruction: Instruction) -> Unit | None:
             size = vector  # VMOVDDUP
     general = _general(map_, opcode, prefix) if not added else ""
     return Unit("avx", size=size, store=_stores(map_, opcode, prefix), general=general)
-
-
-def _is_there(instruction: Instruction, word: str) -> bool:
-    if word == "-" or (word == "r" and instruction.memory is not None):
-        return False
-    if instruction.map == MAP_0F and instruction.opcode in (0x71, 0x72, 0x73):
-        return instruction.digit in (2, 3, 4, 6, 7)
-    return True
 
 
 def _stores(map_: int, opcode: int, prefix: int) -> bool:
