@@ -24,8 +24,10 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from enum import Enum
+from operator import index
 from typing import TYPE_CHECKING, Protocol
 
+from pykvm.checks import buffer, integer, show, unsigned, word, wrong
 from pykvm.errors import BusConflict, ConfigError
 from pykvm.frozen import NamedTuple
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     _ReadString = Callable[[int, int, int], bytes]
 
 __all__ = [
+    "Area",
     "Bus",
     "Device",
     "GuestExit",
@@ -52,17 +55,23 @@ __all__ = [
     "Sink",
     "Space",
     "Writable",
+    "check_device",
+    "check_free",
+    "check_placement",
+    "odd_answer",
 ]
 
 
 _SIZES = frozenset((1, 2, 4, 8))
 _MASKS = [(1 << (8 * size)) - 1 for size in range(9)]
+_ALL_ONES = _MASKS[8]
 
 
 class GuestExit(Exception):
     """The guest asked for its run to end with `code`.  A device raises it; it is not an error."""
 
     def __init__(self, code: int) -> None:
+        code = integer("the code of a GuestExit", code)
         super().__init__(f"the guest ended with code {code}")
         self.code = code
 
@@ -104,9 +113,14 @@ class Space(Enum):
     MMIO = "address"
 
     @property
+    def bits(self) -> int:
+        """How many bits an address has."""
+        return 16 if self is Space.PIO else 64
+
+    @property
     def size(self) -> int:
         """How many addresses it has; an access past the last goes on at 0."""
-        return 1 << (16 if self is Space.PIO else 64)
+        return 1 << self.bits
 
 
 class Readable(Protocol):
@@ -120,7 +134,10 @@ class Readable(Protocol):
         """What messages and `Bus.remove` call it."""
 
     def read(self, offset: int, size: int, /) -> int:
-        """The value of `size` bytes (1, 2, 4 or 8) at `offset`, little-endian."""
+        """The value of `size` bytes (1, 2, 4 or 8) at `offset`, little-endian.
+
+        Of what is returned, the low `size` bytes count: a device may give a whole register.
+        """
 
 
 class Writable(Protocol):
@@ -208,11 +225,34 @@ class Range(NamedTuple):
         return Range(self.space, self.first, self.last, device, self.slot, *_accessors(device, 0))
 
     def __str__(self) -> str:
-        plural = "es" if self.space is Space.MMIO else "s"
-        return f"{self.name} ({self.space.value}{plural} {self.first:#x}-{self.last:#x})"
+        return _told(self)
 
     def __repr__(self) -> str:
         return f"<Range {self}, slot {self.slot}>"
+
+
+class Area(NamedTuple):
+    """Addresses `first` to `last` of `space`, and what has them."""
+
+    name: str
+    space: Space
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return _told(self)
+
+
+def _told(area: Area | Range) -> str:
+    plural = "es" if area.space is Space.MMIO else "s"
+    return f"{area.name} ({area.space.value}{plural} {area.first:#x}-{area.last:#x})"
+
+
+def check_free(new: Area | Range, others: Iterable[Area | Range]) -> None:
+    """Raise BusConflict if any of the others has an address of `new`."""
+    for other in others:
+        if new.space is other.space and new.first <= other.last and other.first <= new.last:
+            raise BusConflict(f"{new} overlaps {other}")
 
 
 class Bus:
@@ -225,6 +265,8 @@ class Bus:
         self.version = 0
         #: Called after every change, in the thread that made it.
         self.on_change: Callable[[], None] | None = None
+        #: What stands there and is no device of the bus, as memory: no device is put over it.
+        self.fixed: Callable[[], Iterable[Area]] = tuple
         self.by_slot: dict[int, Range] = {}
         self._next_slot = 0
         # Re-entrant: `on_change` may well change the bus again.
@@ -253,16 +295,16 @@ class Bus:
     def add(self, placement: Placement) -> Range:
         """Put a device in its place.
 
-        Raises BusConflict if another device has any of these addresses, ConfigError if there are no
-        such addresses or the object is no device.
+        Raises BusConflict if another device has any of these addresses, or memory has, ConfigError
+        if there are no such addresses or the object is no device.
         """
-        with self._lock:
-            return self._add([placement])[0]
+        return self.add_all([placement])[0]
 
     def add_all(self, placements: Iterable[Placement]) -> list[Range]:
         """Put devices in their places, all of them or, where one raises as `add` does, none."""
+        wanted = list(placements)
         with self._lock:
-            return self._add(list(placements))
+            return self._add(wanted, self.fixed())
 
     def move(self, device: Device, placements: Iterable[Placement]) -> list[Range]:
         """Let `device` stand in these places and no others, in one step.
@@ -291,13 +333,12 @@ class Bus:
                 self.by_slot = before
                 raise
 
-    def _add(self, placements: list[Placement]) -> list[Range]:
+    def _add(self, placements: list[Placement], fixed: Iterable[Area] = ()) -> list[Range]:
         added: list[Range] = []
+        areas = tuple(fixed)
         for placement in placements:
             new = self._range(placement, self._next_slot + len(added))
-            for other in (*self.by_slot.values(), *added):
-                if new.space is other.space and new.first <= other.last and other.first <= new.last:
-                    raise BusConflict(f"{new} overlaps {other}")
+            check_free(new, (*self.by_slot.values(), *added, *areas))
             added.append(new)
         self._next_slot += len(added)
         self.by_slot = {**self.by_slot, **{range_.slot: range_ for range_ in added}}
@@ -305,15 +346,9 @@ class Bus:
         return added
 
     def _range(self, placement: Placement, slot: int) -> Range:
-        space, first = placement.space, placement.address
-        last = first + placement.length - 1
-        access = _accessors(placement.device, placement.offset)
-        if not 0 <= first <= last < space.size or placement.offset < 0:
-            raise ConfigError(
-                f"{placement.name}: {placement.length} {space.value}(es) from {first:#x} on: "
-                f"there are {space.size:#x}, and a device needs at least one"
-            )
-        return Range(space, first, last, placement.device, slot, *access)
+        check_placement(placement)
+        device, space, first, length, offset = placement
+        return Range(space, first, first + length - 1, device, slot, *_accessors(device, offset))
 
     def replace(self, devices: Mapping[str, Device]) -> None:
         """Let other devices stand where those of these names do, slots and all.
@@ -343,7 +378,7 @@ class Bus:
                 if not (range_.device is device or range_.name == device)
             }
             if len(kept) == len(self.by_slot):
-                wanted = device if isinstance(device, str) else device.name
+                wanted = device if isinstance(device, str) else check_device(device)
                 names = ", ".join(dict.fromkeys(range_.name for range_ in self.ranges))
                 raise ConfigError(f"no device {wanted!r} on the bus; there is {names or 'none'}")
             self.by_slot = kept
@@ -364,24 +399,27 @@ class Bus:
         """
         found = self.find(space, address)
         if found is not None and size in _SIZES and address + size - 1 <= found.last:
-            return found.read(address - found.first, size) & _MASKS[size]
+            return _answer(found, found.read(address - found.first, size)) & _MASKS[size]
         pieces = self._pieces(space, address, size)
         if all(owner is None for owner, *_ in pieces):
             return None
         value = 0
         for owner, at, length, shift in pieces:
-            part = _MASKS[length] if owner is None else owner.read(at, length) & _MASKS[length]
-            value |= part << shift
+            part = _ALL_ONES if owner is None else _answer(owner, owner.read(at, length))
+            value |= (part & _MASKS[length]) << shift
         return value
 
     def write(self, space: Space, address: int, size: int, value: int) -> bool:
         """Hand `value`, of `size` bytes, to the devices at `address`; False if nobody is there.
 
-        Split as `read` is; bytes that nobody has are dropped.
+        Split as `read` is; bytes that nobody has are dropped.  Raises ConfigError for a value of
+        more than `size` bytes.
         """
+        if 1 <= size <= 8:
+            value = word(f"the value of a write of {size} bytes", value, 8 * size)
         found = self.find(space, address)
         if found is not None and size in _SIZES and address + size - 1 <= found.last:
-            found.write(address - found.first, size, value & _MASKS[size])
+            found.write(address - found.first, size, value)
             return True
         claimed = False
         for owner, at, length, shift in self._pieces(space, address, size):
@@ -397,7 +435,13 @@ class Bus:
         """
         found = self.find(Space.PIO, port)
         if found is not None and found.read_string and port + size - 1 <= found.last:
-            return found.read_string(port - found.first, size, count)
+            data: object = found.read_string(port - found.first, size, count)
+            if not isinstance(data, bytes) or len(data) != size * count:
+                raise ConfigError(
+                    f"device {found.name} answered {count} reads of {size} bytes with {show(data)}",
+                    hint=f"read_string(offset, size, count) has to return {size * count} bytes",
+                )
+            return data
         elements = bytearray()
         for _ in range(count):
             value = self.read(Space.PIO, port, size)
@@ -411,7 +455,7 @@ class Bus:
 
         False if nobody is there.  Raises ConfigError if `data` is not whole elements.
         """
-        view = memoryview(memoryview(data).tobytes())
+        view = memoryview(buffer("data", data).tobytes())
         if len(view) % size:
             raise ConfigError(f"{len(view)} bytes are not whole elements of {size}")
         claimed = False
@@ -454,24 +498,71 @@ def _accessors(device: Device, bias: int) -> tuple[_Read, _Write, _Sink | None, 
 
     `bias` is the device's offset at the start of the range.
     """
-    if not isinstance(getattr(device, "name", None), str):
-        raise ConfigError(f"{device!r} is no device: it has no name")
+    name = check_device(device)
     read: _Read | None = getattr(device, "read", None)
     write: _Write | None = getattr(device, "write", None)
     sink: _Sink | None = getattr(device, "sink", None) if write is None else None
     if read is None and write is None and sink is None:
-        raise ConfigError(f"{device.name} is no device: it has none of read, write and sink")
-    width: int = getattr(device, "width", 8)
+        raise ConfigError(f"{name} is no device: it has none of read, write and sink")
+    width = integer(f"{name}: width", getattr(device, "width", 8))
     if width not in _SIZES:
-        raise ConfigError(f"{device.name}: width is 1, 2, 4 or 8, not {width!r}")
+        raise ConfigError(f"{name}: width is 1, 2, 4 or 8, not {width!r}")
     read_string: _ReadString | None = getattr(device, "read_string", None)
     if width < 8 or bias:
         # Pieces at other offsets: one by one, as `read` has them.
         read_string = None
-        read = read and _adapted_read(read, width, bias)
+        read = read and _adapted_read(name, read, width, bias)
         write = write and _adapted_write(write, width, bias)
         sink = sink and _adapted_sink(sink, width, bias)
     return read or _all_ones, write or (_one_by_one(sink) if sink else _ignore), sink, read_string
+
+
+def check_placement(placement: Placement) -> None:
+    """Raise ConfigError unless it is one, of something with a name, at addresses that there are."""
+    if not isinstance(placement, Placement):
+        raise wrong(
+            "each of the devices",
+            "a Placement",
+            placement,
+            hint="as Placement(device, Space.PIO, 0x80, 1)",
+        )
+    name, space = check_device(placement.device), placement.space
+    if not isinstance(space, Space):
+        raise wrong(f"{name}: space", "Space.PIO or Space.MMIO", space)
+    first = unsigned(f"{name}: the first {space.value}", placement.address, space.bits)
+    integer(f"{name}: length", placement.length, 1, space.size - first)
+    unsigned(f"{name}: offset", placement.offset, 64)
+
+
+def check_device(device: Device) -> str:
+    """The device's name.  Raises ConfigError if it has none."""
+    if isinstance(device, type):
+        raise ConfigError(
+            f"{device.__name__} is a class, and no device yet",
+            hint=f"make one: {device.__name__}()",
+        )
+    name = getattr(device, "name", None)
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{show(device)} is no device: it has no name", hint="give it one: name = 'sensor'"
+        )
+    return name
+
+
+def _answer(range_: Range, answer: int) -> int:
+    """What a device returned from `read`, if that is an int.  Raises ConfigError."""
+    return answer if type(answer) is int else odd_answer(range_.name, answer)
+
+
+def odd_answer(device: str, answer: object) -> int:
+    """What a device returned from `read`, if that stands for an int.  Raises ConfigError."""
+    try:
+        return index(answer)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(
+            f"device {device} answered a read with {show(answer)}",
+            hint="read(offset, size) has to return an int",
+        ) from None
 
 
 def _all_ones(at: int, size: int) -> int:
@@ -486,7 +577,7 @@ def _one_by_one(sink: _Sink) -> _Write:
     return lambda at, size, value: sink(((at, size, value),))
 
 
-def _adapted_read(read: _Read, width: int, bias: int) -> _Read:
+def _adapted_read(name: str, read: _Read, width: int, bias: int) -> _Read:
     """`read` from `bias` on, never asked for more than `width` bytes at once."""
 
     def adapted(at: int, size: int) -> int:
@@ -494,7 +585,10 @@ def _adapted_read(read: _Read, width: int, bias: int) -> _Read:
             return read(bias + at, size)
         value = 0
         for step in range(0, size, width):
-            value |= (read(bias + at + step, width) & _MASKS[width]) << (8 * step)
+            part = read(bias + at + step, width)
+            if type(part) is not int:
+                part = odd_answer(name, part)
+            value |= (part & _MASKS[width]) << (8 * step)
         return value
 
     return adapted

@@ -29,6 +29,8 @@ import time
 from bisect import insort
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from pykvm.checks import callback as check_callback
+from pykvm.checks import integer, one_of, unsigned
 from pykvm.errors import ConfigError, StateError
 from pykvm.tsc import Tsc
 
@@ -166,8 +168,10 @@ class Clock:
         host_tsc_khz: int | None = None,
         tsc_movable: bool = True,
     ) -> None:
-        if policy not in POLICIES:
-            raise ConfigError(f"clock is one of {', '.join(POLICIES)}, not {policy!r}")
+        one_of("clock", policy, POLICIES)
+        for name, khz in (("tsc_khz", tsc_khz), ("host_tsc_khz", host_tsc_khz)):
+            if khz is not None:
+                integer(name, khz, 1)
         if host_tsc is not None and tsc_khz is None and host_tsc_khz is None:
             raise ConfigError("a host TSC needs its frequency: give host_tsc_khz or tsc_khz")
         self.policy = policy
@@ -259,6 +263,7 @@ class Clock:
                 f"this clock's policy is {self.policy!r}: it skips no time",
                 hint="clock='warp' does",
             )
+        integer("when", when)
         with self._lock:
             step = min(when, NEVER) - self._now()
             if step > 0:
@@ -278,10 +283,14 @@ class Clock:
 
     def timer(self, callback: Callable[[int], None], queue: int = 0) -> Timer:
         """A timer of `queue`, not armed: ``callback(when)`` is told the time it was armed for."""
+        check_callback("callback", callback)
+        integer("queue", queue, 0)
         return Timer(self, callback, queue)
 
     def arm(self, timer: Timer, when: int) -> None:
         """See `Timer.arm`."""
+        if type(when) is not int:
+            when = integer("when", when)
         with self._lock:
             entries = self._queues.setdefault(timer.queue, [])
             earliest = entries[0][0] if entries else NEVER
@@ -367,6 +376,7 @@ class Clock:
 
     @tsc_offset.setter
     def tsc_offset(self, offset: int) -> None:
+        integer("tsc_offset", offset)
         with self._lock:
             self._host_time()
             self._tsc.offset = offset
@@ -393,6 +403,7 @@ class Clock:
 
     def write_tsc(self, cpu: int, value: int) -> None:
         """The guest of vCPU `cpu` writes IA32_TSC: its IA32_TSC_ADJUST moves by as much."""
+        unsigned("value", value, 64)
         with self._lock:
             self._host_time()
             self._tsc.write(cpu, value)
@@ -404,6 +415,7 @@ class Clock:
 
     def write_tsc_adjust(self, cpu: int, value: int) -> None:
         """The guest of vCPU `cpu` writes IA32_TSC_ADJUST: its TSC moves by as much."""
+        unsigned("value", value, 64)
         with self._lock:
             self._tsc.write_adjust(cpu, value)
 

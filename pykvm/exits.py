@@ -21,6 +21,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pykvm.checks import buffer, word
 from pykvm.errors import ConfigError, StateError
 from pykvm.frozen import Frozen
 
@@ -144,9 +145,10 @@ def _answer_bytes(value: int | bytes, size: int, what: str) -> bytes:
         if not 0 <= value < 1 << (8 * size):
             raise ConfigError(f"{value:#x} does not fit the {size} bytes that {what} reads")
         return value.to_bytes(size, "little")
-    if len(value) != size:
-        raise ConfigError(f"{what} reads {size} bytes; the answer has {len(value)}")
-    return bytes(value)
+    data = bytes(buffer("an answer that is no int", value))
+    if len(data) != size:
+        raise ConfigError(f"{what} reads {size} bytes; the answer has {len(data)}")
+    return data
 
 
 class Unknown(Exit):
@@ -222,8 +224,8 @@ class Hypercall(Exit):
     flags: int = 0
 
     def answer(self, result: int) -> None:
-        """What the guest finds in RAX."""
-        self._put(PAYLOAD_OFFSET + 56, (result & (1 << 64) - 1).to_bytes(8, "little"))
+        """What the guest finds in RAX.  Raises as `MmioRead.answer` does."""
+        self._put(PAYLOAD_OFFSET + 56, word("result", result, 64).to_bytes(8, "little"))
 
 
 class Debug(Exit):
@@ -385,9 +387,10 @@ class RdMsr(Exit):
     why: int
 
     def answer(self, value: int) -> None:
-        """What the guest finds in EDX:EAX."""
+        """What the guest finds in EDX:EAX.  Raises as `MmioRead.answer` does."""
+        data = word("value", value, 64).to_bytes(8, "little")
         self._put(PAYLOAD_OFFSET, b"\0")
-        self._put(PAYLOAD_OFFSET + 16, (value & (1 << 64) - 1).to_bytes(8, "little"))
+        self._put(PAYLOAD_OFFSET + 16, data)
 
     def fail(self) -> None:
         """Inject #GP."""

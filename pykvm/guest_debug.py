@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from pykvm.checks import each, flag, unsigned
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def debug_event(exception: int, dr6: int, dr7: int) -> str:
         if dr6 >> number & 1 and dr7 >> (16 + 4 * number) & 3:
             return f"a watchpoint (DR{number})"
     return "a single step" if dr6 & DR6_BS and not dr6 & _DR6_HIT else "a breakpoint"
+
+
+def _address(name: str, value: int) -> int:
+    return unsigned(name, value, 64)
 
 
 class Target(Protocol):
@@ -95,8 +100,9 @@ class GuestDebug:
 
         Raises ConfigError, and changes nothing, if all owners together want more than four.
         """
+        wanted_here = each("addresses", addresses, "a list of addresses", _address)
         before = self._breakpoints.get(owner, ())
-        self._breakpoints[owner] = tuple(addresses)
+        self._breakpoints[owner] = tuple(wanted_here)
         if len(self.addresses) > BREAKPOINTS:
             wanted = len(self.addresses)
             self._breakpoints[owner] = before
@@ -110,7 +116,7 @@ class GuestDebug:
 
     def single_step(self, on: bool) -> None:
         """Stop after each instruction, or no longer."""
-        self._stepping = on
+        self._stepping = flag("on", on)
         self._apply()
 
     def step_over(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.bus import Placement, Space
+from pykvm.bus import Area, Placement, Space
 from pykvm.chipset import set_kvmclock, set_tsc_offsets
 from pykvm.errors import ConfigError
 from pykvm.interrupts.source import Source
@@ -65,6 +65,18 @@ _PLACES: dict[str, tuple[Space, int, int]] = {
     "port61": (Space.PIO, 0x61, 1),
     "ioapic": (Space.MMIO, 0xFEC00000, 0x1000),
 }
+
+# What KVM answers itself, in either mode and only with its own irqchip (virt/kvm/ioapic.h and
+# i8254.c have the lengths).
+_LOCAL_APIC = Area("KVM's local APIC", Space.MMIO, 0xFEE00000, 0xFEE00FFF)
+_KERNELS = (
+    Area("KVM's I/O APIC", Space.MMIO, 0xFEC00000, 0xFEC000FF),
+    Area("KVM's 8259", Space.PIO, 0x20, 0x21),
+    Area("KVM's second 8259", Space.PIO, 0xA0, 0xA1),
+    Area("KVM's ELCR", Space.PIO, 0x4D0, 0x4D1),
+    Area("KVM's 8254", Space.PIO, 0x40, 0x43),
+    Area("KVM's speaker port", Space.PIO, 0x61, 0x61),
+)
 
 
 def _isa_routes() -> list[dict[str, object]]:
@@ -243,6 +255,11 @@ class KernelChipset:
             vm.create_irqchip()
             vm.set_gsi_routing(_isa_routes())
             vm.create_pit2(KVM_PIT_SPEAKER_DUMMY)
+
+    @property
+    def areas(self) -> tuple[Area, ...]:
+        """Where KVM answers itself, so that no device is ever asked."""
+        return (_LOCAL_APIC,) if self.split else (_LOCAL_APIC, *_KERNELS)
 
     def attach(self, cpus: Sequence[CPU]) -> dict[str, Device]:
         """These are the vCPUs: make the devices around them, which are returned by name."""

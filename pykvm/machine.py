@@ -6,12 +6,14 @@ import threading
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+from pykvm import checks
 from pykvm.boot import Entry, place
-from pykvm.bus import Placement, Space
+from pykvm.boot.symbols import Symbols
+from pykvm.bus import Placement, Space, check_device
 from pykvm.errors import ClosedError, ConfigError, GuestError, StateError
 from pykvm.host import Host
 from pykvm.mainboard import Mainboard
-from pykvm.options import check_choices, memory_of, read_guest
+from pykvm.options import check_options, memory_of, read_guest
 from pykvm.repairs import REMEDIABLE, Repairs, may_meet_quirks
 from pykvm.result import Ending, Outcome
 from pykvm.run import Run
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Machine"]
 
 ISA_IRQS = 16
+_IRQS = "a PC's devices have interrupts 0 to 15 but 2"
 
 # Ends of a kernel that has said its last word, if it was one of a panic.
 _MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
@@ -117,9 +120,7 @@ class Machine:
         quirks: str = "auto",
         emulate: str = "auto",
     ) -> None:
-        check_choices(
-            irqchip=irqchip, clock=clock, unclaimed=unclaimed, quirks=quirks, emulate=emulate
-        )
+        check_options({name: value for name, value in locals().items() if name != "self"})
         guest = self._guest = read_guest(
             image,
             memory=memory,
@@ -203,8 +204,8 @@ class Machine:
         """Put a device at a port (`pio`) or a physical address (`mmio`).
 
         `length` is how many ports or bytes it takes; a device that has a `length` of its own needs
-        none.  Raises BusConflict if another device is there, ConfigError for anything that makes
-        no sense.
+        none.  Raises BusConflict if another device is there, or memory, ConfigError for anything
+        that makes no sense.
 
         >>> class Echo:
         ...     name = "echo"
@@ -220,27 +221,28 @@ class Machine:
         ...     "echo" in machine.devices
         True
         """
+        name = check_device(device)
         if (pio is None) == (mmio is None):
-            raise ConfigError(f"device {device.name}: give either pio= or mmio=")
+            raise ConfigError(f"device {name}: give either pio= or mmio=")
         size = length if length is not None else getattr(device, "length", None)
         if size is None:
             raise ConfigError(
-                f"device {device.name}: length= is missing",
+                f"device {name}: length= is missing",
                 hint="say how many ports or bytes it takes, or give the device a `length`",
             )
         space, first = (Space.PIO, pio) if pio is not None else (Space.MMIO, mmio)
         assert first is not None
-        known = self.devices.get(device.name)
+        known = self.devices.get(name)
         if known is not None and known is not device:
             raise ConfigError(
-                f"there is a device named {device.name!r} already",
+                f"there is a device named {name!r} already",
                 hint="remove it first, or give the new one another name",
             )
         self._board.place([Placement(device, space, first, size)])
 
     def remove(self, device: Device | str) -> None:
         """Take a device away, by name or by itself.  Raises ConfigError if it is not there."""
-        name = device if isinstance(device, str) else device.name
+        name = device if isinstance(device, str) else check_device(device)
         self.bus.remove(device)
         self.devices.pop(name, None)
 
@@ -252,8 +254,8 @@ class Machine:
         there is one: only `timeout`, `stop` or the guest end its run.  Raises ConfigError if the
         machine has no interrupt controller, or that no such input.
         """
-        if irq not in range(ISA_IRQS) or irq == 2:
-            raise ConfigError(f"irq={irq}: a PC's devices have 0 to 15 but 2")
+        if checks.integer("irq", irq, 0, ISA_IRQS - 1, hint=_IRQS) == 2:
+            raise ConfigError("irq=2: the second 8259 has it", hint=_IRQS)
         chipset = self._board.interrupts()
         chipset.has_outside_lines = True
         return chipset.line(irq)
@@ -263,6 +265,8 @@ class Machine:
 
         Returns whether a local APIC took it.  May be called from any thread.
         """
+        checks.unsigned("address", address, 64)
+        checks.unsigned("data", data, 32)
         return self._board.interrupts().send_msi(address, data)
 
     def irqfd(self, fd: int, irq: int) -> None:
@@ -270,6 +274,8 @@ class Machine:
 
         Only KVM itself can: raises ConfigError unless ``irqchip="kernel"``.
         """
+        checks.integer("fd", fd, 0, 0x7FFF_FFFF)
+        checks.integer("irq", irq, 0, ISA_IRQS - 1)
         self._board.interrupts().irqfd(fd, irq)
 
     def press_power_button(self) -> None:
@@ -312,11 +318,15 @@ class Machine:
 
     @property
     def symbols(self) -> Mapping[str, int]:
-        """The guest's symbols: name to address.  Empty without an image, or if it has none."""
-        return self.entry.symbols if self.entry is not None else {}
+        """The guest's symbols: name to address.  Empty without an image, or if it has none.
+
+        One that it has not is UnknownSymbol: a ConfigError, and a KeyError as in any mapping.
+        """
+        return self.entry.symbols if self.entry is not None else Symbols()
 
     def symbol_at(self, address: int) -> str:
         """The symbol that holds a guest-virtual address, as "main+0x12", or the empty string."""
+        checks.unsigned("address", address, 64)
         if self.entry is None or self.entry.symbols.find(address) is None:
             return ""
         return self.entry.symbols.describe(address)
@@ -359,8 +369,10 @@ class Machine:
         the main thread; the machine stays usable.  Otherwise raises ClosedError, StateError (it
         runs already) and KVMError.
         """
-        if timeout is not None and timeout < 0:
-            raise ConfigError(f"timeout={timeout}: seconds from now on, not negative")
+        if timeout is not None:
+            timeout = checks.seconds("timeout", timeout)
+        if on_exit is not None:
+            checks.callback("on_exit", on_exit)
         with (
             self._running() as begin,
             self._conditions(until, fail) as conditions,

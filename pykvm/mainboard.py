@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.boot.placement import ram_ranges
-from pykvm.bus import Bus
+from pykvm.bus import Area, Bus, Space, check_free, check_placement
 from pykvm.chipset import UserChipset
 from pykvm.devices.line import Unconnected
 from pykvm.dispatch import Dispatch
@@ -44,6 +44,10 @@ class Mainboard:
     ) -> None:
         self.memory = memory
         self.bus = Bus()
+        # What KVM answers itself, before any device of the bus.
+        self._kernels: tuple[Area, ...] = ()
+        self.bus.fixed = self._fixed
+        memory.on_add = self._check_memory
         #: The devices by name.
         self.devices: dict[str, Device] = {}
         self.vcpus: list[CPU] = []
@@ -64,6 +68,9 @@ class Mainboard:
 
         Raises HostError, ConfigError and KVMError; what was made until then is for `close`.
         """
+        placements = list(devices)
+        for placement in placements:
+            check_placement(placement)
         vm = self.vm = host.create_vm()
         self.memory.attach(vm)
         if self._irqchip in ("kernel", "split"):
@@ -72,8 +79,10 @@ class Mainboard:
             self.chipset = KernelChipset(
                 vm, self.bus, lambda: self.clock, split=self._irqchip == "split"
             )
+            self._kernels = self.chipset.areas
+            for region in self.memory.regions:
+                self._check_memory(region.name, region.start, region.size)
         self._add_vcpus(vm, host, vcpus, model)
-        placements = list(devices)
         if self._irqchip == "user":
             self.chipset = UserChipset(vm, self.bus, lambda: self.clock, on_made=self._made)
             placements += self.chipset.placements(placements)
@@ -141,6 +150,19 @@ class Mainboard:
             # Not isinstance, which for a protocol costs 20 us, and there are many devices.
             if hasattr(placement.device, "connect_lines"):
                 placement.device.connect_lines(self._isa_line)
+
+    def _fixed(self) -> Iterable[Area]:
+        """What no device can stand over: memory, and what KVM answers itself."""
+        regions = self.memory.regions
+        return (
+            *(Area(region.name, Space.MMIO, region.start, region.end - 1) for region in regions),
+            *self._kernels,
+        )
+
+    def _check_memory(self, name: str, start: int, size: int) -> None:
+        """Raise BusConflict if a device, or KVM itself, answers where there is to be memory."""
+        area = Area(name, Space.MMIO, start, start + size - 1)
+        check_free(area, (*self.bus.ranges, *self._kernels))
 
     def _isa_line(self, irq: int) -> InterruptLine:
         return Unconnected() if self.chipset is None else self.chipset.line(irq)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm import checks
 from pykvm.boot import Module, RealAddress, Setup, load, protocol_of, source_of
-from pykvm.chipset import check_chipset
+from pykvm.chipset import IRQCHIPS, check_chipset
+from pykvm.clock import POLICIES
 from pykvm.errors import ConfigError
 from pykvm.frozen import NamedTuple
 from pykvm.memory import GuestMemory
+from pykvm.memory.backing import PAGE_SIZE
 from pykvm.sizes import parse_size
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from pykvm.boot import Image
     from pykvm.bus import Placement
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     #: A file by its path, or its bytes.
     File = str | os.PathLike[str] | bytes
 
-__all__ = ["Guest", "check_choices", "memory_of", "read_guest"]
+__all__ = ["Guest", "check_options", "memory_of", "read_guest"]
 
 GIB = 1 << 30
 # Where a PC keeps its devices: RAM beyond the first 3 GiB goes on above 4 GiB.
@@ -78,14 +82,14 @@ class Guest(NamedTuple):
         return [*standard_devices(), *pc_devices()]
 
 
-def check_choices(
-    *, irqchip: str | None, clock: str, unclaimed: str | None, quirks: str, emulate: str
-) -> None:
-    """Raise ConfigError unless each of these words is one that there is."""
-    check_chipset(irqchip or "user", clock)
-    _one_of("unclaimed", unclaimed, (None, *UNCLAIMED))
-    _one_of("quirks", quirks, QUIRKS)
-    _one_of("emulate", emulate, EMULATE)
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the options of a `Machine` are each of a kind that it takes.
+
+    What depends on others, on the guest or on the host is for those who use it.
+    """
+    for name, value in options.items():
+        _CHECKS[name](name, value)
+    check_chipset(options["irqchip"] or "user", options["clock"])
 
 
 def read_guest(
@@ -175,20 +179,84 @@ def _size(memory: int | str | GuestMemory) -> int:
     return parse_size(memory) if isinstance(memory, str) else memory
 
 
-def _one_of(name: str, value: object, choice: Sequence[object]) -> None:
-    if value not in choice:
-        words = ", ".join(str(word) for word in choice if word is not None)
-        raise ConfigError(f"{name} is one of {words}, not {value!r}")
-
-
 def _mode(mode: Mode | str | None) -> Mode | None:
-    if mode is None or isinstance(mode, Mode):
-        return mode
+    return None if mode is None else Mode(mode)
+
+
+def _check_mode(name: str, value: Any) -> None:
+    if not isinstance(value, Mode):
+        checks.one_of(name, value, [mode.value for mode in Mode])
+
+
+def _check_file(name: str, value: Any) -> None:
+    if not isinstance(value, (str, bytes, bytearray, memoryview)) and not hasattr(
+        value, "__fspath__"
+    ):
+        raise checks.wrong(name, "a path or the bytes of a file", value)
+
+
+def _check_memory(name: str, value: Any) -> None:
+    if isinstance(value, GuestMemory):
+        return
+    size = parse_size(value) if isinstance(value, str) else checks.integer(name, value, hint=_UNITS)
+    if size < PAGE_SIZE or size % PAGE_SIZE:
+        raise checks.wrong(
+            name, f"{PAGE_SIZE} bytes at least, and a multiple of that", value, hint=_UNITS
+        )
+
+
+def _check_modules(name: str, value: Any) -> None:
+    def check(each: str, module: Any) -> None:
+        pair = module if isinstance(module, (tuple, list)) else ()
+        if len(pair) != 2:
+            raise checks.wrong(each, "a file and its command line", module)
+        file, line = pair
+        _check_file(f"{each}, the file,", file)
+        checks.text(f"{each}, the command line,", line)
+
+    if isinstance(value, (str, bytes)):
+        raise checks.wrong(name, "a list of (file, command line)", value)
+    checks.each(name, value, "a list of (file, command line)", check)
+
+
+def _check_files(name: str, value: Any) -> None:
     try:
-        return Mode(mode)
-    except ValueError:
-        names = ", ".join(known.value for known in Mode)
-        raise ConfigError(f"mode is one of {names}, not {mode!r}") from None
+        files = dict(value)
+    except (TypeError, ValueError):
+        raise checks.wrong(name, "a dict of bytes by file name", value) from None
+    for file, data in files.items():
+        checks.text(f"a name in {name}", file)
+        checks.buffer(f"{name}[{file!r}]", data)
+
+
+_UNITS = "write it with a unit: memory='64M'"
+
+# How each option of `Machine` is looked at, whatever the others are.
+_CHECKS: Mapping[str, checks.Check] = {
+    "image": checks.optional(_check_file),
+    "memory": _check_memory,
+    "vcpus": checks.integer,
+    "boot": checks.optional(checks.text),
+    "mode": checks.optional(_check_mode),
+    "load_address": checks.optional(lambda name, value: checks.unsigned(name, value, 64)),
+    "entry": checks.optional(checks.text),
+    "stack": checks.optional(checks.text),
+    "append": checks.text,
+    "append_only": checks.flag,
+    "args": checks.words,
+    "initrd": checks.optional(_check_file),
+    "modules": _check_modules,
+    "kernel": checks.optional(_check_file),
+    "fw_cfg": checks.optional(_check_files),
+    "devices": checks.optional(checks.iterable),
+    "cpu": checks.text,
+    "unclaimed": checks.choice(None, *UNCLAIMED),
+    "irqchip": checks.choice(None, *IRQCHIPS),
+    "clock": checks.choice(*POLICIES),
+    "tsc_khz": checks.optional(lambda name, value: checks.integer(name, value, 1, 0xFFFF_FFFF)),
+    "quirks": checks.choice(*QUIRKS),
+    "emulate": checks.choice(*EMULATE),
+}
 
 
 def _real_address(text: str | None) -> RealAddress | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from pykvm.errors import ConfigError
-from pykvm.x86.state import SegmentRegister, TableRegister
+from pykvm.checks import word
+from pykvm.x86.state import SegmentRegister, TableRegister, check_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,6 @@ SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 TABLES = ("gdt", "idt")
 
 _SEGMENT_FIELDS = SegmentRegister.__slots__
-_LIMIT = 1 << 64
 
 
 class Source(Protocol):
@@ -45,12 +44,6 @@ class Source(Protocol):
         """Write struct kvm_sregs back."""
 
 
-def _number(name: str, value: int) -> int:
-    if not -(_LIMIT >> 1) <= value < _LIMIT:
-        raise ConfigError(f"{name} = {value:#x}: a register holds 64 bits")
-    return value % _LIMIT
-
-
 class _General:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -66,7 +59,7 @@ class _General:
         return value
 
     def __set__(self, registers: Registers, value: int) -> None:
-        value = _number(self.name, value)
+        value = word(self.name, value, 64)
         registers.source.general_changed()
         setattr(registers.source.general(), self.name, value)
 
@@ -86,7 +79,7 @@ class _Control:
         return value
 
     def __set__(self, registers: Registers, value: int) -> None:
-        value = _number(self.name, value)
+        value = word(self.name, value, 64)
         sregs = registers.source.special()
         setattr(sregs, self.name, value)
         registers.source.set_special(sregs)
@@ -107,6 +100,7 @@ class _Segment:
         return SegmentRegister(**{field: getattr(segment, field) for field in _SEGMENT_FIELDS})
 
     def __set__(self, registers: Registers, value: SegmentRegister) -> None:
+        check_record(self.name, value, SegmentRegister)
         sregs = registers.source.special()
         segment = getattr(sregs, self.name)
         for field in _SEGMENT_FIELDS:
@@ -129,6 +123,7 @@ class _Table:
         return TableRegister(base=table.base, limit=table.limit)
 
     def __set__(self, registers: Registers, value: TableRegister) -> None:
+        check_record(self.name, value, TableRegister)
         sregs = registers.source.special()
         table = getattr(sregs, self.name)
         table.base, table.limit = value.base, value.limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pykvm.checks import integer
 from pykvm.errors import ConfigError
 
 __all__ = ["format_size", "parse_size"]
@@ -26,11 +27,10 @@ def parse_size(text: str | int) -> int:
     >>> parse_size("64M"), parse_size("1.5 GiB"), parse_size("0x1000"), parse_size(512)
     (67108864, 1610612736, 4096, 512)
     """
-    size = text if isinstance(text, int) else _parse(text)
+    hint = "write a number and a unit: 512K, 64M, 2G (or bytes)"
+    size = _parse(text) if isinstance(text, str) else integer("a size", text, hint=hint)
     if size is None:
-        raise ConfigError(
-            f"{text!r} is not a size", hint="write a number and a unit: 512K, 64M, 2G (or bytes)"
-        )
+        raise ConfigError(f"{text!r} is not a size", hint=hint)
     if size < 0:
         raise ConfigError(f"a size cannot be negative: {text}")
     return size

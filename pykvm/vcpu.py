@@ -7,10 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
-from pykvm.bus import GuestExit, GuestPanic, GuestPowerOff, GuestReset
+from pykvm.bus import GuestExit, GuestPanic, GuestPowerOff, GuestReset, odd_answer
+from pykvm.checks import buffer, integer, one_of, seconds, unsigned
 from pykvm.errors import (
     ClosedError,
-    ConfigError,
     GuestError,
     KVMError,
     MemoryRangeError,
@@ -25,7 +25,7 @@ from pykvm.kvm.uapi import (
 )
 from pykvm.registers import CONTROL, GENERAL, SEGMENTS, TABLES, Registers
 from pykvm.result import Ending, Outcome
-from pykvm.x86.state import CpuState, SegmentRegister, TableRegister
+from pykvm.x86.state import CpuState, SegmentRegister, TableRegister, check_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -297,6 +297,7 @@ class CPU:
 
     @state.setter
     def state(self, state: CpuState) -> None:
+        check_record("state", state, CpuState)
         self._finish_instruction()
         special = self.special()
         for name in CONTROL:
@@ -361,6 +362,8 @@ class CPU:
         from pykvm.x86 import paging
 
         special = self.special()
+        unsigned("address", address, 64)
+        one_of("access", access, ("read", "write", "execute", None))
         return paging.walk(
             self.memory.read,
             address,
@@ -380,7 +383,7 @@ class CPU:
         walk = self.walk(address, access=None)
         if walk.physical is None:
             raise TranslationError(
-                f"virtual address {address:#x} is not mapped: {walk.fault}",
+                f"no virtual address {address:#x}: {walk.fault}",
                 address=address,
                 length=1,
             )
@@ -388,7 +391,7 @@ class CPU:
 
     def _pieces(self, address: int, length: int) -> Iterator[tuple[int, int]]:
         """(guest-physical address, length) of the pages behind a virtual range."""
-        end = address + length
+        end = unsigned("address", address, 64) + integer("length", length, 0)
         while address < end:
             step = min(PAGE - address % PAGE, end - address)
             yield self.translate(address), step
@@ -407,9 +410,10 @@ class CPU:
 
         Raises as `read` does, before anything is written.
         """
+        view = buffer("data", data).cast("B")
         done = 0
-        for gpa, length in list(self._pieces(address, len(data))):
-            self.memory.write(gpa, data[done : done + length])
+        for gpa, length in list(self._pieces(address, len(view))):
+            self.memory.write(gpa, view[done : done + length])
             done += length
 
     def cstring(self, address: int, limit: int = 4096) -> bytes:
@@ -418,7 +422,8 @@ class CPU:
         Raises MemoryRangeError if there is none within `limit` bytes.
         """
         found = bytearray()
-        while len(found) < limit:
+        unsigned("address", address, 64)
+        while len(found) < integer("limit", limit, 1):
             step = min(PAGE - (address + len(found)) % PAGE, limit - len(found))
             piece = self.read(address + len(found), step)
             found += piece
@@ -493,12 +498,14 @@ class CPU:
     def exits(self, timeout: float | None = None) -> Generator[Exit, None, None]:
         """Run, and yield every VM exit as a value; no device takes part.
 
-        A kick yields `Interrupted`.  After `timeout` seconds TimeoutError is raised.
+        A kick yields `Interrupted`.  After `timeout` seconds TimeoutError is raised.  Raises
+        ConfigError for a time that is none.
         """
         from pykvm.exits import Interrupted, decode
 
         core, run = self._living(), lib.pykvm_run
-        self.enter(None if timeout is None else int(timeout * 1e9), loose=True)
+        limit = None if timeout is None else int(seconds("timeout", timeout) * 1e9)
+        self.enter(limit, loose=True)
         loop, timing = self._loop, self.timing
         try:
             page = self.run_page
@@ -643,14 +650,9 @@ class CPU:
         return None
 
     def _odd_answer(self, answer: object, slot: int) -> int:
-        """A negative number is taken modulo the size; anything else is a fault of the device."""
-        if isinstance(answer, int):
-            return answer % _LIMIT
-        range_ = self._dispatch.bus.by_slot[slot] if self._dispatch else None
-        raise ConfigError(
-            f"device {range_.name if range_ else '?'} answered a read with {answer!r}",
-            hint="read(offset, size) has to return an int",
-        )
+        """A number is taken modulo the size; anything else is a fault of the device."""
+        range_ = self._dispatch.bus.by_slot.get(slot) if self._dispatch else None
+        return odd_answer(range_.name if range_ else "?", answer) % _LIMIT
 
     def __repr__(self) -> str:
         return f"<CPU {self.index}{' parked' if self.parked else ''}>"

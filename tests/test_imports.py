@@ -31,6 +31,7 @@ ROWS = (
     ("exits", "guest_debug", "msr_exits", "tsc"),
     ("kvm", "x86", "_core"),
     ("frozen", "sizes"),
+    ("checks",),
     ("errors",),
     ("printable",),
 )

@@ -6,7 +6,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pykvm.errors import LoadError
+from pykvm.checks import show
+from pykvm.errors import LoadError, UnknownSymbol
 from pykvm.frozen import NamedTuple
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ _BINDING_RANK = {STB_LOCAL: 0, STB_WEAK: 1, STB_GLOBAL: 2}
 _TYPE_RANK = {STT_NOTYPE: 0, STT_OBJECT: 1, STT_GNU_IFUNC: 2, STT_FUNC: 3}
 
 _LONGEST_NAME = 4096
+
+# So many names, at most, are compared with one that is unknown.
+_COMPARED = 2000
 
 
 class Symbol(NamedTuple):
@@ -52,6 +56,11 @@ class Symbols(Mapping[str, int]):
     (4096, ('main', 18), 'main+0x12')
     >>> symbols.describe(0x1040)
     '0x1040'
+    >>> symbols["mian"]
+    Traceback (most recent call last):
+    ...
+    pykvm.errors.UnknownSymbol: the guest has no symbol 'mian'
+    did you mean main?
     """
 
     __slots__ = ("_addresses", "_by_address", "_by_name", "_extents", "_read")
@@ -79,7 +88,25 @@ class Symbols(Mapping[str, int]):
         return self._by_name
 
     def __getitem__(self, name: str) -> int:
-        return self._names()[name]
+        try:
+            return self._names()[name]
+        except (KeyError, TypeError):
+            raise self._unknown(name) from None
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._names()
+
+    def _unknown(self, name: object) -> UnknownSymbol:
+        names = self._names()
+        told = f"the guest has no symbol {show(name)}"
+        if not names:
+            return UnknownSymbol(told, hint="it has none at all: a flat or stripped file, or none")
+        from difflib import get_close_matches
+
+        # A kernel has 100,000, and to compare each would take seconds.
+        near = [known for known in names if _may_be_meant(str(name), known)][:_COMPARED]
+        close = get_close_matches(str(name), near, n=3)
+        return UnknownSymbol(told, hint=f"did you mean {' or '.join(close)}?" if close else "")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())
@@ -119,6 +146,10 @@ class Symbols(Mapping[str, int]):
         if not self._extents:
             return False
         return not any(start <= first and second < end for start, end in self._extents)
+
+
+def _may_be_meant(name: str, known: str) -> bool:
+    return abs(len(name) - len(known)) <= 2 and (name[:1] == known[:1] or name[-1:] == known[-1:])
 
 
 def read_symbols(source: Source, header: ElfHeader, *, bias: int = 0) -> list[Symbol]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from pykvm.checks import wrong
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -41,11 +43,11 @@ class Output:
 
     def __init__(self, line: InterruptLine | None = None) -> None:
         self.level = False
-        self._line: InterruptLine = line or Unconnected()
+        self._line: InterruptLine = Unconnected() if line is None else _checked(line)
 
     def connect(self, line: InterruptLine) -> None:
         """Drive `line` from now on."""
-        self._line = line
+        self._line = _checked(line)
         if self.level:
             line.set(True)
 
@@ -54,6 +56,12 @@ class Output:
         if level != self.level:
             self.level = level
             self._line.set(level)
+
+
+def _checked(line: InterruptLine) -> InterruptLine:
+    if not callable(getattr(line, "set", None)):
+        raise wrong("line", "an interrupt line, as Machine.line gives one", line)
+    return line
 
 
 @runtime_checkable

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from pykvm.checks import integer
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,7 +24,7 @@ class PostPort:
 
     def __init__(self, name: str = "post", *, limit: int = 256) -> None:
         self.name = name
-        self._codes: deque[int] = deque(maxlen=limit)
+        self._codes: deque[int] = deque(maxlen=integer("limit", limit, 0))
 
     @property
     def code(self) -> int | None:

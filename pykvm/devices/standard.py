@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.bus import Placement, Space
+from pykvm.checks import words
 from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.i8042 import KeyboardController
@@ -45,7 +46,7 @@ def standard_devices(*, without: Collection[str] = ()) -> list[Placement]:
         Placement(ResetControl(), Space.PIO, 0xCF8, 8),
     ]
     names = list(dict.fromkeys(placement.name for placement in placements))
-    for name in without:
+    for name in words("without", without):
         if name not in names:
             raise ConfigError(f"no standard device {name!r}; there is {', '.join(names)}")
     return [placement for placement in placements if placement.name not in without]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from pykvm.checks import callback as check_callback
+from pykvm.checks import integer
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,7 +31,7 @@ class OutputLog:
     """
 
     def __init__(self, *, limit: int = OUTPUT_LIMIT) -> None:
-        self._limit = limit
+        self._limit = integer("limit", limit, 0)
         self._kept = bytearray()
         self._keeping = threading.Lock()
         self._trimmed = 0
@@ -78,6 +81,7 @@ class OutputLog:
         It is called in the thread of the vCPU that prints.  What it raises comes out of that
         vCPU's run.
         """
+        check_callback("callback", callback)
         self._subscribers = (*self._subscribers, callback)
 
         def unsubscribe() -> None:

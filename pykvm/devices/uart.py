@@ -20,6 +20,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar
 
+from pykvm.checks import buffer, flag
+from pykvm.checks import callback as check_callback
 from pykvm.devices.incoming import Incoming
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
@@ -134,8 +136,9 @@ class Uart16550(OutputLog):
 
         What the receiver has no room for waits here, however much it is.
         """
+        typed = data.encode() if isinstance(data, str) else bytes(buffer("data", data))
         with self._lock:
-            self._incoming.send(data.encode() if isinstance(data, str) else data)
+            self._incoming.send(typed)
             self._update()
 
     def send_break(self) -> None:
@@ -159,12 +162,14 @@ class Uart16550(OutputLog):
 
         It is called in the thread of the vCPU that reads.
         """
-        self._drained = (*self._drained, callback)
+        self._drained = (*self._drained, check_callback("callback", callback))
 
     def set_modem_lines(
         self, *, cts: bool = True, dsr: bool = True, ri: bool = False, dcd: bool = True
     ) -> None:
         """Drive the modem's lines to the UART.  At first all but the ring indicator are on."""
+        for name, on in (("cts", cts), ("dsr", dsr), ("ri", ri), ("dcd", dcd)):
+            flag(name, on)
         with self._lock:
             self._inputs = MSR_CTS * cts | MSR_DSR * dsr | MSR_RI * ri | MSR_DCD * dcd
             self._follow_modem()

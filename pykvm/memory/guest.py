@@ -6,6 +6,8 @@ from struct import Struct
 from struct import error as struct_error
 from typing import TYPE_CHECKING
 
+from pykvm.checks import buffer as bytes_like
+from pykvm.checks import integer, show, wrong
 from pykvm.errors import ConfigError, MemoryRangeError
 from pykvm.memory.backing import PAGE_SIZE
 from pykvm.memory.regions import ADDRESS_LIMIT, RegionMap, bytes_of, flat
@@ -51,7 +53,7 @@ class GuestMemory(RegionMap):
 
         Raises MemoryRangeError, ConfigError for a buffer that cannot be written.
         """
-        target = memoryview(buffer)
+        target = bytes_like("buffer", buffer)
         if target.readonly or not target.c_contiguous:
             raise ConfigError("read_into needs a writable, contiguous buffer")
         position = 0
@@ -90,8 +92,8 @@ class GuestMemory(RegionMap):
 
     def fill(self, address: int, length: int, byte: int = 0, *, rom: bool = False) -> None:
         """Set `length` bytes at `address` to `byte`.  Raises as `write` does."""
-        if not 0 <= byte <= 0xFF:
-            raise ConfigError(f"{byte} is not a byte")
+        integer("byte", byte, 0, 0xFF)
+        integer("length", length)
         pattern = memoryview(bytes([byte]) * min(length, _FILL_STEP))
         for span in self._spans(address, length, rom=rom):
             for start in range(0, len(span), _FILL_STEP):
@@ -113,6 +115,8 @@ class GuestMemory(RegionMap):
         wanted = bytes(flat(needle))
         if not wanted:
             raise ConfigError("cannot search for nothing: the needle is empty")
+        integer("start", start)
+        integer("end", end)
         self._check_open()
         for region in self.regions:
             low, high = max(start, region.start), min(end, region.end)
@@ -136,7 +140,7 @@ class GuestMemory(RegionMap):
         Raises MemoryRangeError if memory ends before the NUL, ConfigError if there is none within
         `limit` bytes.
         """
-        end = self._hole(address, address + limit)
+        end = self._hole(address, integer("address", address) + integer("limit", limit, 0))
         nul = self.find(b"\0", address, end)
         if nul is not None:
             return self.read(address, nul - address)
@@ -149,9 +153,11 @@ class GuestMemory(RegionMap):
 
         Raises as `write` does.
         """
-        data = (text.encode() if isinstance(text, str) else text) + b"\0"
-        self.write(address, data)
-        return len(data)
+        data = text.encode() if isinstance(text, str) else bytes(bytes_like("text", text))
+        if b"\0" in data:
+            raise wrong("text", "what a C string can hold, without NUL", text)
+        self.write(address, data + b"\0")
+        return len(data) + 1
 
     # Integers, little-endian as the guest's; aligned ones are read and written in one piece.
 
@@ -201,4 +207,4 @@ class GuestMemory(RegionMap):
             else:
                 self.write(address, _INTEGERS[size].pack(value))
         except struct_error:
-            raise ConfigError(f"{value:#x} does not fit in {size} bytes") from None
+            raise ConfigError(f"{show(value)} does not fit in {size} bytes") from None

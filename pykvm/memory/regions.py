@@ -7,12 +7,13 @@ from bisect import bisect_right
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from pykvm.checks import buffer, flag, integer, wrong
 from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
 from pykvm.frozen import NamedTuple
 from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from typing_extensions import Buffer, Self
@@ -94,10 +95,12 @@ class RegionMap:
     """
 
     def __init__(self, *, overcommit: bool = False) -> None:
-        self._overcommit = overcommit
+        self._overcommit = flag("overcommit", overcommit)
         self._lock = threading.RLock()
         self._vm: SlotHost | None = None
         self._closed = False
+        #: Called with the name, the start and the size of what is to become memory; may raise.
+        self.on_add: Callable[[str, int, int], None] | None = None
         # Readers in other threads see either the old or the new table, never half a change.
         self._table: tuple[tuple[Region, ...], list[int], list[int]] = ((), [], [])
 
@@ -132,8 +135,9 @@ class RegionMap:
         `huge_pages` is True for pages reserved in /proc/sys/vm/nr_hugepages or ``"transparent"``
         for madvise(MADV_HUGEPAGE).
 
-        Raises ConfigError (zero, negative or unaligned, overlapping another region), HostError (not
-        enough memory, no such file, no huge pages), KVMError (KVM refused the slot).
+        Raises ConfigError (zero, negative or unaligned, overlapping another region), BusConflict (a
+        device of the machine is there), HostError (not enough memory, no such file, no huge pages),
+        KVMError (KVM refused the slot).
         """
         return self._add(start, size, name, "ram", backing, shared=shared, huge_pages=huge_pages)
 
@@ -148,7 +152,7 @@ class RegionMap:
         content = flat(data)
         if size is None:
             size = -(-len(content) // PAGE_SIZE) * PAGE_SIZE
-        if len(content) > size:
+        if len(content) > integer(f"{name}: size", size):
             raise ConfigError(f"{name}: {len(content):#x} bytes of data do not fit in {size:#x}")
         return self._add(start, size, name, "rom", "anonymous", content=content)
 
@@ -159,7 +163,7 @@ class RegionMap:
         """
         with self._lock:
             self._check_open()
-            if region not in self.regions:
+            if not any(region is known for known in self.regions):
                 raise ConfigError(f"{region} is not (or no longer) part of this guest memory")
             if self._vm is not None:
                 _delete_slot(self._vm, region)
@@ -217,12 +221,17 @@ class RegionMap:
     def region_at(self, address: int) -> Region | None:
         """The region that holds `address`, or None."""
         regions, starts, ends = self._table
-        index = bisect_right(starts, address) - 1
-        return regions[index] if index >= 0 and address < ends[index] else None
+        try:
+            index = bisect_right(starts, address) - 1
+            return regions[index] if index >= 0 and address < ends[index] else None
+        except TypeError:
+            integer("address", address)
+            raise
 
     def covers(self, address: int, length: int) -> bool:
         """Whether every one of `length` bytes at `address` is memory."""
-        return self._hole(address, address + length) == address + length
+        end = integer("address", address) + integer("length", length, 0)
+        return self._hole(address, end) == end
 
     def is_ram(self, address: int, length: int) -> bool:
         """Whether every one of `length` bytes at `address` is memory that the guest can write."""
@@ -270,6 +279,11 @@ class RegionMap:
         with self._lock:
             self._check_open()
             _check_placement(name, start, size, self.regions)
+            flag(f"{name}: shared", shared)
+            if not isinstance(backing, str) and not hasattr(backing, "__fspath__"):
+                raise wrong(f"{name}: backing", "'anonymous', 'memfd' or a path", backing)
+            if self.on_add is not None:
+                self.on_add(name, start, size)
             # What is written to a shared file is the file's, not this host's memory.
             if not self._overcommit and (backing in _IN_MEMORY or not shared):
                 held = sum(region.size for region in self.regions if region.backing in _IN_MEMORY)
@@ -299,29 +313,36 @@ class RegionMap:
 
     def _spans(self, address: int, length: int, *, rom: bool = True) -> list[memoryview]:
         """The bytes at `address` as views, in order; without `rom` all of them must be RAM."""
-        if length <= 0:
-            return self._no_span(length)
-        regions, starts, ends = self._table
-        index = bisect_right(starts, address) - 1
-        end = address + length
-        if rom and index >= 0 and end <= ends[index]:
-            return [regions[index].mapping.slice(address - starts[index], length)]
-        position = address
-        spans: list[memoryview] = []
-        while position < end:
-            region = regions[index] if 0 <= index < len(regions) else None
-            if region is None or not region.start <= position < region.end:
-                raise self._out_of_range(address, length)
-            if not rom and region.readonly:
-                raise ConfigError(
-                    f"{position:#x} lies in read-only memory ({region})",
-                    hint="the guest cannot write there; write(..., rom=True) does it all the same",
-                )
-            taken = min(end, region.end) - position
-            spans.append(region.mapping.slice(position - region.start, taken))
-            position += taken
-            index += 1
-        return spans
+        try:
+            if length <= 0:
+                return self._no_span(length)
+            regions, starts, ends = self._table
+            index = bisect_right(starts, address) - 1
+            end = address + length
+            if rom and index >= 0 and end <= ends[index]:
+                return [regions[index].mapping.slice(address - starts[index], length)]
+            position = address
+            spans: list[memoryview] = []
+            while position < end:
+                region = regions[index] if 0 <= index < len(regions) else None
+                if region is None or not region.start <= position < region.end:
+                    raise self._out_of_range(address, length)
+                if not rom and region.readonly:
+                    raise ConfigError(
+                        f"{position:#x} lies in read-only memory ({region})",
+                        hint="the guest cannot write there; write(..., rom=True) does it all the "
+                        "same",
+                    )
+                taken = min(end, region.end) - position
+                spans.append(region.mapping.slice(position - region.start, taken))
+                position += taken
+                index += 1
+            return spans
+        except TypeError:
+            # Looked at only now: accesses are many, and most of them right.
+            integer("address", address)
+            integer("length", length)
+            raise
 
     def _no_span(self, length: int) -> list[memoryview]:
         self._check_open()
@@ -350,7 +371,7 @@ class RegionMap:
 
 def flat(data: Buffer) -> memoryview:
     """`data` as a sequence of bytes, copied only where it is not one already."""
-    view = memoryview(data)
+    view = buffer("data", data)
     return bytes_of(view) if view.c_contiguous else memoryview(view.tobytes())
 
 
@@ -362,6 +383,10 @@ def bytes_of(view: memoryview) -> memoryview:
 
 def _check_placement(name: str, start: int, size: int, regions: Sequence[Region]) -> None:
     """Raise ConfigError unless a region may stand at ``start:start+size``."""
+    if not isinstance(name, str):
+        raise wrong("name", "a str", name)
+    integer(f"{name}: start", start)
+    integer(f"{name}: size", size)
     asked = f"{name}: {size:#x} bytes at {start:#x}"
     if size <= 0:
         raise ConfigError(f"{asked}: a region needs at least one page ({PAGE_SIZE} bytes)")

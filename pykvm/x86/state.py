@@ -15,11 +15,15 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+from pykvm.checks import unsigned, wrong
 from pykvm.x86 import descriptors
 from pykvm.x86.descriptors import SegmentDescriptor, decode_segment, flat_gdt
 from pykvm.x86.registers import APIC_BASE, CR0, CR4, EFER, RFLAGS, decode, names
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import ClassVar
+
     from typing_extensions import Self
 
 __all__ = [
@@ -27,6 +31,7 @@ __all__ = [
     "Mode",
     "SegmentRegister",
     "TableRegister",
+    "check_record",
     "long_mode",
     "protected_mode",
     "real_mode",
@@ -60,6 +65,8 @@ class _Record:
     """
 
     __slots__: tuple[str, ...] = ()
+    #: How many bits each number holds, where that is not 64.
+    BITS: ClassVar[Mapping[str, int]] = {}
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
@@ -94,6 +101,12 @@ class SegmentRegister(_Record):
         "avl", "base", "db", "dpl", "g", "l", "limit", "present", "s", "selector", "type",
         "unusable",
     )  # fmt: skip
+
+    # The widths of kvm_segment; what KVM makes of the upper bits of its small fields is its own.
+    BITS: ClassVar[Mapping[str, int]] = {
+        "limit": 32, "selector": 16,
+        **dict.fromkeys(("type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable"), 8),
+    }  # fmt: skip
 
     base: int
     limit: int
@@ -186,6 +199,7 @@ class TableRegister(_Record):
     """GDTR or IDTR: linear address and limit, the last valid offset, of a descriptor table."""
 
     __slots__ = ("base", "limit")
+    BITS: ClassVar[Mapping[str, int]] = {"limit": 16}
 
     base: int
     limit: int
@@ -198,11 +212,33 @@ class TableRegister(_Record):
         return f"base={self.base:x} limit={self.limit:x}"
 
 
+def check_record(name: str, value: object, kind: type[_Record]) -> None:
+    """Raise ConfigError unless `value` is one of `kind` whose numbers fit where they belong.
+
+    >>> check_record("cs", SegmentRegister(selector=1 << 16), SegmentRegister)
+    Traceback (most recent call last):
+    ...
+    pykvm.errors.ConfigError: cs.selector is an integer from 0 to 0xffff, not 0x10000
+    """
+    if not isinstance(value, kind):
+        raise wrong(name, f"a {kind.__name__}", value)
+    for field in kind.__slots__:
+        inner = getattr(value, field)
+        if field in _INNER:
+            check_record(f"{name}.{field}", inner, _INNER[field])
+        else:
+            unsigned(f"{name}.{field}", inner, kind.BITS.get(field, 64))
+
+
 _GENERAL = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 )  # fmt: skip
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+_INNER: dict[str, type[_Record]] = {
+    **dict.fromkeys(_SEGMENTS, SegmentRegister),
+    **dict.fromkeys(("gdt", "idt"), TableRegister),
+}
 
 
 class CpuState(_Record):
@@ -445,9 +481,11 @@ def real_mode(*, ip: int, cs: int = 0, sp: int = 0x7C00, ss: int = 0) -> CpuStat
     >>> hex(real_mode(cs=0x07C0, ip=4).linear_rip)
     '0x7c04'
     """
+    unsigned("cs", cs, 16)
+    unsigned("ss", ss, 16)
     return CpuState(
-        rip=ip,
-        rsp=sp,
+        rip=unsigned("ip", ip, 32),
+        rsp=unsigned("sp", sp, 32),
         cs=_real(cs, _CODE_ACCESSED),
         ss=_real(ss, _DATA_ACCESSED),
         ds=_real(0, _DATA_ACCESSED),

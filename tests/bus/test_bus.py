@@ -93,8 +93,12 @@ def test_what_a_device_leaves_out() -> None:
     assert bus.read(PIO, 0x10, 1) == 0x34, "a value too wide is cut to the access"
     assert bus.write(PIO, 0x10, 1, 5) is True
     assert bus.read(PIO, 0x20, 2) == 0xFFFF
-    assert bus.write(PIO, 0x20, 1, 0x1FF) is True
+    assert bus.write(PIO, 0x20, 1, -1) is True
     assert writer.values == [0xFF]
+    with pytest.raises(
+        ConfigError, match="the value of a write of 1 bytes is a number of 8 bits, not 511"
+    ):
+        bus.write(PIO, 0x20, 1, 0x1FF)
 
 
 def test_a_sink_gets_its_writes_in_the_same_form_one_by_one_or_in_bulk() -> None:
@@ -491,7 +495,7 @@ def test_split_accesses_move_every_byte_to_its_owner(
         assert bus.find(MMIO, at) is owners.get(at)
     touched = range(address, address + size)
     claimed = not owners.keys().isdisjoint(touched)
-    assert bus.write(MMIO, address, size, value) is claimed
+    assert bus.write(MMIO, address, size, value % (1 << 8 * size)) is claimed
     data = bytes((value >> 8 * i) & 0xFF if at in owners else 0xFF for i, at in enumerate(touched))
     expected = int.from_bytes(data, "little") if claimed else None
     assert bus.read(MMIO, address, size) == expected

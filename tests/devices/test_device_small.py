@@ -253,7 +253,7 @@ def test_a_hostile_guest_can_only_end_or_reset_itself(
     for is_write, port, size, value in accesses:
         if is_write:
             with suppress(*ALL):
-                bus.write(Space.PIO, port, size, value)
+                bus.write(Space.PIO, port, size, value % (1 << 8 * size))
         else:
             answer = bus.read(Space.PIO, port, size)
             assert answer is None or 0 <= answer < 1 << (8 * size)

@@ -355,8 +355,8 @@ def test_time_inside_and_outside(guest: MakeGuest) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"memory": 0}, "a region needs at least one page"),
-        ({"memory": -4096}, "negative|at least one page"),
+        ({"memory": 0}, "memory is 4096 bytes at least, and a multiple of that, not 0"),
+        ({"memory": -4096}, "4096 bytes at least, and a multiple of that, not -4096"),
         ({"memory": "lots"}, "'lots' is not a size"),
         ({"vcpus": 0}, "vcpus"),
         ({"vcpus": 10_000}, "10000"),

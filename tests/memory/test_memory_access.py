@@ -156,7 +156,7 @@ def test_fill(memory: GuestMemory) -> None:
     assert memory.read(0x1FEF, 0x22) == b"\0" + b"\xaa" * 0x20 + b"\0"
     memory.fill(0x9000, 3, ord("r"), rom=True)
     assert memory.read(0x9000, 4) == b"rrrR"
-    with pytest.raises(ConfigError, match="not a byte"):
+    with pytest.raises(ConfigError, match="byte is an integer from 0 to 255, not"):
         memory.fill(0x1000, 1, 256)
 
 
