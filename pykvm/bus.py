@@ -232,12 +232,16 @@ class Range(NamedTuple):
 
 
 class Area(NamedTuple):
-    """Addresses `first` to `last` of `space`, and what has them."""
+    """Addresses `first` to `last` of `space`, and what has them.
+
+    What is `readonly` leaves the guest's writes to the bus.
+    """
 
     name: str
     space: Space
     first: int
     last: int
+    readonly: bool = False
 
     def __str__(self) -> str:
         return _told(self)
@@ -249,10 +253,27 @@ def _told(area: Area | Range) -> str:
 
 
 def check_free(new: Area | Range, others: Iterable[Area | Range]) -> None:
-    """Raise BusConflict if any of the others has an address of `new`."""
+    """Raise BusConflict if any of the others has an address of `new`.
+
+    Read-only memory and a device without `read`, such as a flash chip's commands, share a place.
+    """
     for other in others:
-        if new.space is other.space and new.first <= other.last and other.first <= new.last:
+        if (
+            new.space is other.space
+            and new.first <= other.last
+            and other.first <= new.last
+            and not (_leaves_writes(new, other) or _leaves_writes(other, new))
+        ):
             raise BusConflict(f"{new} overlaps {other}")
+
+
+def _leaves_writes(area: Area | Range, other: Area | Range) -> bool:
+    return (
+        isinstance(area, Area)
+        and area.readonly
+        and isinstance(other, Range)
+        and not hasattr(other.device, "read")
+    )
 
 
 class Bus:
@@ -288,7 +309,7 @@ class Bus:
     def add_mmio(self, address: int, length: int, device: Device, *, offset: int = 0) -> Range:
         """Let `device` answer at `length` bytes from `address` on.  Raises as `add` does.
 
-        Only addresses without guest memory ever reach the bus.
+        Only addresses without guest memory ever reach the bus, and writes to read-only memory.
         """
         return self.add(Placement(device, Space.MMIO, address, length, offset))
 

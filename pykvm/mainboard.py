@@ -81,7 +81,7 @@ class Mainboard:
             )
             self._kernels = self.chipset.areas
             for region in self.memory.regions:
-                self._check_memory(region.name, region.start, region.size)
+                self._check_memory(region.name, region.start, region.size, region.readonly)
         self._add_vcpus(vm, host, vcpus, model)
         if self._irqchip == "user":
             self.chipset = UserChipset(vm, self.bus, lambda: self.clock, on_made=self._made)
@@ -155,13 +155,16 @@ class Mainboard:
         """What no device can stand over: memory, and what KVM answers itself."""
         regions = self.memory.regions
         return (
-            *(Area(region.name, Space.MMIO, region.start, region.end - 1) for region in regions),
+            *(
+                Area(region.name, Space.MMIO, region.start, region.end - 1, region.readonly)
+                for region in regions
+            ),
             *self._kernels,
         )
 
-    def _check_memory(self, name: str, start: int, size: int) -> None:
+    def _check_memory(self, name: str, start: int, size: int, readonly: bool) -> None:
         """Raise BusConflict if a device, or KVM itself, answers where there is to be memory."""
-        area = Area(name, Space.MMIO, start, start + size - 1)
+        area = Area(name, Space.MMIO, start, start + size - 1, readonly)
         check_free(area, (*self.bus.ranges, *self._kernels))
 
     def _isa_line(self, irq: int) -> InterruptLine:

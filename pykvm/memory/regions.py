@@ -99,8 +99,9 @@ class RegionMap:
         self._lock = threading.RLock()
         self._vm: SlotHost | None = None
         self._closed = False
-        #: Called with the name, the start and the size of what is to become memory; may raise.
-        self.on_add: Callable[[str, int, int], None] | None = None
+        #: Called before memory is added: its name, start and size, and whether it is a ROM.  What
+        #: it raises comes out of `add_ram` and `add_rom`.
+        self.on_add: Callable[[str, int, int, bool], None] | None = None
         # Readers in other threads see either the old or the new table, never half a change.
         self._table: tuple[tuple[Region, ...], list[int], list[int]] = ((), [], [])
 
@@ -283,7 +284,7 @@ class RegionMap:
             if not isinstance(backing, str) and not hasattr(backing, "__fspath__"):
                 raise wrong(f"{name}: backing", "'anonymous', 'memfd' or a path", backing)
             if self.on_add is not None:
-                self.on_add(name, start, size)
+                self.on_add(name, start, size, kind == "rom")
             # What is written to a shared file is the file's, not this host's memory.
             if not self._overcommit and (backing in _IN_MEMORY or not shared):
                 held = sum(region.size for region in self.regions if region.backing in _IN_MEMORY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pykvm import BusConflict, GuestMemory, Machine
+from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
 
@@ -59,6 +60,34 @@ def test_memory_over_a_device_is_refused_and_nothing_is_added() -> None:
         assert machine.memory.regions == before
         machine.remove("sensor")
         machine.memory.add_ram(0xD0000000, 0x2000)
+
+
+def test_what_takes_only_writes_shares_a_place_with_a_rom(guest: MakeGuest) -> None:
+    """A flash chip's commands: the guest reads the ROM, and its writes go to the device."""
+
+    class Flash:
+        name = "flash"
+
+        def __init__(self) -> None:
+            self.commands: list[tuple[int, int]] = []
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            self.commands.append((offset, value))
+
+    machine = guest("""
+        67 A0 03 00 10 00        mov al, [0x100003]
+        67 A2 05 00 10 00        mov [0x100005], al
+        E6 F4                    out 0xf4, al
+    """)
+    flash = Flash()
+    machine.memory.add_rom(0x100000, bytes(range(16)))
+    machine.add(flash, mmio=0x100000, length=0x1000)
+    assert machine.run(timeout=10).exit_code == 3
+    assert flash.commands == [(5, 3)]
+    machine.memory.add_rom(0x110000, bytes(16))
+    machine.add(flash, mmio=0x110000, length=0x1000)
+    with pytest.raises(BusConflict):
+        machine.add(flash, mmio=0x2000, length=1)
 
 
 @pytest.mark.parametrize(
