@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pykvm import BusConflict, GuestMemory, Machine
+from pykvm import BusConflict, GuestMemory, Machine, Mode
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
@@ -74,18 +74,21 @@ def test_what_takes_only_writes_shares_a_place_with_a_rom(guest: MakeGuest) -> N
         def write(self, offset: int, size: int, value: int) -> None:
             self.commands.append((offset, value))
 
-    machine = guest("""
-        67 A0 03 00 10 00        mov al, [0x100003]
-        67 A2 05 00 10 00        mov [0x100005], al
-        E6 F4                    out 0xf4, al
-    """)
+    machine = guest(
+        """
+        A0 03 00 00 D0       mov al, [0xd0000003]
+        A2 05 00 00 D0       mov [0xd0000005], al
+        E6 F4                out 0xf4, al
+        """,
+        mode=Mode.PROTECTED,
+    )
     flash = Flash()
-    machine.memory.add_rom(0x100000, bytes(range(16)))
-    machine.add(flash, mmio=0x100000, length=0x1000)
+    machine.memory.add_rom(0xD0000000, bytes(range(16)))
+    machine.add(flash, mmio=0xD0000000, length=0x1000)
     assert machine.run(timeout=10).exit_code == 3
     assert flash.commands == [(5, 3)]
-    machine.memory.add_rom(0x110000, bytes(16))
-    machine.add(flash, mmio=0x110000, length=0x1000)
+    machine.add(flash, mmio=0xD0010000, length=0x1000)
+    machine.memory.add_rom(0xD0010000, bytes(16))
     with pytest.raises(BusConflict):
         machine.add(flash, mmio=0x2000, length=1)
 
