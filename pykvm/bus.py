@@ -201,8 +201,9 @@ class Range(NamedTuple):
 
     `read(at, size)` and `write(at, size, value)` reach the device, or what stands for it where it
     lacks the method, for accesses of 1, 2, 4 or 8 bytes that lie in the range; `at` counts from
-    `first`.  `sink` takes many writes (at, size, value) at once; it is None unless the device is a
-    `Sink` without `write`.  `read_string(at, size, count)` is None unless the device has one.
+    `first`, which the device calls `offset`.  `sink` takes many writes (at, size, value) at once;
+    it is None unless the device is a `Sink` without `write`.  `read_string(at, size, count)` is
+    None unless the device has one.
     """
 
     space: Space
@@ -214,6 +215,7 @@ class Range(NamedTuple):
     write: Callable[[int, int, int], None]
     sink: Callable[[Sequence[tuple[int, int, int]]], None] | None
     read_string: Callable[[int, int, int], bytes] | None
+    offset: int = 0
 
     @property
     def name(self) -> str:
@@ -369,7 +371,8 @@ class Bus:
     def _range(self, placement: Placement, slot: int) -> Range:
         check_placement(placement)
         device, space, first, length, offset = placement
-        return Range(space, first, first + length - 1, device, slot, *_accessors(device, offset))
+        access = _accessors(device, offset)
+        return Range(space, first, first + length - 1, device, slot, *access, offset)
 
     def replace(self, devices: Mapping[str, Device]) -> None:
         """Let other devices stand where those of these names do, slots and all.

@@ -180,6 +180,7 @@ class Clock:
         #: Called as ``on_earlier(queue)``, in the thread that armed, outside the clock's lock,
         #: whenever the earliest deadline of a queue has become an earlier one.
         self.on_earlier: Callable[[int], None] | None = None
+        self._publish: Callable[[int | None], None] | None = None
         self._lock = threading.Lock()
         self._host_now = host_now
         self._last_host = host_now()
@@ -223,6 +224,21 @@ class Clock:
         host = self._host_time()
         return host - self._base if self._stopped_at is None else self._stopped_at
 
+    def publish(self, publish: Callable[[int | None], None] | None) -> None:
+        """Tell what guest time is less than CLOCK_MONOTONIC by, now and at each change.
+
+        ``publish(None)`` is for: it stands still, or goes by another clock.  It is called with the
+        clock's lock.
+        """
+        with self._lock:
+            self._publish = publish
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._publish is not None:
+            known = self._stopped_at is None and self._host_now is time.monotonic_ns
+            self._publish(self._base - self._correction if known else None)
+
     def now(self) -> int:
         """Guest time: nanoseconds since the clock was made, less what the policy hides."""
         with self._lock:
@@ -241,6 +257,7 @@ class Clock:
                 self._base = host - self._stopped_at
                 self._stopped_at = None
                 self._tsc.start()
+                self._tell()
 
     def stop(self) -> None:
         """The machine leaves a run: time stands still, but for ``realtime``.
@@ -252,6 +269,7 @@ class Clock:
             if self.policy != "realtime":
                 self._stopped_at = now
                 self._tsc.stop()
+                self._tell()
 
     def warp_to(self, when: int) -> None:
         """Skip to guest time `when`; if that is past already, nothing happens.
@@ -272,6 +290,7 @@ class Clock:
                 else:
                     self._stopped_at += step
                 self._tsc.skip(step)
+                self._tell()
 
     def host_deadline(self, when: int) -> int:
         """When guest time `when` comes, by the host's clock, if nothing stops or skips time."""

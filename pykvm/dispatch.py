@@ -6,22 +6,25 @@ method: so an exit costs one look-up in C and one in Python, however many device
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections import deque
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
 from pykvm.bus import Space
 from pykvm.errors import KVMError
+from pykvm.published import Published, Shared, as_accesses, as_writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from pykvm.bus import Bus, Range
+    from pykvm.bus import Bus, Device, Range
+    from pykvm.published import Access
 
+    _Call = Callable[[], None]
     Sink = Callable[[Sequence[tuple[int, int, int]]], None]
 
 __all__ = ["Coalescing", "Dispatch"]
@@ -29,7 +32,6 @@ __all__ = ["Coalescing", "Dispatch"]
 # From so many collected writes on, the kernel's own collecting pays for what it costs.
 MANY = 2048
 
-_WRITE = struct.Struct("<QQQ")  # struct pykvm_write
 _SPACE = {Space.PIO: lib.PYKVM_PIO, Space.MMIO: lib.PYKVM_MMIO}
 
 
@@ -65,7 +67,8 @@ class Dispatch:
     """Who answers what, in the form that the run loop uses.
 
     `reads` and `writes` say by slot how that range is read and written, `sinks` who takes its
-    writes in bulk.  `map` is the C side; `rebuild` after the bus has changed.
+    writes in bulk.  `map` is the C side; `rebuild` after the bus has changed.  `collected` is what
+    waits in C, and how C knows guest time.
     """
 
     def __init__(self, bus: Bus, *, vm: Coalescing | None = None, shared: bool = False) -> None:
@@ -79,12 +82,16 @@ class Dispatch:
         self.reads = Readers()
         self.writes = Writers()
         self.sinks: dict[int, Sink] = {}
+        self.collected = Shared()
         self.map: Any = None
+        # What a device has published, by its identity, and who is told of posted accesses, by tag.
+        self._published: dict[int, tuple[Device, Published]] = {}
+        self._replays: dict[int, Callable[[Sequence[Access]], list[_Call]]] = {}
         self._vm = vm
         self._zones: set[tuple[int, int, bool]] = set()
         self._allowed = False
         self._sunk = 0
-        self._waiting: deque[tuple[Sink, list[tuple[int, int, int]]]] = deque()
+        self._waiting: deque[_Call] = deque()
         self.rebuild()
 
     def rebuild(self) -> None:
@@ -92,9 +99,10 @@ class Dispatch:
 
         Whatever a guest makes of its bus, there are no more maps than two a vCPU.
         """
-        new = ffi.gc(lib.pykvm_map_new(), lib.pykvm_map_free)
+        new = ffi.gc(lib.pykvm_map_new(self.collected.core), lib.pykvm_map_free)
         if new == ffi.NULL:
             raise MemoryError("the map of ports and addresses")
+        self._publish()
         for range_ in self.bus.ranges:
             result = lib.pykvm_map_add(
                 new,
@@ -103,6 +111,8 @@ class Dispatch:
                 range_.last,
                 range_.slot,
                 range_.sink is not None,
+                self._table(range_.device),
+                range_.offset,
             )
             if result:
                 raise MemoryError("the map of ports and addresses")
@@ -115,6 +125,33 @@ class Dispatch:
             for slot in methods.keys() - self.bus.by_slot.keys():
                 del methods[slot]
         self._set_zones()
+
+    def _publish(self) -> None:
+        """Let devices publish that have come, and no longer those that have gone."""
+        devices = {
+            id(range_.device): range_.device
+            for range_ in self.bus.ranges
+            if hasattr(range_.device, "publish")
+        }
+        for identity in self._published.keys() - devices.keys():
+            _, published = self._published.pop(identity)
+            published.withdraw()
+            del self._replays[published.tag]
+        for identity in devices.keys() - self._published.keys():
+            device = devices[identity]
+            ends = [
+                range_.offset + range_.last - range_.first + 1
+                for range_ in self.bus.ranges
+                if range_.device is device
+            ]
+            published = Published(self.collected, min(max(ends), 1 << 16))
+            self._replays[published.tag] = _replay_of(device)
+            self._published[identity] = device, published
+            device.publish(published)
+
+    def _table(self, device: Device) -> Any:
+        known = self._published.get(id(device))
+        return ffi.NULL if known is None or known[1].core is None else known[1].core
 
     def _locked(self, method: Callable[..., Any]) -> Callable[..., Any]:
         if not self._shared:
@@ -151,35 +188,43 @@ class Dispatch:
                 self._vm.register_coalesced_mmio(address, size, pio=pio)
                 self._zones.add((address, size, pio))
 
-    def deliver(self, core: Any) -> None:
-        """Hand the writes that `core` has collected to their sinks, in order.
+    def deliver(self) -> None:
+        """Hand what was collected to sinks and devices, in order.
 
-        What a sink raises passes; the writes behind it wait for the next call.
+        What one of them raises passes; what is behind that waits for the next call.
         """
-        count = core.sunk
-        if count:
-            if self._sunk < MANY <= self._sunk + count:
-                self._sunk = MANY
-                self._set_zones()
-            self._sunk += count
-            data = memoryview(ffi.buffer(core.writes, count * _WRITE.size)[:])
-            batches = ffi.unpack(core.batches, core.sunk_batches)
-            core.sunk = core.sunk_batches = 0
-            at = 0
-            for batch in batches:
-                end = at + batch.count * _WRITE.size
-                sink = self.sinks.get(batch.slot)
-                if sink is not None:  # else another thread has taken it away meanwhile
-                    self._waiting.append((sink, list(_WRITE.iter_unpack(data[at:end]))))
-                at = end
-        while self._waiting:
-            sink, writes = self._waiting.popleft()
-            sink(writes)
+        with self.lock:
+            count = 0
+            for slot, data in self.collected.take():
+                # Neither, if another thread has taken it away meanwhile.
+                if slot in self._replays:
+                    self._waiting.extend(self._replays[slot](as_accesses(data)))
+                elif slot in self.sinks:
+                    writes = as_writes(data)
+                    count += len(writes)
+                    self._waiting.append(partial(self.sinks[slot], writes))
+            if count:
+                self._sunk += count
+                if self._sunk - count < MANY <= self._sunk:
+                    self._set_zones()
+            while self._waiting:
+                self._waiting.popleft()()
 
     @property
     def waiting(self) -> bool:
-        """Whether an exception kept writes from their sinks."""
-        return bool(self._waiting)
+        """Whether an exception kept collected accesses from their devices."""
+        return bool(self._waiting) or self.collected.waiting
+
+
+def _replay_of(device: Device) -> Callable[[Sequence[Access]], list[_Call]]:
+    """The calls that tell a device of posted accesses: one for all, or one each."""
+    replay: Callable[[Sequence[Access]], None] | None = getattr(device, "replay", None)
+    if replay is not None:
+        return lambda accesses: [partial(replay, accesses)]
+    write: Callable[[int, int, int], None] = getattr(device, "write", _drop)
+    return lambda accesses: [
+        partial(write, offset, size, value) for offset, size, read, value, _ in accesses if not read
+    ]
 
 
 def _float(offset: int, size: int) -> int:

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.devices.uart import Uart16550
-    from pykvm.exits import Debug, Exit
+    from pykvm.exits import Debug, Exit, IoIn, IoOut, MmioRead, MmioWrite
     from pykvm.memory import GuestMemory
     from pykvm.oops import KernelWatch
     from pykvm.options import File
+    from pykvm.published import Dropped
     from pykvm.result import Result
     from pykvm.until import Awaited, Conditions, Ear
     from pykvm.vcpu import CPU
@@ -166,6 +167,7 @@ class Machine:
             self.devices = board.devices
             try:
                 board.build(host, vcpus, cpu, guest.devices() if devices is None else devices)
+                board.dispatch.collected.floats = self._float
                 if quirks == "on" or (quirks == "auto" and may_meet_quirks(guest.image)):
                     self._repairs.add_remedies()
                 self._load(fw_cfg or {})
@@ -307,6 +309,14 @@ class Machine:
         return self._board.clock
 
     @property
+    def dropped(self) -> Dropped | None:
+        """The accesses that no device claimed and that went nowhere; None if there were none.
+
+        Only with ``unclaimed="float"`` there are any: reads of them gave all ones.
+        """
+        return self._board.dispatch.collected.dropped
+
+    @property
     def serial(self) -> Uart16550:
         """The first serial port, "com1".  Raises ConfigError if it was left out."""
         from pykvm.devices.uart import Uart16550
@@ -439,7 +449,8 @@ class Machine:
             from pykvm.oops import KernelWatch
 
             self._kernel_watch = KernelWatch()
-        forget = self.serial.on_output(self._kernel_watch.output)
+        # It may end the run where a line ends.
+        forget = self.serial.on_output(self._kernel_watch.output, at_once=b"\n")
         try:
             yield self._kernel_watch
         finally:
@@ -453,8 +464,13 @@ class Machine:
             return
         from pykvm.until import Conditions
 
+        collected = self._board.dispatch.collected
         with Conditions(self, self._listen, until=until, fail=fail) as conditions:
-            yield conditions
+            collected.prompt = conditions.prompt
+            try:
+                yield conditions
+            finally:
+                collected.prompt = False
 
     def _listen(self) -> Ear:
         """How far the first serial port has been listened to."""
@@ -575,7 +591,7 @@ class Machine:
         match exit:
             case IoIn() | IoOut() | MmioRead() | MmioWrite():
                 with self._board.dispatch.lock:
-                    return self.handle(exit) or self._float
+                    return self.handle(exit) or self._drop(exit)
             case RdMsr() if chipset is not None:
                 chipset.read_msr(cpu, exit)
             case WrMsr() if chipset is not None:
@@ -583,6 +599,24 @@ class Machine:
             case IoapicEoi(vector=vector) if chipset is not None:
                 chipset.end_of_interrupt(vector)
         return isinstance(exit, (RdMsr, WrMsr, SetTpr, IoapicEoi))
+
+    def _drop(self, exit: IoIn | IoOut | MmioRead | MmioWrite) -> bool:
+        """Let an access that no device claims go nowhere, if that is what this machine does."""
+        if not self._float:
+            return False
+        from pykvm.exits import IoIn, IoOut, MmioWrite
+
+        drop = self._board.dispatch.collected.drop
+        if isinstance(exit, IoIn):
+            drop(pio=True, address=exit.port, size=exit.size, value=None, count=exit.count)
+        elif isinstance(exit, IoOut):
+            values = exit.values
+            drop(pio=True, address=exit.port, size=exit.size, value=values[0], count=len(values))
+        elif isinstance(exit, MmioWrite):
+            drop(pio=False, address=exit.address, size=len(exit.data), value=exit.value)
+        else:
+            drop(pio=False, address=exit.address, size=exit.size, value=None)
+        return True
 
     # -- life --------------------------------------------------------------------------------
 

@@ -90,6 +90,9 @@ class Mainboard:
         # The ring is the VM's; vCPUs that share it could not keep their writes in order.
         alone = vcpus == 1
         self.dispatch = Dispatch(self.bus, vm=vm if alone else None, shared=not alone)
+        self.dispatch.collected.on_urgent = self._hand_over
+        if self._clock is not None:
+            self.dispatch.collected.follow(self._clock)
         self.bus.on_change = self._bus_changed
         for cpu in self.vcpus:
             cpu.use(self.dispatch)
@@ -202,6 +205,11 @@ class Mainboard:
         for cpu in self.vcpus:
             cpu.use(self.dispatch)
 
+    def _hand_over(self) -> None:
+        """Collected accesses wait for a device that has to know of them now."""
+        for cpu in self.vcpus:
+            cpu.attend()
+
     def interrupts(self) -> UserChipset | KernelChipset:
         """The chipset.  Raises ConfigError if there is none."""
         if self.chipset is None:
@@ -283,6 +291,8 @@ class Mainboard:
             from pykvm.chipset import clock_of
 
             self._clock = clock_of(self.vcpus, self._policy, self._tsc_khz)
+            if hasattr(self, "dispatch"):
+                self.dispatch.collected.follow(self._clock)
             if self._policy != "realtime":
                 for cpu in self.vcpus:
                     cpu.timing = self.start_clock, self.stop_clock

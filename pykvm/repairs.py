@@ -90,7 +90,10 @@ class Repairs:
             if self._emulator is None:
                 from pykvm.emulate import BusDevices, Emulator
 
-                devices = BusDevices(board.bus, board.memory, lock, floating=self._floating)
+                drop = board.dispatch.collected.drop
+                devices = BusDevices(
+                    board.bus, board.memory, lock, floating=self._floating, drop=drop
+                )
                 self._emulator = Emulator(board.memory, devices)
                 self._emulator.on_done = self._on_emulated
             return self._emulator

@@ -54,6 +54,8 @@ class Literal:
         if not self._needle:
             raise ConfigError("until and fail: an empty text is always there")
         self._said = repr(text)
+        #: The bytes at which a match may end; None for any.
+        self.ends: bytes | None = self._needle[-1:]
         #: How much of what was said before is needed.
         self.memory = len(self._needle) - 1
 
@@ -70,6 +72,7 @@ class Pattern:
     """A regular expression, of str (the output as UTF-8) or of bytes."""
 
     memory = PATTERN_WINDOW - 1
+    ends: bytes | None = None
 
     def __init__(self, pattern: Any) -> None:
         import re
@@ -166,6 +169,10 @@ class Conditions(Generic[_Machine]):
         #: What `until` waits for, in words.
         self.awaited = " or ".join(one.described for one in goals)
         self._ear = ear() if self._texts else None
+        ends = [text.ends for _, text in self._texts]
+        self._at_once = None if None in ends else b"".join(filter(None, ends))
+        #: Whether the guest is to be seen at every access, since a function looks at it.
+        self.prompt = bool(self._functions)
         self._memory = max((text.memory for _, text in self._texts), default=0)
         # What was searched and may yet be part of a match.  Once its beginning is cut off, a byte
         # more is kept and not searched: \A and ^ hold behind the last match only.
@@ -215,7 +222,7 @@ class Conditions(Generic[_Machine]):
             self._cut = self._heard > ear.position
             self._tail = b"\0" * self._cut
             self._output(said)
-            self._forget = console.on_output(self._output)
+            self._forget = console.on_output(self._output, at_once=self._at_once)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -529,6 +529,10 @@ class CPU:
                     raise TimeoutError(f"vCPU {self.index} still runs after {timeout} s")
                 elif code == _AGAIN:
                     continue
+                elif code == _DRAIN:
+                    # Of a run that an exception ended.
+                    if self._dispatch is not None:
+                        self._dispatch.deliver()
                 elif code == _ATTENTION:
                     core.attention = 0
                     continue
@@ -595,7 +599,7 @@ class CPU:
         ending: Ending | None
         try:
             if dispatch.waiting:
-                dispatch.deliver(core)
+                dispatch.deliver()
             while True:
                 code = run(core)
                 if code >= 0:
@@ -607,7 +611,7 @@ class CPU:
                     except (TypeError, ValueError):
                         access[2] = self._odd_answer(answer, _READ - code)
                 elif code == _DRAIN:
-                    dispatch.deliver(core)
+                    dispatch.deliver()
                 else:
                     ending = self._special_case(board, code)
                     if ending is not None:

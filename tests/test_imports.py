@@ -27,7 +27,7 @@ ROWS = (
     ("dispatch", "platform", "registers", "result"),
     ("boot", "interrupts"),
     ("devices",),
-    ("bus", "clock", "memory", "tables"),
+    ("bus", "clock", "memory", "published", "tables"),
     ("exits", "guest_debug", "msr_exits", "tsc"),
     ("kvm", "x86", "_core"),
     ("frozen", "sizes"),

@@ -11,9 +11,12 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 
-# core.h is C for the compiler and a declaration for cffi, which knows no preprocessor.
+# Headers are C for the compiler and declarations for cffi, which knows no preprocessor.
 DECLARATIONS = "\n".join(
-    line for line in (HERE / "core.h").read_text().splitlines() if not line.startswith("#")
+    line
+    for header in ("published.h", "core.h")
+    for line in (HERE / header).read_text().splitlines()
+    if not line.startswith("#")
 )
 
 # The registers and events that Python reads straight from the kvm_run page (KVM_CAP_SYNC_REGS).
@@ -59,8 +62,8 @@ ffibuilder.cdef(DECLARATIONS + REGISTERS)
 ffibuilder.set_source(
     "pykvm._core._native",
     '#include <linux/kvm.h>\n#include "core.h"\n',
-    sources=["pykvm/_core/core.c", "pykvm/_core/native.c", "pykvm/_core/syscall.c"],
+    sources=[f"pykvm/_core/{name}.c" for name in ("core", "native", "published", "syscall")],
     include_dirs=["pykvm/_core"],
-    depends=["pykvm/_core/core.h"],
+    depends=["pykvm/_core/core.h", "pykvm/_core/published.h", "pykvm/_core/shared.h"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )

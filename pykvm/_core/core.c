@@ -1,9 +1,11 @@
 /*
- * The hot part of pykvm: enter the guest, take a kick, keep a deadline, sink the writes that need
- * no Python.  Nothing here knows a device or a policy.
+ * The hot part of pykvm: enter the guest, take a kick, keep a deadline, find whose an access is.
+ * Nothing here knows a device or a policy; accesses that need no Python are in published.c.
  */
 #define _GNU_SOURCE
 #include "core.h"
+
+#include "shared.h"
 
 #include <errno.h>
 #include <linux/kvm.h>
@@ -23,29 +25,29 @@
 #define EXIT_MEMORY_FAULT 39
 
 /*
- * Room for the writes of sinks.  The loop stops to hand them over while the largest batch that one
- * KVM_RUN can bring still fits: a page of one-byte string output and the kernel's coalescing ring.
- */
-#define WRITES (16 * 1024)
-#define LARGEST_BATCH (4096 + 512)
-
-/*
- * The longest a guest runs before Python gets a look.  Two things need it: writes in a sink whose
- * guest never exits again, and a Python signal (Ctrl-C) that arrived after the interpreter last
+ * The longest a guest runs before Python gets a look.  Two things need it: collected writes of
+ * a guest that never exits again, and a Python signal (Ctrl-C) that arrived after the interpreter last
  * looked and before KVM_RUN.
  */
 #define TICK_NS 50000000ull
-#define SECOND_NS 1000000000ull
+
+/* So much longer may what was posted wait while the guest has interrupts off. */
+#define PATIENCE 20
+/* So many reads in a row that were answered here: the guest waits, and what it wrote is due. */
+#define POLLS 64
 
 struct range {
     uint64_t first;
     uint64_t last;
     uint64_t slot : 56;
     uint64_t sink : 8;
+    struct pykvm_table *table; /* or NULL */
+    uint64_t bias;             /* what the table calls `first` */
 };
 
 struct pykvm_map {
     uint64_t holders; /* who may read it: the caller of pykvm_map_new(), and vCPUs */
+    struct pykvm_shared *shared;
 
     /* Index into `ports` plus one; 0 means nobody.  Pages that no device touches stay unmapped. */
     uint16_t port[65536];
@@ -81,8 +83,11 @@ struct pykvm_private {
     int kicked;
     int unblock; /* leave has to unblock the kick signal */
 
+    uint32_t polls; /* reads in a row that were answered without Python */
+
     uint64_t deadline; /* of the run, and of what the guest programmed; 0 is never */
     uint64_t alarm;
+    uint64_t flush;  /* when what was posted has to be handed over; 0 is never */
     uint64_t expiry; /* when the timer will next fire, or earlier */
     timer_t timer;
     int timer_armed;
@@ -143,14 +148,6 @@ uint64_t pykvm_cycles(void)
     return __rdtsc();
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
-}
-
 static struct timespec timespec_of(uint64_t ns)
 {
     struct timespec value = {.tv_sec = (time_t)(ns / SECOND_NS), .tv_nsec = (long)(ns % SECOND_NS)};
@@ -158,7 +155,7 @@ static struct timespec timespec_of(uint64_t ns)
     return value;
 }
 
-/* Tick from now on, the first time at the deadline or the alarm if one is nearer. */
+/* Tick from now on, the first time at the deadline, the alarm or the flush if one is nearer. */
 static void arm(struct pykvm_private *p, uint64_t now)
 {
     struct itimerspec when = {.it_interval = timespec_of(TICK_NS)};
@@ -168,6 +165,8 @@ static void arm(struct pykvm_private *p, uint64_t now)
         p->expiry = p->deadline;
     if (p->alarm && p->alarm < p->expiry)
         p->expiry = p->alarm;
+    if (p->flush && p->flush < p->expiry)
+        p->expiry = p->flush;
     when.it_value = timespec_of(p->expiry > now ? p->expiry - now : 1);
     timer_settime(p->timer, 0, &when, NULL);
 }
@@ -186,12 +185,14 @@ void pykvm_set_alarm(struct pykvm_vcpu *v, uint64_t when)
 
 static int64_t maps;
 
-struct pykvm_map *pykvm_map_new(void)
+struct pykvm_map *pykvm_map_new(struct pykvm_shared *shared)
 {
     struct pykvm_map *map = calloc(1, sizeof *map);
 
     if (map) {
         map->holders = 1;
+        map->shared = shared;
+        pykvm_shared_hold(shared);
         __atomic_add_fetch(&maps, 1, __ATOMIC_RELAXED);
     }
     return map;
@@ -207,8 +208,13 @@ void pykvm_map_free(struct pykvm_map *map)
 {
     if (!map || __atomic_sub_fetch(&map->holders, 1, __ATOMIC_ACQ_REL))
         return;
+    for (size_t i = 0; i < map->port_ranges; i++)
+        pykvm_table_free(map->ports[i].table);
+    for (size_t i = 0; i < map->mmio_ranges; i++)
+        pykvm_table_free(map->mmio[i].table);
     free(map->ports);
     free(map->mmio);
+    pykvm_shared_free(map->shared);
     free(map);
     __atomic_sub_fetch(&maps, 1, __ATOMIC_RELAXED);
 }
@@ -219,9 +225,10 @@ int64_t pykvm_maps(void)
 }
 
 int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint64_t slot,
-                  int sink)
+                  int sink, struct pykvm_table *table, uint64_t bias)
 {
-    struct range range = {.first = first, .last = last, .slot = slot, .sink = !!sink};
+    struct range range = {.first = first, .last = last, .slot = slot, .sink = !!sink,
+                          .table = table, .bias = bias};
     size_t *count = space == PYKVM_PIO ? &map->port_ranges : &map->mmio_ranges;
     struct range **ranges = space == PYKVM_PIO ? &map->ports : &map->mmio;
     struct range *grown;
@@ -242,6 +249,32 @@ int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t las
             grown[at] = grown[at - 1];
     }
     grown[at] = range;
+    if (table)
+        pykvm_table_hold(table);
+    return 0;
+}
+
+/* Whether any of these addresses is some range's. */
+static int claimed(const struct pykvm_map *map, int space, uint64_t address, uint64_t size)
+{
+    if (size > UINT64_MAX - address || (space == PYKVM_PIO && address + size > 0x10000))
+        return 1; /* it goes on at 0, which is for the bus to find out */
+    if (space == PYKVM_PIO) {
+        for (uint64_t port = address; port < address + size; port++)
+            if (map->port[port])
+                return 1;
+        return 0;
+    }
+    for (size_t low = 0, high = map->mmio_ranges; low < high;) {
+        size_t middle = (low + high) / 2;
+
+        if (address + (size - 1) < map->mmio[middle].first)
+            high = middle;
+        else if (address > map->mmio[middle].last)
+            low = middle + 1;
+        else
+            return 1;
+    }
     return 0;
 }
 
@@ -297,28 +330,7 @@ static void forget(struct pykvm_private *p)
     p->recent[PYKVM_MMIO] = nowhere;
 }
 
-/* ---- sinks ----------------------------------------------------------------------------- */
-
-static uint64_t load(const void *data, uint32_t size)
-{
-    uint64_t value = 0;
-
-    memcpy(&value, data, size <= sizeof value ? size : sizeof value);
-    return value;
-}
-
-static void sink(struct pykvm_vcpu *v, const struct range *range, uint64_t address, uint64_t value,
-                 uint32_t size)
-{
-    struct pykvm_write *write = &v->writes[v->sunk++];
-
-    write->offset = address - range->first;
-    write->size = size;
-    write->value = value;
-    if (!v->sunk_batches || v->batches[v->sunk_batches - 1].slot != range->slot)
-        v->batches[v->sunk_batches++] = (struct pykvm_batch){.slot = range->slot};
-    v->batches[v->sunk_batches - 1].count++;
-}
+/* ---- what the kernel collected ------------------------------------------------------------ */
 
 /*
  * Writes that the kernel coalesced happened before the exit that KVM_RUN just returned.  The ring
@@ -337,9 +349,13 @@ static void drain_ring(struct pykvm_vcpu *v)
         const struct kvm_coalesced_mmio *entry = &ring->coalesced_mmio[first];
         int space = entry->pio ? PYKVM_PIO : PYKVM_MMIO;
         const struct range *range = find(p, space, entry->phys_addr, entry->len);
+        uint64_t at = range ? entry->phys_addr - range->first : 0;
 
-        if (range)
-            sink(v, range, entry->phys_addr, load(entry->data, entry->len), entry->len);
+        if (range && range->table)
+            pykvm_table_post(range->table, range->bias + at, entry->len,
+                             load(entry->data, entry->len));
+        else if (range)
+            pykvm_collect(p->map->shared, range->slot, at, entry->len, entry->data, 1);
         first = (first + 1) % p->ring_entries;
     }
     __atomic_store_n(&ring->first, first, __ATOMIC_RELEASE);
@@ -365,8 +381,9 @@ static void take_map(struct pykvm_private *p)
 
 /* ---- one exit -------------------------------------------------------------------------- */
 
-/* "No code to return: enter the guest again." */
+/* "No code to return: enter the guest again", and "once what was collected has been handed over." */
 #define REENTER INT64_MIN
+#define HAND_OVER (INT64_MIN + 1)
 
 static int64_t hand_out(struct pykvm_vcpu *v, const struct range *range, uint64_t address,
                         void *data, uint32_t size, int is_write)
@@ -383,42 +400,114 @@ static int64_t hand_out(struct pykvm_vcpu *v, const struct range *range, uint64_
     return PYKVM_READ - (int64_t)range->slot;
 }
 
+/*
+ * What was posted may wait so long only: an interrupt hangs on it.  With interrupts off that cannot
+ * be taken yet.
+ */
+static void flush_within(struct pykvm_private *p, uint64_t within)
+{
+    uint64_t now;
+
+    if (!within || p->flush)
+        return;
+    now = now_ns();
+    p->flush = now + (p->run->if_flag ? within : within * PATIENCE);
+    if (p->flush < p->expiry || p->expiry <= now)
+        arm(p, now);
+}
+
+/* What the table of the range's device makes of an access: a code, or 0 if it has to be asked. */
+static int64_t take_published(struct pykvm_vcpu *v, const struct range *range, uint64_t address,
+                              void *data, uint32_t size, int is_write)
+{
+    struct pykvm_private *p = v->private_;
+    uint64_t offset = range->bias + (address - range->first), value = 0, within = 0;
+    int answer;
+
+    if (is_write) {
+        answer = pykvm_table_write(range->table, offset, size, load(data, size), &within);
+        p->polls = 0;
+    } else {
+        answer = pykvm_table_read(range->table, offset, size, &value, &within);
+        if (answer)
+            memcpy(data, &value, size);
+        if (answer && p->polls++ >= POLLS) {
+            p->polls = 0;
+            answer = PYKVM_HAND_OVER;
+        }
+    }
+    flush_within(p, within);
+    if (answer == PYKVM_HAND_OVER && pykvm_waiting(p->map->shared))
+        return HAND_OVER;
+    return answer ? REENTER : 0;
+}
+
+/* No range holds all of the access.  If no device has any of it, it may be dropped here. */
+static int64_t take_unclaimed(struct pykvm_vcpu *v, int space, uint64_t address, void *data,
+                              uint32_t size, uint32_t count, int is_write)
+{
+    struct pykvm_map *map = v->private_->map;
+
+    if (!map->shared->floats || claimed(map, space, address, size))
+        return PYKVM_EXIT;
+    pykvm_drop(map->shared, space, is_write, address, size, is_write ? load(data, size) : 0, count);
+    if (!is_write)
+        memset(data, 0xff, (size_t)size * count);
+    return REENTER;
+}
+
 static int64_t take_io(struct pykvm_vcpu *v)
 {
-    struct kvm_run *run = v->private_->run;
+    struct pykvm_private *p = v->private_;
+    struct kvm_run *run = p->run;
     uint8_t *data = (uint8_t *)run + run->io.data_offset;
     int is_write = run->io.direction == KVM_EXIT_IO_OUT;
-    const struct range *range = find(v->private_, PYKVM_PIO, run->io.port, run->io.size);
+    const struct range *range = find(p, PYKVM_PIO, run->io.port, run->io.size);
 
     if (!range)
-        return PYKVM_EXIT;
-    if (is_write && range->sink) {
-        for (uint32_t i = 0; i < run->io.count; i++, data += run->io.size)
-            sink(v, range, run->io.port, load(data, run->io.size), run->io.size);
+        return take_unclaimed(v, PYKVM_PIO, run->io.port, data, run->io.size, run->io.count,
+                              is_write);
+    if (is_write && range->sink &&
+        pykvm_collect(p->map->shared, range->slot, run->io.port - range->first, run->io.size, data,
+                      run->io.count))
         return REENTER;
-    }
     if (run->io.count != 1)
         return PYKVM_EXIT;
+    if (range->table) {
+        int64_t code = take_published(v, range, run->io.port, data, run->io.size, is_write);
+
+        if (code)
+            return code;
+    }
     return hand_out(v, range, run->io.port, data, run->io.size, is_write);
 }
 
 static int64_t take_mmio(struct pykvm_vcpu *v)
 {
-    struct kvm_run *run = v->private_->run;
+    struct pykvm_private *p = v->private_;
+    struct kvm_run *run = p->run;
+    uint64_t address = run->mmio.phys_addr;
     const struct range *range;
 
     /* An access across two pages comes in parts of any size: the bus cuts those up. */
     if (!run->mmio.len || run->mmio.len > 8 || run->mmio.len & (run->mmio.len - 1))
         return PYKVM_EXIT;
-    range = find(v->private_, PYKVM_MMIO, run->mmio.phys_addr, run->mmio.len);
+    range = find(p, PYKVM_MMIO, address, run->mmio.len);
     if (!range)
-        return PYKVM_EXIT;
-    if (run->mmio.is_write && range->sink) {
-        sink(v, range, run->mmio.phys_addr, load(run->mmio.data, run->mmio.len), run->mmio.len);
+        return take_unclaimed(v, PYKVM_MMIO, address, run->mmio.data, run->mmio.len, 1,
+                              run->mmio.is_write);
+    if (run->mmio.is_write && range->sink &&
+        pykvm_collect(p->map->shared, range->slot, address - range->first, run->mmio.len,
+                      run->mmio.data, 1))
         return REENTER;
+    if (range->table) {
+        int64_t code = take_published(v, range, address, run->mmio.data, run->mmio.len,
+                                      run->mmio.is_write);
+
+        if (code)
+            return code;
     }
-    return hand_out(v, range, run->mmio.phys_addr, run->mmio.data, run->mmio.len,
-                  run->mmio.is_write);
+    return hand_out(v, range, address, run->mmio.data, run->mmio.len, run->mmio.is_write);
 }
 
 static void count(struct pykvm_vcpu *v, const struct kvm_run *run)
@@ -448,6 +537,12 @@ static int64_t take_exit(struct pykvm_vcpu *v)
     return PYKVM_EXIT;
 }
 
+/* How many collected accesses wait to be handed over. */
+static uint32_t waiting(const struct pykvm_private *p)
+{
+    return p->map ? pykvm_waiting(p->map->shared) : 0;
+}
+
 /*
  * KVM_RUN was interrupted.  `kicked` is read last: a kick that comes in between leaves its signal
  * and immediate_exit behind, which costs one empty round and loses nothing.
@@ -456,6 +551,7 @@ static int64_t interrupted(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
     uint64_t now;
+    int flushed;
 
     if (p->ring && p->map && !v->surface)
         drain_ring(v);
@@ -470,8 +566,14 @@ static int64_t interrupted(struct pykvm_vcpu *v)
         p->alarm = 0;
         return PYKVM_ALARM;
     }
-    if (now >= p->expiry)
-        arm(p, now);
+    if (now < p->expiry)
+        return PYKVM_AGAIN;
+    flushed = p->flush && now >= p->flush;
+    if (flushed)
+        p->flush = 0;
+    arm(p, now);
+    if (flushed)
+        return waiting(p) ? HAND_OVER : REENTER;
     return PYKVM_AGAIN;
 }
 
@@ -535,19 +637,22 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
     }
     take_map(p);
     before = __rdtsc();
-    while (code == REENTER && v->sunk <= WRITES - LARGEST_BATCH) {
+    while (code == REENTER && waiting(p) <= WRITES - LARGEST_BATCH) {
         if (__atomic_load_n(&v->attention, __ATOMIC_RELAXED) && !p->held)
             code = PYKVM_ATTENTION;
         else
             code = enter_guest(v);
     }
     v->guest_cycles += __rdtsc() - before;
-    if (code == REENTER)
-        code = PYKVM_AGAIN;
-    if (v->sunk) {
+    if (code == HAND_OVER)
+        code = REENTER;
+    if (waiting(p)) {
+        p->flush = 0;
         p->pending = code;
         code = PYKVM_DRAIN;
     }
+    if (code == REENTER)
+        code = PYKVM_AGAIN; /* another vCPU has handed it over */
     __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
     return code;
 }
@@ -671,6 +776,7 @@ int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline, int loose)
         p->timer_armed = 1;
         p->deadline = deadline;
         p->alarm = 0;
+        p->flush = 0;
         arm(p, now_ns());
     }
     __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
@@ -771,20 +877,12 @@ struct whole {
 struct pykvm_vcpu *pykvm_vcpu_new(int fd, void *page, void *ring, uint32_t ring_entries)
 {
     struct whole *whole = calloc(1, sizeof *whole);
-    struct pykvm_write *writes = malloc(WRITES * sizeof *writes);
-    struct pykvm_batch *batches = malloc(WRITES * sizeof *batches);
     struct pykvm_private *p;
 
-    if (!whole || !writes || !batches) {
-        free(whole);
-        free(writes);
-        free(batches);
+    if (!whole)
         return NULL;
-    }
     p = &whole->private_;
     whole->vcpu.private_ = p;
-    whole->vcpu.writes = writes;
-    whole->vcpu.batches = batches;
     p->fd = fd;
     p->run = page;
     p->ring = ring;
@@ -803,8 +901,6 @@ void pykvm_vcpu_free(struct pykvm_vcpu *v)
     pthread_mutex_destroy(&v->private_->lock);
     pykvm_map_free(v->private_->map);
     pykvm_map_free(v->private_->new_map);
-    free(v->writes);
-    free(v->batches);
     free(v); /* it begins the struct whole */
 }
 

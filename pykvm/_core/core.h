@@ -9,6 +9,8 @@
 #define PYKVM_CORE_H
 #include <stdint.h>
 
+#include "published.h"
+
 /*
  * What pykvm_run() returns.  Zero and above: a write that lies wholly inside one range of the map;
  * the number is its slot.  PYKVM_READ and below: such a read, of slot PYKVM_READ - number.  Else
@@ -23,20 +25,7 @@ enum pykvm_code {
     PYKVM_ALARM = -7,     /* the time given to pykvm_set_alarm() has come; there is no alarm now */
     PYKVM_ATTENTION = -8, /* `attention` is set: it stays so until Python clears it */
     PYKVM_READ = -16,
-    PYKVM_DRAIN = -6      /* writes wait; reset `sunk` and `sunk_batches`, then pykvm_run() again */
-};
-
-/* One write that a sink collected; Python reads these with struct as "<QQQ". */
-struct pykvm_write {
-    uint64_t offset; /* from the start of the range */
-    uint64_t size;   /* in bytes */
-    uint64_t value;
-};
-
-/* So many writes in a row belong to the same slot. */
-struct pykvm_batch {
-    uint64_t slot;
-    uint64_t count;
+    PYKVM_DRAIN = -6      /* collected writes wait: pykvm_take() them, then pykvm_run() again */
 };
 
 enum {
@@ -78,10 +67,6 @@ struct pykvm_vcpu {
     uint32_t attention; /* nonzero: come back before entering the guest again */
     uint8_t surface;  /* nonzero: every exit is PYKVM_EXIT, no map and no sink takes part */
     uint32_t watched; /* so many exits from now on set `attention` */
-    uint32_t sunk;
-    uint32_t sunk_batches;
-    struct pykvm_write *writes;
-    struct pykvm_batch *batches;
     uint64_t runs;          /* KVM_RUN calls so far */
     uint64_t guest_cycles;  /* host TSC cycles spent in the guest and in this loop */
     uint64_t exits[128];
@@ -93,9 +78,13 @@ struct pykvm_vcpu {
  * The map from ports and addresses to slots (below 1 << 56).  Built once, then read by any number of
  * vCPUs.  Each of them keeps the maps that it may still read; pykvm_map_free() gives up the caller's.
  */
-struct pykvm_map *pykvm_map_new(void);
+struct pykvm_map *pykvm_map_new(struct pykvm_shared *shared);
+/*
+ * The writes of a `sink` are collected.  `table`, or NULL, has the registers of the range, whose
+ * first address is the device's offset `bias`.  Returns 0, -EINVAL or -ENOMEM.
+ */
 int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint64_t slot,
-                  int sink);
+                  int sink, struct pykvm_table *table, uint64_t bias);
 void pykvm_map_free(struct pykvm_map *map);
 
 /* How many maps there are in this process. */

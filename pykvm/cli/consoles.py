@@ -82,7 +82,7 @@ class Consoles:
 
         serial = self._open("--serial", options.serial, terminal=terminal)
         write = self._writer(serial)
-        uart.on_output(write)
+        uart.on_output(write, at_once=b"")
         if serial.pumped:
             pumps.append(Pump(serial, receive=receive, unread=lambda: uart.pending))
             uart.on_drained(pumps[0].drained)

@@ -24,11 +24,13 @@ import threading
 from typing import TYPE_CHECKING
 
 from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.published import Counter, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pykvm.clock import TimeSource
+    from pykvm.published import Published
 
 __all__ = ["SHORTEST", "TICK_NS", "TIMERS", "Hpet"]
 
@@ -73,6 +75,9 @@ _KEPT = INT_TYPE_CNF | INT_ENB_CNF | TYPE_CNF | MODE32_CNF
 
 #: What legacy replacement gives timers 0 and 1, in place of the 8254 and the RTC (2.4.2.1).
 LEGACY_IRQS = (0, 8)
+
+# What guests read again and again, and reading has no effect on.
+PUBLISHED = (CAPABILITIES, COUNTER)
 
 _ONES32 = (1 << 32) - 1
 _ONES64 = (1 << 64) - 1
@@ -248,7 +253,29 @@ class Hpet:
         # Guest time in ticks plus `_bias` is the counter; while halted, `_halted_at`.
         self._bias = 0
         self._halted_at: int | None = 0
+        self._published: Published | None = None
         self.reset()
+
+    def publish(self, published: Published) -> None:
+        """See `pykvm.published.Publishing`."""
+        with self._lock:
+            if self._published is not None:
+                self._published.withdraw()
+            published.lay_out([(offset, 8) for offset in PUBLISHED])
+            self._published = published
+            for number, offset in enumerate(PUBLISHED[:-1]):
+                published.set(number, Rule(self._register(offset)))
+            self._publish_counter()
+
+    def _publish_counter(self) -> None:
+        if self._published is None:
+            return
+        rule = None
+        if self._halted_at is not None:
+            rule = Rule(self.counter)
+        elif self._published.knows(self._clock):
+            rule = Rule(Counter(1, TICK_NS, self._bias))
+        self._published.set(PUBLISHED.index(COUNTER), rule)
 
     # -- the board's side --------------------------------------------------------------------
 
@@ -431,6 +458,7 @@ class Hpet:
 
     def _follow(self) -> None:
         """Arm the deadlines and drive the lines as the registers now say."""
+        self._publish_counter()
         for timer, deadline in zip(self.timers, self._deadlines, strict=True):
             if self._halted_at is not None or not timer.interrupts or self._output(timer) is None:
                 deadline.cancel()

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 from pykvm.clock import ticks_at
 from pykvm.errors import ConfigError
+from pykvm.published import Counter, Rule
 
 if TYPE_CHECKING:
     from pykvm.clock import TimeSource
+    from pykvm.published import Published
 
 __all__ = ["PM_TIMER_HZ", "AcpiPmTimer"]
 
 PM_TIMER_HZ = 3_579_545
+SECOND = 1_000_000_000  # ns
 
 
 class AcpiPmTimer:
@@ -43,6 +46,12 @@ class AcpiPmTimer:
         self.name = name
         self.bits = bits
         self._clock = clock
+
+    def publish(self, published: Published) -> None:
+        """See `pykvm.published.Publishing`."""
+        published.lay_out([(0, 4)])
+        if published.knows(self._clock):
+            published.set(0, Rule(Counter(PM_TIMER_HZ, SECOND), mask=(1 << self.bits) - 1))
 
     @property
     def value(self) -> int:

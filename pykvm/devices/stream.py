@@ -36,6 +36,8 @@ class OutputLog:
         self._keeping = threading.Lock()
         self._trimmed = 0
         self._subscribers: tuple[Callable[[bytes], object], ...] = ()
+        # The `at_once` of each subscriber.
+        self._at_once: tuple[bytes | None, ...] = ()
 
     @property
     def output(self) -> bytes:
@@ -75,19 +77,43 @@ class OutputLog:
         lines = tail.decode(errors="replace").replace("\r\n", "\n").rstrip().split("\n")
         return "\n".join(line.rstrip("\r")[-LONGEST_LINE:] for line in lines[-count:])
 
-    def on_output(self, callback: Callable[[bytes], object]) -> Callable[[], None]:
+    def on_output(
+        self, callback: Callable[[bytes], object], *, at_once: bytes | None = None
+    ) -> Callable[[], None]:
         """Call ``callback(data)`` with everything printed from now on; returns how to stop that.
 
         It is called in the thread of the vCPU that prints.  What it raises comes out of that
-        vCPU's run.
+        vCPU's run.  A subscriber that need not see each byte at the moment at which the guest
+        prints it says so by `at_once`, the bytes that it has to see before the guest goes on
+        (``b""`` for none): others come with them, before the guest's next exit that Python sees,
+        or within 50 ms.
         """
         check_callback("callback", callback)
-        self._subscribers = (*self._subscribers, callback)
+
+        def subscribed(data: bytes) -> None:
+            callback(data)
+
+        self._subscribers = (*self._subscribers, subscribed)
+        self._at_once = (*self._at_once, at_once)
+        self._subscribers_changed()
 
         def unsubscribe() -> None:
-            self._subscribers = tuple(c for c in self._subscribers if c is not callback)
+            if subscribed in self._subscribers:
+                at = self._subscribers.index(subscribed)
+                self._subscribers = self._subscribers[:at] + self._subscribers[at + 1 :]
+                self._at_once = self._at_once[:at] + self._at_once[at + 1 :]
+                self._subscribers_changed()
 
         return unsubscribe
+
+    def _subscribers_changed(self) -> None:
+        """Others listen now, or want other bytes at once."""
+
+    @property
+    def _prompt(self) -> bytes | None:
+        """The bytes that some subscriber wants at once; None for all of them."""
+        wanted = self._at_once
+        return None if None in wanted else bytes(sorted({*b"".join(filter(None, wanted))}))
 
     def emit(self, data: bytes) -> None:
         """Keep `data` as printed, and pass it on."""

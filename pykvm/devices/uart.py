@@ -9,6 +9,11 @@ so input never overruns, and the character timeout is due whenever fewer charact
 trigger level.  All eight bits travel whatever the word length says: a guest that never set one can
 print.
 
+Where C can answer for this device it does so (`pykvm.published`): while no input waits, status
+registers are values, and what is printed is posted.  With the transmitter's interrupt enabled, that
+interrupt then comes like that of a line with a speed: when the guest has filled the FIFO, does
+anything else, or half a character's time at 115,200 bits per second later.
+
 The host heeds RTS where a guest that receives by interrupts uses it: one that has raised RTS since
 it enabled them gets nothing while it takes RTS away (ITU-T V.24, circuit 133, "ready for
 receiving").  Any other guest receives, whatever it does with RTS.
@@ -25,11 +30,13 @@ from pykvm.checks import callback as check_callback
 from pykvm.devices.incoming import Incoming
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
+from pykvm.published import Published, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pykvm.clock import TimeSource
+    from pykvm.published import Access
 
 __all__ = ["Uart16550"]
 
@@ -79,7 +86,24 @@ MSR_RI = 0x40
 MSR_DCD = 0x80
 MSR_RING_ENDED = 0x04
 
+# Offsets, where the divisor latch is not chosen.
+DATA = 0
+IER = 1
+IIR = 2
+LCR = 3
+MCR = 4
+LSR = 5
+MSR = 6
+SCRATCH = 7
+REGISTERS = 8
+
+# What is published depends on whether a transmitter interrupt is due: the number of the bank.
+BANKS = 2
+DUE = 1
+
 FIFO_SIZE = 16
+#: The longest, in ns, that what was printed waits for the transmitter interrupt that it causes.
+LONGEST_WAIT = 50_000
 CLOCK_HZ = 1_843_200
 
 # What loopback wires each modem control output to (PC16550D 8.6.4).
@@ -123,6 +147,8 @@ class Uart16550(OutputLog):
         self._received: deque[int] = deque()
         self._inputs = MSR_CTS | MSR_DSR | MSR_DCD
         self._drained: tuple[Callable[[], object], ...] = ()
+        self._published: Published | None = None
+        self._published_for: object = None
         # Master reset leaves these three alone; at power-on they hold anything.
         self._divisor = 12
         self._scratch = 0
@@ -206,6 +232,89 @@ class Uart16550(OutputLog):
             self._msr = self._inputs
             self._update()
 
+    # What needs no Python
+
+    def publish(self, published: Published) -> None:
+        """See `pykvm.published.Publishing`."""
+        with self._lock:
+            if self._published is not None:
+                self._published.withdraw()
+            published.lay_out([(offset, 1) for offset in range(REGISTERS)], banks=BANKS)
+            self._published = published
+            self._published_for = None
+            self._republish()
+
+    def replay(self, accesses: Sequence[Access]) -> None:
+        """See `pykvm.published.Replaying`."""
+        printed = bytes([value for _, _, read, value, _ in accesses if not read])
+        with self._lock:
+            if self._ier & IER_THR_EMPTY:
+                # The first of them takes the request away, the last one makes it.
+                if printed:
+                    self._thr_empty_due = False
+                    self._update()
+                self._thr_empty_due = not accesses[-1][2]
+                self._update()
+            else:
+                self._thr_empty_due = True
+        if printed:
+            self.emit(printed)
+
+    def _subscribers_changed(self) -> None:
+        with self._lock:
+            self._republish()
+
+    def _republish(self) -> None:
+        """Publish what holds now.  Call it with the lock, after any change."""
+        published = self._published
+        if published is None:
+            return
+        if self._ier & IER_THR_EMPTY:
+            published.choose(self._thr_empty_due)
+        state = (
+            (self._ier, self._lcr, self._mcr, self._msr, self._scratch, self._fifo, self._errors),
+            bool(self._incoming),
+            self._received and (len(self._received), max(self._received)),
+            self._trigger,
+            self._at_once,
+        )
+        if state != self._published_for:
+            self._published_for = state
+            self._publish_registers(published)
+
+    def _publish_registers(self, published: Published) -> None:
+        divisor = self._lcr & LCR_DIVISOR_LATCH
+        values = {
+            IER: None if divisor else self._ier,
+            LCR: self._lcr,
+            MCR: self._mcr,
+            LSR: None if self._errors else self._line_status(),
+            MSR: None if self._msr & 0x0F else self._msr,
+            SCRATCH: self._scratch,
+        }
+        # Any read lets a character in that waits.
+        quiet = not self._incoming
+        for register, value in values.items():
+            published.set(register, Rule(reads=value) if quiet and value is not None else None)
+        for due in range(BANKS):
+            published.set(IIR, self._iir_rule(bool(due)) if quiet else None, bank=due)
+        published.set(DATA, None if divisor else self._thr_rule())
+
+    def _thr_rule(self) -> Rule | None:
+        prompt = self._prompt
+        if prompt is None or self._mcr & MCR_LOOP:
+            return None
+        if not self._ier & IER_THR_EMPTY:
+            return Rule(posts=True, prompt=prompt)
+        return Rule(posts=True, prompt=prompt, after_write=DUE, within=LONGEST_WAIT, most=FIFO_SIZE)
+
+    def _iir_rule(self, due: bool) -> Rule:
+        source = self._interrupt(due)
+        value = source | (IIR_FIFO if self._fifo else 0)
+        return (
+            Rule(reads=value, told=True, after_read=0) if source == IIR_THR_EMPTY else Rule(value)
+        )
+
     # The guest's side
 
     def read(self, offset: int, size: int) -> int:
@@ -217,6 +326,8 @@ class Uart16550(OutputLog):
             value = table[offset & 7](self)
             if self._ier:
                 self._update()
+            else:
+                self._republish()
             emptied, self._emptied = self._emptied, False
         if emptied:
             for callback in self._drained:
@@ -231,6 +342,8 @@ class Uart16550(OutputLog):
             printed = table[offset & 7](self, value)
             if self._ier or self._irq.level:
                 self._update()
+            else:
+                self._republish()
         # Outside the lock: a subscriber may wait for another thread that sends.
         if printed:
             self.emit(printed)
@@ -254,7 +367,7 @@ class Uart16550(OutputLog):
         return self._ier
 
     def _read_iir(self) -> int:
-        source = self._interrupt()
+        source = self._interrupt(self._thr_empty_due)
         if source == IIR_THR_EMPTY:
             self._thr_empty_due = False
         return source | (IIR_FIFO if self._fifo else 0)
@@ -266,13 +379,17 @@ class Uart16550(OutputLog):
         return self._mcr
 
     def _read_lsr(self) -> int:
+        status = self._line_status()
+        self._errors = 0
+        return status
+
+    def _line_status(self) -> int:
         status = LSR_SENT | self._errors
         if self._received:
             status |= LSR_DATA_READY
         flawed = self._errors & LSR_CHARACTER_ERRORS or any(c > 0xFF for c in self._received)
         if self._fifo and flawed:
             status |= LSR_FIFO_ERROR
-        self._errors = 0
         return status
 
     def _read_msr(self) -> int:
@@ -417,14 +534,14 @@ class Uart16550(OutputLog):
             changed &= ~MSR_RING_ENDED
         self._msr = now | self._msr & 0x0F | changed
 
-    def _interrupt(self) -> int:
+    def _interrupt(self, thr_empty_due: bool) -> int:
         """What the IIR names: the most urgent source that is enabled and due."""
         ier = self._ier
         if ier & IER_LINE_STATUS and self._errors:
             return IIR_LINE_STATUS
         if ier & IER_RECEIVED and self._received:
             return IIR_RECEIVED if len(self._received) >= self._trigger else IIR_TIMEOUT
-        if ier & IER_THR_EMPTY and self._thr_empty_due:
+        if ier & IER_THR_EMPTY and thr_empty_due:
             return IIR_THR_EMPTY
         if ier & IER_MODEM_STATUS and self._msr & 0x0F:
             return IIR_MODEM_STATUS
@@ -434,5 +551,5 @@ class Uart16550(OutputLog):
         """Drive the interrupt line to what the registers now say."""
         if self._ier & (IER_RECEIVED | IER_LINE_STATUS):
             self._refill()
-        level = self._interrupt() != IIR_NONE
-        self._irq.set(level)
+        self._irq.set(self._interrupt(self._thr_empty_due) != IIR_NONE)
+        self._republish()

@@ -10,6 +10,7 @@ from pykvm.errors import GuestError, MemoryRangeError
 from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from pykvm.bus import Bus
@@ -38,7 +39,8 @@ class Devices(Protocol):
 class BusDevices:
     """The devices of a bus, entered by one vCPU at a time.
 
-    Raises GuestError where nobody is, unless unclaimed accesses are to float.
+    Raises GuestError where nobody is, unless unclaimed accesses are to float: then `drop` is told
+    of each, as `pykvm.published.Shared.drop` is.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class BusDevices:
         lock: AbstractContextManager[object],
         *,
         floating: bool,
+        drop: Callable[..., None] = lambda **_: None,
     ) -> None:
         self._bus = bus
         self._memory = memory
         self._lock = lock
         self._floating = floating
+        self._drop = drop
 
     def read(self, address: int, size: int) -> int:
         """See `Devices`."""
@@ -60,6 +64,7 @@ class BusDevices:
             value = self._bus.read(Space.MMIO, address, size)
         if value is None:
             self._nobody(f"read {size} byte(s)", address)
+            self._drop(pio=False, address=address, size=size, value=None)
             return (1 << 8 * size) - 1
         return value
 
@@ -69,6 +74,7 @@ class BusDevices:
             taken = self._bus.write(Space.MMIO, address, size, value)
         if not taken:
             self._nobody(f"wrote {size} byte(s)", address)
+            self._drop(pio=False, address=address, size=size, value=value)
 
     def _nobody(self, what: str, address: int) -> None:
         if not self._floating:

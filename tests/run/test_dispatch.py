@@ -13,6 +13,7 @@ from pykvm._core import ffi, lib
 from pykvm.bus import Bus
 from pykvm.dispatch import MANY, Dispatch
 from pykvm.errors import KVMError
+from pykvm.published import Shared
 
 
 class Plain:
@@ -53,16 +54,12 @@ class Zones:
         self.zones.remove((addr, size, pio))
 
 
-def collected(*batches: tuple[int, list[tuple[int, int, int]]]) -> Any:
-    """A vCPU's collection of writes (offset, size, value) by slot, and what keeps it alive."""
-    core = ffi.new("struct pykvm_vcpu *")
-    flat = [write for _, writes in batches for write in writes]
-    core.writes = writes_ = ffi.new("struct pykvm_write[]", flat)
-    core.batches = batches_ = ffi.new(
-        "struct pykvm_batch[]", [(slot, len(writes)) for slot, writes in batches]
-    )
-    core.sunk, core.sunk_batches = len(flat), len(batches)
-    return core, (writes_, batches_)
+def collect(dispatch: Dispatch, *batches: tuple[int, list[tuple[int, int, int]]]) -> None:
+    """Have C collect writes (offset, size, value) by slot."""
+    for slot, writes in batches:
+        for offset, size, value in writes:
+            data = value.to_bytes(size, "little")
+            assert lib.pykvm_collect(dispatch.collected.core, slot, offset, size, data, 1)
 
 
 def test_handlers_by_slot() -> None:
@@ -82,17 +79,14 @@ def test_writes_are_handed_over_in_order_grouped_by_sink(shared: bool) -> None:
     first = bus.add_pio(0x10, 4, Sink("first", log)).slot
     second = bus.add_mmio(0x1000, 4, Sink("second", log)).slot
     dispatch = Dispatch(bus, shared=shared)
-    core, _keep = collected(
-        (first, [(0, 1, 7), (1, 1, 8)]), (second, [(0, 4, 9)]), (first, [(2, 2, 10)])
-    )
-    dispatch.deliver(core)
+    collect(dispatch, (first, [(0, 1, 7), (1, 1, 8)]), (second, [(0, 4, 9)]), (first, [(2, 2, 10)]))
+    dispatch.deliver()
 
     assert log == [
         ("first", [(0, 1, 7), (1, 1, 8)]),
         ("second", [(0, 4, 9)]),
         ("first", [(2, 2, 10)]),
     ]
-    assert (core.sunk, core.sunk_batches) == (0, 0)
     assert not dispatch.waiting
 
 
@@ -105,11 +99,11 @@ def test_the_kernel_collects_from_many_writes_on() -> None:
     dispatch = Dispatch(bus, vm=vm)
     dispatch.coalesce(True)
     assert vm.zones == set()
-    core, _keep = collected((slot, [(0, 1, 1)] * (MANY - 1)))
-    dispatch.deliver(core)
+    collect(dispatch, (slot, [(0, 1, 1)] * (MANY - 1)))
+    dispatch.deliver()
     assert vm.zones == set()
-    core, _keep = collected((slot, [(0, 1, 1)]))
-    dispatch.deliver(core)
+    collect(dispatch, (slot, [(0, 1, 1)]))
+    dispatch.deliver()
     # As many as there is room for; never the plain device.
     assert len(vm.zones) == 2
     assert vm.zones < {(0x10, 4, True), (0x1000, 8, False), (0x2000, 8, False)}
@@ -122,13 +116,15 @@ def test_the_kernel_collects_from_many_writes_on() -> None:
 
 
 def test_the_map_refuses_what_no_bus_contains() -> None:
-    new = ffi.gc(lib.pykvm_map_new(), lib.pykvm_map_free)
+    new = ffi.gc(lib.pykvm_map_new(Shared().core), lib.pykvm_map_free)
 
-    assert lib.pykvm_map_add(new, lib.PYKVM_PIO, 0x10, 0xF, 0, 0) == -22
-    assert lib.pykvm_map_add(new, lib.PYKVM_PIO, 0xFFFF, 0x10000, 0, 0) == -22
-    assert lib.pykvm_map_add(new, lib.PYKVM_MMIO, 0, 2**64 - 1, 0, 0) == 0
+    def add(space: int, first: int, last: int, slot: int = 0) -> int:
+        return int(lib.pykvm_map_add(new, space, first, last, slot, 0, ffi.NULL, 0))
 
-    assert lib.pykvm_map_add(new, lib.PYKVM_MMIO, 0, 1, 1 << 56, 0) == -22
+    assert add(lib.PYKVM_PIO, 0x10, 0xF) == -22
+    assert add(lib.PYKVM_PIO, 0xFFFF, 0x10000) == -22
+    assert add(lib.PYKVM_MMIO, 0, 2**64 - 1) == 0
+    assert add(lib.PYKVM_MMIO, 0, 1, 1 << 56) == -22
 
 
 def test_a_map_lives_as_long_as_a_vcpu_may_read_it() -> None:
@@ -167,8 +163,8 @@ def test_what_a_vcpu_found_before_a_device_went_away_finds_nobody() -> None:
 
     assert reads[slot](0, 2) == 0xFFFF
     writes[slot](0, 2, 1)
-    core, _keep = collected((sink, [(0, 1, 7)]), (kept, [(0, 1, 8)]))
-    dispatch.deliver(core)
+    collect(dispatch, (sink, [(0, 1, 7)]), (kept, [(0, 1, 8)]))
+    dispatch.deliver()
     assert log == [("kept", [(0, 1, 8)])]
 
 

@@ -1,0 +1,443 @@
+/*
+ * Accesses that need no Python (published.h).  All of it is under one lock a machine, held for some
+ * instructions only: vCPUs answer while any thread publishes, and what they post has one order.
+ */
+#define _GNU_SOURCE
+#include "published.h"
+
+#include "shared.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+#define NO_TIME INT64_MIN
+#define OFFSETS (1u << 16)
+
+struct collection {
+    struct pykvm_write *writes;
+    struct pykvm_batch *batches;
+    uint32_t write_count;
+    uint32_t batch_count;
+};
+
+struct pykvm_shared_private {
+    pthread_mutex_t lock;
+    struct collection open;  /* what is being collected */
+    struct collection taken; /* what Python reads */
+    uint64_t generation;     /* how often it was taken */
+    int64_t base;
+    uint64_t holders;
+};
+
+struct place {
+    uint16_t offset;
+    uint8_t size;
+};
+
+struct pykvm_table {
+    struct pykvm_shared *shared;
+    uint64_t tag;
+    uint64_t holders;
+    uint64_t generation; /* in which it last posted */
+    uint32_t row;        /* how many writes in a row it has posted in that one */
+    uint32_t length;
+    uint32_t registers;
+    uint32_t banks;
+    uint32_t bank;
+    uint16_t *at; /* by offset: the number of the register, plus one */
+    struct place *places;
+    struct pykvm_rule *rules; /* by register, then by bank */
+};
+
+/* ---- what the vCPUs share -------------------------------------------------------------- */
+
+static void free_collection(struct collection *collection)
+{
+    free(collection->writes);
+    free(collection->batches);
+}
+
+/* Pages that no write ever reaches stay unmapped. */
+static int new_collection(struct collection *collection)
+{
+    collection->writes = malloc(WRITES * sizeof *collection->writes);
+    collection->batches = malloc(WRITES * sizeof *collection->batches);
+    return collection->writes && collection->batches;
+}
+
+struct pykvm_shared *pykvm_shared_new(void)
+{
+    struct pykvm_shared *shared = calloc(1, sizeof *shared);
+    struct pykvm_shared_private *p = calloc(1, sizeof *p);
+
+    if (!shared || !p) {
+        free(shared);
+        free(p);
+        return NULL;
+    }
+    shared->private_ = p;
+    p->base = NO_TIME;
+    p->holders = 1;
+    p->generation = 1;
+    pthread_mutex_init(&p->lock, NULL);
+    if (!new_collection(&p->open) || !new_collection(&p->taken)) {
+        pykvm_shared_free(shared);
+        return NULL;
+    }
+    return shared;
+}
+
+void pykvm_shared_hold(struct pykvm_shared *shared)
+{
+    __atomic_add_fetch(&shared->private_->holders, 1, __ATOMIC_RELAXED);
+}
+
+void pykvm_shared_free(struct pykvm_shared *shared)
+{
+    struct pykvm_shared_private *p;
+
+    if (!shared || __atomic_sub_fetch(&shared->private_->holders, 1, __ATOMIC_ACQ_REL))
+        return;
+    p = shared->private_;
+    pthread_mutex_destroy(&p->lock);
+    free_collection(&p->open);
+    free_collection(&p->taken);
+    free(p);
+    free(shared);
+}
+
+void pykvm_set_time(struct pykvm_shared *shared, int64_t base)
+{
+    struct pykvm_shared_private *p = shared->private_;
+
+    pthread_mutex_lock(&p->lock);
+    p->base = base;
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* Guest time, or 0 where it is not known.  Under the lock. */
+static int guest_time(const struct pykvm_shared_private *p, uint64_t *time)
+{
+    if (p->base == NO_TIME)
+        return 0;
+    *time = now_ns() - (uint64_t)p->base;
+    return 1;
+}
+
+uint32_t pykvm_take(struct pykvm_shared *shared)
+{
+    struct pykvm_shared_private *p = shared->private_;
+    struct collection empty;
+
+    pthread_mutex_lock(&p->lock);
+    empty = p->taken;
+    p->taken = p->open;
+    p->open = empty;
+    __atomic_store_n(&p->open.write_count, 0, __ATOMIC_RELAXED);
+    p->open.batch_count = 0;
+    p->generation++;
+    pthread_mutex_unlock(&p->lock);
+    shared->writes = p->taken.writes;
+    shared->batches = p->taken.batches;
+    shared->write_count = p->taken.write_count;
+    shared->batch_count = p->taken.batch_count;
+    return shared->write_count;
+}
+
+uint32_t pykvm_waiting(const struct pykvm_shared *shared)
+{
+    return __atomic_load_n(&shared->private_->open.write_count, __ATOMIC_RELAXED);
+}
+
+/* Under the lock, and with room for it. */
+static void collect(struct pykvm_shared_private *p, uint64_t slot, const struct pykvm_write *write)
+{
+    struct collection *open = &p->open;
+    struct pykvm_batch *batch = &open->batches[open->batch_count];
+
+    open->writes[open->write_count] = *write;
+    __atomic_store_n(&open->write_count, open->write_count + 1, __ATOMIC_RELAXED);
+    if (open->batch_count && batch[-1].slot == slot) {
+        batch[-1].count++;
+    } else {
+        *batch = (struct pykvm_batch){.slot = slot, .count = 1};
+        open->batch_count++;
+    }
+}
+
+int pykvm_collect(struct pykvm_shared *shared, uint64_t slot, uint64_t offset, uint32_t size,
+                  const void *data, uint32_t count)
+{
+    struct pykvm_shared_private *p = shared->private_;
+    struct pykvm_write write = {.offset = offset, .size = size};
+    int fits;
+
+    pthread_mutex_lock(&p->lock);
+    fits = count <= WRITES - p->open.write_count;
+    for (uint32_t i = 0; fits && i < count; i++) {
+        write.value = load((const uint8_t *)data + (size_t)i * size, size);
+        collect(p, slot, &write);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return fits;
+}
+
+void pykvm_drop(struct pykvm_shared *shared, int space, int is_write, uint64_t address,
+                uint32_t size, uint64_t value, uint64_t count)
+{
+    struct pykvm_shared_private *p = shared->private_;
+
+    pthread_mutex_lock(&p->lock);
+    if (!shared->dropped) {
+        shared->dropped_space = (uint8_t)space;
+        shared->dropped_write = (uint8_t)is_write;
+        shared->dropped_address = address;
+        shared->dropped_size = size;
+        shared->dropped_value = value;
+    }
+    shared->dropped += count;
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* ---- tables ---------------------------------------------------------------------------- */
+
+struct pykvm_table *pykvm_table_new(struct pykvm_shared *shared, uint64_t tag, uint32_t length,
+                                    uint32_t registers, uint32_t banks)
+{
+    struct pykvm_table *table;
+
+    if (!length || length > OFFSETS || !registers || registers > OFFSETS - 1 || !banks ||
+        banks > 256)
+        return NULL;
+    table = calloc(1, sizeof *table);
+    if (!table)
+        return NULL;
+    table->holders = 1;
+    table->shared = shared;
+    pykvm_shared_hold(shared);
+    table->tag = tag;
+    table->length = length;
+    table->registers = registers;
+    table->banks = banks;
+    table->at = calloc(length, sizeof *table->at);
+    table->places = calloc(registers, sizeof *table->places);
+    table->rules = calloc((size_t)registers * banks, sizeof *table->rules);
+    if (!table->at || !table->places || !table->rules) {
+        pykvm_table_free(table);
+        return NULL;
+    }
+    return table;
+}
+
+void pykvm_table_hold(struct pykvm_table *table)
+{
+    __atomic_add_fetch(&table->holders, 1, __ATOMIC_RELAXED);
+}
+
+void pykvm_table_free(struct pykvm_table *table)
+{
+    if (!table || __atomic_sub_fetch(&table->holders, 1, __ATOMIC_ACQ_REL))
+        return;
+    free(table->at);
+    free(table->places);
+    free(table->rules);
+    pykvm_shared_free(table->shared);
+    free(table);
+}
+
+int pykvm_table_place(struct pykvm_table *table, uint32_t number, uint32_t offset, uint32_t size)
+{
+    if (number >= table->registers || !size || size > 8 || offset >= table->length ||
+        size > table->length - offset)
+        return -EINVAL;
+    table->places[number] = (struct place){.offset = (uint16_t)offset, .size = (uint8_t)size};
+    for (uint32_t i = offset; i < offset + size; i++)
+        table->at[i] = (uint16_t)(number + 1);
+    return 0;
+}
+
+static int posts_wait(const struct pykvm_table *table)
+{
+    return table->generation == table->shared->private_->generation;
+}
+
+int pykvm_table_set(struct pykvm_table *table, uint32_t number, uint32_t bank,
+                    const struct pykvm_rule *rule)
+{
+    static const struct pykvm_rule ask;
+    struct pykvm_shared_private *p = table->shared->private_;
+    int wait;
+
+    if (number >= table->registers || bank >= table->banks ||
+        (rule && (rule->after_read >= (int)table->banks || rule->after_write >= (int)table->banks ||
+                  (rule->reads == PYKVM_COUNTER && !rule->divide))))
+        return -EINVAL;
+    pthread_mutex_lock(&p->lock);
+    table->rules[number * table->banks + bank] = rule ? *rule : ask;
+    wait = posts_wait(table);
+    pthread_mutex_unlock(&p->lock);
+    return wait;
+}
+
+int pykvm_table_choose(struct pykvm_table *table, uint32_t bank)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+    int wait;
+
+    if (bank >= table->banks)
+        return -EINVAL;
+    pthread_mutex_lock(&p->lock);
+    table->bank = bank;
+    wait = posts_wait(table);
+    pthread_mutex_unlock(&p->lock);
+    return wait;
+}
+
+uint32_t pykvm_table_bank(const struct pykvm_table *table)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+    uint32_t bank;
+
+    pthread_mutex_lock(&p->lock);
+    bank = table->bank;
+    pthread_mutex_unlock(&p->lock);
+    return bank;
+}
+
+/* ---- accesses, all under the lock ------------------------------------------------------- */
+
+/* The register that holds the whole access, or NULL. */
+static const struct place *place_of(const struct pykvm_table *table, uint64_t offset, uint32_t size)
+{
+    const struct place *place;
+
+    if (offset >= table->length || !table->at[offset])
+        return NULL;
+    place = &table->places[table->at[offset] - 1];
+    return offset + size <= (uint64_t)place->offset + place->size ? place : NULL;
+}
+
+static struct pykvm_rule *rule_of(struct pykvm_table *table, const struct place *place)
+{
+    return &table->rules[(size_t)(place - table->places) * table->banks + table->bank];
+}
+
+static void change_bank(struct pykvm_table *table, int16_t next, uint64_t written)
+{
+    if (next >= 0)
+        table->bank = (uint32_t)next;
+    else if (next == PYKVM_WRITTEN_BANK)
+        table->bank = (uint32_t)(written % table->banks);
+}
+
+/* Returns PYKVM_ANSWERED or PYKVM_HAND_OVER. */
+static int post(struct pykvm_table *table, const struct pykvm_rule *rule,
+                const struct pykvm_write *write, uint64_t *within)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+
+    if (!posts_wait(table))
+        table->row = 0;
+    table->generation = p->generation;
+    table->row = write->read ? 0 : table->row + 1;
+    collect(p, table->tag, write);
+    if (rule->within)
+        *within = rule->within;
+    return rule->most && table->row >= rule->most ? PYKVM_HAND_OVER : PYKVM_ANSWERED;
+}
+
+static int read_locked(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t *value,
+                       uint64_t *within)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+    const struct place *place = place_of(table, offset, size);
+    const struct pykvm_rule *rule;
+    struct pykvm_write write = {.offset = offset, .size = size, .read = 1};
+    uint64_t now = 0, found;
+    int answer = PYKVM_ANSWERED;
+
+    if (!place)
+        return PYKVM_UNANSWERED;
+    rule = rule_of(table, place);
+    if (rule->reads == PYKVM_ASK || (rule->told && p->open.write_count >= WRITES))
+        return PYKVM_UNANSWERED;
+    found = rule->value;
+    if (rule->reads == PYKVM_COUNTER || rule->until != UINT64_MAX) {
+        if (!guest_time(p, &now) || now >= rule->until)
+            return PYKVM_UNANSWERED;
+        if (rule->reads == PYKVM_COUNTER)
+            found += (uint64_t)((unsigned __int128)now * rule->multiply / rule->divide);
+    }
+    *value = (found & rule->mask) >> 8 * (offset - place->offset) & ones(size);
+    if (rule->told) {
+        write.value = *value;
+        write.when = now;
+        answer = post(table, rule, &write, within);
+    }
+    change_bank(table, rule->after_read, 0);
+    return answer;
+}
+
+int pykvm_table_read(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t *value,
+                     uint64_t *within)
+{
+    pthread_mutex_t *lock = &table->shared->private_->lock;
+    int answer;
+
+    pthread_mutex_lock(lock);
+    answer = read_locked(table, offset, size, value, within);
+    pthread_mutex_unlock(lock);
+    return answer;
+}
+
+static int write_locked(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t value,
+                        uint64_t *within, int forced)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+    const struct place *place = place_of(table, offset, size);
+    struct pykvm_rule *rule;
+    struct pykvm_write write = {.offset = offset, .size = size, .value = value & ones(size)};
+    int answer;
+
+    if (!place || p->open.write_count >= WRITES)
+        return PYKVM_UNANSWERED;
+    rule = rule_of(table, place);
+    if (!forced) {
+        int prompt = table->shared->prompt || rule->prompt[(value & 0xff) / 8] >> value % 8 & 1;
+
+        if (rule->writes != PYKVM_POST || prompt ||
+            (rule->timed && !guest_time(p, &write.when)))
+            return PYKVM_UNANSWERED;
+    }
+    answer = post(table, rule, &write, within);
+    if (rule->stores) {
+        uint64_t shift = 8 * (offset - place->offset);
+
+        rule->value = (rule->value & ~(ones(size) << shift)) | write.value << shift;
+    }
+    change_bank(table, rule->after_write, write.value);
+    return answer;
+}
+
+int pykvm_table_write(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t value,
+                      uint64_t *within)
+{
+    pthread_mutex_t *lock = &table->shared->private_->lock;
+    int answer;
+
+    pthread_mutex_lock(lock);
+    answer = write_locked(table, offset, size, value, within, 0);
+    pthread_mutex_unlock(lock);
+    return answer;
+}
+
+void pykvm_table_post(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t value)
+{
+    pthread_mutex_t *lock = &table->shared->private_->lock;
+    uint64_t within;
+
+    pthread_mutex_lock(lock);
+    write_locked(table, offset, size, value, &within, 1);
+    pthread_mutex_unlock(lock);
+}

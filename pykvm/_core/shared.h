@@ -1,0 +1,44 @@
+/* What core.c and published.c share; Python does not see it. */
+#ifndef PYKVM_SHARED_H
+#define PYKVM_SHARED_H
+#include "published.h"
+
+#include <string.h>
+#include <time.h>
+
+#define SECOND_NS 1000000000ull
+
+/*
+ * Room for collected writes.  The loop stops to hand them over while the largest batch that one
+ * KVM_RUN can bring still fits: a page of one-byte string output and the kernel's coalescing ring.
+ */
+#define WRITES (16 * 1024)
+#define LARGEST_BATCH (4096 + 512)
+
+static inline uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
+}
+
+static inline uint64_t ones(uint32_t size)
+{
+    return size >= 8 ? UINT64_MAX : (1ull << 8 * size) - 1;
+}
+
+static inline uint64_t load(const void *data, uint32_t size)
+{
+    uint64_t value = 0;
+
+    memcpy(&value, data, size <= sizeof value ? size : sizeof value);
+    return value;
+}
+
+void pykvm_shared_hold(struct pykvm_shared *shared);
+void pykvm_table_hold(struct pykvm_table *table);
+
+/* A collected write that lies in a table: it is posted, whatever the rule says by now. */
+void pykvm_table_post(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t value);
+#endif

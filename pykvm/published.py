@@ -1,0 +1,367 @@
+"""What a device publishes of its registers, so that accesses to them need no Python.
+
+A device that has `publish` is given a `Published` when it is put in its place.  There it says of a
+register what reads give until it says otherwise, and which writes can wait; C then answers
+(pykvm/_core/published.c).  What is published never changes what the guest or the device sees: it
+must be what `read` would give and what `write` could as well be told later.
+
+>>> class Switch:
+...     name = "switch"
+...     state = 0
+...
+...     def publish(self, published):
+...         self.registers = published
+...         published.lay_out([(0, 1)])
+...         published.set(0, Rule(reads=self.state))
+...
+...     def read(self, offset, size):
+...         return self.state
+...
+...     def write(self, offset, size, value):
+...         self.state = value & 1
+...         self.registers.set(0, Rule(reads=self.state))
+>>> switch, published = Switch(), Published(Shared(), 1)
+>>> switch.publish(published)
+>>> published.read(0, 1)
+0
+>>> switch.write(0, 1, 3)
+>>> published.read(0, 1), published.write(0, 1, 0)
+(1, False)
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pykvm._core import ffi, lib
+from pykvm.errors import ConfigError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+__all__ = [
+    "ALWAYS",
+    "WRITTEN",
+    "Access",
+    "Counter",
+    "Dropped",
+    "Published",
+    "Publishing",
+    "Replaying",
+    "Rule",
+    "Shared",
+    "as_accesses",
+    "as_writes",
+]
+
+#: `Rule.until` of what holds until the device says otherwise.
+ALWAYS = (1 << 64) - 1
+#: `Rule.after_write`: the bank whose number was written, modulo the number of banks.
+WRITTEN: int = lib.PYKVM_WRITTEN_BANK
+
+_SAME: int = lib.PYKVM_SAME_BANK
+_MASK64 = (1 << 64) - 1
+# struct pykvm_write: all of it, and what a sink gets of it.
+_ACCESS = struct.Struct("<QIIQQ")
+_WRITE = struct.Struct("<QI4xQ8x")
+# The tags of tables are no slots of a bus.
+_TAG = 1 << 63
+
+#: One posted access: offset, size, whether it was a read, what was written or what the read gave,
+#: and its guest time, if the rule is `timed`.
+Access = tuple[int, int, int, int, int]
+
+
+def as_accesses(data: memoryview) -> list[Access]:
+    """The accesses to a table's registers that `Shared.take` has brought."""
+    return list(_ACCESS.iter_unpack(data))
+
+
+def as_writes(data: memoryview) -> list[tuple[int, int, int]]:
+    """The writes to a sink that `Shared.take` has brought: (offset, size, value) each."""
+    return list(_WRITE.iter_unpack(data))
+
+
+class Counter(NamedTuple):
+    """A register that counts guest time: `start` + ns * `multiply` // `divide`, modulo 2**64."""
+
+    multiply: int
+    divide: int
+    start: int = 0
+
+
+class Rule(NamedTuple):
+    """What becomes of accesses to a register.
+
+    `reads` is what they give, a number or a `Counter`, or None: the device is asked.  `until` is
+    the guest time, in ns, from which on it is asked all the same; `mask` is laid over a counter.
+    With `told`, the device is told later, by `replay`, of each read that was answered for it.
+
+    With `posts`, writes are posted: they reach the device later, in order, by `replay` or, without
+    that, by `write`; but not those whose low byte is in `prompt`.  `stores` makes what was written
+    what reads give from then on.
+
+    `after_read` and `after_write` are the bank that is chosen by an access that the device was not
+    asked for, or `WRITTEN`.  Posted accesses reach the device before any later access to any device
+    does, and within 50 ms; `within` is a shorter time, in ns, where an interrupt hangs on them (20
+    times that while the guest has interrupts off), and `most` how many writes may wait that no
+    posted read lies between.  `timed` keeps their guest time.
+    """
+
+    reads: int | Counter | None = None
+    until: int = ALWAYS
+    mask: int = _MASK64
+    told: bool = False
+    after_read: int = _SAME
+    posts: bool = False
+    prompt: bytes = b""
+    stores: bool = False
+    after_write: int = _SAME
+    within: int = 0
+    most: int = 0
+    timed: bool = False
+
+
+class Dropped(NamedTuple):
+    """Accesses that no device claimed: how many, and the first of them."""
+
+    number: int
+    pio: bool
+    address: int
+    size: int
+    #: What was written; None for a read.
+    value: int | None
+
+
+class TimeTeller(Protocol):
+    """A clock that tells how guest time goes by CLOCK_MONOTONIC: `pykvm.clock.Clock`."""
+
+    def publish(self, publish: Callable[[int | None], None], /) -> None:
+        """Call ``publish(base)`` as `Shared.set_time` wants it, now and at each change."""
+
+
+class Shared:
+    """What the vCPUs of a machine share in C: what was collected, and what the time is."""
+
+    def __init__(self) -> None:
+        core = lib.pykvm_shared_new()
+        if core == ffi.NULL:
+            raise MemoryError("the buffers of collected writes")
+        #: struct pykvm_shared
+        self.core: Any = ffi.gc(core, lib.pykvm_shared_free)
+        #: Called, in any thread, when what a device published has changed while accesses wait for
+        #: it: they are to be handed over soon.
+        self.on_urgent: Callable[[], None] | None = None
+        #: Whose time it is that `Counter` and `Rule.until` go by.
+        self.clock: TimeTeller | None = None
+
+    def follow(self, clock: TimeTeller) -> None:
+        """Go by this clock's guest time from now on."""
+        self.clock = clock
+        clock.publish(self.set_time)
+
+    def set_time(self, base: int | None) -> None:
+        """Guest time is CLOCK_MONOTONIC less `base`, in ns; None: it stands still."""
+        lib.pykvm_set_time(self.core, -(1 << 63) if base is None else base)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether collected accesses have not been taken yet."""
+        return bool(lib.pykvm_waiting(self.core))
+
+    def take(self) -> list[tuple[int, memoryview]]:
+        """What was collected, in order: (slot or tag, for `as_writes` or `as_accesses`) each."""
+        core = self.core
+        count = lib.pykvm_take(core)
+        if not count:
+            return []
+        data = memoryview(ffi.buffer(core.writes, count * _ACCESS.size)[:])
+        taken = []
+        at = 0
+        for batch in ffi.unpack(core.batches, core.batch_count):
+            end = at + batch.count * _ACCESS.size
+            taken.append((batch.slot, data[at:end]))
+            at = end
+        return taken
+
+    @property
+    def floats(self) -> bool:
+        """Whether what no device claims is dropped, and reads give all ones."""
+        return bool(self.core.floats)
+
+    @floats.setter
+    def floats(self, on: bool) -> None:
+        self.core.floats = on
+
+    @property
+    def prompt(self) -> bool:
+        """Whether every write reaches its device at once, but for those of sinks."""
+        return bool(self.core.prompt)
+
+    @prompt.setter
+    def prompt(self, on: bool) -> None:
+        self.core.prompt = on
+
+    @property
+    def dropped(self) -> Dropped | None:
+        """The accesses that no device claimed, and that were dropped; None if there were none."""
+        core = self.core
+        if not core.dropped:
+            return None
+        return Dropped(
+            core.dropped,
+            core.dropped_space == lib.PYKVM_PIO,
+            core.dropped_address,
+            core.dropped_size,
+            core.dropped_value if core.dropped_write else None,
+        )
+
+    def drop(
+        self, *, pio: bool, address: int, size: int, value: int | None, count: int = 1
+    ) -> None:
+        """Count `count` accesses more that no device claimed."""
+        lib.pykvm_drop(
+            self.core,
+            lib.PYKVM_PIO if pio else lib.PYKVM_MMIO,
+            value is not None,
+            address,
+            size,
+            (value or 0) & _MASK64,
+            count,
+        )
+
+
+class Publishing(Protocol):
+    """A device that publishes; all three methods beside `publish` are optional as ever."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    def publish(self, published: Published, /) -> None:
+        """Lay out the registers, and keep `published` to set rules by."""
+
+
+class Replaying(Protocol):
+    """A publishing device that takes what was posted in bulk."""
+
+    def replay(self, accesses: Sequence[Access], /) -> None:
+        """Take what the guest did, oldest first: as `write`, or as a read that gave the value."""
+
+
+_tags = itertools.count(_TAG)
+
+
+class Published:
+    """What one device has published.  Any thread may call any method.
+
+    `length` is how many offsets the device has.
+    """
+
+    def __init__(self, shared: Shared, length: int) -> None:
+        self.shared = shared
+        self.length = length
+        #: What `Shared.take` calls this device's accesses by.
+        self.tag = next(_tags)
+        self.core: Any = None
+        self.banks = 1
+        self._rules: dict[tuple[int, int], Rule | None] = {}
+        self._bank = 0
+
+    def lay_out(self, registers: Iterable[tuple[int, int]], *, banks: int = 1) -> None:
+        """The registers are (offset, size in bytes) each; `set` calls them by their place in this.
+
+        There are as many rules for each register as `banks`, of which one is chosen; at first 0 is.
+        Raises ConfigError for what does not lie in the device, StateError the second time.
+        """
+        if self.core is not None:
+            raise StateError("a device's registers are laid out once")
+        places = list(registers)
+        core = lib.pykvm_table_new(self.shared.core, self.tag, self.length, len(places), banks)
+        if core == ffi.NULL:
+            raise ConfigError(
+                f"{len(places)} registers in {banks} banks over {self.length} offsets: "
+                "there are 1 to 65,535 of them, 1 to 256 banks and up to 65,536 offsets"
+            )
+        core = ffi.gc(core, lib.pykvm_table_free)
+        for number, (offset, size) in enumerate(places):
+            if lib.pykvm_table_place(core, number, offset, size):
+                raise ConfigError(
+                    f"a register of {size} bytes at offset {offset:#x}: it has 1 to 8, and lies "
+                    f"below {self.length:#x}"
+                )
+        self.banks = banks
+        self.core = core
+
+    def set(self, register: int, rule: Rule | None, *, bank: int | None = None) -> None:
+        """From now on `rule` holds for a register, None for: ask the device.
+
+        In all banks, or in `bank`.
+        """
+        for number in range(self.banks) if bank is None else (bank,):
+            # A stored value is the core's.
+            if self._rules.get((register, number), self) != rule or (rule and rule.stores):
+                self._rules[register, number] = rule
+                self._note(
+                    lib.pykvm_table_set(
+                        self.core, register, number, ffi.NULL if rule is None else _in_c(rule)
+                    )
+                )
+
+    def knows(self, clock: object) -> bool:
+        """Whether `Counter` and `Rule.until` go by this clock."""
+        return clock is self.shared.clock
+
+    def choose(self, bank: int) -> None:
+        """The rules of this bank hold from now on."""
+        self._note(lib.pykvm_table_choose(self.core, bank))
+
+    @property
+    def bank(self) -> int:
+        """The bank that is chosen."""
+        bank: int = lib.pykvm_table_bank(self.core)
+        return bank
+
+    def withdraw(self) -> None:
+        """Have the device asked, whatever it is."""
+        for register, bank in self._rules:
+            self.set(register, None, bank=bank)
+
+    def _note(self, result: int) -> None:
+        if result < 0:
+            raise ConfigError("no such register or bank, or a counter that divides by 0")
+        if result and self.shared.on_urgent is not None:
+            self.shared.on_urgent()
+
+    # -- the guest's side, as a vCPU's thread has it ---------------------------------------------
+
+    def read(self, offset: int, size: int) -> int | None:
+        """What a read gives, or None if the device has to be asked."""
+        value, within = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        answered = lib.pykvm_table_read(self.core, offset, size, value, within)
+        return int(value[0]) if answered else None
+
+    def write(self, offset: int, size: int, value: int) -> bool:
+        """Whether a write was posted; else it is the device's."""
+        within = ffi.new("uint64_t *")
+        return bool(lib.pykvm_table_write(self.core, offset, size, value & _MASK64, within))
+
+
+def _in_c(rule: Rule) -> Any:
+    core = ffi.new("struct pykvm_rule *")
+    reads = rule.reads
+    if isinstance(reads, Counter):
+        core.reads, core.value = lib.PYKVM_COUNTER, reads.start & _MASK64
+        core.multiply, core.divide = reads.multiply, reads.divide
+    elif reads is not None:
+        core.reads, core.value = lib.PYKVM_VALUE, reads & _MASK64
+    core.until, core.mask = rule.until, rule.mask
+    core.told, core.after_read = rule.told, rule.after_read
+    core.writes = lib.PYKVM_POST if rule.posts else 0
+    core.stores, core.after_write = rule.stores, rule.after_write
+    core.within, core.most, core.timed = rule.within, rule.most, rule.timed
+    for byte in rule.prompt:
+        core.prompt[byte // 8] |= 1 << byte % 8
+    return core

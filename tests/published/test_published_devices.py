@@ -1,0 +1,278 @@
+"""Devices answer the same whether C answers for them or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pykvm.clock import Clock
+from pykvm.devices import Uart16550
+from pykvm.devices.hpet import CAPABILITIES, CONFIGURATION, COUNTER, ENABLE_CNF, Hpet
+from pykvm.devices.pm_timer import PM_TIMER_HZ, AcpiPmTimer
+from pykvm.devices.uart import IER_THR_EMPTY, IIR_NONE, IIR_THR_EMPTY, MCR_LOOP
+from support.front import Front
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DATA, IER, IIR, FCR, LCR, MCR, LSR, MSR, SCR = 0, 1, 2, 2, 3, 4, 5, 6, 7
+
+
+class Line:
+    def __init__(self) -> None:
+        self.level = False
+        self.rises = 0
+
+    def set(self, level: bool) -> None:
+        assert level != self.level
+        self.level = level
+        self.rises += level
+
+
+class Side:
+    """A UART and what can be done to it, by the guest and by the host."""
+
+    def __init__(self, published: bool) -> None:
+        self.line = Line()
+        self.uart = Uart16550(line=self.line)
+        self.heard: list[bytes] = []
+        self.forget: Callable[[], None] | None = None
+        self.front = Front(self.uart, 8) if published else None
+
+    def step(self, kind: str, number: int, value: int) -> object:
+        uart = self.uart
+        if kind == "in":
+            return self.front.read(number) if self.front else uart.read(number, 1)
+        if kind == "out":
+            if self.front:
+                self.front.write(number, value)
+            else:
+                uart.write(number, 1, value)
+        elif kind == "send":
+            uart.send(bytes([value]) * number)
+        elif kind == "break":
+            uart.send_break()
+        elif kind == "modem":
+            uart.set_modem_lines(
+                cts=bool(number & 1), dsr=bool(number & 2), ri=bool(number & 4), dcd=number > 7
+            )
+        elif kind == "reset":
+            if self.front:
+                self.front.dispatch.deliver()
+            uart.reset()
+        elif kind == "listen":
+            self.listen(number)
+        if self.front:
+            self.front.settle()
+        return None
+
+    def listen(self, how: int) -> None:
+        if self.front:
+            # Where Python is, nothing waits.
+            self.front.dispatch.deliver()
+        if self.forget:
+            self.forget()
+            self.forget = None
+        if how:
+            self.forget = self.uart.on_output(
+                self.heard.append, at_once=(None, b"", b"\n\x00")[how - 1]
+            )
+
+    def end(self) -> dict[str, Any]:
+        if self.front:
+            self.front.dispatch.deliver()
+        state = {
+            name: value
+            for name, value in vars(self.uart).items()
+            if not name.startswith(("_lock", "_keep", "_pub", "_irq", "_subscribers", "_incoming"))
+        }
+        # Without its interrupt enabled nobody can tell, and enabling it makes it due.
+        if not self.uart._ier & IER_THR_EMPTY:
+            state.pop("_thr_empty_due")
+        return state | {
+            "output": self.uart.output,
+            "heard": b"".join(self.heard),
+            "level": self.line.level,
+            "incoming": list(self.uart._incoming._queue),
+        }
+
+
+# More of what a driver does than of what it does not.
+REGISTER = st.sampled_from([DATA, DATA, DATA, IER, IIR, IIR, LCR, MCR, LSR, LSR, MSR, SCR])
+VALUE = st.one_of(st.sampled_from([0, 1, 2, 3, 7, 10, 0x80]), st.integers(0, 255))
+STEP = st.one_of(
+    st.tuples(st.just("in"), REGISTER, st.just(0)),
+    st.tuples(st.just("out"), REGISTER, VALUE),
+    st.tuples(st.just("send"), st.integers(0, 20), st.integers(0, 255)),
+    st.tuples(st.just("break"), st.just(0), st.just(0)),
+    st.tuples(st.just("modem"), st.integers(0, 15), st.just(0)),
+    st.tuples(st.just("listen"), st.integers(0, 3), st.just(0)),
+    st.tuples(st.just("reset"), st.just(0), st.just(0)),
+)
+
+
+@given(st.lists(STEP, max_size=80))
+def test_a_uart(steps: list[tuple[str, int, int]]) -> None:
+    plain, published = Side(False), Side(True)
+    for number, step in enumerate(steps):
+        assert published.step(*step) == plain.step(*step), (number, step)
+    assert published.end() == plain.end()
+
+
+def printing(uart: Uart16550, *, ier: int = 0) -> Front:
+    front = Front(uart, 8)
+    front.write(IER, ier)
+    front.answered = 0
+    return front
+
+
+def test_what_a_guest_prints_needs_no_python() -> None:
+    uart = Uart16550()
+    front = printing(uart)
+    for byte in b"hello":
+        assert front.read(LSR) == 0x60
+        front.write(DATA, byte)
+    assert front.answered == 10
+    assert uart.output == b""
+    front.dispatch.deliver()
+    assert uart.text == "hello"
+
+
+def test_status_with_the_transmitters_interrupt_in_use() -> None:
+    line = Line()
+    uart = Uart16550(line=line)
+    front = printing(uart, ier=IER_THR_EMPTY)
+    assert front.read(IIR) == IIR_THR_EMPTY
+    for _ in range(5):
+        assert front.read(IIR) == IIR_NONE
+        front.write(DATA, 0x41)
+        assert front.read(LSR) == 0x60
+        assert front.read(IIR) == IIR_THR_EMPTY
+    assert front.answered == 21
+    front.dispatch.deliver()
+    front.write(DATA, 0x42)
+    front.dispatch.deliver()
+    assert line.rises == 2
+    assert uart.text == "AAAAAB"
+
+
+def test_a_subscriber_that_says_nothing_hears_each_byte_at_once() -> None:
+    uart = Uart16550()
+    heard: list[bytes] = []
+    front = printing(uart)
+    front.write(DATA, ord("a"))
+    forget = uart.on_output(heard.append)
+    front.settle()
+    front.write(DATA, ord("b"))
+    assert heard == [b"a", b"b"]
+    forget()
+    front.write(DATA, ord("c"))
+    uart.on_output(heard.append, at_once=b"\n")
+    front.write(DATA, ord("d"))
+    assert heard == [b"a", b"b"]
+    front.write(DATA, ord("\n"))
+    assert b"".join(heard[2:]) == b"cd\n"
+    assert uart.output == b"abcd\n"
+
+
+def test_input_is_seen_at_once() -> None:
+    uart = Uart16550()
+    front = printing(uart)
+    assert front.read(LSR) == 0x60
+    uart.send("xy")
+    assert [front.read(LSR), front.read(DATA), front.read(LSR), front.read(DATA)] == [
+        *(0x61, ord("x"), 0x61, ord("y"))
+    ]
+    front.answered = 0
+    assert front.read(LSR) == 0x60
+    assert front.answered == 1
+
+
+def test_a_loop_is_no_output() -> None:
+    uart = Uart16550()
+    front = printing(uart)
+    front.write(MCR, MCR_LOOP)
+    front.write(DATA, 7)
+    assert front.read(LSR) & 1
+    assert front.read(DATA) == 7
+    front.dispatch.deliver()
+    assert uart.output == b""
+
+
+def test_a_device_in_two_machines_is_published_in_the_second() -> None:
+    uart = Uart16550()
+    first = Front(uart, 8)
+    second = Front(uart, 8)
+    first.write(DATA, ord("1"))
+    second.write(SCR, 5)
+    assert first.read(SCR) == second.read(SCR) == 5
+    assert first.answered == 0
+    assert uart.text == "1"
+
+
+# -- clocks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [24, 32])
+@pytest.mark.parametrize(("offset", "size"), [(0, 4), (0, 2), (1, 1), (2, 2), (3, 1)])
+def test_a_pm_timer(bits: int, offset: int, size: int) -> None:
+    clock = Clock("warp")
+    clock.start()
+    timer = AcpiPmTimer(clock, bits=bits)
+    front = ticking(timer, 4, clock)
+    for _ in range(20):
+        clock.warp_to(clock.now() + 987_654_321)
+        shift, ones = 8 * offset, (1 << 8 * size) - 1
+        before = clock.now()
+        value = front.read(offset, size)
+        after = clock.now()
+        ticks = range(before * PM_TIMER_HZ // 10**9, after * PM_TIMER_HZ // 10**9 + 1)
+        assert value in {(tick & (1 << bits) - 1) >> shift & ones for tick in ticks}
+    assert front.answered == 20
+
+
+def ticking(device: Any, length: int, clock: Clock) -> Front:
+    """`device` where C knows the time."""
+
+    class Later:
+        name = device.name
+        read, write = device.read, device.write
+
+    front = Front(Later(), length)
+    front.dispatch.collected.follow(clock)
+    front.bus.replace({device.name: device})
+    front.dispatch.rebuild()
+    front.device = device
+    return front
+
+
+def test_a_timer_by_another_clock_is_asked() -> None:
+    clock = Clock()
+    front = ticking(AcpiPmTimer(clock), 4, Clock("warp"))
+    front.read(0, 4)
+    assert front.answered == 0
+
+
+def test_the_hpets_counter() -> None:
+    clock = Clock("warp")
+    clock.start()
+    hpet = Hpet(clock)
+    front = ticking(hpet, 0x400, clock)
+    front.write(COUNTER, 0x1_2345_6789, 8)
+    assert front.read(COUNTER, 8) == 0x1_2345_6789
+    assert front.read(COUNTER + 4, 4) == 1
+    assert front.read(CAPABILITIES, 8) == hpet.read(CAPABILITIES, 8)
+    front.write(CONFIGURATION, ENABLE_CNF, 8)
+    front.answered = 0
+    for _ in range(20):
+        clock.warp_to(clock.now() + 12_345_678_901)
+        before, value, after = hpet.counter, front.read(COUNTER, 8), hpet.counter
+        assert before <= value <= after
+    assert front.answered == 20
+    front.write(CONFIGURATION, 0, 8)
+    stopped = hpet.counter
+    clock.warp_to(clock.now() + 1)
+    assert front.read(COUNTER, 4) == stopped & 0xFFFFFFFF
