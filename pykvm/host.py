@@ -41,6 +41,7 @@ REQUIRED = {
 
 # CPUID.1:ECX
 TSC_DEADLINE = 1 << 24
+HYPERVISOR = 1 << 31
 
 _CPUID_HEAD = struct.Struct("<II")  # struct kvm_cpuid2 before its entries
 _CPUID_ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
@@ -113,11 +114,18 @@ class Host:
         KVM leaves the TSC-deadline timer of its local APIC out there and tells of it by a
         capability (api.rst 4.46); that of a local APIC in software needs no KVM.
         """
+        deadline = irqchip == "user" or self.system.check_extension(KVM_CAP_TSC_DEADLINE_TIMER)
+        return self._supported(HYPERVISOR | TSC_DEADLINE if deadline else HYPERVISOR)
+
+    def _supported(self, leaf_1_ecx: int = HYPERVISOR) -> list[Record]:
+        """What KVM itself offers, and these bits, which it leaves to us to set.
+
+        Linux before 6.14 leaves HYPERVISOR out.  Without it a guest looks for none of KVM's leaves.
+        """
         entries = self.system.supported_cpuid()
-        if irqchip == "user" or self.system.check_extension(KVM_CAP_TSC_DEADLINE_TIMER):
-            for entry in entries:
-                if entry.function == 1:
-                    entry.ecx |= TSC_DEADLINE
+        for entry in entries:
+            if entry.function == 1:
+                entry.ecx |= leaf_1_ecx
         return entries
 
     def cpuid(
@@ -139,7 +147,7 @@ class Host:
         table = Host._tables.get(key)
         if table is None:
             untried = hidden is None and irqchip == "user"
-            entries = self.system.supported_cpuid() if untried else self.offered(irqchip)
+            entries = self._supported() if untried else self.offered(irqchip)
             _refuse(model, irqchip, hidden or frozenset())
             selected = _selected(without(entries, hidden or frozenset()), model, irqchip)
             table = _packed(with_topology(selected, apic_id=index, count=count))

@@ -249,8 +249,9 @@ def _refusal(wanted: Specification, lacking: list[str]) -> ConfigError:
 def with_topology(entries: Iterable[Entry], *, apic_id: int, count: int) -> list[CpuidEntry]:
     """The entries for one vCPU of `count`, all cores of one package, with its APIC id.
 
-    Sets the ids and counts in leaf 1, the sharing of caches in leaf 4, the cores in 0x80000008, and
-    leaf 0xB anew where the table has one (SDM 2A CPUID; SDM 3A 9.9.1).
+    Sets the ids and counts in leaf 1, the sharing of caches in leaves 4 and 0x8000001D, the cores
+    in 0x80000008, the ids in 0x8000001E, and leaves 0xB and 0x1F anew where the table has them
+    (SDM 2A CPUID; SDM 3A 9.9.1; APM 3 E.4).
 
     >>> leaf = CpuidEntry(1, 0, 0, 0, 0x0300_0800, 0, 0)
     >>> hex(with_topology([leaf], apic_id=2, count=4)[0].ebx)
@@ -271,9 +272,16 @@ def with_topology(entries: Iterable[Entry], *, apic_id: int, count: int) -> list
             leaf = leaf._replace(eax=leaf.eax & 0x3FFF | shared << 14 | cores << 26)
         elif leaf.function == 0x8000_0008:
             leaf = leaf._replace(ecx=leaf.ecx & ~0xF0FF | (count - 1) & 0xFF | width << 12)
-        elif leaf.function == 0xB:
+        elif leaf.function == 0x8000_001D and leaf.eax & 0x1F:
+            shared = count - 1 if leaf.eax >> 5 & 7 >= 3 else 0
+            leaf = leaf._replace(eax=leaf.eax & ~(0xFFF << 14) | (shared & 0xFFF) << 14)
+        elif leaf.function == 0x8000_001E:
+            # One thread a core, one node.
+            leaf = leaf._replace(eax=apic_id, ebx=apic_id & 0xFF, ecx=0)
+        elif leaf.function in (0xB, 0x1F):
             if leaf.index == 0:
-                result += _topology(leaf.flags | SIGNIFICANT_INDEX, apic_id, count, width)
+                flags = leaf.flags | SIGNIFICANT_INDEX
+                result += _topology(leaf.function, flags, apic_id, count, width)
             continue
         result.append(leaf)
     return result
@@ -500,11 +508,11 @@ def _fit_ranges(entries: list[CpuidEntry]) -> list[CpuidEntry]:
     ]
 
 
-def _topology(flags: int, apic_id: int, count: int, width: int) -> list[CpuidEntry]:
-    """Leaf 0xB for cores of one thread: the SMT level, the core level, the end (SDM 2A CPUID)."""
+def _topology(leaf: int, flags: int, apic_id: int, count: int, width: int) -> list[CpuidEntry]:
+    """Leaf 0xB or 0x1F for cores of one thread: SMT level, core level, the end (SDM 2A CPUID)."""
     smt, core = 1 << 8, 2 << 8
     return [
-        CpuidEntry(0xB, 0, flags, 0, 1, smt, apic_id),
-        CpuidEntry(0xB, 1, flags, width, count, core | 1, apic_id),
-        CpuidEntry(0xB, 2, flags, 0, 0, 2, apic_id),
+        CpuidEntry(leaf, 0, flags, 0, 1, smt, apic_id),
+        CpuidEntry(leaf, 1, flags, width, count, core | 1, apic_id),
+        CpuidEntry(leaf, 2, flags, 0, 0, 2, apic_id),
     ]

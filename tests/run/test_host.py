@@ -10,7 +10,7 @@ import pytest
 from pykvm import host
 from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import Cap
-from pykvm.x86.cpuid import CpuidEntry, CpuidTable
+from pykvm.x86.cpuid import MODELS, CpuidEntry, CpuidTable
 
 
 def test_the_capabilities_have_the_kernels_numbers() -> None:
@@ -126,6 +126,16 @@ class TestCpuid:
         packed = host.Host().cpuid(model, 0, 1, irqchip=irqchip, hidden=hidden)
         fields = struct.iter_unpack("<7I12x", packed[8:])
         return CpuidTable(CpuidEntry(*entry) for entry in fields).features
+
+    @pytest.mark.parametrize("irqchip", ["none", "user", "kernel", "split"])
+    @pytest.mark.parametrize("model", ["baseline", "host", "x86-64-v1,+hypervisor"])
+    def test_a_guest_knows_that_it_is_one(
+        self, unchecked: pytest.MonkeyPatch, irqchip: str, model: str
+    ) -> None:
+        """Linux before 6.14 does not offer this bit, which all KVMs can give."""
+        unchecked.setitem(MODELS, "x86-64-v1", frozenset())
+        assert "hypervisor" in self.show(unchecked, model, irqchip)
+        assert "hypervisor" not in self.show(unchecked, "host,-hypervisor", irqchip)
 
     @pytest.mark.parametrize("irqchip", ["kernel", "split"])
     @pytest.mark.parametrize("model", ["baseline", "host", "host,+tsc_deadline_timer"])

@@ -427,6 +427,30 @@ def test_topology_of_six_vcpus() -> None:
     ]
 
 
+def test_topology_in_the_leaves_that_only_some_processors_have() -> None:
+    """KVM hands out those of the CPU that it was asked on: its ids, and what it shares."""
+    offered = [
+        CpuidEntry(0x1F, 0, 1, 1, 2, 0x100, 77),
+        CpuidEntry(0x1F, 1, 1, 5, 32, 0x201, 77),
+        CpuidEntry(0x8000_001D, 0, 1, 0x4121 | 1 << 14, 7, 63, 0),
+        CpuidEntry(0x8000_001D, 3, 1, 0x163 | 15 << 14, 7, 63, 0),
+        CpuidEntry(0x8000_001D, 4, 1, 0, 0, 0, 0),
+        CpuidEntry(0x8000_001E, 0, 0, 77, 0x126, 0x301, 0),
+    ]
+    table = CpuidTable(with_topology(offered, apic_id=2, count=3))
+
+    assert [entry for entry in table if entry.function == 0x1F] == [
+        CpuidEntry(0x1F, 0, 1, 0, 1, 0x100, 2),
+        CpuidEntry(0x1F, 1, 1, 2, 3, 0x201, 2),
+        CpuidEntry(0x1F, 2, 1, 0, 0, 2, 2),
+    ]
+    # APM 3 E.4.15: NumSharingCache less one in 25:14; the rest of the leaf is the cache's.
+    caches = [entry.eax for entry in table if entry.function == 0x8000_001D]
+    assert caches == [0x121, 0x163 | 2 << 14, 0]
+    # APM 3 E.4.16: the APIC id; core 2 of one thread each; node 0 of one.
+    assert table.get(0x8000_001E) == CpuidEntry(0x8000_001E, 0, 0, 2, 2, 0, 0)
+
+
 def test_several_vcpus_are_hyper_threading_to_leaf_1_and_one_is_not() -> None:
     ht = 1 << 28
     for edx in (0, ht | 1):
