@@ -32,7 +32,7 @@ FILES = ("vmlinuz", "initramfs.cpio", "root.img")
 KERNEL = "linux-image-cloud-amd64"
 DEBIAN = ("bash", "gcc", "libc6-dev", "make", "ncurses-base", "python3", "seabios")
 PYTHON = (
-    *("cffi", "construct", "pyelftools", "unicorn", "lz4", "backports.zstd"),
+    *("cffi", "construct", "pyelftools", "lz4", "backports.zstd"),
     *("hypothesis", "pytest", "pytest-timeout"),
 )
 #: The disks of either emulator, and KVM for either processor; other modules follow from these.
