@@ -28,6 +28,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from pykvm.printable import printable, printable_lines
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
@@ -56,14 +58,19 @@ class PykvmError(Exception):
     """Base of every error that pykvm raises on purpose.
 
     `hint` is the second line a person reads: what to do about it.  Empty where there is no advice.
+    Both can be shown on a terminal: what they quote of a guest or a file has its control characters
+    escaped.
     """
 
     hint: str = ""
+    # A message is one line.
+    _plain = staticmethod(printable)
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        message = self._plain(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = printable_lines(hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
@@ -143,6 +150,8 @@ class RunError(PykvmError):
     them.
     """
 
+    _plain = staticmethod(printable_lines)
+
     def __init__(
         self, message: str, *, hint: str = "", console: str = "", result: Any = None
     ) -> None:
@@ -156,7 +165,9 @@ class RunError(PykvmError):
 
 def with_console(text: str, console: str) -> str:
     """`text`, and below it the last lines of a guest's console, if there are any."""
-    return f"{text}\nThe last lines of its console:\n{console}" if console else text
+    if not console:
+        return text
+    return f"{text}\nThe last lines of its console:\n{printable_lines(console)}"
 
 
 class GuestError(RunError):
@@ -176,7 +187,7 @@ class GuestError(RunError):
         console: str = "",
         hint: str = "",
     ) -> None:
-        message = f"{kind}: {cause}" if cause else kind
+        message = printable(f"{kind}: {cause}" if cause else kind)
         super().__init__(message, hint=hint, console=console)
         self.kind = kind
         self.cause = cause

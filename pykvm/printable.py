@@ -6,7 +6,7 @@ obeys, newlines that forge a line of ours, characters that reverse the reading d
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+__all__ = ["printable", "printable_lines"]
 
 
 def printable(text: str) -> str:
@@ -22,3 +22,15 @@ def printable(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def printable_lines(text: str) -> str:
+    r"""The same for text of several lines, which stay lines; their tabs are expanded.
+
+    >>> print(printable_lines("one\r\n\ttwo\x1b[2J"))
+    one
+            two\x1b[2J
+    """
+    if text.isprintable():
+        return text
+    return "\n".join(printable(line.rstrip("\r").expandtabs()) for line in text.split("\n"))

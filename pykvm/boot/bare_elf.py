@@ -23,6 +23,7 @@ from pykvm.boot.elf_segments import (
 )
 from pykvm.boot.image import Image
 from pykvm.boot.symbols import Symbols, read_symbols
+from pykvm.sizes import format_size
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def load(source: Source, request: Request) -> Image:
     program_headers = elf.read_program_headers(source, header)
     loaded = loaded_headers(source, program_headers)
     if header.e_type == elf.ET_DYN:
+        _check_size(source, loaded, request)
         segments, bias = _place_pie(source, header, program_headers, loaded, request.address)
     else:
         segments, bias = _place_fixed(source, loaded, request.address), 0
@@ -117,6 +119,21 @@ def _place_pie(
     bias = _bias(source, loaded, address)
     segments = place_segments(source, loaded, [one.p_vaddr + bias for one in loaded])
     return relocate(source, header, dynamic, segments, bias), bias
+
+
+def _check_size(source: Source, loaded: Sequence[ProgramHeader], request: Request) -> None:
+    """Raise LoadError if the segments, of which relocation needs a copy, are larger than allowed.
+
+    That is the guest's memory or, where nobody has told how large that is, the file twice over.
+    """
+    size = sum(one.p_filesz for one in loaded)
+    room = 2 * len(source) if request.room is None else request.room
+    if size > room:
+        where = "the file" if request.room is None else f"guest memory ({format_size(room)})"
+        raise source.error(
+            f"its {len(loaded)} segments have {size:#x} bytes in the file, more than {where} has",
+            hint="give the guest more memory (--memory), or build the file again",
+        )
 
 
 def _bias(source: Source, loaded: Sequence[ProgramHeader], address: int | None) -> int:

@@ -9,6 +9,8 @@ Source: gABI 4.1 chapter 5 "Dynamic Section" (with DT_RELR of 2022); psABI i386 
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from pykvm.boot.elf import EM_X86_64, PT_DYNAMIC, relocation_name
@@ -29,6 +31,10 @@ DT_REL, DT_RELSZ, DT_RELENT = 17, 18, 19
 DT_RELRSZ, DT_RELR, DT_RELRENT = 35, 36, 37
 DT_PLTRELSZ, DT_PLTREL, DT_JMPREL = 2, 20, 23
 
+# Dynamic sections have some 30 entries, large programs a few hundred thousand relocations.
+_MOST_DYNAMIC = 4096
+_MOST_RELOCATIONS = 1 << 20
+
 R_NONE = 0
 # R_386_RELATIVE and R_X86_64_RELATIVE: one number for both.
 R_RELATIVE = 8
@@ -40,7 +46,8 @@ def read_dynamic(
 ) -> dict[int, int]:
     """Read the dynamic section as {d_tag: d_val}, empty where there is none.
 
-    Raises LoadError if it reaches past the end of the file.
+    What stands beyond the first 4,096 entries is ignored.  Raises LoadError if it reaches past the
+    end of the file.
     """
     dynamic = next((one for one in program_headers if one.p_type == PT_DYNAMIC), None)
     if dynamic is None:
@@ -52,7 +59,7 @@ def read_dynamic(
             f"past the end of the file ({len(source):#x})"
         )
     shape = header.elf_class.dynamic
-    size = dynamic.p_filesz // shape.size * shape.size
+    size = min(dynamic.p_filesz // shape.size, _MOST_DYNAMIC) * shape.size
     found: dict[int, int] = {}
     for tag, value in shape.iter_unpack(source.part(dynamic.p_offset, size)):
         if tag == DT_NULL:
@@ -74,13 +81,20 @@ def relocate(
     to what is there are taken out of their tables once applied.
 
     Raises LoadError for a relocation that is not relative, or whose word lies outside the file's
-    bytes in every segment, and for a table of relocations that does.
+    bytes in every segment, for a table of relocations that does, and for more than a million.
     """
     segments = list(segments)
     images = [bytearray(bytes(segment.data)) for segment in segments]
     words = _Words(source, segments, images, bias)
+    left = _MOST_RELOCATIONS
     for table in _tables(source, header, dynamic, words):
-        for offset, kind, addend in table.unpack(bytes(table.content)):
+        for offset, kind, addend in table.unpack(table.content):
+            left -= 1
+            if left < 0:
+                raise source.error(
+                    f"has more than {_MOST_RELOCATIONS} relocations",
+                    hint="link it at a fixed address: -static -no-pie",
+                )
             width = _width(source, header, offset, kind)
             if width:
                 word = words.at(offset, width, "word to relocate")
@@ -119,15 +133,24 @@ class _Words:
         bias: int,
     ) -> None:
         self._source = source
-        self._parts = [
-            (one.address - bias, one.address - bias + len(image), memoryview(image))
-            for one, image in zip(segments, images, strict=True)
-        ]
+        parts = sorted(
+            (
+                (one.address - bias, memoryview(image))
+                for one, image in zip(segments, images, strict=True)
+            ),
+            key=itemgetter(0),
+        )
+        # They do not overlap.
+        self._starts = [start for start, _ in parts]
+        self._images = [image for _, image in parts]
 
     def at(self, address: int, size: int, what: str) -> memoryview:
-        for start, end, data in self._parts:
-            if start <= address and address + size <= end:
-                return data[address - start : address - start + size]
+        number = bisect_right(self._starts, address) - 1
+        if number >= 0:
+            start = address - self._starts[number]
+            found = self._images[number][start : start + size]
+            if len(found) == size:
+                return found
         raise self._source.error(
             f"{what} at {address:#x} ({size:#x} bytes) lies in no segment's part of the file",
             hint="the file is damaged: build it again",
@@ -142,7 +165,7 @@ class _Table(NamedTuple):
     """
 
     content: memoryview
-    unpack: Callable[[bytes], Iterator[tuple[int, int, int | None]]]
+    unpack: Callable[[memoryview], Iterator[tuple[int, int, int | None]]]
     spent: bytes = b""
 
 
@@ -164,11 +187,11 @@ def _tables(
             )
         return words.at(address, size, f"relocation table ({name})")
 
-    def unpack_rel(table: bytes) -> Iterator[tuple[int, int, None]]:
+    def unpack_rel(table: memoryview) -> Iterator[tuple[int, int, None]]:
         for offset, info in shapes.rel.iter_unpack(table):
             yield offset, info & mask, None
 
-    def unpack_rela(table: bytes) -> Iterator[tuple[int, int, int]]:
+    def unpack_rela(table: memoryview) -> Iterator[tuple[int, int, int]]:
         for offset, info, addend in shapes.rela.iter_unpack(table):
             yield offset, info & mask, addend
 
@@ -188,17 +211,17 @@ def _tables(
     yield _Table(relr, unpack_relr(shapes.word), spent=(1).to_bytes(shapes.word, "little"))
 
 
-def unpack_relr(word: int) -> Callable[[bytes], Iterator[tuple[int, int, None]]]:
+def unpack_relr(word: int) -> Callable[[memoryview], Iterator[tuple[int, int, None]]]:
     """Return what unpacks DT_RELR tables of `word`-byte entries to (offset, R_RELATIVE, None).
 
     An even entry is the address of a word to relocate, an odd one a bitmap of the words after it.
 
-    >>> table = bytes.fromhex("0010000000000000 0500000000000000")
+    >>> table = memoryview(bytes.fromhex("0010000000000000 0500000000000000"))
     >>> [hex(offset) for offset, _, _ in unpack_relr(8)(table)]
     ['0x1000', '0x1010']
     """
 
-    def unpack(table: bytes) -> Iterator[tuple[int, int, None]]:
+    def unpack(table: memoryview) -> Iterator[tuple[int, int, None]]:
         following = 0
         for position in range(0, len(table), word):
             entry = int.from_bytes(table[position : position + word], "little")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pykvm.checks import show
 from pykvm.errors import LoadError, UnknownSymbol
 from pykvm.frozen import NamedTuple
+from pykvm.printable import printable
 
 if TYPE_CHECKING:
     from pykvm.boot.elf import ElfHeader
@@ -25,6 +27,11 @@ STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_GNU_IFUNC = 0, 1, 2, 10
 _BINDING_RANK = {STB_LOCAL: 0, STB_WEAK: 1, STB_GLOBAL: 2}
 _TYPE_RANK = {STT_NOTYPE: 0, STT_OBJECT: 1, STT_GNU_IFUNC: 2, STT_FUNC: 3}
 
+# A kernel built for debugging has 200,000 symbols with 8 MiB of names.  What a file has beyond this
+# is not read.
+_MOST_ENTRIES = 1 << 20
+_MOST_SYMBOLS = 1 << 19
+_MOST_NAMES = 64 << 20
 _LONGEST_NAME = 4096
 
 # So many names, at most, are compared with one that is unknown.
@@ -134,11 +141,14 @@ class Symbols(Mapping[str, int]):
         return symbol.name, offset
 
     def describe(self, address: int) -> str:
-        """Name an address: 'main', 'main+0x12', or its plain hex where no symbol covers it."""
+        """Name an address: 'main', 'main+0x12', or its plain hex where no symbol covers it.
+
+        The name comes from a file: it is made fit for a terminal.
+        """
         found = self.find(address)
         if found is None:
             return f"{address:#x}"
-        name, offset = found
+        name, offset = printable(found[0]), found[1]
         return f"{name}+{offset:#x}" if offset else name
 
     def _parted(self, first: int, second: int) -> bool:
@@ -156,8 +166,8 @@ def read_symbols(source: Source, header: ElfHeader, *, bias: int = 0) -> list[Sy
     """Read the defined symbols of an ELF file from .symtab, or from .dynsym where it is stripped.
 
     `bias` is added to every address that is one (a PIE's).  Never raises: a file is worth running
-    without its symbols, so a table that is damaged yields what can be read of it, and a file that
-    has changed since none.
+    without its symbols, so a table that is damaged, or larger than any program's, yields what can
+    be read of it, and a file that has changed since none.
     """
     try:
         return _read_symbols(source, header, bias)
@@ -170,8 +180,10 @@ def _read_symbols(source: Source, header: ElfHeader, bias: int) -> list[Symbol]:
     for wanted in (SHT_SYMTAB, SHT_DYNSYM):
         for section in sections:
             if section.sh_type == wanted and section.sh_link < len(sections):
-                names = sections[section.sh_link].clip(source)
-                return list(_read_table(section.clip(source), bytes(names), header, bias))
+                names = sections[section.sh_link].clip(source, _MOST_NAMES)
+                table = section.clip(source, _MOST_ENTRIES * header.elf_class.symbol.size)
+                found = _read_table(table, bytes(names), header, bias)
+                return list(islice(found, _MOST_SYMBOLS))
     return []
 
 
@@ -181,8 +193,8 @@ class _Section(NamedTuple):
     sh_size: int
     sh_link: int
 
-    def clip(self, source: Source) -> memoryview:
-        return source.part(self.sh_offset, self.sh_size)
+    def clip(self, source: Source, most: int) -> memoryview:
+        return source.part(self.sh_offset, min(self.sh_size, most))
 
 
 def _read_sections(source: Source, header: ElfHeader) -> list[_Section]:

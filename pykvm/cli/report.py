@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pykvm.cli.output import TimeLimit, Writer
 from pykvm.cli.status import Status
 from pykvm.errors import HostError
-from pykvm.printable import printable
+from pykvm.printable import printable, printable_lines
 from pykvm.result import Outcome
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def say(message: str, hint: str = "", *, until: float | None = None) -> None:
     Both may hold what a guest or a file says.
     """
     lines = [f"pykvm: {printable(message)}"]
-    lines += (f"       {printable(line.expandtabs())}" for line in hint.splitlines())
+    lines += (f"       {line}" for line in printable_lines(hint).split("\n") if hint)
     tell("".join(f"{line}\n" for line in lines), until=until)
 
 

@@ -22,7 +22,7 @@ from pykvm.exits import (
     RdMsr,
     Shutdown,
 )
-from pykvm.printable import printable
+from pykvm.printable import printable_lines
 from pykvm.result import Outcome
 
 if TYPE_CHECKING:
@@ -205,6 +205,6 @@ class Stepper:
 
     def _show_lines(self, text: bytes) -> None:
         """What the guest prints, marked as its own."""
-        for line in text.decode(errors="replace").removesuffix("\n").split("\n"):
-            plain = printable(line.rstrip("\r").expandtabs())
-            self.show(f"    | {plain}")
+        plain = printable_lines(text.decode(errors="replace").removesuffix("\n"))
+        for line in plain.split("\n"):
+            self.show(f"    | {line}")
