@@ -1,6 +1,8 @@
 """A test rig in one file: guests as the things under test, pytest as the runner.
 
-Run it:  python examples/07_pytest.py    (pip install pytest, or make venv, has what it needs)
+Run it:  python examples/07_pytest.py    (or: pytest examples/07_pytest.py)
+
+pytest is what `make venv` has and `make run` has not: pip install pytest.
 
 A fixture boots the guest and closes it afterwards; tests talk to it and read its memory.  `check`
 raises unless a run ended as it was asked to: by what it waited for, or else with exit code 0.  The

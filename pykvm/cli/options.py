@@ -9,9 +9,9 @@ Importing argparse alone would cost a third of a small guest's whole run.
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from pykvm.checks import LONGEST_WAIT
 from pykvm.errors import ConfigError
 from pykvm.frozen import NamedTuple
 from pykvm.sizes import parse_size
@@ -163,8 +163,9 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         raise ValueError("seconds such as 5 or 0.5") from None
-    if not (isfinite(seconds) and seconds > 0):
-        raise ValueError("seconds, above zero")
+    # Not a number is not in it either.
+    if not 0 < seconds <= LONGEST_WAIT:
+        raise ValueError(f"seconds, above zero and up to {LONGEST_WAIT}")
     return seconds
 
 

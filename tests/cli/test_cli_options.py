@@ -7,6 +7,8 @@ import pytest
 from pykvm.cli.help import help_text
 from pykvm.cli.options import OPTIONS, Destination, Options, UsageError, parse
 
+SECONDS = "above zero and up to 1000000000"
+
 
 def test_defaults() -> None:
     options = parse(["guest.elf"])
@@ -107,8 +109,10 @@ def test_commands_are_first_words_only() -> None:
         (["a", "--stack", "x:0"], "--stack takes SEGMENT:OFFSET, as 07C0:0000, not 'x:0'"),
         (["a", "--load-address", "x"], "--load-address takes an address such as 0x100000, not 'x'"),
         (["a", "--load-address", "-1"], "--load-address takes an address, not negative, not '-1'"),
-        (["a", "--timeout", "nan"], "--timeout takes seconds, above zero, not 'nan'"),
-        (["a", "--timeout", "0"], "--timeout takes seconds, above zero, not '0'"),
+        *(
+            (["a", "--timeout", wrong], f"--timeout takes seconds, {SECONDS}, not '{wrong}'")
+            for wrong in ("nan", "0", "-1", "inf", "1e300", "1000000001")
+        ),
         (["a", "--timeout", "soon"], "--timeout takes seconds such as 5 or 0.5, not 'soon'"),
         (
             ["a", "--serial", "tty"],

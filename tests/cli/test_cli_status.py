@@ -124,6 +124,29 @@ def test_timeout_says_where_the_guest_was(pykvm: Pykvm, guests: Path) -> None:
 
 
 @pytest.mark.kvm
+@pytest.mark.parametrize("serial", ["stdio", "pty", "unix:SOCKET"])
+def test_the_longest_time_limit(pykvm: Pykvm, guests: Path, tmp_path: Path, serial: str) -> None:
+    """More milliseconds than poll(2) takes, and all the nanoseconds of a timer."""
+    serial = serial.replace("SOCKET", str(tmp_path / "socket"))
+    for seconds in ("2147484", "1000000000"):
+        done = pykvm("--timeout", seconds, "--serial", serial, guests / "hello.elf")
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.kvm
+def test_where_several_vcpus_were_and_the_console_that_is_elsewhere(
+    pykvm: Pykvm, guests: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    done = pykvm("--smp", "2", "--timeout", "0.5", "--serial", f"file:{log}", guests / "busy.elf")
+    assert done.returncode == 124
+    first, *lines = done.stderr.splitlines()
+    assert first.startswith("pykvm: the guest was still running after 0.5 s (")
+    assert re.fullmatch(r" *vCPU 0 is at 0x[0-9a-f]+ \(main\+0x[0-9a-f]+\)", lines[0])
+    assert [line.strip() for line in lines[1:]] == ["vCPU 1 is parked", "spinning in ring 0"]
+
+
+@pytest.mark.kvm
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,9 @@ stopped by the host
 }
 
 
+RIG = "examples/07_pytest.py"
+
+
 def run(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, path], capture_output=True, text=True, timeout=50, check=False
@@ -106,3 +110,47 @@ def test_without_guests_it_says_how_to_build_them(name: str, root: Path, tmp_pat
     ran = run(example)
     assert ran.stderr == "Build the guests first: make guests\n"
     assert ran.returncode == 1
+
+
+def test_without_pytest_the_rig_says_so(root: Path) -> None:
+    # None in sys.modules is a module that cannot be found.
+    program = (
+        "import sys, runpy; sys.modules['pytest'] = None; "
+        f"runpy.run_path({RIG!r}, None, '__main__')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ran.stderr == "This example needs pytest: pip install pytest\n"
+    assert ran.returncode == 1
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("by_pytest", [False, True], ids=["as a program", "by pytest"])
+def test_the_rig_bears_plugins_that_warn(
+    root: Path, guests: Path, tmp_path: Path, by_pytest: bool
+) -> None:
+    """pytest-asyncio warns so, and the tests of pykvm make every warning an error."""
+    (tmp_path / "warns.py").write_text(
+        "import warnings, pytest\n"
+        "def pytest_configure(config):\n"
+        "    warnings.warn(pytest.PytestDeprecationWarning('The configuration option "
+        '"asyncio_default_fixture_loop_scope" is unset.\\\\nSet it.\'))\n'
+    )
+    command = [sys.executable, *(["-m", "pytest", "-q"] if by_pytest else []), RIG]
+    ran = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, "PYTEST_PLUGINS": "warns", "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert "8 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert ran.returncode == 0
