@@ -15,7 +15,7 @@ from pykvm.host import Host
 from pykvm.mainboard import Mainboard
 from pykvm.options import check_options, memory_of, read_guest
 from pykvm.repairs import REMEDIABLE, Repairs, may_meet_quirks
-from pykvm.result import Ending, Outcome
+from pykvm.result import Ending, Outcome, Unclaimed
 from pykvm.run import Run
 
 if TYPE_CHECKING:
@@ -402,6 +402,7 @@ class Machine:
             if conditions is not None:
                 run.end(conditions.ending)
             before = repairs.tally()
+            board.dispatch.collected.forget_drops()
             board.start_clock()
             try:
                 result = run()
@@ -482,13 +483,21 @@ class Machine:
         return self._ear
 
     def _tell(self, result: Result, run: Run) -> None:
-        """Add to a result where the vCPUs are and what the guest said last."""
+        """Add to a result where the vCPUs are, what the guest said last and what went nowhere."""
+        if self._float:
+            result.unclaimed = self._unclaimed()
         if result.outcome in _STILL_THERE:
             result.places = tuple(run.place(cpu, self.symbol_at) for cpu in self._board.vcpus)
         if not (result.ok or result.console):
             result.console = self._last_lines()
             if result.error is not None:
                 result.error.console = result.console
+
+    def _unclaimed(self) -> Unclaimed:
+        collected = self._board.dispatch.collected
+        reads, read = collected.drops(writes=False)
+        writes, written = collected.drops(writes=True)
+        return Unclaimed(reads, writes, tuple(map(str, (*written, *read))))
 
     def _last_lines(self) -> str:
         """The last lines on the first serial port, or on the debug console where there are none."""

@@ -134,6 +134,13 @@ class Dropped(NamedTuple):
     #: What was written; None for a read.
     value: int | None
 
+    def __str__(self) -> str:
+        where = f"{'port' if self.pio else 'address'} {self.address:#x}"
+        size = "1 byte" if self.size == 1 else f"{self.size} bytes"
+        if self.value is None:
+            return f"read of {size} at {where}"
+        return f"write of {self.value:#x} ({size}) at {where}"
+
 
 class TimeTeller(Protocol):
     """A clock that tells how guest time goes by CLOCK_MONOTONIC: `pykvm.clock.Clock`."""
@@ -217,6 +224,27 @@ class Shared:
             core.dropped_size,
             core.dropped_value if core.dropped_write else None,
         )
+
+    def forget_drops(self) -> None:
+        """A run begins: `drops` counts from here."""
+        core = self.core
+        core.drops[0] = core.drops[1] = 0
+        core.place_counts[0] = core.place_counts[1] = 0
+
+    def drops(self, *, writes: bool) -> tuple[int, list[Dropped]]:
+        """How many reads or `writes` were dropped in this run, and the first at some places."""
+        core = self.core
+        places = [
+            Dropped(
+                1,
+                place.space == lib.PYKVM_PIO,
+                place.address,
+                place.size,
+                place.value if writes else None,
+            )
+            for place in ffi.unpack(core.places[writes], core.place_counts[writes])
+        ]
+        return core.drops[writes], places
 
     def drop(
         self, *, pio: bool, address: int, size: int, value: int | None, count: int = 1

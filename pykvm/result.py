@@ -82,20 +82,26 @@ class Place(NamedTuple):
 
 
 class Unclaimed(NamedTuple):
-    """Accesses where neither memory nor a device is, which the run let float.
+    """Accesses where neither memory nor a device is, which the run let float: they went nowhere.
 
-    `places` are the first few different ones, in words.
+    `reads` and `writes` count them, `places` are the first few different ones in words, writes
+    before reads.
 
-    >>> print(Unclaimed(3, ("write of 4 bytes at address 0xd0000000",)))
-    3 accesses where nothing is: write of 4 bytes at address 0xd0000000
+    >>> print(Unclaimed(0, 1, ("write of 0x7f (1 byte) at address 0xd0000000",)))
+    0 reads and 1 write went nowhere: write of 0x7f (1 byte) at address 0xd0000000
     """
 
-    accesses: int = 0
+    reads: int = 0
+    writes: int = 0
     places: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        plural = "access" if self.accesses == 1 else "accesses"
-        return f"{self.accesses} {plural} where nothing is: {', '.join(self.places)}"
+        counts = f"{_counted(self.reads, 'read')} and {_counted(self.writes, 'write')}"
+        return f"{counts} went nowhere: {', '.join(self.places)}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 class Ending:
@@ -137,7 +143,8 @@ class Result:
     `exits` counts the VM exits of this run by kind; writes that the kernel
     coalesced caused none.  `seconds` is the time the run took.  Summed over the vCPUs that ran,
     `guest_seconds` of it were spent in the guest, in KVM and in the loop in C, `outside_seconds` in
-    Python: pykvm and the devices.  `unclaimed` counts accesses that went nowhere.
+    Python: pykvm and the devices.  `unclaimed` counts accesses that went nowhere, as those of
+    kernels may (Machine(unclaimed="float")).
 
     `emulated` counts the instructions that KVM refused and pykvm completed, by name, and
     `emulated_seconds`, a part of `outside_seconds`, is the time that took.  `made_good` counts what
@@ -240,7 +247,7 @@ class Result:
         if self.error is not None:
             self.error.result = self
             return self.error
-        lines = [self.sentence + self.where, *self.details]
+        lines = [self.sentence + self.where, *self._lines()]
         if wanted is not None:
             lines.append(f"expected: {_either(wanted)}")
         elif not self.awaited:
@@ -265,14 +272,17 @@ class Result:
         lines = [f"vCPU {place.vcpu} is {place}" for place in several]
         if self.awaited and self.outcome is not Outcome.UNTIL:
             lines.append(f"awaited: {self.awaited}")
-        if self.unclaimed.accesses and not self.ok:
+        return lines
+
+    def _lines(self) -> list[str]:
+        lines = self.details
+        if (self.unclaimed.reads or self.unclaimed.writes) and not self.ok:
             lines.append(str(self.unclaimed))
         return lines
 
     def __str__(self) -> str:
-        count = sum(self.exits.values())
-        figures = f"({self.seconds:.3f} s, {count} VM exit{'' if count == 1 else 's'})"
-        told = "\n".join([f"{self.sentence}{self.where} {figures}", *self.details])
+        figures = f"({self.seconds:.3f} s, {_counted(sum(self.exits.values()), 'VM exit')})"
+        told = "\n".join([f"{self.sentence}{self.where} {figures}", *self._lines()])
         return with_console(told, self.console if self.outcome in _WITH_CONSOLE else "")
 
     def __repr__(self) -> str:

@@ -183,6 +183,24 @@ int pykvm_collect(struct pykvm_shared *shared, uint64_t slot, uint64_t offset, u
     return fits;
 }
 
+/* Count it among those of this run, and keep it if nothing was dropped there yet. */
+static void note_drop(struct pykvm_shared *shared, int space, int is_write, uint64_t address,
+                      uint32_t size, uint64_t value, uint64_t count)
+{
+    struct pykvm_dropped *places = shared->places[is_write];
+    uint32_t known = shared->place_counts[is_write];
+
+    shared->drops[is_write] += count;
+    for (uint32_t i = 0; i < known; i++)
+        if (places[i].address == address && places[i].space == space)
+            return;
+    if (known == sizeof shared->places[0] / sizeof *places)
+        return;
+    places[known] = (struct pykvm_dropped){
+        .address = address, .value = value, .size = size, .space = (uint8_t)space};
+    shared->place_counts[is_write]++;
+}
+
 void pykvm_drop(struct pykvm_shared *shared, int space, int is_write, uint64_t address,
                 uint32_t size, uint64_t value, uint64_t count)
 {
@@ -197,6 +215,7 @@ void pykvm_drop(struct pykvm_shared *shared, int space, int is_write, uint64_t a
         shared->dropped_value = value;
     }
     shared->dropped += count;
+    note_drop(shared, space, !!is_write, address, size, value, count);
     pthread_mutex_unlock(&p->lock);
 }
 

@@ -21,6 +21,14 @@ struct pykvm_batch {
     uint64_t count;
 };
 
+/* An access that no device claimed. */
+struct pykvm_dropped {
+    uint64_t address;
+    uint64_t value; /* what was written */
+    uint32_t size;
+    uint8_t space; /* PYKVM_PIO or PYKVM_MMIO */
+};
+
 struct pykvm_shared_private;
 
 /* What the vCPUs of a machine share. */
@@ -41,6 +49,14 @@ struct pykvm_shared {
     uint32_t dropped_size;
     uint8_t dropped_space; /* PYKVM_PIO or PYKVM_MMIO */
     uint8_t dropped_write;
+
+    /*
+     * Of this run, reads at 0 and writes at 1: how many were dropped, and the first at each of the
+     * first places.  Python sets the counts to zero where a run begins.
+     */
+    uint64_t drops[2];
+    uint32_t place_counts[2];
+    struct pykvm_dropped places[2][8];
 
     struct pykvm_shared_private *private_;
 };

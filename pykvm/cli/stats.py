@@ -25,6 +25,12 @@ def stats_text(result: Result, places: Counter[tuple[str, Space, int, str]] | No
     if result.made_good:
         rows.append(("made good", f"{sum(result.made_good.values())}", ""))
         rows += [(f"  {what}", f"{count}", "") for what, count in result.made_good.items()]
+    unclaimed = result.unclaimed
+    if unclaimed.reads or unclaimed.writes:
+        rows.append(("went nowhere", f"{unclaimed.reads + unclaimed.writes}", ""))
+        rows.append(("  reads", f"{unclaimed.reads}", ""))
+        rows.append(("  writes", f"{unclaimed.writes}", ""))
+        rows += [("", "", place) for place in unclaimed.places]
     for name, seconds in (
         ("in the guest", result.guest_seconds),
         ("outside", result.outside_seconds),

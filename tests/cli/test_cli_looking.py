@@ -146,6 +146,16 @@ def test_stats(pykvm: Pykvm, flat: Flat) -> None:
 
 
 @pytest.mark.kvm
+def test_stats_of_a_stray_store(pykvm: Pykvm, guests: Path) -> None:
+    done = pykvm(guests / "wild.elf", "--unclaimed", "float", "--stats", "--", "store")
+    lines = [line.split() for line in done.stderr.splitlines()]
+    at = lines.index(["went", "nowhere", "1"])
+    assert lines[at + 1 : at + 3] == [["reads", "0"], ["writes", "1"]]
+    told = "write of 0xdeadbeef (4 bytes) at address 0xe0000000"
+    assert lines[at + 3] == told.split()
+
+
+@pytest.mark.kvm
 def test_dump(pykvm: Pykvm, guests: Path) -> None:
     text = pykvm(guests / "triple.elf", "--dump-on-exit").stderr
     assert "vCPU 0: long mode" in text

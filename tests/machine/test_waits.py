@@ -152,3 +152,47 @@ def test_a_text_needs_a_serial_port(guest: MakeGuest) -> None:
     with pytest.raises(ValueError, match="no serial port"):
         machine.run(timeout=10, until="x")
     assert machine.run(timeout=10, until=lambda machine: False).outcome is Outcome.HALTED
+
+
+def test_accesses_that_went_nowhere_are_counted(guest: MakeGuest) -> None:
+    listing = """
+        B0 41        mov al, 'A'
+        E6 99        out 0x99, al
+        E6 99        out 0x99, al
+        E7 9A        out 0x9a, ax
+        E4 98        in al, 0x98
+        F4           hlt
+        EB F5        jmp $-9
+    """
+    machine = guest(listing, unclaimed="float")
+    result = machine.run(timeout=10)
+    assert result.outcome is Outcome.HALTED
+    assert (result.unclaimed.reads, result.unclaimed.writes) == (1, 3)
+    assert result.unclaimed.places == (
+        "write of 0x41 (1 byte) at port 0x99",
+        "write of 0x41 (2 bytes) at port 0x9a",
+        "read of 1 byte at port 0x98",
+    )
+    assert "\n1 read and 3 writes went nowhere: write of 0x41 (1 byte) at port 0x99" in str(result)
+    # Each run counts its own, wherever they are looked at.
+    again = machine.run(timeout=10, on_exit=lambda cpu, exit: None)
+    assert again.outcome is Outcome.HALTED
+    assert (again.unclaimed.reads, again.unclaimed.writes) == (1, 3)
+
+
+def test_a_guest_cannot_make_many_places_of_them(guest: MakeGuest) -> None:
+    # Writes to ports 0x1000, 0x1001, ... 0x103f.
+    machine = guest(
+        """
+        BA 00 10     mov dx, 0x1000
+        EE           out dx, al
+        42           inc dx
+        80 FA 40     cmp dl, 0x40
+        75 F9        jne $-5
+        F4           hlt
+        """,
+        unclaimed="float",
+    )
+    result = machine.run(timeout=10)
+    assert result.unclaimed.writes == 64
+    assert [place[-6:] for place in result.unclaimed.places] == [f"0x100{n}" for n in range(8)]

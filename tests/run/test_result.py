@@ -111,14 +111,14 @@ def test_a_timeout_says_all_that_is_known() -> None:
     )
     late.places = (Place(0, "halted", 0x1000, "idle+0x2"), Place(1, "parked", 0))
     late.console = "starting\nmore"
-    late.unclaimed = Unclaimed(2, ("read of 1 byte at port 0x99",))
+    late.unclaimed = Unclaimed(2, 0, ("read of 1 byte at port 0x99",))
 
     lines = [
         "the guest was still running after 5 s (0.250 s, 1 VM exit)",
         "vCPU 0 is halted at 0x1000 (idle+0x2)",
         "vCPU 1 is parked",
         "awaited: 'ready'",
-        "2 accesses where nothing is: read of 1 byte at port 0x99",
+        "2 reads and 0 writes went nowhere: read of 1 byte at port 0x99",
         "The last lines of its console:",
         "starting",
         "more",
