@@ -114,6 +114,11 @@ class GuestDebug:
         self._hidden = frozenset(owners)
         self._apply()
 
+    @property
+    def stepping(self) -> bool:
+        """Whether the vCPU stops after the next instruction."""
+        return self._stepping or self._stepping_over
+
     def single_step(self, on: bool) -> None:
         """Stop after each instruction, or no longer."""
         self._stepping = flag("on", on)

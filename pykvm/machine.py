@@ -175,9 +175,11 @@ class Machine:
                 self._release()
                 raise
 
-    def _emulated(self, cpu: CPU, name: str, result: str) -> None:
-        if self.on_emulated is not None:
-            self.on_emulated(cpu, name, result)
+    def _emulated(self, cpu: CPU, name: str, result: str) -> bool:
+        if self.on_emulated is None:
+            return True
+        self.on_emulated(cpu, name, result)
+        return False
 
     def _load(self, files: Mapping[str, bytes]) -> None:
         """Put the guest into memory, and what is told of this machine where the guest looks."""

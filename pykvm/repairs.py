@@ -44,7 +44,8 @@ class Repairs:
     """The remedies for quirks of this host, if wanted, and the emulator, made when first needed.
 
     With `floating`, what emulated instructions read where nobody is reads as all ones.
-    `on_emulated` is called after each of them: the vCPU, its name, what became of it.
+    `on_emulated` is called after those that Python does, with the vCPU, its name and what became of
+    it; it gives False to be called after all of them.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Repairs:
         *,
         emulate: bool,
         floating: bool,
-        on_emulated: Callable[[CPU, str, str], None],
+        on_emulated: Callable[[CPU, str, str], bool],
     ) -> None:
         self._board = board
         self._emulate = emulate
@@ -143,6 +144,8 @@ class Repairs:
 
     def close(self) -> None:
         """Let go of guest memory; the vCPUs must be closed."""
+        if self._emulator is not None:
+            self._emulator.close()
         if self._remedies is not None:
             self._remedies.close()
 

@@ -588,6 +588,7 @@ class CPU:
             raise StateError("no devices were given to this vCPU")
         self._end_exit()
         core.surface = surface
+        core.native = ffi.NULL  # until the emulator has looked at this run
         if self.on_loop is not None:
             self.on_loop(True)
         if self._debug is not None and self._debug.hit is not None:

@@ -534,6 +534,14 @@ static int64_t take_exit(struct pykvm_vcpu *v)
         return take_mmio(v);
     if (v->syscall && pykvm_make_syscall_good(v->syscall, p->run))
         return REENTER;
+    if (v->native) {
+        int done = pykvm_native_exit(v->native, p->fd, p->run);
+
+        if (done < 0)
+            v->error = -done;
+        if (done)
+            return done < 0 ? PYKVM_ERROR : REENTER;
+    }
     return PYKVM_EXIT;
 }
 

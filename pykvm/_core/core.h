@@ -35,6 +35,7 @@ enum {
 };
 
 struct pykvm_map;
+struct pykvm_native;
 struct pykvm_private;
 
 /* Guest memory as the host sees it. */
@@ -71,6 +72,7 @@ struct pykvm_vcpu {
     uint64_t guest_cycles;  /* host TSC cycles spent in the guest and in this loop */
     uint64_t exits[128];
     struct pykvm_syscall *syscall; /* or NULL */
+    struct pykvm_native *native;   /* what completes refused instructions that it knows, or NULL */
     struct pykvm_private *private_;
 };
 
@@ -169,6 +171,33 @@ int pykvm_cmpxchg16b(void *target, uint64_t *expected, const uint64_t *desired);
 
 /* Executes single instructions of a guest's on this processor (native.c).  One thread uses it. */
 enum { PYKVM_STUBS = 65536 /* bytes of code */ };
+
+/* What state an instruction uses. */
+enum pykvm_kind { PYKVM_X87, PYKVM_MMX, PYKVM_BOTH, PYKVM_SSE };
+
+/*
+ * An instruction in 64-bit code that was done once, at `rip`: the next time it is done in C.
+ * Registers have their numbers of ModRM; 255 is none, and 16 as a base is RIP.
+ */
+struct pykvm_learnt {
+    uint64_t rip;
+    uint64_t count; /* how often it was done in C */
+    int64_t displacement;
+    uint32_t place; /* of its code */
+    uint8_t raw[15];
+    uint8_t length; /* of the instruction; 0 for an entry without one */
+    uint8_t kind;
+    uint8_t size;   /* of the operand in memory */
+    uint8_t store;
+    uint8_t aligned;
+    uint8_t general; /* the register that RAX stands for */
+    uint8_t memory;
+    uint8_t base, index, scale;
+    uint8_t segment; /* 1: FS, 2: GS */
+    uint16_t opcode; /* x87's FOP */
+};
+
+enum { PYKVM_LEARNT = 4096 /* entries; an instruction is in the one that its RIP says, modulo that */ };
 struct pykvm_native_private;
 struct pykvm_native {
     /* The registers that the code may use, before and after; of RFLAGS, the status flags. */
@@ -176,6 +205,12 @@ struct pykvm_native {
     uint64_t entry;
     uint8_t *state;   /* x87, SSE and AVX, as KVM_GET_XSAVE gives them: 4096 bytes */
     uint8_t *scratch; /* 4096 bytes, PYKVM_STUBS behind the start of the code */
+    struct pykvm_learnt *learnt;
+    const struct pykvm_region *regions; /* guest RAM, and nothing that cannot be written */
+    uint32_t region_count;
+    uint32_t breakpoint_count;
+    uint64_t breakpoints[4]; /* linear addresses at which the guest has to be entered */
+    uint64_t nanoseconds;    /* spent in pykvm_native_exit() on instructions that it did */
     struct pykvm_native_private *private_;
 };
 
@@ -194,4 +229,18 @@ int pykvm_native_run(struct pykvm_native *native, uint32_t at);
  * if `state` is not sound, or a negative errno.
  */
 int pykvm_native_try(struct pykvm_native *native, uint32_t at);
+
+/*
+ * Whether the exit in the kvm_run page is an instruction that KVM refused and that was learnt, and
+ * was done, with those behind it that were learnt, too: the vCPU is set right for the next KVM_RUN.
+ * 0 for what Python has to look at: faults, devices, modes other than 64-bit code.  A negative errno
+ * if KVM does not take the state back.  Needs all registers and the events in the page.
+ */
+int pykvm_native_exit(struct pykvm_native *native, int vcpu_fd, void *page);
+
+/*
+ * The same on the vector state in `native`, whatever the exit: how many instructions were done.  The
+ * registers in the page are changed.
+ */
+int pykvm_native_steps(struct pykvm_native *native, void *page);
 #endif

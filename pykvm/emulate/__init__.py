@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pykvm._core import ffi, lib
 from pykvm.emulate.events import inject, inject_step
 from pykvm.emulate.fault import GP, UD, Fault, UnsupportedError
+from pykvm.emulate.fpu import PLAIN
 from pykvm.emulate.memory import PAGE, BusDevices, Devices, LinearMemory
 from pykvm.emulate.refused import Refused, code_bits
 from pykvm.emulate.table import Plan, plan_of
@@ -68,8 +69,9 @@ class Emulator:
         #: The features of the processors by their CPUID names; None for what each vCPU's CPUID
         #: shows.
         self.features: frozenset[str] | None = None
-        #: Called after each instruction with its name and what became of it.
-        self.on_done: Callable[[CPU, str, str], None] | None = None
+        #: Called after each instruction with its name and what became of it.  If it gives True,
+        #: or is None, the run loop need not come here for an instruction that was done before.
+        self.on_done: Callable[[CPU, str, str], bool] | None = None
 
     @property
     def counts(self) -> Counter[str]:
@@ -77,12 +79,14 @@ class Emulator:
         total: Counter[str] = Counter()
         for bench in list(self._benches.values()):
             total.update(bench.counts)
+            total.update(bench.counts_in_core())
         return total
 
     @property
     def seconds(self) -> float:
         """Time spent on them, of all vCPUs together."""
-        return sum(bench.seconds for bench in list(self._benches.values()))
+        benches = list(self._benches.values())
+        return sum(bench.seconds + bench.seconds_in_core() for bench in benches)
 
     def take(self, cpu: CPU, exit: Exit) -> bool:
         """Complete the instruction behind `exit`; False if it is not one, or nobody can.
@@ -98,14 +102,18 @@ class Emulator:
         done = bench.take(exit.instruction)
         if done is None:
             return False
-        if self.on_done is not None:
-            self.on_done(cpu, *done)
+        bench.quicken(self.on_done is None or self.on_done(cpu, *done))
         return True
 
     def refusal(self, cpu: CPU) -> tuple[str, str]:
         """The instruction that was not done for `cpu`, by name, and why not; both may be empty."""
         bench = self._benches.get(cpu.index)
         return bench.refusal if bench else ("", "")
+
+    def close(self) -> None:
+        """Let go of guest memory.  Closing twice is harmless."""
+        for bench in self._benches.values():
+            bench.close()
 
 
 class _Late:
@@ -158,6 +166,7 @@ class _Bench:
         self._late = _Late(devices)
         self._memory = LinearMemory(memory, self._late)
         self._plans: dict[tuple[bytes, int], Plan | None] = {}
+        self._made: Native | None = None
         #: The name of the last instruction that nobody could do, and why.
         self.refusal = "", ""
         self._stuck = 0
@@ -274,15 +283,43 @@ class _Bench:
         if plan.operation is not None:
             plan.operation(at)
         elif plan.unit is not None:
+            rip = at.regs.rip
             self._native.execute(at, plan.unit)
+            if at.bits == 64:
+                self._native.learn(at, plan.unit, plan.name, rip)
         else:
             raise UnsupportedError("it is not among the instructions that pykvm does")
 
-    @cached_property
+    @property
     def _native(self) -> Native:
-        from pykvm.emulate.native import Native
+        if self._made is None:
+            from pykvm.emulate.native import Native
 
-        return Native()
+            self._made = Native()
+        return self._made
+
+    def quicken(self, allowed: bool) -> None:
+        """Let the run loop complete instructions by itself that were done here once."""
+        native, cpu = self._made, self.cpu
+        if native is None:
+            return
+        if allowed and cpu.kvm.xsave_size <= PLAIN and not cpu.debug.stepping:
+            native.follow(cpu, self._memory.memory)
+            cpu.core.native = native.core
+        else:
+            cpu.core.native = ffi.NULL
+
+    def counts_in_core(self) -> Counter[str]:
+        """Instructions that the run loop completed by itself, by name."""
+        return self._made.counts() if self._made is not None else Counter()
+
+    def seconds_in_core(self) -> float:
+        """Time that the run loop spent on them."""
+        return self._made.core.nanoseconds / 1e9 if self._made is not None else 0.0
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
 
     def _count_fault(self, at: Refused, name: str, fault: Fault) -> None:
         """Raise GuestError when the guest does nothing but run into the same fault."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pykvm.vcpu import CPU
 
 __all__ = [
+    "PLAIN",
     "XCR0_VALUE",
     "check_avx",
     "check_mmx",
@@ -28,7 +29,7 @@ __all__ = [
 
 _SSE = 2
 _AVX_STATE = 6  # of XCR0: SSE and AVX
-_PLAIN = 4096  # the most that KVM_GET_XSAVE gives
+PLAIN = 4096  # the most that KVM_GET_XSAVE gives
 
 _LEAF_XSAVE = 0xD
 # In struct kvm_xcrs: nr_xcrs, flags, then (xcr, reserved, value) each.
@@ -62,7 +63,7 @@ def image_of(cpu: CPU) -> bytearray:
     """The state in the standard XSAVE format."""
     kvm = cpu.kvm
     image = bytearray(kvm.xsave_size)
-    kvm.ioctl(uapi.KVM_GET_XSAVE if len(image) <= _PLAIN else uapi.KVM_GET_XSAVE2, image)
+    kvm.ioctl(uapi.KVM_GET_XSAVE if len(image) <= PLAIN else uapi.KVM_GET_XSAVE2, image)
     return image
 
 

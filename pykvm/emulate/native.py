@@ -11,6 +11,7 @@ instruction signals it, the result is dropped and the exception raised (SDM 1 8.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, lib
@@ -23,6 +24,8 @@ from pykvm.x86.xsave import FCW, FDP, FIP, FOP, FSW, MXCSR
 if TYPE_CHECKING:
     from pykvm.emulate.refused import Refused
     from pykvm.emulate.units import Unit
+    from pykvm.memory import GuestMemory, Region
+    from pykvm.vcpu import CPU
     from pykvm.x86.decode import Instruction
 
 __all__ = ["Native", "rewritten"]
@@ -50,6 +53,14 @@ _MXCSR_MASKS = 0x1F80
 _X87_KINDS, _SIMD_KINDS = ("x87", "mmx", "both"), ("sse", "avx", "both")
 _POINTERS = FDP + 8 - FOP
 _SIGILL = 4
+_NONE = 255  # no register, in struct pykvm_learnt
+_SEGMENTS = {"fs": 1, "gs": 2}
+_KINDS: dict[str, int] = {
+    "x87": lib.PYKVM_X87,
+    "mmx": lib.PYKVM_MMX,
+    "both": lib.PYKVM_BOTH,
+    "sse": lib.PYKVM_SSE,
+}
 # x87 and SSE in their initial state: the header says so, and MXCSR masks all exceptions.
 _INITIAL = bytes(MXCSR) + b"\x80\x1f" + bytes(_STATE - MXCSR - 2)
 # What trying an instruction gave, for all machines of this process.
@@ -105,10 +116,17 @@ class Native:
         core = lib.pykvm_native_new()
         if core == ffi.NULL:
             raise UnsupportedError("this host lets no program make code for itself")
-        self._core: Any = ffi.gc(core, lib.pykvm_native_free)
+        #: What the run loop in C completes learnt instructions with.
+        self.core: Any = ffi.gc(core, lib.pykvm_native_free)
         self._state = ffi.buffer(core.state, _STATE)
         self._scratch = ffi.buffer(core.scratch, 64)
         self._places: dict[bytes, int] = {}
+        # By entry of the core's: the name of the instruction; and what was counted by name before.
+        self._names: dict[int, str] = {}
+        self._done: Counter[str] = Counter()
+        self._table: Any = ffi.NULL
+        self._regions: tuple[Region, ...] = ()
+        self._views: list[Any] = []
 
     # -- code --------------------------------------------------------------------------------
 
@@ -123,14 +141,15 @@ class Native:
             return place
         if len(self._places) == _STUBS:
             self._places.clear()
+            self._forget()
         place = len(self._places) * _STUB
         code = rewritten(instruction, unit, lib.PYKVM_STUBS - place)
-        if lib.pykvm_native_put(self._core, place, code, len(code)):
+        if lib.pykvm_native_put(self.core, place, code, len(code)):
             raise UnsupportedError("this host lets no program make code for itself")
         verdict = _verdicts.get(key)
         if verdict is None:
             self._state[:] = _INITIAL
-            verdict = lib.pykvm_native_try(self._core, place)
+            verdict = lib.pykvm_native_try(self.core, place)
             if verdict in (0, _SIGILL):
                 _verdicts[key] = verdict
         if verdict == _SIGILL:
@@ -180,7 +199,7 @@ class Native:
         False if x87 has found an exception that the guest unmasked, before it computed anything:
         the instruction is done, and has changed nothing but the status word.
         """
-        core, state = self._core, self._state
+        core, state = self.core, self._state
         before = bytes(image[:_STATE])
         state[:] = before
         control, status, mxcsr = _word(image, FCW), _word(image, FSW), _word(image, MXCSR)
@@ -219,7 +238,7 @@ class Native:
         return at.instruction.rm if unit.general and at.instruction.memory is None else 0
 
     def _take_registers(self, at: Refused, unit: Unit) -> None:
-        core = self._core
+        core = self.core
         number = self._general(at, unit)
         if unit.general:
             at.set(number, 64 if at.bits == 64 else 32, core.rax)
@@ -230,13 +249,93 @@ class Native:
     def _note_place(self, at: Refused, image: bytearray) -> None:
         """x87's opcode, instruction pointer and data pointer (SDM 1 8.1.8, 8.1.9)."""
         instruction = at.instruction
-        opcode = (instruction.opcode & 7) << 8 | (instruction.modrm or 0)
-        _put(image, FOP, opcode)
+        _put(image, FOP, _opcode(instruction))
         image[FIP : FIP + 8] = at.regs.rip.to_bytes(8, "little")
         if instruction.memory is not None:
             behind = at.regs.rip + instruction.length
             offset = instruction.memory.offset(at.register, behind)
             image[FDP : FDP + 8] = offset.to_bytes(8, "little")
+
+    # -- what is done in C the next time -----------------------------------------------------
+
+    def learn(self, at: Refused, unit: Unit, name: str, rip: int) -> None:
+        """Have the run loop do this instruction by itself when it comes to it again, at `rip`.
+
+        For 64-bit code; the instruction has been done once.  AVX is left out: it depends on XCR0,
+        which the core does not know.
+        """
+        instruction = at.instruction
+        memory = instruction.memory
+        if unit.kind == "avx" or (memory is not None and memory.bits != 64):
+            return
+        slot = rip % lib.PYKVM_LEARNT
+        entry = self.core.learnt[slot]
+        if entry.length:
+            self._done[self._names[slot]] += entry.count
+        self._names[slot] = name
+        entry.rip, entry.count, entry.length = rip, 0, instruction.length
+        ffi.memmove(entry.raw, instruction.raw, instruction.length)
+        entry.place = self._places[rewritten(instruction, unit, 0)]
+        entry.kind, entry.size = _KINDS[unit.kind], unit.size
+        entry.store, entry.aligned = unit.store, unit.aligned
+        named = unit.general == "reg" or (unit.general == "rm" and memory is None)
+        entry.general = self._general(at, unit) if named else _NONE
+        entry.opcode = _opcode(instruction)
+        entry.memory = memory is not None
+        if memory is not None:
+            entry.base = _NONE if memory.base is None else memory.base
+            entry.index = _NONE if memory.index_register is None else memory.index_register
+            entry.scale, entry.displacement = memory.scale, memory.displacement
+            entry.segment = _SEGMENTS.get(memory.segment, 0)
+
+    def follow(self, cpu: CPU, memory: GuestMemory) -> None:
+        """Tell the core what may change between two looks: memory and breakpoints."""
+        core = self.core
+        addresses = cpu.debug.addresses
+        core.breakpoint_count = len(addresses)
+        for number, address in enumerate(addresses):
+            core.breakpoints[number] = address
+        regions = memory.regions
+        if regions is self._regions:
+            return
+        self.close()
+        ram = [region for region in regions if not region.readonly]
+        table = ffi.new("struct pykvm_region[]", len(ram))
+        for entry, region in zip(table, ram, strict=True):
+            # Holding the view holds the mapping.
+            view = ffi.from_buffer(region.mapping.slice(0, region.size))
+            self._views.append(view)
+            entry.start, entry.size = region.start, region.size
+            entry.host = ffi.cast("uint8_t *", view)
+        self._regions, self._table = regions, table
+        core.regions, core.region_count = table, len(ram)
+
+    def counts(self) -> Counter[str]:
+        """How often the run loop has done which instruction."""
+        total = Counter(self._done)
+        for slot, name in list(self._names.items()):
+            total[name] += self.core.learnt[slot].count
+        return +total
+
+    def _forget(self) -> None:
+        """Their code is gone."""
+        for slot, name in self._names.items():
+            self._done[name] += self.core.learnt[slot].count
+            self.core.learnt[slot].length = self.core.learnt[slot].count = 0
+        self._names.clear()
+
+    def close(self) -> None:
+        """Let go of guest memory."""
+        self.core.region_count = 0
+        for view in self._views:
+            ffi.release(view)
+        self._views.clear()
+        self._regions = ()
+
+
+def _opcode(instruction: Instruction) -> int:
+    """x87's FOP (SDM 1 8.1.9)."""
+    return (instruction.opcode & 7) << 8 | (instruction.modrm or 0)
 
 
 def _word(image: Any, at: int) -> int:

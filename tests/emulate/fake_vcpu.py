@@ -94,6 +94,7 @@ class FakeCpu:
         self.all: Any = ffi.new("struct kvm_sync_regs *")
         self.core = ffi.new("struct pykvm_vcpu *")
         self.taken: list[str] = []
+        self.debug = SimpleNamespace(stepping=False, addresses=())
         special = self.all.sregs
         special.cr0 = CR0.PE | CR0.MP | CR0.ET | CR0.NE
         special.cr4 = CR4.OSFXSR | CR4.OSXSAVE | CR4.PAE

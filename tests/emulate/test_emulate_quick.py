@@ -1,0 +1,70 @@
+"""Instructions that come again are done by the run loop, and give what they gave in Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emulate.cases import ALL, Case
+from emulate.test_emulate_machine import REFUSES
+from pykvm import Machine, Mode, Outcome
+from pykvm.x86.registers import CR4
+from support.host import require_host
+
+pytestmark = pytest.mark.kvm
+
+DATA, SIZE = 0x10_000, 0x200
+ROUNDS = 3
+# What loads control words could unmask exceptions; the rest has other operands than [rdi].
+OTHERS = {"fldcw", "fldenv", "frstor", "rip relative", "fs segment", "sib"}
+CASES = [
+    case
+    for case in ALL
+    if case.group in ("sse", "mmx", "x87", "sse4", "aes") and case.name not in OTHERS
+]
+
+
+def run(cases: list[Case], data: bytes, *, watched: bool) -> tuple[Any, ...]:
+    """The cases three times over in ring 0: what is there in the end, and how it came about."""
+    body = b"".join(case.code for case in cases)
+    loop = body + bytes.fromhex("ffcb0f85") + (-(len(body) + 8)).to_bytes(4, "little", signed=True)
+    code = b"\xbb" + ROUNDS.to_bytes(4, "little") + loop + bytes.fromhex("31c0e6f4f4")
+    with Machine(code, mode=Mode.LONG, memory="4M", cpu="host") as machine:
+        cpu = machine.vcpus[0]
+        machine.memory.write(DATA, data)
+        state = cpu.state
+        state.cr4 |= CR4.OSFXSR | CR4.OSXMMEXCPT
+        state.rdi = DATA + 0x40
+        cpu.state = state
+        seen: list[str] = []
+        if watched:
+            machine.on_emulated = lambda cpu, name, result: seen.append(name)
+        result = machine.run(timeout=30)
+        assert result.outcome is Outcome.EXITED, (result, body.hex())
+        registers = {name: getattr(cpu.regs, name) for name in ("rax", "rcx", "rdx", "rdi", "rbx")}
+        memory, xsave = machine.memory.read(DATA, SIZE), cpu.kvm.get_xsave()
+        return registers, cpu.regs.rflags, memory, xsave, result.emulated, len(seen), result
+
+
+@given(st.lists(st.sampled_from(CASES), min_size=1, max_size=12), st.binary(max_size=SIZE))
+@settings(max_examples=25)
+def test_the_same_as_in_python(cases: list[Case], data: bytes) -> None:
+    require_host(REFUSES)
+    for group in {case.group for case in cases}:
+        require_host(f"processor-has-{group}")
+    *slow, seen, _ = run(cases, data.ljust(SIZE, b"\x3f"), watched=True)
+    *quick, unseen, _ = run(cases, data.ljust(SIZE, b"\x3f"), watched=False)
+    assert quick == slow
+    assert (seen, unseen) == (sum(slow[-1].values()), 0)
+
+
+@pytest.mark.needs_host(REFUSES)
+def test_consecutive_instructions_make_one_exit() -> None:
+    (addps,) = (case for case in ALL if case.name == "addps")
+    *_, emulated, _, result = run([addps] * 20, bytes(SIZE), watched=False)
+    assert emulated == {"addps": 20 * ROUNDS}
+    assert result.exits["InternalError"] == 20 + ROUNDS - 1
+    assert 0 < result.emulated_seconds <= result.outside_seconds
