@@ -11,7 +11,16 @@ from emulate.rig import DATA, Outcome, Rig, make_rig
 from pykvm.x86.registers import RFLAGS
 from support.host import host_probe
 
-__all__ = ["ALL", "NOT_IN_RING_0", "Case", "Operands", "comparable", "identity", "operands"]
+__all__ = [
+    "ALL",
+    "NOT_IN_RING_0",
+    "POINTERS",
+    "Case",
+    "Operands",
+    "comparable",
+    "identity",
+    "operands",
+]
 
 OPERAND = DATA + 0x40
 
