@@ -11,6 +11,7 @@
  *     read N       N times: copy 1 MiB out of the upper half of RAM   -> "<N> <ns>"
  *     write N      N times: copy 1 MiB into the upper half of RAM     -> "<N> <ns>"
  *     kick         from a thread's signal to the return of KVM_RUN    -> "1 <ns>"
+ *     talk         enter the guest until it says "end", reads answered -> what it said
  *
  * It stays alive between commands, so that the caller can take turns with it.  Exits and copies
  * are measured in CPU time of the thread, which what else runs on this host does not lengthen;
@@ -36,6 +37,13 @@
 #define MAX_CPUID 256
 #define MAX_WRITES 65536
 #define KICK SIGUSR1
+#define DEBUG_CONSOLE 0xe9
+#define COM1_IIR 0x3fa
+#define COM1_LSR 0x3fd
+#define PM_TIMER 0x608
+#define PM_TIMER_HZ 3579545
+#define HPET_COUNTER 0xfed000f0
+#define HPET_HZ 100000000
 #define BEFORE_KICK 1000000 /* ns: by then the guest runs */
 
 struct header {
@@ -203,6 +211,80 @@ static unsigned run_batch(struct vm *vm, uint64_t stop_port)
 	errx(1, "the guest does not stop");
 }
 
+/* How many ticks of `hz` CLOCK_MONOTONIC has made. */
+static uint64_t ticks(uint64_t hz)
+{
+	return (unsigned __int128)now_ns(CLOCK_MONOTONIC) * hz / 1000000000;
+}
+
+/* What the devices of a PC answer to guests/hot.c. */
+static uint64_t answer(int is_port, uint64_t address)
+{
+	if (!is_port)
+		return address == HPET_COUNTER ? ticks(HPET_HZ) : UINT64_MAX;
+	switch (address) {
+	case PM_TIMER:
+		return ticks(PM_TIMER_HZ);
+	case COM1_IIR:
+		return 0xc2;
+	case COM1_LSR:
+		return 0x60;
+	}
+	return UINT64_MAX;
+}
+
+/* Echo what comes on the debug console up to the line "end", and keep all other writes. */
+static void talk(struct vm *vm)
+{
+	struct kvm_run *run = vm->run;
+	char line[64];
+	unsigned length = 0;
+
+	for (unsigned n = 0;; n = (n + 1) % MAX_WRITES) {
+		struct write *write = &writes[n];
+		uint8_t *data;
+
+		enter(vm);
+		switch (run->exit_reason) {
+		case KVM_EXIT_IO:
+			data = (uint8_t *)run + run->io.data_offset;
+			if (run->io.direction == KVM_EXIT_IO_IN) {
+				uint64_t value = answer(1, run->io.port);
+
+				memcpy(data, &value, run->io.size);
+				break;
+			}
+			if (run->io.port == DEBUG_CONSOLE) {
+				line[length++] = *data;
+				if (*data != '\n' && length < sizeof(line))
+					break;
+				fwrite(line, 1, length, stdout);
+				if (length == 4 && !memcmp(line, "end", 3))
+					return;
+				length = 0;
+				break;
+			}
+			write->address = run->io.port;
+			write->size = run->io.size;
+			memcpy(&write->value, data, run->io.size);
+			break;
+		case KVM_EXIT_MMIO:
+			if (run->mmio.is_write) {
+				write->address = run->mmio.phys_addr;
+				write->size = run->mmio.len;
+				memcpy(&write->value, run->mmio.data, run->mmio.len);
+			} else {
+				uint64_t value = answer(0, run->mmio.phys_addr);
+
+				memcpy(run->mmio.data, &value, run->mmio.len);
+			}
+			break;
+		default:
+			errx(1, "exit %u, not expected of this guest", run->exit_reason);
+		}
+	}
+}
+
 static void live_once(const struct image *image)
 {
 	struct vm vm = open_vm(image);
@@ -306,11 +388,14 @@ int main(int argc, char **argv)
 				copy(upper + i % stretch * MIB, buffer);
 		else if (!strcmp(command, "kick"))
 			spent = kick_once(&vm);
+		else if (!strcmp(command, "talk"))
+			talk(&vm);
 		else
 			errx(2, "unknown command: %s", line);
 		if (spent < 0)
 			spent = now_ns(clock) - start;
-		printf("%u %lld\n", count, (long long)spent);
+		if (strcmp(command, "talk"))
+			printf("%u %lld\n", count, (long long)spent);
 		fflush(stdout);
 	}
 	return 0;

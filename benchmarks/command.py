@@ -12,6 +12,7 @@ from benchmarks import (
     bulk,
     emulate,
     handled,
+    hot,
     interrupts,
     kernel_file,
     kick,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 BENCHES = (
     *handled.BENCHES,
+    *hot.BENCHES,
     *life.BENCHES,
     *bulk.BENCHES,
     *kick.BENCHES,

@@ -52,7 +52,10 @@ class Guest(NamedTuple):
 def _compile(name: str, folder: Path) -> Path:
     elf = folder / f"{name}.elf"
     places = (f"BUILD={folder}", f"VPATH={SOURCES}")
-    command = ["make", "--silent", "--no-print-directory", "-C", str(LIBRARY), *places, str(elf)]
+    # With the way in by which QEMU starts it.
+    pvh = f"PVH={name}"
+    make = ("make", "--silent", "--no-print-directory", "-C", str(LIBRARY))
+    command = [*make, *places, pvh, str(elf)]
     subprocess.run(command, check=True)
     return elf
 

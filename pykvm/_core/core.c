@@ -63,6 +63,7 @@ struct pykvm_private {
     struct kvm_coalesced_mmio_ring *ring;
     uint32_t ring_entries;
     struct pykvm_map *map;
+    struct pykvm_shared *shared; /* the map's, or NULL */
     struct pykvm_map *new_map; /* what pykvm_set_map() left for the vCPU's thread, or NULL */
 
     /*
@@ -70,6 +71,11 @@ struct pykvm_private {
      * after a world switch each further page costs a TLB miss.
      */
     struct range recent[2];
+    /* The last access in each space that no device has a part of; `size` 0 for none. */
+    struct {
+        uint64_t address;
+        uint32_t size;
+    } hole[2];
 
     void *answer;    /* where KVM expects the answer to a read, or NULL */
     int held;        /* the page holds an exit that was not handed out yet */
@@ -328,6 +334,7 @@ static void forget(struct pykvm_private *p)
 
     p->recent[PYKVM_PIO] = nowhere;
     p->recent[PYKVM_MMIO] = nowhere;
+    memset(p->hole, 0, sizeof p->hole);
 }
 
 /* ---- what the kernel collected ------------------------------------------------------------ */
@@ -355,7 +362,7 @@ static void drain_ring(struct pykvm_vcpu *v)
             pykvm_table_post(range->table, range->bias + at, entry->len,
                              load(entry->data, entry->len));
         else if (range)
-            pykvm_collect(p->map->shared, range->slot, at, entry->len, entry->data, 1);
+            pykvm_collect(p->shared, range->slot, at, entry->len, entry->data, 1);
         first = (first + 1) % p->ring_entries;
     }
     __atomic_store_n(&ring->first, first, __ATOMIC_RELEASE);
@@ -376,6 +383,7 @@ static void take_map(struct pykvm_private *p)
         return;
     pykvm_map_free(p->map);
     p->map = map;
+    p->shared = map->shared;
     forget(p);
 }
 
@@ -437,23 +445,37 @@ static int64_t take_published(struct pykvm_vcpu *v, const struct range *range, u
         }
     }
     flush_within(p, within);
-    if (answer == PYKVM_HAND_OVER && pykvm_waiting(p->map->shared))
+    if (answer == PYKVM_HAND_OVER && pykvm_waiting(p->shared))
         return HAND_OVER;
     return answer ? REENTER : 0;
+}
+
+static int64_t drop(struct pykvm_private *p, int space, uint64_t address, void *data, uint32_t size,
+                    uint32_t count, int is_write)
+{
+    pykvm_drop(p->shared, space, is_write, address, size, is_write ? load(data, size) : 0, count);
+    if (!is_write)
+        memset(data, 0xff, (size_t)size * count);
+    return REENTER;
+}
+
+/* Whether it is the access again that no device had a part of. */
+static int same_hole(const struct pykvm_private *p, int space, uint64_t address, uint32_t size)
+{
+    return p->hole[space].address == address && p->hole[space].size == size;
 }
 
 /* No range holds all of the access.  If no device has any of it, it may be dropped here. */
 static int64_t take_unclaimed(struct pykvm_vcpu *v, int space, uint64_t address, void *data,
                               uint32_t size, uint32_t count, int is_write)
 {
-    struct pykvm_map *map = v->private_->map;
+    struct pykvm_private *p = v->private_;
 
-    if (!map->shared->floats || claimed(map, space, address, size))
+    if (!p->shared->floats || claimed(p->map, space, address, size))
         return PYKVM_EXIT;
-    pykvm_drop(map->shared, space, is_write, address, size, is_write ? load(data, size) : 0, count);
-    if (!is_write)
-        memset(data, 0xff, (size_t)size * count);
-    return REENTER;
+    p->hole[space].address = address;
+    p->hole[space].size = size;
+    return drop(p, space, address, data, size, count, is_write);
 }
 
 static int64_t take_io(struct pykvm_vcpu *v)
@@ -462,13 +484,16 @@ static int64_t take_io(struct pykvm_vcpu *v)
     struct kvm_run *run = p->run;
     uint8_t *data = (uint8_t *)run + run->io.data_offset;
     int is_write = run->io.direction == KVM_EXIT_IO_OUT;
-    const struct range *range = find(p, PYKVM_PIO, run->io.port, run->io.size);
+    const struct range *range;
 
+    if (same_hole(p, PYKVM_PIO, run->io.port, run->io.size))
+        return drop(p, PYKVM_PIO, run->io.port, data, run->io.size, run->io.count, is_write);
+    range = find(p, PYKVM_PIO, run->io.port, run->io.size);
     if (!range)
         return take_unclaimed(v, PYKVM_PIO, run->io.port, data, run->io.size, run->io.count,
                               is_write);
     if (is_write && range->sink &&
-        pykvm_collect(p->map->shared, range->slot, run->io.port - range->first, run->io.size, data,
+        pykvm_collect(p->shared, range->slot, run->io.port - range->first, run->io.size, data,
                       run->io.count))
         return REENTER;
     if (run->io.count != 1)
@@ -492,12 +517,14 @@ static int64_t take_mmio(struct pykvm_vcpu *v)
     /* An access across two pages comes in parts of any size: the bus cuts those up. */
     if (!run->mmio.len || run->mmio.len > 8 || run->mmio.len & (run->mmio.len - 1))
         return PYKVM_EXIT;
+    if (same_hole(p, PYKVM_MMIO, address, run->mmio.len))
+        return drop(p, PYKVM_MMIO, address, run->mmio.data, run->mmio.len, 1, run->mmio.is_write);
     range = find(p, PYKVM_MMIO, address, run->mmio.len);
     if (!range)
         return take_unclaimed(v, PYKVM_MMIO, address, run->mmio.data, run->mmio.len, 1,
                               run->mmio.is_write);
     if (run->mmio.is_write && range->sink &&
-        pykvm_collect(p->map->shared, range->slot, address - range->first, run->mmio.len,
+        pykvm_collect(p->shared, range->slot, address - range->first, run->mmio.len,
                       run->mmio.data, 1))
         return REENTER;
     if (range->table) {
@@ -548,7 +575,7 @@ static int64_t take_exit(struct pykvm_vcpu *v)
 /* How many collected accesses wait to be handed over. */
 static uint32_t waiting(const struct pykvm_private *p)
 {
-    return p->map ? pykvm_waiting(p->map->shared) : 0;
+    return p->shared ? pykvm_waiting(p->shared) : 0;
 }
 
 /*

@@ -8,7 +8,6 @@
 #include "shared.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 
 #define NO_TIME INT64_MIN
@@ -22,12 +21,18 @@ struct collection {
 };
 
 struct pykvm_shared_private {
-    pthread_mutex_t lock;
+    uint32_t lock;
     struct collection open;  /* what is being collected */
     struct collection taken; /* what Python reads */
     uint64_t generation;     /* how often it was taken */
     int64_t base;
     uint64_t holders;
+};
+
+/* In one piece: each further page that an exit touches costs a TLB miss. */
+struct whole {
+    struct pykvm_shared shared;
+    struct pykvm_shared_private private_;
 };
 
 struct place {
@@ -68,19 +73,17 @@ static int new_collection(struct collection *collection)
 
 struct pykvm_shared *pykvm_shared_new(void)
 {
-    struct pykvm_shared *shared = calloc(1, sizeof *shared);
-    struct pykvm_shared_private *p = calloc(1, sizeof *p);
+    struct whole *whole = calloc(1, sizeof *whole);
+    struct pykvm_shared *shared;
+    struct pykvm_shared_private *p;
 
-    if (!shared || !p) {
-        free(shared);
-        free(p);
+    if (!whole)
         return NULL;
-    }
-    shared->private_ = p;
+    shared = &whole->shared;
+    p = shared->private_ = &whole->private_;
     p->base = NO_TIME;
     p->holders = 1;
     p->generation = 1;
-    pthread_mutex_init(&p->lock, NULL);
     if (!new_collection(&p->open) || !new_collection(&p->taken)) {
         pykvm_shared_free(shared);
         return NULL;
@@ -100,20 +103,18 @@ void pykvm_shared_free(struct pykvm_shared *shared)
     if (!shared || __atomic_sub_fetch(&shared->private_->holders, 1, __ATOMIC_ACQ_REL))
         return;
     p = shared->private_;
-    pthread_mutex_destroy(&p->lock);
     free_collection(&p->open);
     free_collection(&p->taken);
-    free(p);
-    free(shared);
+    free(shared); /* it begins the struct whole */
 }
 
 void pykvm_set_time(struct pykvm_shared *shared, int64_t base)
 {
     struct pykvm_shared_private *p = shared->private_;
 
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     p->base = base;
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
 }
 
 /* Guest time, or 0 where it is not known.  Under the lock. */
@@ -130,14 +131,14 @@ uint32_t pykvm_take(struct pykvm_shared *shared)
     struct pykvm_shared_private *p = shared->private_;
     struct collection empty;
 
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     empty = p->taken;
     p->taken = p->open;
     p->open = empty;
     __atomic_store_n(&p->open.write_count, 0, __ATOMIC_RELAXED);
     p->open.batch_count = 0;
     p->generation++;
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
     shared->writes = p->taken.writes;
     shared->batches = p->taken.batches;
     shared->write_count = p->taken.write_count;
@@ -173,13 +174,13 @@ int pykvm_collect(struct pykvm_shared *shared, uint64_t slot, uint64_t offset, u
     struct pykvm_write write = {.offset = offset, .size = size};
     int fits;
 
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     fits = count <= WRITES - p->open.write_count;
     for (uint32_t i = 0; fits && i < count; i++) {
         write.value = load((const uint8_t *)data + (size_t)i * size, size);
         collect(p, slot, &write);
     }
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
     return fits;
 }
 
@@ -206,7 +207,7 @@ void pykvm_drop(struct pykvm_shared *shared, int space, int is_write, uint64_t a
 {
     struct pykvm_shared_private *p = shared->private_;
 
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     if (!shared->dropped) {
         shared->dropped_space = (uint8_t)space;
         shared->dropped_write = (uint8_t)is_write;
@@ -216,7 +217,7 @@ void pykvm_drop(struct pykvm_shared *shared, int space, int is_write, uint64_t a
     }
     shared->dropped += count;
     note_drop(shared, space, !!is_write, address, size, value, count);
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
 }
 
 /* ---- tables ---------------------------------------------------------------------------- */
@@ -292,10 +293,10 @@ int pykvm_table_set(struct pykvm_table *table, uint32_t number, uint32_t bank,
         (rule && (rule->after_read >= (int)table->banks || rule->after_write >= (int)table->banks ||
                   (rule->reads == PYKVM_COUNTER && !rule->divide))))
         return -EINVAL;
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     table->rules[number * table->banks + bank] = rule ? *rule : ask;
     wait = posts_wait(table);
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
     return wait;
 }
 
@@ -306,10 +307,10 @@ int pykvm_table_choose(struct pykvm_table *table, uint32_t bank)
 
     if (bank >= table->banks)
         return -EINVAL;
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     table->bank = bank;
     wait = posts_wait(table);
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
     return wait;
 }
 
@@ -318,9 +319,9 @@ uint32_t pykvm_table_bank(const struct pykvm_table *table)
     struct pykvm_shared_private *p = table->shared->private_;
     uint32_t bank;
 
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     bank = table->bank;
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
     return bank;
 }
 
@@ -401,12 +402,12 @@ static int read_locked(struct pykvm_table *table, uint64_t offset, uint32_t size
 int pykvm_table_read(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t *value,
                      uint64_t *within)
 {
-    pthread_mutex_t *lock = &table->shared->private_->lock;
+    uint32_t *word = &table->shared->private_->lock;
     int answer;
 
-    pthread_mutex_lock(lock);
+    lock(word);
     answer = read_locked(table, offset, size, value, within);
-    pthread_mutex_unlock(lock);
+    unlock(word);
     return answer;
 }
 
@@ -442,21 +443,21 @@ static int write_locked(struct pykvm_table *table, uint64_t offset, uint32_t siz
 int pykvm_table_write(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t value,
                       uint64_t *within)
 {
-    pthread_mutex_t *lock = &table->shared->private_->lock;
+    uint32_t *word = &table->shared->private_->lock;
     int answer;
 
-    pthread_mutex_lock(lock);
+    lock(word);
     answer = write_locked(table, offset, size, value, within, 0);
-    pthread_mutex_unlock(lock);
+    unlock(word);
     return answer;
 }
 
 void pykvm_table_post(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t value)
 {
-    pthread_mutex_t *lock = &table->shared->private_->lock;
+    uint32_t *word = &table->shared->private_->lock;
     uint64_t within;
 
-    pthread_mutex_lock(lock);
+    lock(word);
     write_locked(table, offset, size, value, &within, 1);
-    pthread_mutex_unlock(lock);
+    unlock(word);
 }

@@ -12,7 +12,8 @@ print.
 Where C can answer for this device it does so (`pykvm.published`): while no input waits, status
 registers are values, and what is printed is posted.  With the transmitter's interrupt enabled, that
 interrupt then comes like that of a line with a speed: when the guest has filled the FIFO, does
-anything else, or half a character's time at 115,200 bits per second later.
+anything else, or half a character's time at 115,200 bits per second later.  Where a guest without
+FIFOs was seen to print a character at each such interrupt, it comes at once.
 
 The host heeds RTS where a guest that receives by interrupts uses it: one that has raised RTS since
 it enabled them gets nothing while it takes RTS away (ITU-T V.24, circuit 133, "ready for
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from pykvm.checks import buffer, flag
@@ -229,6 +231,7 @@ class Uart16550(OutputLog):
             self._errors = 0
             self._thr_empty_due = False
             self._emptied = False
+            self._driven = False
             self._msr = self._inputs
             self._update()
 
@@ -249,6 +252,7 @@ class Uart16550(OutputLog):
         printed = bytes([value for _, _, read, value, _ in accesses if not read])
         with self._lock:
             if self._ier & IER_THR_EMPTY:
+                self._driven = self._driven or (bool(accesses[0][2]) and _by_interrupts(accesses))
                 # The first of them takes the request away, the last one makes it.
                 if printed:
                     self._thr_empty_due = False
@@ -276,6 +280,7 @@ class Uart16550(OutputLog):
             bool(self._incoming),
             self._received and (len(self._received), max(self._received)),
             self._trigger,
+            self._driven,
             self._at_once,
         )
         if state != self._published_for:
@@ -306,6 +311,8 @@ class Uart16550(OutputLog):
             return None
         if not self._ier & IER_THR_EMPTY:
             return Rule(posts=True, prompt=prompt)
+        if self._driven and not self._fifo:
+            return None
         return Rule(posts=True, prompt=prompt, after_write=DUE, within=LONGEST_WAIT, most=FIFO_SIZE)
 
     def _iir_rule(self, due: bool) -> Rule:
@@ -431,6 +438,7 @@ class Uart16550(OutputLog):
             self.discarded += len(self._received)
             self._empty_receiver()
         self._fifo = enable
+        self._driven = False
         # The other bits are programmed only together with the enable bit (PC16550D 8.5).
         self._trigger = TRIGGER_LEVELS[value >> 6] if enable else 1
 
@@ -553,3 +561,8 @@ class Uart16550(OutputLog):
             self._refill()
         self._irq.set(self._interrupt(self._thr_empty_due) != IIR_NONE)
         self._republish()
+
+
+def _by_interrupts(accesses: Sequence[Access]) -> bool:
+    """Whether the guest prints when it is interrupted: it reads the IIR before, and not after."""
+    return (False, True) not in pairwise(bool(read) for _, _, read, _, _ in accesses)

@@ -36,7 +36,7 @@ RIG = cast(Rig, SimpleNamespace(yardstick=lambda: 8.0, pinned=nullcontext))
 DEADLINE = 60.0
 
 
-@pytest.mark.parametrize("name", ["console", "measure"])
+@pytest.mark.parametrize("name", ["console", "hot", "measure"])
 def test_examples_in_docstrings(name: str) -> None:
     done = doctest.testmod(import_module(f"benchmarks.{name}"))
     assert done.attempted
