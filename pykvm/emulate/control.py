@@ -19,7 +19,7 @@ __all__ = ["CONTROL_OPERATIONS"]
 _IA32_TSC, _IA32_TSC_AUX = 0x10, 0xC0000103
 # struct kvm_msrs: nmsrs; struct kvm_msr_entry: index, data.
 _MSRS_HEADER, _MSR = Struct("<I4x"), Struct("<I4xQ")
-_ADDRESS_SIZE = {16: 0xFFFF, 32: 0xFFFF_FFFF, 64: (1 << 64) - 1}
+_LINE = 64
 
 
 def _msrs(at: Refused, *indices: int) -> list[int]:
@@ -82,7 +82,7 @@ def _monitor(at: Refused, *, in_user: bool) -> None:
     if at.get(1, 32):
         raise Fault(GP)
     segment = "ds"
-    offset = at.regs.rax & _ADDRESS_SIZE[at.bits]
+    offset = at.regs.rax & (1 << at.instruction.address_bits) - 1
     at.memory.read(at.in_segment(segment, offset, 1, write=False), 1)
 
 
@@ -118,7 +118,16 @@ def _write_back(at: Refused) -> None:
     at.memory.physical(at.linear(1, write=False), write=False)
 
 
+def _clzero(at: Refused) -> None:
+    """CLZERO: the cache line at rAX becomes zeros (APM 3)."""
+    at.no_lock()
+    offset = at.regs.rax & (1 << at.instruction.address_bits) - 1 & -_LINE
+    linear = at.in_segment("ds", offset, _LINE, write=True)
+    at.memory.write(linear, bytes(_LINE))
+
+
 CONTROL_OPERATIONS: Operations = {
+    "0f 01 /7 fc": ("clzero", _clzero),
     "0f 01 /1 ca": ("clac", partial(_access_check, allowed=False)),
     "0f 01 /1 cb": ("stac", partial(_access_check, allowed=True)),
     "0f 01 /7 f9": ("rdtscp", _rdtscp),

@@ -102,6 +102,7 @@ fe paddd paddd
 """
 
 _OTHERS = {
+    "0f 01 /7 fd": "rdpru",
     "0f 38 00": "pshufb",
     "66 0f 38 00": "pshufb",
     "66 0f 38 17": "ptest",

@@ -120,7 +120,8 @@ class Instruction(NamedTuple):
 
     `map` is 0 for one-byte opcodes, 1 for 0F, 2 for 0F 38, 3 for 0F 3A, of VEX too.  `prefix` is
     the last of F2 and F3, else 66, else 0: the one that selects an instruction of the same opcode.
-    `rex` says whether there was a REX prefix, which makes SPL of AH.
+    `rex` says whether there was a REX prefix, which makes SPL of AH; `address_bits` is the width of
+    addresses, in memory operands that ModRM does not name, too.
     `vex` is 0, or the number of bits of the vectors that VEX chose, `vvvv` its extra register and
     `vex_wide` its bit W, which is `wide` in 64-bit code.
     `reg` and `rm` have the extra bits of REX or VEX; `memory` is None where ModRM names a register.
@@ -142,6 +143,7 @@ class Instruction(NamedTuple):
     memory: Address | None = None
     immediate: int = 0
     rex: bool = False
+    address_bits: int = 64
 
     @property
     def length(self) -> int:
@@ -257,6 +259,7 @@ def decode(code: bytes, bits: int) -> Instruction:
         memory=memory,
         immediate=immediate,
         rex=bool(rex),
+        address_bits=address_bits,
     )
 
 

@@ -238,6 +238,11 @@ CASES = {
         insertps        66 0f 3a 21 c1 1c
         pcmpistri       66 0f 3a 63 c1 0c
         pcmpestrm       66 0f 3a 60 c1 44
+        pcmpestri       66 0f 3a 61 c1 0c
+        pcmpistri m     66 0f 3a 63 07 0c
+        phminposuw      66 0f 38 41 c1
+        extractps m     66 0f 3a 17 07 02
+        pinsrb m        66 0f 3a 20 07 03
     """,
     "aes": """
         aesenc          66 0f 38 dc c1
@@ -316,6 +321,76 @@ CASES = {
         vandnpd         c5 f5 55 d3
         vzeroupper      c5 f8 77
         vzeroall        c5 fc 77
+        vaddps          c5 f4 58 d3
+        vaddps m        c5 f4 58 17
+        vmulsd m        c5 f3 59 17
+        vdivpd xmm      c5 f1 5e d3
+        vcvtps2pd m     c5 fc 5a 17
+        vcvttsd2si      c4 e1 fb 2c c1
+        vmovddup m      c5 ff 12 17
+        vpaddd          c5 f1 fe d3
+        vcmpps          c5 f4 c2 d3 03
+        vpermilps m     c4 e3 7d 04 17 1b
+        vblendvps       c4 e3 75 4a d3 10
+        vbroadcastss    c4 e2 7d 18 17
+        vbroadcastf128  c4 e2 7d 1a 17
+        vinsertf128 m   c4 e3 75 18 17 01
+        vextractf128 m  c4 e3 7d 19 17 01
+        vtestps         c4 e2 7d 0e c1
+        vpmovzxbw m     c4 e2 79 30 17
+        vpslld count m  c5 f1 f2 17
+        vpinsrq         c4 e3 f1 22 d0 01
+        vpextrq m       c4 e3 f9 16 0f 01
+        vaesenc         c4 e2 71 dc d3
+        vpclmulqdq m    c4 e3 71 44 17 11
+        vpcmpistri      c4 e3 79 63 c1 0c
+    """,
+    "avx2": """
+        vpaddd          c5 f5 fe d3
+        vpaddd m        c5 f5 fe 17
+        vpslld count m  c5 f5 f2 17
+        vpmovsxbd m     c4 e2 7d 21 17
+        vpmovsxwd m     c4 e2 7d 23 17
+        vpbroadcastb m  c4 e2 7d 78 17
+        vpbroadcastw m  c4 e2 7d 79 17
+        vpbroadcastq m  c4 e2 7d 59 17
+        vbroadcasti128  c4 e2 7d 5a 17
+        vpermd m        c4 e2 75 36 17
+        vpermq m        c4 e3 fd 00 17 1b
+        vperm2i128 m    c4 e3 75 46 17 31
+        vpsllvd m       c4 e2 75 47 17
+        vpblendd m      c4 e3 75 02 17 5a
+        vinserti128 m   c4 e3 75 38 17 01
+        vextracti128 m  c4 e3 7d 39 17 01
+        vpalignr m      c4 e3 75 0f 17 05
+        vpmovmskb       c5 fd d7 c1
+    """,
+    "fma": """
+        vfmadd231ps     c4 e2 75 b8 d3
+        vfmadd231ps m   c4 e2 75 b8 17
+        vfmadd231pd m   c4 e2 f5 b8 17
+        vfmadd213ss m   c4 e2 71 a9 17
+        vfnmsub132sd m  c4 e2 f1 9f 17
+        vfmaddsub213pd  c4 e2 f5 a6 17
+    """,
+    "f16c": """
+        vcvtph2ps       c4 e2 7d 13 d1
+        vcvtph2ps m     c4 e2 7d 13 17
+        vcvtps2ph m     c4 e3 7d 1d 0f 00
+        vcvtps2ph xm m  c4 e3 79 1d 0f 00
+    """,
+    "sha": """
+        sha1msg1        0f 38 c9 c1
+        sha256rnds2 m   0f 38 cb 0f
+        sha1rnds4       0f 3a cc c1 02
+    """,
+    "gfni": """
+        gf2p8mulb       66 0f 38 cf c1
+        gf2p8affine m   66 0f 3a ce 07 05
+    """,
+    "vaes": """
+        vaesdec         c4 e2 75 de d3
+        vaesenc m       c4 e2 75 dc 17
     """,
 }
 

@@ -32,6 +32,8 @@ READ_ONLY = 0x43_000
 #: Where a device is, and where the code ends by writing to one.
 DEVICE, END = 0x44_000, 0x45_000
 DEVICE_GPA, END_GPA = 0xD000_0000, 0xD000_1000
+#: Before it the first page of DATA is mapped once more, from it on the device.
+BORDER = 0x49_000
 STOP = bytes.fromhex("c604250050040000")  # mov byte [END], 0
 
 GENERAL = (
@@ -107,6 +109,8 @@ class Rig:
         tables.map(KERNEL_STACK - 0x1000, KERNEL_STACK - 0x1000, 0x1000, **marks)
         tables.map(READ_ONLY, READ_ONLY, 0x1000, user=True, writable=False, accessed=True)
         tables.map(DEVICE, DEVICE_GPA, 0x1000, user=True, **marks)
+        tables.map(BORDER - 0x1000, DATA, 0x1000, user=True, **marks)
+        tables.map(BORDER, DEVICE_GPA, 0x1000, user=True, **marks)
         for page in (END, END + 0x1000):  # one more for data segments with a base
             tables.map(page, END_GPA, 0x1000, user=True, **marks)
         for address, table in tables.pages.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulate.rig import CODE, DATA, DEVICE, KERNEL_STACK, MISSING, READ_ONLY, Rig
+from emulate.rig import BORDER, CODE, DATA, DEVICE, KERNEL_STACK, MISSING, READ_ONLY, Rig
 from pykvm.x86.registers import CR0, CR4
 
 pytestmark = pytest.mark.kvm
@@ -251,6 +251,43 @@ def test_writing_to_a_device(
     assert written == (b"\x80\x1f\0\0" if code == "0fae1f" else (VECTOR * 2)[: sum(sizes)])
     offsets = [offset for _, offset, _ in outcome.device]
     assert offsets == [address - DEVICE + sum(sizes[:at]) for at in range(len(sizes))]
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize(("inside", "sizes"), [(8, [8]), (3, [8, 4, 1]), (15, [1])])
+def test_an_operand_half_in_memory_and_half_in_a_device(
+    rig: Rig, inside: int, sizes: list[int], ring: int, forced: bool
+) -> None:
+    """`inside` bytes of 16 are RAM; the rest comes eight at a time, in pieces that devices take."""
+    registers = {"rdi": BORDER - inside}
+    data = bytes(0x1000 - inside) + bytes(range(0x80, 0x80 + inside))
+    read = rig.run(bytes.fromhex(READ), ring, registers=registers, data=data, forced=forced)
+    assert read.xsave[160:176] == data[-inside:] + bytes(range(16 - inside))
+    assert [(kind, len(each)) for kind, _, each in read.device] == [
+        ("read", size) for size in sizes
+    ]
+    written = rig.run(
+        bytes.fromhex(STORE), ring, registers=registers, xsave=vectors(rig), forced=forced
+    )
+    assert written.memory[0x1000 - inside : 0x1000] == VECTOR[:inside]
+    assert b"".join(each for *_, each in written.device) == VECTOR[inside:]
+    assert [offset for _, offset, _ in written.device] == [
+        sum(sizes[:at]) for at in range(len(sizes))
+    ]
+
+
+def test_a_fault_in_the_second_page_writes_nothing(rig: Rig) -> None:
+    outcome = rig.run(
+        bytes.fromhex(STORE), 0, registers={"rdi": MISSING - 8}, xsave=vectors(rig), forced=True
+    )
+    assert outcome.exception == (14, WRITE, MISSING)
+    assert VECTOR[:8] not in outcome.memory
+
+
+def test_clzero(rig: Rig) -> None:
+    outcome = rig.run(bytes.fromhex("0f01fc"), 0, registers={"rax": DATA + 0x79}, forced=True)
+    assert outcome.memory[:0xC0] == b"\xa5" * 0x40 + bytes(0x40) + b"\xa5" * 0x40
 
 
 # Operands in memory of every size.
