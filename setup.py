@@ -24,6 +24,9 @@ class BuildExtension(build_ext):
         super().finalize_options()
         if needs_own_headers(self.include_dirs):
             self.include_dirs.insert(0, OWN_HEADERS)
+        for extension in self.extensions:
+            # The directory of the build would stand in the debugging information.
+            extension.extra_compile_args.append(f"-ffile-prefix-map={os.getcwd()}=.")
 
 
 setup(

@@ -56,26 +56,30 @@ def sdist(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return the_only(directory, "*.tar.gz")
 
 
+def build_wheel(sources: Path, directory: Path) -> Path:
+    """Built by pip, with our headers in the place of Python's and one date for every file."""
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(directory))
+    environment = {"PYKVM_ABI3_HEADERS": "1", "SOURCE_DATE_EPOCH": "1700000000"}
+    run(*pip, "wheel", *options, str(sources), cwd=sources, **environment)
+    return the_only(directory, "*.whl")
+
+
 @pytest.fixture(scope="session")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sdist by pip, with our headers in the place of Python's."""
+    """Built from the sdist."""
     unpacked = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
         # The default from 3.14 on, a warning before that, and unknown to the oldest.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(unpacked)
-    directory = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(directory))
-    run(
-        *pip,
-        "wheel",
-        *options,
-        str(the_only(unpacked, "*")),
-        cwd=unpacked,
-        PYKVM_ABI3_HEADERS="1",
-    )
-    return the_only(directory, "*.whl")
+    return build_wheel(the_only(unpacked, "*"), tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def wheel_of_sources(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the tree itself."""
+    return build_wheel(sources, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,16 @@ def test_wheel_has_the_package_and_nothing_else(wheel: Path, sources: Path) -> N
     assert package == expected | {"pykvm/py.typed", "pykvm/_core/_native.abi3.so"}
 
 
+def test_wheel_is_the_same_wherever_it_is_built(wheel: Path, wheel_of_sources: Path) -> None:
+    """From a checkout or from the sdist, in this directory or in that."""
+    one, two = zipfile.ZipFile(wheel), zipfile.ZipFile(wheel_of_sources)
+    with one, two:
+        assert one.namelist() == two.namelist()
+        different = [name for name in one.namelist() if one.read(name) != two.read(name)]
+    assert different == []
+    assert wheel.read_bytes() == wheel_of_sources.read_bytes()
+
+
 def test_wheel_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
