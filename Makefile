@@ -101,7 +101,7 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	      /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	      /^[a-z -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	      /^[^#\t:=]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 $(python):
 	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON): apt-get install python3"; exit 1; }

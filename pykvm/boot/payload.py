@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "CannotUnpack", "Format", "format_of", "unpack"]
 
-_EXTRA = "install it with the extra: pip install pykvm-vmm[linux]"
-
 # The kernel's build uses dictionaries of up to 128 MiB for xz, and lzma's are no larger.
 _LZMA_MEMORY = 192 << 20
 
@@ -135,7 +133,7 @@ def _zstd(payload: memoryview, limit: int) -> bytes:
             from backports import zstd
     except ImportError:
         raise CannotUnpack(
-            f"its payload is zstd, and backports.zstd is missing: {_EXTRA}"
+            "its payload is zstd, and backports.zstd is missing: pip install backports.zstd"
         ) from None
     # Its own limit on the window, 128 MiB, is that of the kernel's build.
     stream = zstd.ZstdDecompressor()
@@ -151,7 +149,7 @@ def _lz4(payload: memoryview, limit: int) -> bytes:
     try:
         from lz4.block import LZ4BlockError, decompress
     except ImportError:
-        raise CannotUnpack(f"its payload is lz4, and lz4 is missing: {_EXTRA}") from None
+        raise CannotUnpack("its payload is lz4, and lz4 is missing: pip install lz4") from None
     blocks: list[bytes] = []
     done, position = 0, 0
     # The last four bytes are the size that the kernel's build appends.

@@ -92,8 +92,8 @@ def test_an_lz4_block_of_an_impossible_size(size: int) -> None:
 @pytest.mark.parametrize(
     ("name", "module", "reason"),
     [
-        ("lz4", "lz4.block", "its payload is lz4, and lz4 is missing: install it with the extra"),
-        ("zstd", "backports", "its payload is zstd, and backports.zstd is missing: install it"),
+        ("lz4", "lz4.block", "its payload is lz4, and lz4 is missing: pip install lz4"),
+        ("zstd", "backports", "its payload is zstd, and backports.zstd is missing: pip install"),
         ("gzip", "zlib", "this Python is built without zlib"),
         ("bzip2", "bz2", "this Python is built without bz2"),
         ("xz", "lzma", "this Python is built without lzma"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -19,6 +20,7 @@ from pykvm import Outcome
 
 PAGES = [page.relative_to(ROOT).as_posix() for page in pages()]
 PROMISES = "docs/promises.md"
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
 
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 _PATH = re.compile(r"`((?:pykvm|tests|examples|guests|benchmarks|docs)/[\w./-]*\w/?)(?:::\w+)*`")
@@ -148,3 +150,40 @@ def test_a_name_that_is_not_there_is_seen() -> None:
     assert resolves("pykvm.kvm.System.create_vm")
     assert not resolves("pykvm.kvm.System.create_world")
     assert not resolves("pykvm.nowhere")
+
+
+_INSTALL = re.compile(r"pip install ([^`\n\")#;]*)")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*pages(), *ROOT.glob("pykvm/**/*.py"), *ROOT.glob("examples/*.py")],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_what_is_to_be_installed_can_be(path: Path) -> None:
+    """There is no release on an index: pykvm comes from a checkout, with extras that it has."""
+    extras = re.search(r"optional-dependencies\]\n(.*?)\n\[", PYPROJECT, re.DOTALL)
+    assert extras
+    known = re.findall(r"^(\w+) = \[", extras[1], re.MULTILINE)
+    for words in _INSTALL.findall(path.read_text()):
+        assert "pykvm" not in words, words
+        for named in re.findall(r"\.\[([\w,]+)\]", words):
+            assert set(named.split(",")) <= set(known), words
+
+
+def test_make_help_lists_all_that_is_explained() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    explained = re.findall(r"^([^#\s:][^:]*):[^#\n]*## (.*)$", makefile, re.MULTILINE)
+    told = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+    listed = re.findall(r"^  make (.*)$", told.stdout, re.MULTILINE)
+    assert {"guest-linux", "test-linux", "kvm-unit-tests"} <= {name for name, _ in explained}
+    assert [line.split() for line in listed] == [
+        f"{name} {text}".split() for name, text in explained
+    ]
