@@ -311,6 +311,11 @@ class Machine:
         return self._board.clock
 
     @property
+    def floats(self) -> bool:
+        """Whether an access that no device claims floats (`dropped` then counts it)."""
+        return self._float
+
+    @property
     def dropped(self) -> Dropped | None:
         """The accesses that no device claimed and that went nowhere; None if there were none.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm.cli.exit_port import move
 from pykvm.machine import Machine
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ __all__ = ["machine_of"]
 
 def machine_of(options: Options) -> Machine:
     """Make it.  Raises as `Machine` does."""
-    return Machine(
+    machine = Machine(
         options.guest,
         memory=options.memory,
         vcpus=options.smp,
@@ -37,6 +38,13 @@ def machine_of(options: Options) -> Machine:
         quirks=options.quirks,
         emulate=options.emulate,
     )
+    if options.debug_exit is not None:
+        try:
+            move(machine, options.debug_exit)
+        except BaseException:
+            machine.close()
+            raise
+    return machine
 
 
 def _files(options: Options) -> dict[str, bytes]:

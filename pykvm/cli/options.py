@@ -75,6 +75,7 @@ class Options:
     emulate: str = "auto"
     timeout: float | None = None
     exit_status: str = "guest"
+    debug_exit: int | None = None
     quiet: bool = False
     trace: str | None = None
     trace_file: str | None = None
@@ -147,6 +148,16 @@ def _address(text: str) -> int:
     if address < 0:
         raise ValueError("an address, not negative")
     return address
+
+
+def _port(text: str) -> int:
+    try:
+        port = int(text, 0)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 0xFFFF:
+        raise ValueError("a port such as 0x501")
+    return port
 
 
 def _real_address(text: str) -> str:
@@ -336,6 +347,12 @@ OPTIONS: tuple[Option, ...] = (
         "--exit-status", "STYLE", one_of("guest", "qemu"), ENDING,
         "status for a guest's exit code v: guest gives v (default), qemu gives (v << 1) | 1 as "
         "QEMU's isa-debug-exit does",
+    ),
+    Option(
+        "--debug-exit", "PORT", _port, ENDING,
+        "the port that ends the run with what the guest writes there, as QEMU's isa-debug-exit "
+        "(default 0xf4; QEMU's own default is 0x501)",
+        _GUESTS,
     ),
     Option(
         "--quiet", "", _flag, ENDING,

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pykvm.cli.consoles import Consoles
+from pykvm.cli.exit_port import hint, watch
 from pykvm.cli.interrupts import Interrupts
 from pykvm.cli.machine import machine_of
 from pykvm.cli.output import TimeLimit
@@ -41,6 +42,7 @@ class _Session:
         self._limit = TimeLimit(options.timeout)
         self._consoles = Consoles(machine, options, self._interrupts, self._limit)
         self._trace: Trace | None = None
+        self._missed = watch(machine) if options.debug_exit is None else None
 
     def run(self) -> int:
         """Run to the end, tell how it ended, and return the exit status."""
@@ -99,7 +101,7 @@ class _Session:
         if not (options.quiet and result.outcome is Outcome.EXITED):
             line = ending_line(sentence + result.where, result, note)
             self._say(line, self._advice(result))
-            for remark in result.notes:
+            for remark in filter(None, (*result.notes, hint(result, self._missed))):
                 self._say(remark)
         if options.stats:
             from pykvm.cli.stats import stats_text
