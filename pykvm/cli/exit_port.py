@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.devices.debug_exit import DebugExit
-from pykvm.exits import IoOut
 
 if TYPE_CHECKING:
     from pykvm.machine import Machine
@@ -69,9 +68,12 @@ def hint(result: Result, missed: MissedExit | None) -> str:
     'the guest wrote 0x10 to port 0x501,'
     """
     value = None if missed is None else missed.value
-    match result.exit:
-        case IoOut(port=port, data=data) if result.error is not None and port == QEMU_PORT:
-            value = int.from_bytes(data, "little")
+    if result.error is not None:
+        from pykvm.exits import IoOut
+
+        match result.exit:
+            case IoOut(port=port, data=data) if port == QEMU_PORT:
+                value = int.from_bytes(data, "little")
     if value is None:
         return ""
     return (

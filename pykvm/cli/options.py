@@ -23,6 +23,9 @@ __all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "UsageErro
 
 COMMANDS = ("run", "step", "info")
 
+# Without a unit, a size of memory below this is a mistake.
+_SMALL = 1 << 20
+
 
 class UsageError(Exception):
     """The command line makes no sense; the message is one line."""
@@ -126,6 +129,14 @@ def _size(text: str) -> int:
         raise ValueError("a size such as 64M or 2G") from error
     if size == 0:
         raise ValueError("a size above zero, such as 64M")
+    return size
+
+
+def _memory(text: str) -> int:
+    size = _size(text)
+    if text.isdecimal() and size < _SMALL:
+        # Bytes are meant here, and MiB in QEMU.
+        raise ValueError(f"a size with its unit, as {text}M or {text}K")
     return size
 
 
@@ -236,7 +247,7 @@ GENERAL = "General"
 
 OPTIONS: tuple[Option, ...] = (
     Option(
-        "--memory", "SIZE", _size, MACHINE,
+        "--memory", "SIZE", _memory, MACHINE,
         "RAM, as 64M or 2G; beyond 3G it goes on above 4G (default 64M)",
         _GUESTS, short="-m",
     ),
@@ -244,7 +255,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--cpu", "MODEL", _cpu, MACHINE,
         "what CPUID shows: baseline, the same on every host (default), host, all that this one "
-        "has, or x86-64-v1 to x86-64-v4; then +FEATURE and -FEATURE, as baseline,+cx16,-x2apic",
+        "has, or x86-64-v1 to x86-64-v4; then +FEATURE and -FEATURE, by Linux's names or QEMU's: "
+        "baseline,+cx16,-x2apic",
         _GUESTS,
     ),
     Option(

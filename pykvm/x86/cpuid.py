@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError
 from pykvm.frozen import NamedTuple
-from pykvm.x86.cpuid_features import FEATURES, REGISTERS, WORDS
+from pykvm.x86.cpuid_features import ALIASES, FEATURES, REGISTERS, WORDS, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -166,9 +166,9 @@ def select(
 
     `spec` starts with "baseline" (see BASELINE), "host" (all that is offered) or the name of one of
     MODELS; ``+name`` and ``-name`` after it, separated by commas or blanks, add and remove a
-    feature.  A spec of changes alone starts from the baseline.  A feature takes its leaves with it,
-    and the numbers of the last leaves are made to fit.  `remove` names features that go whatever
-    `spec` says.
+    feature, and so do ``name=on`` and ``name=off``.  Names are Linux's or QEMU's.  A spec of
+    changes alone starts from the baseline.  A feature takes its leaves with it, and the numbers of
+    the last leaves are made to fit.  `remove` names features that go whatever `spec` says.
 
     Raises ConfigError for an unknown feature, one that the host does not offer, or a wrong spec.
 
@@ -207,20 +207,30 @@ class Specification(NamedTuple):
         'x86-64-v2'
         """
         words = text.replace(",", " ").split()
-        model = words.pop(0) if words and words[0][0] not in "+-" else "baseline"
+        changes_only = not words or words[0][0] in "+-" or "=" in words[0]
+        model = "baseline" if changes_only else words.pop(0)
         if model not in ("baseline", "host", *MODELS):
             known = ", ".join(("baseline", "host", *MODELS))
-            raise ConfigError(f"there is no CPU model {model!r}", hint=f"choose from {known}")
+            hint = "QEMU's max is host" if model == "max" else f"choose from {known}"
+            raise ConfigError(f"there is no CPU model {model!r}", hint=hint)
         changes: dict[str, set[str]] = {"+": set(), "-": set()}
         for word in words:
-            if word[0] not in changes:
+            sign, name = _change(word)
+            if sign not in changes:
                 raise ConfigError(f"{word!r} in the CPU {text!r}", hint=f"write +{word} or -{word}")
-            _feature(word[1:])
-            changes[word[0]].add(word[1:])
+            changes[sign].add(_named(name))
         both = changes["+"] & changes["-"]
         if both:
             raise ConfigError(f"the CPU {text!r} both adds and removes {min(both)}")
         return cls(model, frozenset(changes["+"]), frozenset(changes["-"]))
+
+
+def _change(word: str) -> tuple[str, str]:
+    """The sign and the name in "+name", "-name", "name=on" and "name=off", as QEMU takes them."""
+    name, equals, state = word.partition("=")
+    if equals and name and state in ("on", "off"):
+        return ("+" if state == "on" else "-"), name
+    return word[0], word[1:]
 
 
 def missing(entries: Iterable[Entry], wanted: Specification) -> list[str]:
@@ -371,9 +381,7 @@ class CpuidTable:
 
         Leaves that a new feature needs are added.  Raises ConfigError for an unknown name.
         """
-        gone = frozenset(remove)
-        for name in gone:
-            _feature(name)
+        gone = frozenset(map(_named, remove))
         leaves = {(entry.function, entry.index): entry for entry in without(self._entries, gone)}
         for name in add:
             leaf, subleaf, register, bit = _feature(name)
@@ -408,17 +416,22 @@ def _copy(entry: Entry) -> CpuidEntry:
 
 
 def _feature(name: str) -> Bit:
-    """Where the feature is reported; ConfigError with the nearest names for one unknown."""
-    places = FEATURES.get(name)
-    if places is None:
+    """Where the feature is reported first."""
+    return FEATURES[_named(name)][0]
+
+
+def _named(name: str) -> str:
+    """The name in FEATURES; ConfigError with the nearest ones for one unknown."""
+    known = canonical(name)
+    if known not in FEATURES:
         import difflib
 
-        near = difflib.get_close_matches(name, FEATURES)
+        near = [canonical(one) for one in difflib.get_close_matches(known, (*FEATURES, *ALIASES))]
         raise ConfigError(
             f"there is no CPUID feature {name!r}",
-            hint=f"did you mean {' or '.join(near)}?" if near else "",
+            hint=f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "",
         )
-    return places[0]
+    return known
 
 
 @functools.cache

@@ -1,14 +1,14 @@
 """The feature bits of CPUID by name.
 
-Names are those of Linux's /proc/cpuinfo; where it has none, QEMU's.  Sources: SDM 2A CPUID,
-APM 3 appendix E, and the kernel's Documentation/virt/kvm/x86/cpuid.rst.
+Names are those of Linux's /proc/cpuinfo; where it has none, QEMU's.  `canonical` takes either.
+Sources: SDM 2A CPUID, APM 3 appendix E, and the kernel's Documentation/virt/kvm/x86/cpuid.rst.
 """
 
 from __future__ import annotations
 
 from pykvm.frozen import NamedTuple
 
-__all__ = ["FEATURES", "REGISTERS", "WORDS", "Bit"]
+__all__ = ["ALIASES", "FEATURES", "REGISTERS", "WORDS", "Bit", "canonical"]
 
 REGISTERS = ("eax", "ebx", "ecx", "edx")
 
@@ -81,6 +81,19 @@ _TABLE = {
     """,
 }
 
+# Other names, each with ours: QEMU's, where they differ by more than "-" and "." for "_", and those
+# of the manuals.
+_OTHER_NAMES = """
+    ds:dts sse3:pni pclmuldq:pclmulqdq tsc_deadline:tsc_deadline_timer xd:nx ffxsr:fxsr_opt i64:lm
+    lzcnt:abm cr8legacy:cr8_legacy avx512vbmi2:avx512_vbmi2 avx512vnni:avx512_vnni
+    avx512bitalg:avx512_bitalg sgxlc:sgx_lc tsx_ldtrk:tsxldtrk stibp:intel_stibp
+    core_capability:core_capabilities ssbd:spec_ctrl_ssbd ibpb:amd_ibpb ibrs:amd_ibrs
+    stibp_always_on:amd_stibp_always_on amd_no_ssb:amd_ssb_no kvmclock_stable_bit:kvmclock_stable
+    lfence_always_serializing:lfence_rdtsc auto_ibrs:autoibrs
+"""
+_PAIRS = (pair.partition(":") for pair in _OTHER_NAMES.split())
+ALIASES = {other: name for other, _, name in _PAIRS}
+
 
 class Bit(NamedTuple):
     """Where a feature is reported: bit `bit` of `register` in a leaf and subleaf."""
@@ -107,3 +120,13 @@ for (_leaf, _subleaf, _number), _names in WORDS.items():
         if _name != "-":
             _place = Bit(_leaf, _subleaf, REGISTERS[_number], _bit)
             FEATURES[_name] = (*FEATURES.get(_name, ()), _place)
+
+
+def canonical(name: str) -> str:
+    """The name in FEATURES for one of QEMU's, or `name` in their spelling where there is none.
+
+    >>> canonical("tsc-deadline"), canonical("sse4.1"), canonical("sse3"), canonical("no-such")
+    ('tsc_deadline_timer', 'sse4_1', 'pni', 'no_such')
+    """
+    plain = name.replace("-", "_").replace(".", "_")
+    return plain if plain in FEATURES else ALIASES.get(plain, plain)

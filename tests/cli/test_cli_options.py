@@ -95,6 +95,13 @@ def test_commands_are_first_words_only() -> None:
             ["--cpu", "host,+sse42", "a"],
             "--cpu: there is no CPUID feature 'sse42' (did you mean sse4_2 or sse2 or sse4a?)",
         ),
+        (
+            ["--cpu", "host,+tsc-deadlin", "a"],
+            "--cpu: there is no CPUID feature 'tsc-deadlin' (did you mean tsc_deadline_timer?)",
+        ),
+        (["--cpu", "max", "a"], "--cpu: there is no CPU model 'max' (QEMU's max is host)"),
+        (["-m", "64", "a"], "-m takes a size with its unit, as 64M or 64K, not '64'"),
+        (["-m", "4096", "a"], "-m takes a size with its unit, as 4096M or 4096K, not '4096'"),
         (["--cpu", "+avx,-avx", "a"], "--cpu: the CPU '+avx,-avx' both adds and removes avx"),
         (["--quirks", "no", "a"], "--quirks takes one of auto, on, off, not 'no'"),
         (["--memroy", "1G", "a"], "unknown option --memroy (did you mean --memory?)"),

@@ -18,7 +18,7 @@ from pykvm.x86.cpuid import (
     select,
     with_topology,
 )
-from pykvm.x86.cpuid_features import FEATURES, WORDS
+from pykvm.x86.cpuid_features import ALIASES, FEATURES, WORDS
 
 ONES = 0xFFFF_FFFF
 
@@ -349,6 +349,54 @@ def test_with_features_sets_and_clears_what_no_host_offers() -> None:
 def test_a_wrong_spec_says_what_is_wrong(spec: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         select(host(), spec)
+
+
+# What `qemu-system-x86_64 -cpu help` lists in QEMU 7.2, but for VMX controls, SVM's leaf, bits of
+# MSRs and VIA's and SGX's own; then QEMU's aliases.
+QEMU = """
+    3dnow 3dnowext 3dnowprefetch abm acpi adx aes amd-no-ssb amd-ssbd amd-stibp amx-bf16 amx-int8
+    amx-tile apic arat arch-capabilities arch-lbr avx avx-vnni avx2 avx512-4fmaps avx512-4vnniw
+    avx512-bf16 avx512-fp16 avx512-vp2intersect avx512-vpopcntdq avx512bitalg avx512bw avx512cd
+    avx512dq avx512er avx512f avx512ifma avx512pf avx512vbmi avx512vbmi2 avx512vl avx512vnni bmi1
+    bmi2 bus-lock-detect cid cldemote clflush clflushopt clwb clzero cmov cmp-legacy core-capability
+    cr8legacy cx16 cx8 dca de ds ds-cpl dtes64 erms est extapic f16c fma fma4 fpu fsgsbase fsrm fxsr
+    fxsr-opt gfni hle ht hypervisor ia64 ibpb ibrs ibs intel-pt invpcid invtsc kvm-asyncpf
+    kvm-asyncpf-int kvm-hint-dedicated kvm-mmu kvm-msi-ext-dest-id kvm-nopiodelay kvm-poll-control
+    kvm-pv-eoi kvm-pv-ipi kvm-pv-sched-yield kvm-pv-tlb-flush kvm-pv-unhalt kvm-steal-time kvmclock
+    kvmclock-stable-bit la57 lahf-lm lm lwp mca mce md-clear misalignsse mmx mmxext monitor movbe
+    movdir64b movdiri mpx msr mtrr nodeid-msr nx osvw pae pat pbe pcid pclmulqdq pdcm pdpe1gb
+    perfctr-core perfctr-nb pge pks pku pn pni popcnt pse pse36 rdpid rdrand rdseed rdtscp rtm sep
+    serialize sgx sgxlc sha-ni skinit smap smep smx spec-ctrl ss ssbd sse sse2 sse4.1 sse4.2 sse4a
+    ssse3 stibp svm syscall tbm tce tm tm2 topoext tsc tsc-adjust tsc-deadline tsx-ldtrk umip vaes
+    virt-ssbd vme vmx vpclmulqdq waitpkg wbnoinvd wdt x2apic xfd xgetbv1 xop xsave xsavec xsaveerptr
+    xsaveopt xsaves xtpr sse3 pclmuldq sse4-1 sse4-2 xd ffxsr i64 ds_cpl lahf_lm
+"""
+
+
+@pytest.mark.parametrize("name", QEMU.split())
+def test_qemus_names(name: str) -> None:
+    for sign, attribute in (("+", "added"), ("-", "removed")):
+        (known,) = getattr(Specification.parse(f"host,{sign}{name}"), attribute)
+        assert known in FEATURES
+    table = CpuidTable([]).with_features([name])
+    assert name in table
+    assert table.features >= {known}
+    assert table.with_features(remove=[name]).features == frozenset()
+
+
+def test_other_names_name_something_and_hide_nothing() -> None:
+    assert set(ALIASES.values()) <= FEATURES.keys()
+    assert ALIASES.keys().isdisjoint(FEATURES)
+    assert len(set(ALIASES.values())) == len(ALIASES)
+
+
+def test_names_with_a_value() -> None:
+    wanted = Specification.parse("host,tsc-deadline=on,x2apic=off")
+    assert wanted == Specification.parse("host,+tsc_deadline_timer,-x2apic")
+    assert Specification.parse("avx=on") == Specification.parse("baseline,+avx")
+    for wrong in ("host,avx=yes", "host,=on", "+tsc-deadline,-tsc_deadline_timer"):
+        with pytest.raises(ConfigError):
+            Specification.parse(wrong)
 
 
 def test_an_unknown_feature_is_an_error_not_false() -> None:
