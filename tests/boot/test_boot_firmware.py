@@ -220,13 +220,24 @@ def test_the_guest_is_firmware_by_itself(guests: Path) -> None:
     assert (image.protocol, image.segments[0].size) == ("firmware", 64 * K)
 
 
+# Of what reset vectors are made.
+PIECES = [
+    bytes.fromhex(code) for code in ("90", "fa", "0f09", "66", "89c5", "eb", "e9", "ea", "00f0")
+]
+
+
 @given(
-    size=st.sampled_from([0, 1, 15, 16, 64 * K - 1, 64 * K, 64 * K + 1, 128 * K]),
-    vector=st.binary(max_size=16),
+    size=st.sampled_from([0, 1, 15, 16, 64 * K - 1, 64 * K, 64 * K + 1, 68 * K, 128 * K]),
+    vector=st.binary(max_size=16) | st.lists(st.sampled_from(PIECES)).map(b"".join),
     insist=st.booleans(),
+    uefi=st.booleans(),
 )
-def test_any_bytes_are_firmware_or_refused(size: int, vector: bytes, insist: bool) -> None:
-    data = bytearray(size)
+def test_any_bytes_are_firmware_or_refused(
+    size: int, vector: bytes, insist: bool, uefi: bool
+) -> None:
+    data, vector = bytearray(size), vector[:16]
+    if uefi and size > 0x2C:
+        data[0x28:0x2C] = b"_FVH"
     if size >= 16:
         data[size - 16 : size - 16 + len(vector)] = vector
     try:
@@ -235,7 +246,7 @@ def test_any_bytes_are_firmware_or_refused(size: int, vector: bytes, insist: boo
         assert str(error).startswith("fuzz: ")
         return
     assert size
-    assert size % (64 * K) == 0
+    assert size % (4 * K if uefi or insist else 64 * K) == 0
     with GuestMemory() as memory:
         memory.add_ram(0, M)
         boot.place(image, memory)
