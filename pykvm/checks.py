@@ -94,6 +94,8 @@ def integer(
 
 def unsigned(name: str, value: Any, bits: int) -> int:
     """An int of so many bits, not negative."""
+    if type(value) is int and value >= 0 and not value >> bits:
+        return value
     return integer(name, value, 0, (1 << bits) - 1)
 
 

@@ -26,6 +26,7 @@ SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 TABLES = ("gdt", "idt")
 
 _SEGMENT_FIELDS = SegmentRegister.__slots__
+_LIMIT = 1 << 64
 
 
 class Source(Protocol):
@@ -59,7 +60,8 @@ class _General:
         return value
 
     def __set__(self, registers: Registers, value: int) -> None:
-        value = word(self.name, value, 64)
+        if type(value) is not int or not 0 <= value < _LIMIT:
+            value = word(self.name, value, 64)
         registers.source.general_changed()
         setattr(registers.source.general(), self.name, value)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
 from pykvm.bus import GuestExit, GuestPanic, GuestPowerOff, GuestReset, odd_answer
-from pykvm.checks import buffer, integer, one_of, seconds, unsigned
+from pykvm.checks import buffer, integer, seconds, unsigned, wrong
 from pykvm.errors import (
     ClosedError,
     GuestError,
@@ -71,6 +71,7 @@ _EVENTS_WHOLE = 1 | 4
 
 _SEGMENT_FIELDS = SegmentRegister.__slots__
 _LIMIT = 1 << 64
+_ACCESSES = ("read", "write", "execute", None)
 
 
 class Board(Protocol):
@@ -363,7 +364,8 @@ class CPU:
 
         special = self.special()
         unsigned("address", address, 64)
-        one_of("access", access, ("read", "write", "execute", None))
+        if access not in _ACCESSES:
+            raise wrong("access", "one of read, write, execute", access)
         return paging.walk(
             self.memory.read,
             address,

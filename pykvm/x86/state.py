@@ -226,7 +226,7 @@ def check_record(name: str, value: object, kind: type[_Record]) -> None:
         inner = getattr(value, field)
         if field in _INNER:
             check_record(f"{name}.{field}", inner, _INNER[field])
-        else:
+        elif type(inner) is not int or inner < 0 or inner >> kind.BITS.get(field, 64):
             unsigned(f"{name}.{field}", inner, kind.BITS.get(field, 64))
 
 
