@@ -50,7 +50,7 @@ _DECIMAL = 0xFFFF
 
 
 def show(value: object) -> str:
-    """`value` for a message: its repr, if that is short."""
+    """`value` for a message: its repr, on one line, as far as it is short."""
     if isinstance(value, (str, bytes, bytearray)):
         return repr(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!r}..."
     if type(value) is int:
@@ -60,7 +60,8 @@ def show(value: object) -> str:
 
     shorten = Repr()
     shorten.maxother = shorten.maxstring = _SHOWN
-    return shorten.repr(value)
+    told = " ".join(shorten.repr(value).split("\n"))
+    return told if len(told) <= 2 * _SHOWN else f"{told[: 2 * _SHOWN]}..."
 
 
 def wrong(name: str, wanted: str, value: object, *, hint: str = "") -> ConfigError:

@@ -169,9 +169,10 @@ class Clock:
         tsc_movable: bool = True,
     ) -> None:
         one_of("clock", policy, POLICIES)
-        for name, khz in (("tsc_khz", tsc_khz), ("host_tsc_khz", host_tsc_khz)):
-            if khz is not None:
-                integer(name, khz, 1)
+        if tsc_khz is not None:
+            tsc_khz = integer("tsc_khz", tsc_khz, 1)
+        if host_tsc_khz is not None:
+            host_tsc_khz = integer("host_tsc_khz", host_tsc_khz, 1)
         if host_tsc is not None and tsc_khz is None and host_tsc_khz is None:
             raise ConfigError("a host TSC needs its frequency: give host_tsc_khz or tsc_khz")
         self.policy = policy

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pykvm.checks import each, flag, unsigned
+from pykvm.checks import each, flag, text, unsigned
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class GuestDebug:
 
         Raises ConfigError, and changes nothing, if all owners together want more than four.
         """
+        text("owner", owner)
         wanted_here = each("addresses", addresses, "a list of addresses", _address)
         before = self._breakpoints.get(owner, ())
         self._breakpoints[owner] = tuple(wanted_here)

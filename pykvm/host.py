@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from pykvm.checks import show
 from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import VM, System
 from pykvm.tables.e820 import KVM_PAGES
@@ -92,7 +93,7 @@ class Host:
         """Raise ConfigError unless this host's KVM allows `count` vCPUs in one VM."""
         if not 1 <= count <= Host._max_vcpus:
             raise ConfigError(
-                f"vcpus={count}: a machine has at least one, and this host's KVM allows "
+                f"vcpus={show(count)}: a machine has at least one, and this host's KVM allows "
                 f"{Host._max_vcpus}"
             )
 

@@ -121,7 +121,8 @@ class Machine:
         quirks: str = "auto",
         emulate: str = "auto",
     ) -> None:
-        check_options({name: value for name, value in locals().items() if name != "self"})
+        checked = check_options({n: value for n, value in locals().items() if n != "self"})
+        vcpus, load_address, tsc_khz = (checked[n] for n in ("vcpus", "load_address", "tsc_khz"))
         guest = self._guest = read_guest(
             image,
             memory=memory,
@@ -258,7 +259,8 @@ class Machine:
         there is one: only `timeout`, `stop` or the guest end its run.  Raises ConfigError if the
         machine has no interrupt controller, or that no such input.
         """
-        if checks.integer("irq", irq, 0, ISA_IRQS - 1, hint=_IRQS) == 2:
+        irq = checks.integer("irq", irq, 0, ISA_IRQS - 1, hint=_IRQS)
+        if irq == 2:
             raise ConfigError("irq=2: the second 8259 has it", hint=_IRQS)
         chipset = self._board.interrupts()
         chipset.has_outside_lines = True
@@ -269,8 +271,8 @@ class Machine:
 
         Returns whether a local APIC took it.  May be called from any thread.
         """
-        checks.unsigned("address", address, 64)
-        checks.unsigned("data", data, 32)
+        address = checks.unsigned("address", address, 64)
+        data = checks.unsigned("data", data, 32)
         return self._board.interrupts().send_msi(address, data)
 
     def irqfd(self, fd: int, irq: int) -> None:
@@ -278,8 +280,8 @@ class Machine:
 
         Only KVM itself can: raises ConfigError unless ``irqchip="kernel"``.
         """
-        checks.integer("fd", fd, 0, 0x7FFF_FFFF)
-        checks.integer("irq", irq, 0, ISA_IRQS - 1)
+        fd = checks.integer("fd", fd, 0, 0x7FFF_FFFF)
+        irq = checks.integer("irq", irq, 0, ISA_IRQS - 1)
         self._board.interrupts().irqfd(fd, irq)
 
     def press_power_button(self) -> None:
@@ -343,7 +345,7 @@ class Machine:
 
     def symbol_at(self, address: int) -> str:
         """The symbol that holds a guest-virtual address, as "main+0x12", or the empty string."""
-        checks.unsigned("address", address, 64)
+        address = checks.unsigned("address", address, 64)
         if self.entry is None or self.entry.symbols.find(address) is None:
             return ""
         return self.entry.symbols.describe(address)

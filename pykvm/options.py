@@ -12,6 +12,7 @@ from pykvm.errors import ConfigError
 from pykvm.frozen import NamedTuple
 from pykvm.memory import GuestMemory
 from pykvm.memory.backing import PAGE_SIZE
+from pykvm.memory.regions import ADDRESS_LIMIT
 from pykvm.sizes import parse_size
 from pykvm.x86.state import Mode
 
@@ -82,14 +83,15 @@ class Guest(NamedTuple):
         return [*standard_devices(), *pc_devices()]
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless the options of a `Machine` are each of a kind that it takes.
+def check_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a `Machine`, numbers as int, if each is of a kind that it takes.
 
-    What depends on others, on the guest or on the host is for those who use it.
+    What depends on others, on the guest or on the host is for those who use it.  Raises
+    ConfigError.
     """
-    for name, value in options.items():
-        _CHECKS[name](name, value)
+    checked = {name: _CHECKS[name](name, value) for name, value in options.items()}
     check_chipset(options["irqchip"] or "user", options["clock"])
+    return {**options, **{name: checked[name] for name in _NUMBERS}}
 
 
 def read_guest(
@@ -199,7 +201,7 @@ def _check_memory(name: str, value: Any) -> None:
     if isinstance(value, GuestMemory):
         return
     size = parse_size(value) if isinstance(value, str) else checks.integer(name, value, hint=_UNITS)
-    if size < PAGE_SIZE or size % PAGE_SIZE:
+    if not PAGE_SIZE <= size < ADDRESS_LIMIT or size % PAGE_SIZE:
         raise checks.wrong(
             name, f"{PAGE_SIZE} bytes at least, and a multiple of that", value, hint=_UNITS
         )
@@ -228,6 +230,8 @@ def _check_files(name: str, value: Any) -> None:
         checks.text(f"a name in {name}", file)
         checks.buffer(f"{name}[{file!r}]", data)
 
+
+_NUMBERS = ("vcpus", "load_address", "tsc_khz")
 
 _UNITS = "write it with a unit: memory='64M'"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+from pykvm.checks import show
 from pykvm.errors import (
     ConfigError,
     GuestFailed,
@@ -296,7 +297,7 @@ def _expectations(expect: int | Outcome | Iterable[int | Outcome]) -> tuple[int 
     wanted = given if isinstance(given, (list, tuple, set, frozenset, range)) else (given,)
     if not wanted or any(type(one) is not int and not isinstance(one, Outcome) for one in wanted):
         raise ConfigError(
-            f"expect is an exit code, an Outcome or several of these, not {expect!r}",
+            f"expect is an exit code, an Outcome or several of these, not {show(expect)}",
             hint="as check(expect=(0, 3)) or check(expect=Outcome.HALTED)",
         )
     return tuple(wanted)
@@ -304,5 +305,5 @@ def _expectations(expect: int | Outcome | Iterable[int | Outcome]) -> tuple[int 
 
 def _either(wanted: tuple[int | Outcome, ...]) -> str:
     return " or ".join(
-        one.name if isinstance(one, Outcome) else f"exit code {one}" for one in wanted
+        one.name if isinstance(one, Outcome) else f"exit code {show(one)}" for one in wanted
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from pykvm.checks import show
 from pykvm.errors import ConfigError
 from pykvm.frozen import NamedTuple
 from pykvm.result import Ending, Outcome
@@ -234,7 +235,7 @@ def _alternatives(name: str, given: object, outcome: Outcome) -> list[_Alternati
         return []
     alternatives: Sequence[object] = given if isinstance(given, (list, tuple)) else (given,)
     if not alternatives:
-        raise ConfigError(f"{name}: there is nothing in {given!r} to wait for")
+        raise ConfigError(f"{name}: there is nothing in {show(given)} to wait for")
     return [_alternative(name, one, outcome) for one in alternatives]
 
 
@@ -250,5 +251,5 @@ def _alternative(name: str, given: Any, outcome: Outcome) -> _Alternative:
         return _Alternative(given, outcome, None, given)
     raise ConfigError(
         f"{name} is text, bytes, a compiled regular expression, a function of the machine, "
-        f"or a list of these, not {given!r}"
+        f"or a list of these, not {show(given)}"
     )

@@ -363,7 +363,7 @@ class CPU:
         from pykvm.x86 import paging
 
         special = self.special()
-        unsigned("address", address, 64)
+        address = unsigned("address", address, 64)
         if access not in _ACCESSES:
             raise wrong("access", "one of read, write, execute", access)
         return paging.walk(
@@ -393,7 +393,8 @@ class CPU:
 
     def _pieces(self, address: int, length: int) -> Iterator[tuple[int, int]]:
         """(guest-physical address, length) of the pages behind a virtual range."""
-        end = unsigned("address", address, 64) + integer("length", length, 0)
+        address = unsigned("address", address, 64)
+        end = address + integer("length", length, 0)
         while address < end:
             step = min(PAGE - address % PAGE, end - address)
             yield self.translate(address), step
@@ -424,8 +425,8 @@ class CPU:
         Raises MemoryRangeError if there is none within `limit` bytes.
         """
         found = bytearray()
-        unsigned("address", address, 64)
-        while len(found) < integer("limit", limit, 1):
+        address, limit = unsigned("address", address, 64), integer("limit", limit, 1)
+        while len(found) < limit:
             step = min(PAGE - (address + len(found)) % PAGE, limit - len(found))
             piece = self.read(address + len(found), step)
             found += piece

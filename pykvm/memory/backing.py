@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from pykvm._core import ffi
+from pykvm.checks import one_of
 from pykvm.errors import ClosedError, ConfigError, HostError
 from pykvm.sizes import format_size
 
@@ -134,8 +135,7 @@ def map_memory(size: int, backing: Backing, *, shared: bool, huge_pages: HugePag
 
     Raises ConfigError for what makes no sense, HostError for what this host cannot give.
     """
-    if huge_pages not in (False, True, "transparent"):
-        raise ConfigError(f"huge_pages is False, True or 'transparent', not {huge_pages!r}")
+    one_of("huge_pages", huge_pages, (False, True, "transparent"))
     if huge_pages is True:
         _check_huge_pages(size, backing)
     try:

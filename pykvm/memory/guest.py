@@ -92,8 +92,7 @@ class GuestMemory(RegionMap):
 
     def fill(self, address: int, length: int, byte: int = 0, *, rom: bool = False) -> None:
         """Set `length` bytes at `address` to `byte`.  Raises as `write` does."""
-        integer("byte", byte, 0, 0xFF)
-        integer("length", length)
+        byte, length = integer("byte", byte, 0, 0xFF), integer("length", length, 0)
         pattern = memoryview(bytes([byte]) * min(length, _FILL_STEP))
         for span in self._spans(address, length, rom=rom):
             for start in range(0, len(span), _FILL_STEP):
@@ -115,8 +114,7 @@ class GuestMemory(RegionMap):
         wanted = bytes(flat(needle))
         if not wanted:
             raise ConfigError("cannot search for nothing: the needle is empty")
-        integer("start", start)
-        integer("end", end)
+        start, end = integer("start", start), integer("end", end)
         self._check_open()
         for region in self.regions:
             low, high = max(start, region.start), min(end, region.end)
@@ -140,7 +138,8 @@ class GuestMemory(RegionMap):
         Raises MemoryRangeError if memory ends before the NUL, ConfigError if there is none within
         `limit` bytes.
         """
-        end = self._hole(address, integer("address", address) + integer("limit", limit, 0))
+        address, limit = integer("address", address), integer("limit", limit, 0)
+        end = self._hole(address, address + limit)
         nul = self.find(b"\0", address, end)
         if nul is not None:
             return self.read(address, nul - address)

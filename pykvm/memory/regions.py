@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from bisect import bisect_right
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pykvm.checks import buffer, flag, integer, wrong
+from pykvm.checks import buffer, flag, integer, show, text, wrong
 from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
 from pykvm.frozen import NamedTuple
 from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
@@ -165,7 +166,7 @@ class RegionMap:
         with self._lock:
             self._check_open()
             if not any(region is known for known in self.regions):
-                raise ConfigError(f"{region} is not (or no longer) part of this guest memory")
+                raise ConfigError(f"{show(region)} is not (or no longer) part of this guest memory")
             if self._vm is not None:
                 _delete_slot(self._vm, region)
             self._set_regions([other for other in self.regions if other is not region])
@@ -221,17 +222,16 @@ class RegionMap:
 
     def region_at(self, address: int) -> Region | None:
         """The region that holds `address`, or None."""
+        if type(address) is not int:
+            address = integer("address", address)
         regions, starts, ends = self._table
-        try:
-            index = bisect_right(starts, address) - 1
-            return regions[index] if index >= 0 and address < ends[index] else None
-        except TypeError:
-            integer("address", address)
-            raise
+        index = bisect_right(starts, address) - 1
+        return regions[index] if index >= 0 and address < ends[index] else None
 
     def covers(self, address: int, length: int) -> bool:
         """Whether every one of `length` bytes at `address` is memory."""
-        end = integer("address", address) + integer("length", length, 0)
+        address = integer("address", address)
+        end = address + integer("length", length, 0)
         return self._hole(address, end) == end
 
     def is_ram(self, address: int, length: int) -> bool:
@@ -279,10 +279,13 @@ class RegionMap:
     ) -> Region:
         with self._lock:
             self._check_open()
+            text("name", name)
+            start, size = integer(f"{name}: start", start), integer(f"{name}: size", size)
             _check_placement(name, start, size, self.regions)
             flag(f"{name}: shared", shared)
             if not isinstance(backing, str) and not hasattr(backing, "__fspath__"):
                 raise wrong(f"{name}: backing", "'anonymous', 'memfd' or a path", backing)
+            text(f"{name}: backing", os.fsdecode(backing))
             if self.on_add is not None:
                 self.on_add(name, start, size, kind == "rom")
             # What is written to a shared file is the file's, not this host's memory.
@@ -314,36 +317,31 @@ class RegionMap:
 
     def _spans(self, address: int, length: int, *, rom: bool = True) -> list[memoryview]:
         """The bytes at `address` as views, in order; without `rom` all of them must be RAM."""
-        try:
-            if length <= 0:
-                return self._no_span(length)
-            regions, starts, ends = self._table
-            index = bisect_right(starts, address) - 1
-            end = address + length
-            if rom and index >= 0 and end <= ends[index]:
-                return [regions[index].mapping.slice(address - starts[index], length)]
-            position = address
-            spans: list[memoryview] = []
-            while position < end:
-                region = regions[index] if 0 <= index < len(regions) else None
-                if region is None or not region.start <= position < region.end:
-                    raise self._out_of_range(address, length)
-                if not rom and region.readonly:
-                    raise ConfigError(
-                        f"{position:#x} lies in read-only memory ({region})",
-                        hint="the guest cannot write there; write(..., rom=True) does it all the "
-                        "same",
-                    )
-                taken = min(end, region.end) - position
-                spans.append(region.mapping.slice(position - region.start, taken))
-                position += taken
-                index += 1
-            return spans
-        except TypeError:
-            # Looked at only now: accesses are many, and most of them right.
-            integer("address", address)
-            integer("length", length)
-            raise
+        if type(address) is not int or type(length) is not int:
+            address, length = integer("address", address), integer("length", length)
+        if length <= 0:
+            return self._no_span(length)
+        regions, starts, ends = self._table
+        index = bisect_right(starts, address) - 1
+        end = address + length
+        if rom and index >= 0 and end <= ends[index]:
+            return [regions[index].mapping.slice(address - starts[index], length)]
+        position = address
+        spans: list[memoryview] = []
+        while position < end:
+            region = regions[index] if 0 <= index < len(regions) else None
+            if region is None or not region.start <= position < region.end:
+                raise self._out_of_range(address, length)
+            if not rom and region.readonly:
+                raise ConfigError(
+                    f"{position:#x} lies in read-only memory ({region})",
+                    hint="the guest cannot write there; write(..., rom=True) does it all the same",
+                )
+            taken = min(end, region.end) - position
+            spans.append(region.mapping.slice(position - region.start, taken))
+            position += taken
+            index += 1
+        return spans
 
     def _no_span(self, length: int) -> list[memoryview]:
         self._check_open()
@@ -384,10 +382,6 @@ def bytes_of(view: memoryview) -> memoryview:
 
 def _check_placement(name: str, start: int, size: int, regions: Sequence[Region]) -> None:
     """Raise ConfigError unless a region may stand at ``start:start+size``."""
-    if not isinstance(name, str):
-        raise wrong("name", "a str", name)
-    integer(f"{name}: start", start)
-    integer(f"{name}: size", size)
     asked = f"{name}: {size:#x} bytes at {start:#x}"
     if size <= 0:
         raise ConfigError(f"{asked}: a region needs at least one page ({PAGE_SIZE} bytes)")

@@ -451,7 +451,7 @@ def after_init(before: CpuState, *, signature: int = 0x600) -> CpuState:
     is the processor's, CPUID.1:EAX.  FPU, TSC and most MSRs are no part of a CpuState, and INIT
     leaves them alone.
 
-    >>> hex(after_init(long_mode(rip=0, rsp=0, cr3=0)).cr0), hex(after_init(reset()).cr0)
+    >>> hex(after_init(protected_mode(eip=0, esp=0, gdt_base=0)).cr0), hex(after_init(reset()).cr0)
     ('0x10', '0x60000010')
     """
     state = reset()

@@ -101,9 +101,9 @@ def test_no_bytes_are_nothing_anywhere(memory: GuestMemory) -> None:
     memory.write(0x5000, b"")
     memory.fill(0x5000, 0)
     assert memory.covers(0x5000, 0)
-    with pytest.raises(ConfigError, match="negative"):
+    with pytest.raises(ConfigError, match="from 0 on|negative"):
         memory.read(0x1000, -1)
-    with pytest.raises(ConfigError, match="negative"):
+    with pytest.raises(ConfigError, match="from 0 on|negative"):
         memory.fill(0x1000, -1)
 
 

@@ -296,7 +296,7 @@ def test_overcommit_takes_more_than_the_host_has() -> None:
 def test_remove_refuses_what_is_not_there() -> None:
     with GuestMemory() as memory, GuestMemory() as other:
         region = other.add_ram(0, 0x1000)
-        with pytest.raises(ConfigError, match="ram 0x0-0x1000 is not"):
+        with pytest.raises(ConfigError, match="ram 0x0-0x1000.* is not"):
             memory.remove(region)
         other.remove(region)
         with pytest.raises(ConfigError, match="no longer"):
