@@ -557,6 +557,7 @@ class CPU:
     def run_page(self) -> RunPage:
         """The kvm_run page as `pykvm.exits` reads it."""
         if self._run_page is None:
+            self._living()
             from pykvm.exits import RunPage
 
             self._run_page = RunPage(self.page)
