@@ -37,7 +37,8 @@ KINDS = (
     Kind("fwait", "the x87 state read"),
     Kind("ldmxcsr", "the SSE state changed"),
     Kind("xsave", "x87 and SSE state, into memory", OSXSAVE),
-    Kind("addps", "SSE arithmetic"),
+    Kind("addps", "SSE arithmetic, one after the other"),
+    Kind("mulps", "SSE arithmetic with memory, each alone"),
 )
 
 

@@ -17,6 +17,9 @@
 	xsave	area(%rip)
 #elif defined(ADDPS)
 	addps	%xmm1, %xmm0
+#elif defined(MULPS)
+	mulps	area(%rip), %xmm0
+	nop
 #endif
 	.endm
 
