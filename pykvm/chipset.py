@@ -193,10 +193,8 @@ class UserChipset:
         """The processor whose thread calls, else the first."""
         if len(self.injectors) == 1:
             return self.injectors[0]
-        here = threading.get_ident()
         return next(
-            (injector for injector in self.injectors if injector.cpu.thread == here),
-            self.injectors[0],
+            (injector for injector in self.injectors if injector.cpu.is_here), self.injectors[0]
         )
 
     def line(self, irq: int) -> InterruptLine:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pykvm import checks
@@ -147,8 +147,6 @@ class Machine:
         self._remarks = guest.remarks
         self._kernel_watch: KernelWatch | None = None
         self._ear: Ear | None = None
-        self._run_lock = threading.Lock()
-        self._idle = threading.Condition()
         with closing(Host()) as host:
             host.check_vcpus(vcpus)
             board = self._board = Mainboard(
@@ -392,14 +390,21 @@ class Machine:
             timeout = checks.seconds("timeout", timeout)
         if on_exit is not None:
             checks.callback("on_exit", on_exit)
-        with (
-            self._running() as begin,
-            self._conditions(until, fail) as conditions,
-            self._kernel() as kernel,
-        ):
+        return self._board.claim.hold(partial(self._run, timeout, until, on_exit, fail))
+
+    def _run(
+        self,
+        timeout: float | None,
+        until: Awaited | Sequence[Awaited] | None,
+        on_exit: Callable[[CPU, Exit], None] | None,
+        fail: Awaited | Sequence[Awaited] | None,
+    ) -> Result:
+        """The run, inside the machine's claim."""
+        with self._conditions(until, fail) as conditions, self._kernel() as kernel:
             repairs, board = self._repairs, self._board
             run = Run(
                 board.vcpus,
+                board.claim,
                 take=self._take_exit,
                 timeout=timeout,
                 check=None if conditions is None else conditions.check,
@@ -407,16 +412,14 @@ class Machine:
                 interrupts=board.chipset.timekeeper if board.chipset else None,
                 look=repairs.look,
             )
-            begin(run)
+            board.run = run
+            if board.closed:  # `close` may not have seen it
+                raise ClosedError("this machine is closed")
             if conditions is not None:
                 run.end(conditions.ending)
             before = repairs.tally()
             board.dispatch.collected.forget_drops()
-            board.start_clock()
-            try:
-                result = run()
-            finally:
-                board.stop_clock()
+            result = self._in_guest_time(run)
             repairs.tell(result, before)
             if kernel is not None and result.outcome in _MAY_BE_DEAD:
                 death = kernel.death()
@@ -429,25 +432,19 @@ class Machine:
                 result.notes += self.entry.suspicions
             return result
 
-    @contextmanager
-    def _running(self) -> Iterator[Callable[[Run], None]]:
-        if self._board.closed:
-            raise ClosedError("this machine is closed")
-        if not self._run_lock.acquire(blocking=False):
-            raise StateError("this machine is running already")
+    def _in_guest_time(self, run: Run) -> Result:
+        """Run, with the guest's clock going meanwhile."""
+        board = self._board
         try:
-            yield self._begin
-        finally:
-            with self._idle:
-                self._board.run = None
-                self._run_lock.release()
-                self._idle.notify_all()
-
-    def _begin(self, run: Run) -> None:
-        with self._idle:
-            if self._board.closed:
-                raise ClosedError("this machine is closed")
-            self._board.run = run
+            board.start_clock()
+            try:
+                return run()
+            finally:
+                board.stop_clock()
+        except BaseException:
+            # Ctrl-C may have come into the stopping; twice is harmless.
+            board.stop_clock()
+            raise
 
     @contextmanager
     def _kernel(self) -> Iterator[KernelWatch | None]:
@@ -523,10 +520,7 @@ class Machine:
         busy the guest is; if it came to an end of its own at the same moment, that one counts.
         """
         run = self._board.run
-        if run is None:
-            return False
-        run.stop()
-        return True
+        return run is not None and run.stop()
 
     def handle(self, exit: Exit) -> bool:
         """Let the devices answer an exit from ``for exit in vcpu``; False if none is concerned.
@@ -649,19 +643,20 @@ class Machine:
         A run in another thread is stopped first and returns its Result.  Raises StateError when
         called from inside the machine's own run (a device, `until`).
         """
-        with self._idle:
-            if self._board.run is not None and self._board.run.is_mine():
-                raise StateError(
-                    "a machine cannot be closed from inside its own run",
-                    hint="call stop() here and close it where run() returns",
-                )
-            if self._board.closed:
-                return
-            self._board.closed = True
-            while self._run_lock.locked():
-                if self._board.run is not None:
-                    self._board.run.stop()
-                self._idle.wait(0.1)
+        board = self._board
+        claim = board.claim
+        if claim.is_mine:
+            raise StateError(
+                "a machine cannot be closed from inside its own run",
+                hint="call stop() here and close it where run() returns",
+            )
+        board.closed = True
+        busy = claim.shut()
+        while busy:
+            if board.run is not None:
+                board.run.stop()
+            busy = claim.shut(wait=True)
+        # Every part of it may be closed twice: after an exception in here the next call goes on.
         self._release()
 
     def _release(self) -> None:
@@ -687,7 +682,8 @@ class Machine:
     def __repr__(self) -> str:
         if self._board.closed:
             return "<Machine closed>"
-        doing = "running" if self._board.run is not None else "stopped"
+        run = self._board.run
+        doing = "running" if run is not None and run.under_way else "stopped"
         return f"<Machine {doing}: {len(self._board.vcpus)} vCPU(s), {self.memory!r}>"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pykvm.boot.placement import ram_ranges
 from pykvm.bus import Area, Bus, Space, check_free, check_placement
 from pykvm.chipset import UserChipset
+from pykvm.claim import Claim
 from pykvm.devices.line import Unconnected
 from pykvm.dispatch import Dispatch
 from pykvm.errors import ConfigError
@@ -53,7 +54,10 @@ class Mainboard:
         self.vcpus: list[CPU] = []
         self.vm: VM | None = None
         self.chipset: UserChipset | KernelChipset | None = None
-        #: The run in progress.
+        #: The right to run it.
+        self.claim = Claim()
+        self.claim.on_fork = self.forget
+        #: The run in progress, or the last one: see `claim`.
         self.run: Run | None = None
         self.closed = False
         self._irqchip = irqchip
@@ -107,7 +111,7 @@ class Mainboard:
             cpuid = host.cpuid(model, index, count, irqchip=self._irqchip, hidden=hidden)
             vcpu = vm.create_vcpu(index)
             ring = host.coalescing_ring if count == 1 else None
-            self.vcpus.append(CPU(vcpu, self.memory, ring=ring))
+            self.vcpus.append(CPU(vcpu, self.memory, ring=ring, claim=self.claim))
             vcpu.set_cpuid2(cpuid)
             if index:
                 # What RDTSCP and RDPID tell of the processor, until the guest sets it.
@@ -322,6 +326,13 @@ class Mainboard:
             self._clock.stop()
             if self._policy != "realtime" and self.chipset is not None and not self.closed:
                 self.chipset.pause()
+
+    def forget(self) -> None:
+        """In the child of a fork: VM and vCPUs are the parent's.  The memory stays, as a copy."""
+        for cpu in self.vcpus:
+            cpu.forget()
+        if self.vm is not None:
+            self.vm.close()
 
     def close(self) -> None:
         """Give back the VM and the memory; the vCPUs must be closed."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import threading
+import _thread
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
+from pykvm.claim import LateError
+from pykvm.errors import HostError
 from pykvm.result import Ending, Outcome, Place, Result
+from pykvm.vcpu import OVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pykvm.claim import Claim
     from pykvm.exits import Exit
     from pykvm.vcpu import CPU
 
@@ -72,9 +77,6 @@ class Interrupts(Protocol):
     def set_alarm(self, cpu: CPU) -> None:
         """Before `cpu` enters the guest: have it come out when its next timer is due."""
 
-    def next_timer(self, cpu: CPU) -> float | None:
-        """When the next timer of `cpu` is due, in seconds of the host's monotonic clock."""
-
     def reset_by_init(self, cpu: CPU) -> bool:
         """Whether an INIT came; all but the first vCPU are parked then."""
 
@@ -102,11 +104,15 @@ class Run:
 
     It is the Board of every vCPU's loop.  The first vCPU runs in the calling thread, so that
     exceptions and Ctrl-C surface where the caller is; each of the others in one of its own.
+
+    What several threads touch is changed by single operations (a list's append, a set's add and
+    discard), without a lock: an exception that comes in between could leave one taken.
     """
 
     def __init__(
         self,
         cpus: Sequence[CPU],
+        claim: Claim,
         *,
         take: Callable[[CPU, Exit], Ending | None],
         timeout: float | None,
@@ -115,8 +121,9 @@ class Run:
         interrupts: Interrupts | None = None,
         look: Callable[[CPU], None] | None = None,
     ) -> None:
-        """`take` answers an exit or says how the run ends; `on_exit` sees each of them before.
+        """`cpus` are to run within `claim`, which the caller holds.
 
+        `take` answers an exit or says how the run ends; `on_exit` sees each of them before.
         `interrupts` is what wakes halted vCPUs, and starts parked ones; None if nothing does.
         `look` is called whenever there is an occasion to look at a vCPU.
         """
@@ -131,41 +138,46 @@ class Run:
         self._on_exit = on_exit
         self._look = look
         self._timeout = timeout
-        self._ending: Ending | None = None
+        self._claim = claim
+        self._turn = claim.turn
+        self._endings: list[Ending] = []
         self._errors: list[BaseException] = []
-        self._threads = {threading.get_ident()}
         # Halted or parked: by index.
         self._idle: set[int] = set()
         # Those that were so when the run ended.
         self._asleep: set[int] = set()
-        self._changed = threading.Condition()
+        # Taken, and never waited for, by the vCPU that skips ahead.
+        self._skipping = _thread.allocate_lock()
         self._began = time.monotonic()
 
     # -- ending ------------------------------------------------------------------------------
 
     def end(self, ending: Ending | None) -> None:
-        """From any thread: end the run, all vCPUs of it.  The first ending counts.
-
-        Only what the guest itself did is preferred to an end that the host asked for.
-        """
-        with self._changed:
-            if ending is not None:
-                mine = self._ending
-                if mine is None or (
-                    mine.outcome in _ASKED_FOR and ending.outcome not in _ASKED_FOR
-                ):
-                    self._ending = ending
-            self._changed.notify_all()
+        """From any thread: end the run, all vCPUs of it.  Later runs are left alone."""
+        if ending is not None:
+            self._endings.append(ending)
         for cpu in self._cpus:
-            cpu.kick()
+            cpu.kick(self._turn)
 
-    def stop(self) -> None:
-        """From any thread: end the run as STOPPED."""
+    def stop(self) -> bool:
+        """From any thread: end the run as STOPPED.  False if it is over."""
+        if not self.under_way:
+            return False
         self.end(Ending(Outcome.STOPPED, "stopped by the host"))
+        return True
 
-    def is_mine(self) -> bool:
-        """Whether the calling thread is one that runs a vCPU of this run."""
-        return threading.get_ident() in self._threads
+    @property
+    def under_way(self) -> bool:
+        """Whether its vCPUs may still enter the guest."""
+        return self._claim.running == self._turn
+
+    @property
+    def _ending(self) -> Ending | None:
+        """The first ending, but for one that the host asked for and the guest's own replaces."""
+        endings = self._endings
+        if not endings:
+            return None
+        return next((end for end in endings if end.outcome not in _ASKED_FOR), endings[0])
 
     # -- the Board of every vCPU -------------------------------------------------------------
 
@@ -200,12 +212,11 @@ class Run:
         if self.interrupts is None or self.interrupts.can_start:
             return None
         # HLT waits inside KVM_RUN: look whether it will ever come back.
-        with self._changed:
-            if not self.interrupts.dead(cpu):
-                self._idle.discard(cpu.index)
-                return None
-            self._idle.add(cpu.index)
-            return self._halted_for_good() if len(self._idle) == len(self._cpus) else None
+        if not self.interrupts.dead(cpu):
+            self._idle.discard(cpu.index)
+            return None
+        self._idle.add(cpu.index)
+        return self._halted_for_good() if len(self._idle) == len(self._cpus) else None
 
     def take_attention(self, cpu: CPU) -> Ending | None:
         """See `pykvm.vcpu.Board`."""
@@ -278,19 +289,21 @@ class Run:
                 continue
             if deadline is not None and time.monotonic() >= deadline:
                 return self._timed_out()
-            with self._changed:
-                self._idle.add(cpu.index)
-                try:
-                    if not cpu.core.attention and self._ending is None and not self._errors:
-                        if self._all_idle():
-                            if not self._can_wake():
-                                return self._halted_for_good()
-                            if self._skip_ahead():
-                                continue
-                        self._changed.wait(self._patience(cpu, deadline))
-                finally:
+            # A vCPU that is called to attention from here on is not idle, and does not wait.
+            self._idle.add(cpu.index)
+            if self._all_idle():
+                if not self._can_wake():
+                    return self._halted_for_good()
+                if self._skip_ahead(cpu):
                     self._idle.discard(cpu.index)
-                cpu.core.attention = 0
+                    continue
+            if interrupts is not None:
+                interrupts.set_alarm(cpu)
+            code = lib.pykvm_wait(cpu.core)
+            self._idle.discard(cpu.index)
+            cpu.core.attention = 0
+            if code == lib.PYKVM_OVER:
+                return OVER
 
     def _all_idle(self) -> bool:
         """Whether every vCPU waits, and none of them has been called and not yet looked."""
@@ -302,89 +315,91 @@ class Run:
         """All are idle: whether anything can still wake one."""
         return self.interrupts is not None and self.interrupts.can_wake(self._cpus)
 
-    def _skip_ahead(self) -> bool:
+    def _skip_ahead(self, cpu: CPU) -> bool:
         """All are idle: whether a warping clock has jumped to what wakes one of them."""
-        if self.interrupts is None or not self.interrupts.warp():
+        # One vCPU at a time: a second skip would begin where the first one leads.
+        if self.interrupts is None or not self._skipping.acquire(blocking=False):
             return False
-        self._changed.notify_all()
-        return True
-
-    def _patience(self, cpu: CPU, deadline: float | None) -> float | None:
-        """How long `cpu` may wait for others, in seconds: until its next timer or the deadline."""
-        times = [] if deadline is None else [deadline]
-        if self.interrupts is not None:
-            timer = self.interrupts.next_timer(cpu)
-            if timer is not None:
-                times.append(timer)
-        # An hour is as good as for ever, and within what a lock can wait for.
-        return max(min(min(times) - time.monotonic(), 3600.0), 0.0) if times else None
+        try:
+            if not self._all_idle() or not self.interrupts.warp():
+                return False
+            for other in self._cpus:
+                if other is not cpu:
+                    other.attend()
+            return True
+        finally:
+            self._skipping.release()
 
     def _halted_for_good(self) -> Ending:
         who = "the guest" if len(self._cpus) == 1 else "every vCPU of the guest"
         return Ending(Outcome.HALTED, f"{who} halted with nothing to wake it")
 
-    def notify(self) -> None:
-        """From any thread: a vCPU was called to attention, and may be waiting outside the guest."""
-        if self._idle:
-            with self._changed:
-                self._changed.notify_all()
-
     # -- running -----------------------------------------------------------------------------
 
     def _run_cpu(self, cpu: CPU) -> None:
+        """Run a vCPU in the calling thread until the run ends, and end it if this one does."""
         timeout = self._timeout
-        self._threads.add(threading.get_ident())
+        if timeout is not None:
+            timeout = max(timeout - (time.monotonic() - self._began), 0.0)
+        nanoseconds = None if timeout is None else int(timeout * 1e9) or 1
+        cpu.hold(partial(self._drive, cpu), nanoseconds, self._turn)
+
+    def _drive(self, cpu: CPU) -> None:
         try:
-            if timeout is not None:
-                timeout = max(timeout - (time.monotonic() - self._began), 0.0)
-            cpu.enter(None if timeout is None else int(timeout * 1e9) or 1)
-            try:
-                if self.interrupts is not None:
-                    # A new run has no alarm, and timers may wait from the one before.
-                    cpu.core.attention = 1
-                # The end may have come before this vCPU could be kicked.
-                ending = self.take_kick(cpu) or (self._wait(cpu) if cpu.parked else None)
-                if ending is None:
-                    ending = cpu.loop(self, surface=self._on_exit is not None)
-            finally:
-                cpu.leave()
-            self.end(ending)
+            if self.interrupts is not None:
+                # A new run has no alarm, and timers may wait from the one before.
+                cpu.core.attention = 1
+            # The end may have come before this vCPU could be kicked.
+            ending = self.take_kick(cpu) or (self._wait(cpu) if cpu.parked else None)
+            self.end(ending or cpu.loop(self, surface=self._on_exit is not None))
         except BaseException as error:
             self._errors.append(error)
             self.end(None)
-            if cpu is self._cpus[0]:
-                raise
+            raise
+
+    def _run_other(self, cpu: CPU) -> None:
+        """The thread of a vCPU that is not the first."""
+        try:
+            self._run_cpu(cpu)
+        except LateError:
+            pass  # the run was that short
+        except BaseException as error:  # noqa: BLE001 - `run` raises it
+            if error not in self._errors:
+                self._errors.append(error)
+                self.end(None)
+
+    def _start(self, cpu: CPU) -> None:
+        # Not threading.Thread: it waits for its thread to begin, and an exception meanwhile may
+        # leave that one waiting for good.
+        try:
+            _thread.start_new_thread(self._run_other, (cpu,))
+        except (RuntimeError, MemoryError) as error:
+            raise HostError(
+                f"this host gives no thread for vCPU {cpu.index}: {error}",
+                hint="each vCPU but the first takes one: see `ulimit -u`, `ulimit -v` and the "
+                "pids.max of the container, or use fewer vCPUs",
+            ) from error
 
     def __call__(self) -> Result:
         """Run to the end.  An exception of a handler, or Ctrl-C, passes as it is."""
         before = [_Counters(cpu) for cpu in self._cpus]
-        for cpu in self._cpus:
-            cpu.on_attend = self.notify
         cycles = lib.pykvm_cycles()
-        threads = [
-            threading.Thread(
-                target=self._run_cpu, args=(cpu,), name=f"vcpu{cpu.index}", daemon=True
-            )
-            for cpu in self._cpus[1:]
-        ]
-        for thread in threads:
-            thread.start()
         try:
+            for cpu in self._cpus[1:]:
+                self._start(cpu)
             self._run_cpu(self._cpus[0])
         finally:
-            for thread in threads:
-                thread.join()
-            for cpu in self._cpus:
-                cpu.on_attend = None
+            if len(self._cpus) > 1:
+                self._claim.finish()
         seconds = time.monotonic() - self._began
         if self._errors:
             raise self._errors[0]
-        assert self._ending is not None
         rate = (lib.pykvm_cycles() - cycles) / seconds if seconds else 1.0
         return self._result(seconds, rate, before)
 
     def _result(self, seconds: float, rate: float, before: Sequence[_Counters]) -> Result:
-        assert self._ending is not None
+        ending = self._ending
+        assert ending is not None
         exits: dict[str, int] = {}
         cycles = 0
         for old, cpu in zip(before, self._cpus, strict=True):
@@ -396,7 +411,7 @@ class Run:
                     exits[name] = exits.get(name, 0) + count - old.exits[index]
         inside = cycles / rate
         return Result(
-            self._ending,
+            ending,
             exits=exits,
             seconds=seconds,
             guest_seconds=inside,

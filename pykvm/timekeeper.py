@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Timekeeper", "Timers"]
 
-_SECOND = 1e9
 
 # How often to look, in ns, whether the guest has lowered CR8 for an interrupt that waits for it:
 # not every KVM has an exit for that.
@@ -35,11 +34,6 @@ class Timers:
     def set_alarm(self, cpu: CPU) -> None:
         """See `pykvm.run.Interrupts`."""
         cpu.set_alarm(self.clock.alarm(cpu.index))
-
-    def next_timer(self, cpu: CPU) -> float | None:
-        """See `pykvm.run.Interrupts`."""
-        alarm = self.clock.alarm(cpu.index)
-        return None if alarm is None else alarm / _SECOND
 
 
 class Timekeeper(Timers):

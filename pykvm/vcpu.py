@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pykvm._core import ffi, lib
+from pykvm._core import ffi, hold_vcpu, lib
 from pykvm.bus import GuestExit, GuestPanic, GuestPowerOff, GuestReset, odd_answer
 from pykvm.checks import buffer, integer, seconds, unsigned, wrong
+from pykvm.claim import FORKED, FORKED_HINT, refusal
 from pykvm.errors import (
     ClosedError,
     GuestError,
+    HostError,
     KVMError,
     MemoryRangeError,
     StateError,
@@ -29,16 +30,19 @@ from pykvm.x86.state import CpuState, SegmentRegister, TableRegister, check_reco
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
-    from typing import Literal
+    from typing import Literal, NoReturn, TypeVar
 
     from pykvm import kvm
+    from pykvm.claim import Claim
     from pykvm.dispatch import Dispatch
     from pykvm.exits import Exit, RunPage
     from pykvm.guest_debug import GuestDebug
     from pykvm.memory import GuestMemory
     from pykvm.x86.paging import Walk
 
-__all__ = ["CPU", "Board"]
+    T = TypeVar("T")
+
+__all__ = ["CPU", "OVER", "Board"]
 
 PAGE = 4096
 
@@ -61,6 +65,8 @@ _DEADLINE: int = lib.PYKVM_DEADLINE
 _DRAIN: int = lib.PYKVM_DRAIN
 _ALARM: int = lib.PYKVM_ALARM
 _ATTENTION: int = lib.PYKVM_ATTENTION
+_OVER: int = lib.PYKVM_OVER
+_REFUSED: int = lib.PYKVM_REFUSED
 _READ: int = lib.PYKVM_READ
 
 _RESET_VECTOR = 0xFFFF_FFF0
@@ -72,6 +78,14 @@ _EVENTS_WHOLE = 1 | 4
 _SEGMENT_FIELDS = SegmentRegister.__slots__
 _LIMIT = 1 << 64
 _ACCESSES = ("read", "write", "execute", None)
+
+
+#: What a vCPU's loop returns when the run has ended without it; nobody sees it.
+OVER = Ending(Outcome.STOPPED, "the run is over")
+
+
+def _no_memory(index: int) -> HostError:
+    return HostError(f"this host has no memory left for the buffers of vCPU {index}")
 
 
 class Board(Protocol):
@@ -111,9 +125,17 @@ class CPU:
     """
 
     def __init__(
-        self, vcpu: kvm.VCPU, memory: GuestMemory, *, ring: tuple[int, int] | None = None
+        self,
+        vcpu: kvm.VCPU,
+        memory: GuestMemory,
+        *,
+        ring: tuple[int, int] | None = None,
+        claim: Claim | None = None,
     ) -> None:
-        """`ring` is the page and the number of entries of the coalescing ring, if it is used."""
+        """`ring` is the page and the number of entries of the coalescing ring, if it is used.
+
+        `claim` is the one of the machine for whose runs this vCPU is entered.  Raises HostError.
+        """
         self.kvm = vcpu
         self.index: int = vcpu.id
         #: True while this vCPU waits for somebody to start it: `Machine.run` leaves it alone.
@@ -131,8 +153,13 @@ class CPU:
             vcpu.fd, base, base + ring_page * PAGE if ring else ffi.NULL, entries
         )
         if core == ffi.NULL:
-            raise MemoryError("the run loop's buffers")
+            raise _no_memory(self.index)
         self.core: Any = ffi.gc(core, lib.pykvm_vcpu_free)
+        self._claim = claim
+        if claim is not None and lib.pykvm_join(core, claim.core) < 0:
+            raise _no_memory(self.index)
+        self._forked = False
+        self._closing: Any = None
         #: The kvm_run page as the core takes it.
         self.run_address: Any = base
         self._general: Any = ffi.cast("struct kvm_regs *", base + _REGS)
@@ -146,10 +173,6 @@ class CPU:
         self._overtaken_at = -1
         self._dispatch: Dispatch | None = None
         self._loop = 0
-        #: The thread that runs this vCPU, by `threading.get_ident`, while one does.
-        self.thread: int | None = None
-        #: Called after each `attend`, in the thread that called it.
-        self.on_attend: Callable[[], None] | None = None
         #: Called before and after each KVM_RUN of a loop by hand, for a clock that stands still
         #: between them.
         self.timing: tuple[Callable[[], None], Callable[[], None]] | None = None
@@ -163,12 +186,11 @@ class CPU:
 
         A loop by hand that is inside the guest, in another thread, is taken out first.
         """
-        if self.core is None:
-            return
-        core, self.core = self.core, None
+        # An exception may come in anywhere: what is not done then, the next call does.
+        self._closing = core = self.core or self._closing
+        self.core = None
         self._loop += 1
-        lib.pykvm_leave(core)
-        while lib.pykvm_shut(core):
+        while core is not None and lib.pykvm_shut(core):
             time.sleep(0.001)  # it is on its way out
         if self._run_page is not None:
             self._run_page.release()
@@ -176,9 +198,20 @@ class CPU:
         self.page.release()
         ffi.release(self._page_handle)
         self.kvm.close()
+        self._closing = None
+
+    def forget(self) -> None:
+        """In the child of a fork: the vCPU is the parent's, and cannot be used here."""
+        core, self.core = self.core, None
+        self._forked = True
+        if core is not None:
+            lib.pykvm_forget(core)
+        self.kvm.close()
 
     def _living(self) -> Any:
         if self.core is None:
+            if self._forked:
+                raise ClosedError(FORKED, hint=FORKED_HINT)
             raise ClosedError("this machine is closed")
         return self.core
 
@@ -439,26 +472,29 @@ class CPU:
 
     # -- running -----------------------------------------------------------------------------
 
-    def kick(self) -> bool:
+    def kick(self, turn: int = 0) -> bool:
         """From any thread: take this vCPU out of the guest, if it is running.
 
-        Returns whether a run was in progress; if so, it notices the kick exactly once.
+        With `turn` only if it runs for that run of the machine's claim.  Returns whether a run was
+        in progress; if so, it notices the kick exactly once.
         """
-        return self.core is not None and lib.pykvm_kick(self.core) == 1
+        core = self.core
+        return core is not None and lib.pykvm_kick(core, turn) == 1
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the calling thread is the one that runs this vCPU."""
+        core = self.core
+        return core is not None and lib.pykvm_is_here(core) == 1
 
     def attend(self) -> None:
         """From any thread: have the run loop come to `Board.take_attention` before it goes on.
 
         If the vCPU is not running, its next run begins with that.
         """
-        if self.core is None:
-            return
-        if self.thread == threading.get_ident():
-            self.core.attention = 1
-        else:
-            lib.pykvm_attend(self.core)
-        if self.on_attend is not None:
-            self.on_attend()
+        core = self.core
+        if core is not None:
+            lib.pykvm_attend(core)
 
     def heed(self) -> None:
         """By the vCPU's own thread: it is about to look at what `attend` was called for so far."""
@@ -476,27 +512,18 @@ class CPU:
         self._dispatch = dispatch
         lib.pykvm_set_map(self._living(), dispatch.map)
 
-    def enter(self, timeout_ns: int | None, *, loose: bool = False) -> None:
-        """Make the calling thread this vCPU's own, until `leave`.
+    def hold(self, run: Callable[[], T], timeout_ns: int | None = None, turn: int = 0) -> T:
+        """Call `run` with this vCPU as the calling thread's own: see `loop`.
 
-        A `loose` run can be replaced by another one while it is outside the guest.
+        `turn` is the run of the machine's claim that this is for, 0 if it is for none.  Raises
+        StateError, ClosedError, HostError, KVMError.
         """
         core = self._living()
         deadline = 0 if timeout_ns is None else time.monotonic_ns() + timeout_ns
-        result = lib.pykvm_enter(core, deadline, loose)
-        if result == -16:  # EBUSY
-            raise StateError(f"vCPU {self.index} is running already")
-        if result < 0:
-            self._living()
-            raise KVMError("KVM_SET_SIGNAL_MASK", -result)
-        self._loop += 1
-        self.thread = threading.get_ident()
+        return hold_vcpu(int(ffi.cast("uintptr_t", core)), deadline, turn, run, self._refused)
 
-    def leave(self) -> None:
-        """Give the thread back.  Harmless when it was not entered."""
-        self.thread = None
-        if self.core is not None:
-            lib.pykvm_leave(self.core)
+    def _refused(self, code: int) -> NoReturn:
+        raise refusal(code, f"vCPU {self.index}", self._living().error)
 
     def exits(self, timeout: float | None = None) -> Generator[Exit, None, None]:
         """Run, and yield every VM exit as a value; no device takes part.
@@ -506,10 +533,13 @@ class CPU:
         """
         from pykvm.exits import Interrupted, decode
 
-        core, run = self._living(), lib.pykvm_run
+        core, step, timing = self._living(), lib.pykvm_step, self.timing
         limit = None if timeout is None else int(seconds("timeout", timeout) * 1e9)
-        self.enter(limit, loose=True)
-        loop, timing = self._loop, self.timing
+        deadline = 0 if limit is None else time.monotonic_ns() + limit
+        refused = lib.pykvm_by_hand(core)
+        if refused:
+            self._refused(refused)
+        self._loop = loop = self._loop + 1
         try:
             page = self.run_page
             core.surface = 1
@@ -518,10 +548,10 @@ class CPU:
                 self.on_loop(False)
             while self._loop == loop:
                 if timing is None:
-                    code = run(core)
+                    code = step(core, deadline)
                 else:
                     timing[0]()
-                    code = run(core)
+                    code = step(core, deadline)
                     timing[1]()
                 if code == _EXIT:
                     yield decode(page)
@@ -539,6 +569,8 @@ class CPU:
                 elif code == _ATTENTION:
                     core.attention = 0
                     continue
+                elif code == _REFUSED:
+                    self._refused(core.refusal)
                 else:
                     self.failed()
             self._living()
@@ -548,7 +580,7 @@ class CPU:
             raise
         finally:
             if self._loop == loop:
-                self.leave()
+                lib.pykvm_by_hand_ends(core)
 
     def __iter__(self) -> Iterator[Exit]:
         return self.exits()
@@ -582,7 +614,7 @@ class CPU:
         )
 
     def loop(self, board: Board, *, surface: bool = False) -> Ending:
-        """Run until an Ending, between `enter` and `leave`.
+        """Run until an Ending, inside `hold`.
 
         With `surface` every exit goes to `board.take_exit`, else only those that no device
         answers.  What a device raises passes, but for GuestExit and its siblings in `pykvm.bus`.
@@ -590,6 +622,7 @@ class CPU:
         core, run, dispatch = self._living(), lib.pykvm_run, self._dispatch
         if dispatch is None:
             raise StateError("no devices were given to this vCPU")
+        self._loop += 1
         self._end_exit()
         core.surface = surface
         core.native = ffi.NULL  # until the emulator has looked at this run
@@ -655,6 +688,8 @@ class CPU:
             return board.take_kick(self)
         if code == _DEADLINE:
             return board.take_deadline(self)
+        if code == _OVER:
+            return OVER
         self.failed()
         return None
 

@@ -28,7 +28,7 @@ ROWS = (
     ("boot", "interrupts"),
     ("devices",),
     ("bus", "clock", "memory", "published", "tables"),
-    ("exits", "guest_debug", "msr_exits", "tsc"),
+    ("claim", "exits", "guest_debug", "msr_exits", "tsc"),
     ("kvm", "x86", "_core"),
     ("frozen", "sizes"),
     ("checks",),

@@ -33,6 +33,7 @@
 
 /* Opaque, but for their names. */
 typedef struct _object PyObject;
+typedef struct _typeobject PyTypeObject;
 typedef struct _ts PyThreadState;
 
 typedef ssize_t Py_ssize_t;
@@ -65,14 +66,40 @@ PyObject *PyLong_FromUnsignedLong(unsigned long value);
 PyObject *PyLong_FromLongLong(long long value);
 PyObject *PyLong_FromUnsignedLongLong(unsigned long long value);
 PyObject *PyLong_FromVoidPtr(void *pointer);
+unsigned long long PyLong_AsUnsignedLongLong(PyObject *number);
+void *PyLong_AsVoidPtr(PyObject *number);
 
 /* Calls, imports, arguments */
 PyObject *PyImport_ImportModule(const char *name);
+PyObject *PyObject_CallObject(PyObject *callable, PyObject *arguments);
+PyObject *PyObject_CallFunction(PyObject *callable, const char *format, ...);
 PyObject *PyObject_CallMethod(PyObject *object, const char *name, const char *format, ...);
+int PyObject_SetAttrString(PyObject *object, const char *name, PyObject *value);
 int PyArg_UnpackTuple(PyObject *arguments, const char *name, Py_ssize_t min, Py_ssize_t max, ...);
+
+/* Functions in C */
+typedef PyObject *(*PyCFunction)(PyObject *self, PyObject *arguments);
+#ifndef Py_PYTHON_H
+struct PyMethodDef {
+    const char *ml_name;
+    PyCFunction ml_meth;
+    int ml_flags;
+    const char *ml_doc;
+};
+#endif
+typedef struct PyMethodDef PyMethodDef;
+#define METH_VARARGS 0x0001
+PyObject *PyCMethod_New(PyMethodDef *definition, PyObject *self, PyObject *module,
+                        PyTypeObject *type);
 
 /* Errors */
 PyObject *PyErr_Occurred(void);
+void PyErr_Clear(void);
+void PyErr_Fetch(PyObject **type, PyObject **value, PyObject **trace);
+void PyErr_Restore(PyObject *type, PyObject *value, PyObject *trace);
+int PyErr_CheckSignals(void);
+void PyErr_NormalizeException(PyObject **type, PyObject **value, PyObject **trace);
+void PyException_SetContext(PyObject *exception, PyObject *context);
 __attribute__((noreturn)) void Py_FatalError(const char *message);
 
 /* Memory */
@@ -80,6 +107,11 @@ void *PyObject_Malloc(size_t size);
 void PyObject_Free(void *pointer);
 
 /* The interpreter lock */
+#ifndef Py_PYTHON_H
+typedef enum { PyGILState_LOCKED, PyGILState_UNLOCKED } PyGILState_STATE;
+#endif
+PyGILState_STATE PyGILState_Ensure(void);
+void PyGILState_Release(PyGILState_STATE state);
 PyThreadState *PyEval_SaveThread(void);
 void PyEval_RestoreThread(PyThreadState *state);
 #define Py_BEGIN_ALLOW_THREADS \

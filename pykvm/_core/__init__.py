@@ -1,10 +1,40 @@
 """The hot part of pykvm in C: see core.h for what each function does.
 
-`lib` has the functions, `ffi` the types.  Only `pykvm.vcpu` and `pykvm.memory` come here.
+`lib` has the functions, `ffi` the types.  `hold_claim` and `hold_vcpu` are what `with` would be if
+no exception could come between its parts: a signal handler may raise between any two instructions
+of Python, also between taking something and the `try` that would give it back.  These take it,
+call, and give it back in C (hold.c).
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pykvm._core._native import ffi, lib
 
-__all__ = ["ffi", "lib"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+    def hold_claim(claim: int, run: Callable[[], T], refused: Callable[[int], T], /) -> T:
+        """Call ``run()`` as the run of a claim, given by its address, and return its result.
+
+        If it cannot begin, return ``refused(code)`` with one of enum pykvm_refusal.
+        """
+
+    def hold_vcpu(
+        vcpu: int,
+        deadline: int,
+        turn: int,
+        run: Callable[[], T],
+        refused: Callable[[int], T],
+        /,
+    ) -> T:
+        """Call ``run()`` between pykvm_enter and pykvm_leave; see `hold_claim`."""
+
+else:
+    lib.pykvm_add_hold()  # makes both
+
+__all__ = ["ffi", "hold_claim", "hold_vcpu", "lib"]

@@ -62,8 +62,11 @@ ffibuilder.cdef(DECLARATIONS + REGISTERS)
 ffibuilder.set_source(
     "pykvm._core._native",
     '#include <linux/kvm.h>\n#include "core.h"\n',
-    sources=[f"pykvm/_core/{name}.c" for name in ("core", "native", "published", "syscall")],
+    sources=[
+        f"pykvm/_core/{name}.c"
+        for name in ("core", "claim", "hold", "native", "published", "syscall")
+    ],
     include_dirs=["pykvm/_core"],
-    depends=["pykvm/_core/core.h", "pykvm/_core/published.h", "pykvm/_core/shared.h"],
+    depends=[f"pykvm/_core/{name}.h" for name in ("core", "claim", "published", "shared")],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )

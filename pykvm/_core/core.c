@@ -5,10 +5,12 @@
 #define _GNU_SOURCE
 #include "core.h"
 
+#include "claim.h"
 #include "shared.h"
 
 #include <errno.h>
 #include <linux/kvm.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -57,6 +59,8 @@ struct pykvm_map {
     size_t mmio_ranges;
 };
 
+enum gate { OPEN, OVER, SHUT };
+
 struct pykvm_private {
     int fd;
     struct kvm_run *run;
@@ -81,13 +85,20 @@ struct pykvm_private {
     int held;        /* the page holds an exit that was not handed out yet */
     int64_t pending; /* what PYKVM_DRAIN held back, or 0 */
 
+    struct pykvm_claim *claim; /* or NULL */
     pthread_mutex_t lock; /* guards `owner` against pykvm_kick() */
     pid_t owner;          /* the thread between enter and leave, or 0 */
-    int inside;           /* that thread is inside pykvm_run() */
-    int loose;            /* outside of it, another thread may take the vCPU over */
-    int shut;             /* pykvm_run() must not begin any more */
+    uint64_t turn;        /* the run of the claim that it was entered for, or 0 */
+    int by_hand;          /* a loop by hand is under way: kicks are kept for its next step */
+    int inside;           /* the owner is inside pykvm_run(), or on its way into it or out of it */
+    int gate;             /* whether the guest may be entered: one of enum gate */
     int kicked;
-    int unblock; /* leave has to unblock the kick signal */
+
+    /* Of the thread that entered last; only that thread touches them. */
+    pthread_t thread;
+    int masked;       /* leave has to unblock `blocked` */
+    int was_blocked;  /* the kick's signal already was */
+    sigset_t blocked;
 
     uint32_t polls; /* reads in a row that were answered without Python */
 
@@ -96,7 +107,8 @@ struct pykvm_private {
     uint64_t flush;  /* when what was posted has to be handed over; 0 is never */
     uint64_t expiry; /* when the timer will next fire, or earlier */
     timer_t timer;
-    int timer_armed;
+    int timer_made;
+    pid_t timer_thread; /* the one that it is aimed at */
 
     int mask_set;
     sigset_t mask;
@@ -649,6 +661,20 @@ static int64_t enter_guest(struct pykvm_vcpu *v)
     return take_exit(v);
 }
 
+/* What to return instead of entering the guest. */
+static int64_t turned_away(struct pykvm_vcpu *v)
+{
+    switch (__atomic_load_n(&v->private_->gate, __ATOMIC_SEQ_CST)) {
+    case OPEN:
+        return REENTER;
+    case OVER:
+        return PYKVM_OVER;
+    default:
+        v->error = EBADF;
+        return PYKVM_ERROR;
+    }
+}
+
 int64_t pykvm_run(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
@@ -659,12 +685,12 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
         p->pending = REENTER;
         return code;
     }
-    /* Either this sees `shut`, or pykvm_shut() sees `inside`. */
+    /* Either this sees the gate closed, or pykvm_shut() sees `inside`. */
     __atomic_store_n(&p->inside, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&p->shut, __ATOMIC_SEQ_CST)) {
-        v->error = EBADF;
+    code = turned_away(v);
+    if (code != REENTER) {
         __atomic_store_n(&p->inside, 0, __ATOMIC_SEQ_CST);
-        return PYKVM_ERROR;
+        return code;
     }
     if (p->answer) {
         memcpy(p->answer, &v->value, v->size);
@@ -737,15 +763,89 @@ void pykvm_abandon(struct pykvm_vcpu *v)
 
 /* ---- a run ----------------------------------------------------------------------------- */
 
+static pid_t this_thread(void)
+{
+    return (pid_t)syscall(SYS_gettid);
+}
+
+/* The signals 1 to 64 as the kernel counts them, in the first word of a sigset_t. */
+static uint64_t bits(const sigset_t *set)
+{
+    uint64_t word;
+
+    memcpy(&word, set, sizeof word);
+    return word;
+}
+
+#define BIT(number) (1ull << ((number) - 1))
+/* Signals that a fault raises in the thread at fault: blocked, they would kill without a handler. */
+#define FAULTS                                                                                     \
+    (BIT(SIGSEGV) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGSYS) |         \
+     BIT(SIGABRT))
+
+/*
+ * Block the kick's signal, and outside the main thread all others but the faults': a signal sent to
+ * the process wakes the main thread, where Python acts upon it, only if no other thread takes it.
+ */
+static void block_signals(struct pykvm_private *p)
+{
+    uint64_t wanted = BIT(kick_signal);
+    sigset_t set, before;
+
+    if (this_thread() != getpid())
+        wanted |= ~FAULTS;
+    sigemptyset(&set);
+    memcpy(&set, &wanted, sizeof wanted);
+    pthread_sigmask(SIG_BLOCK, &set, &before);
+    p->was_blocked = sigismember(&before, kick_signal);
+    wanted &= ~bits(&before);
+    memcpy(&set, &wanted, sizeof wanted);
+    p->blocked = set;
+    p->thread = pthread_self();
+    p->masked = 1;
+}
+
+/* Signals of the process that came meanwhile are the main thread's: give it the time to take them. */
+static void leave_signals_to_main(const struct pykvm_private *p)
+{
+    static const struct timespec moment = {0, 500000};
+    sigset_t pending;
+
+    if (this_thread() == getpid())
+        return;
+    for (int tries = 0; tries < 20; tries++) {
+        sigpending(&pending);
+        if (!(bits(&pending) & bits(&p->blocked) & (BIT(SIGRTMIN) - 1)))
+            return;
+        nanosleep(&moment, NULL);
+    }
+}
+
+static void unblock_signals(struct pykvm_private *p)
+{
+    if (!p->masked || !pthread_equal(p->thread, pthread_self()))
+        return;
+    p->masked = 0;
+    collect_kicks();
+    if (p->was_blocked) {
+        /* This run was inside another one, whose kick or deadline it may have collected. */
+        syscall(SYS_tgkill, getpid(), this_thread(), kick_signal);
+        return;
+    }
+    leave_signals_to_main(p);
+    pthread_sigmask(SIG_UNBLOCK, &p->blocked, NULL);
+}
+
 /* Inside KVM_RUN the thread's own mask holds, but for the kick signal, which gets through. */
-static int set_signal_mask(struct pykvm_private *p, const sigset_t *blocked)
+static int set_signal_mask(struct pykvm_private *p)
 {
     struct {
         struct kvm_signal_mask head;
         uint8_t set[8];
     } argument = {.head = {.len = 8}};
-    sigset_t mask = *blocked;
+    sigset_t mask;
 
+    pthread_sigmask(SIG_BLOCK, NULL, &mask);
     sigdelset(&mask, kick_signal);
     if (p->mask_set && !memcmp(&mask, &p->mask, sizeof argument.set))
         return 0;
@@ -759,91 +859,219 @@ static int set_signal_mask(struct pykvm_private *p, const sigset_t *blocked)
 
 static void drop_timer(struct pykvm_private *p)
 {
-    if (p->timer_armed)
+    if (p->timer_made)
         timer_delete(p->timer);
-    p->timer_armed = 0;
+    p->timer_made = 0;
 }
 
-int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline, int loose)
+/* A timer aimed at the calling thread. */
+static int make_timer(struct pykvm_private *p)
 {
-    struct pykvm_private *p = v->private_;
-    pid_t self = (pid_t)syscall(SYS_gettid);
-    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID};
-    sigset_t kick, before;
-    int result, shut, taken, again;
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = kick_signal};
 
-    if (!pykvm_kick_signal())
-        return -EAGAIN;
+    event._sigev_un._tid = this_thread();
+    if (p->timer_made && p->timer_thread == event._sigev_un._tid)
+        return 0;
+    drop_timer(p);
+    if (timer_create(CLOCK_MONOTONIC, &event, &p->timer))
+        return -errno;
+    p->timer_made = 1;
+    p->timer_thread = event._sigev_un._tid;
+    return 0;
+}
+
+static void disarm(struct pykvm_private *p)
+{
+    static const struct itimerspec never;
+
+    if (p->timer_made)
+        timer_settime(p->timer, 0, &never, NULL);
+}
+
+/* Make the calling thread the owner, and `inside`; in a step of a loop by hand kicks are kept. */
+static int take(struct pykvm_private *p, uint64_t turn, int step)
+{
+    int refusal = 0;
+
     pthread_mutex_lock(&p->lock);
-    shut = __atomic_load_n(&p->shut, __ATOMIC_SEQ_CST);
-    taken = p->owner && (!p->loose || __atomic_load_n(&p->inside, __ATOMIC_RELAXED));
-    again = p->owner == self;
-    if (!taken && !shut) {
-        p->owner = self;
-        p->loose = loose;
-        p->kicked = 0;
-        p->run->immediate_exit = 0;
+    if (p->gate == SHUT)
+        refusal = PYKVM_SHUT;
+    else if (p->owner)
+        refusal = PYKVM_BUSY;
+    if (!refusal) {
+        p->owner = this_thread();
+        p->turn = turn;
+        p->gate = OPEN;
+        if (!step)
+            p->by_hand = p->kicked = 0;
+        p->run->immediate_exit = (uint8_t)!!p->kicked;
         /* Until it returns, pykvm_shut() waits: the file descriptor is in use. */
         __atomic_store_n(&p->inside, 1, __ATOMIC_SEQ_CST);
     }
     pthread_mutex_unlock(&p->lock);
-    if (shut)
-        return -EBADF;
-    if (taken)
-        return -EBUSY;
-
-    sigemptyset(&kick);
-    sigaddset(&kick, kick_signal);
-    pthread_sigmask(SIG_BLOCK, &kick, &before);
-    /* A loop of this thread that is replaced has blocked the signal and will not unblock it. */
-    if (!again)
-        p->unblock = !sigismember(&before, kick_signal);
-    result = set_signal_mask(p, &before);
-
-    drop_timer(p);
-    event.sigev_signo = kick_signal;
-    event._sigev_un._tid = self;
-    if (!result && timer_create(CLOCK_MONOTONIC, &event, &p->timer))
-        result = -errno;
-    if (result) {
-        pykvm_leave(v);
-    } else {
-        p->timer_armed = 1;
-        p->deadline = deadline;
-        p->alarm = 0;
-        p->flush = 0;
-        arm(p, now_ns());
-    }
-    __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
-    return result;
+    return refusal;
 }
 
-void pykvm_leave(struct pykvm_vcpu *v)
+/* The thread's signals, the vCPU's mask, the timer. */
+static int prepare(struct pykvm_vcpu *v, uint64_t deadline)
 {
     struct pykvm_private *p = v->private_;
-    sigset_t kick;
-    int mine;
+    int result;
 
+    block_signals(p);
+    result = set_signal_mask(p);
+    v->error = -result;
+    if (result)
+        return PYKVM_NO_MASK;
+    result = make_timer(p);
+    v->error = -result;
+    if (result)
+        return PYKVM_NO_TIMER;
+    p->deadline = deadline;
+    arm(p, now_ns());
+    return 0;
+}
+
+/* Give up what `take` took, if it is still this thread's, and the thread its signals. */
+static void give_up(struct pykvm_private *p, int step)
+{
     pthread_mutex_lock(&p->lock);
-    mine = p->owner == (pid_t)syscall(SYS_gettid);
-    if (mine) {
+    if (p->owner == this_thread()) {
         p->owner = 0;
-        p->kicked = 0;
+        if (!step)
+            p->kicked = 0;
         p->run->immediate_exit = 0;
     }
     pthread_mutex_unlock(&p->lock);
-    if (!mine)
-        return;
-    drop_timer(p);
-    collect_kicks();
-    if (!p->unblock) {
-        /* This run was inside another one, whose kick or deadline it may have collected. */
-        syscall(SYS_tgkill, getpid(), (pid_t)syscall(SYS_gettid), kick_signal);
-        return;
+    if (step)
+        disarm(p);
+    else
+        drop_timer(p);
+    unblock_signals(p);
+}
+
+static int enter(struct pykvm_vcpu *v, uint64_t deadline, uint64_t turn)
+{
+    struct pykvm_private *p = v->private_;
+    int refusal = pykvm_kick_signal() ? take(p, turn, 0) : PYKVM_NO_SIGNAL;
+
+    if (refusal)
+        return refusal;
+    p->alarm = p->flush = 0;
+    refusal = prepare(v, deadline);
+    /* Either pykvm_finish() has seen the owner and closes the gate, or this sees that it is over. */
+    if (!refusal && turn && claim_is_over(p->claim))
+        refusal = PYKVM_LATE;
+    __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
+    if (refusal)
+        give_up(p, 0);
+    return refusal;
+}
+
+int pykvm_enter(struct pykvm_vcpu *v, uint64_t deadline, uint64_t turn)
+{
+    struct pykvm_private *p = v->private_;
+
+    if (turn && (!p->claim || !claim_enter(p->claim, turn)))
+        return v->refusal = PYKVM_LATE;
+    v->refusal = enter(v, deadline, turn);
+    if (turn && v->refusal)
+        claim_leave(p->claim);
+    return v->refusal;
+}
+
+int pykvm_leave(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    uint64_t turn = p->turn;
+
+    give_up(p, 0);
+    p->turn = 0;
+    if (turn)
+        claim_leave(p->claim);
+    return 0;
+}
+
+int pykvm_by_hand(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    int refusal = 0;
+
+    if (!pykvm_kick_signal())
+        return PYKVM_NO_SIGNAL;
+    pthread_mutex_lock(&p->lock);
+    if (p->gate == SHUT)
+        refusal = PYKVM_SHUT;
+    else if (p->owner)
+        refusal = PYKVM_BUSY;
+    else {
+        p->by_hand = 1;
+        p->kicked = 0;
+        p->alarm = p->flush = 0;
     }
-    sigemptyset(&kick);
-    sigaddset(&kick, kick_signal);
-    pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+    pthread_mutex_unlock(&p->lock);
+    return refusal;
+}
+
+void pykvm_by_hand_ends(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+
+    pthread_mutex_lock(&p->lock);
+    p->by_hand = 0;
+    if (!p->owner)
+        p->kicked = 0;
+    pthread_mutex_unlock(&p->lock);
+}
+
+int64_t pykvm_step(struct pykvm_vcpu *v, uint64_t deadline)
+{
+    struct pykvm_private *p = v->private_;
+    int64_t code = PYKVM_REFUSED;
+
+    v->refusal = take(p, 0, 1);
+    if (v->refusal)
+        return code;
+    v->refusal = prepare(v, deadline);
+    if (!v->refusal)
+        code = pykvm_run(v);
+    __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
+    give_up(p, 1);
+    return code;
+}
+
+int64_t pykvm_wait(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    /* A tick comes sooner. */
+    static const struct timespec enough = {.tv_sec = 1};
+    int64_t code = turned_away(v);
+
+    if (code != REENTER)
+        return code;
+    if (__atomic_load_n(&v->attention, __ATOMIC_SEQ_CST))
+        return PYKVM_ATTENTION;
+    /* The mask as inside KVM_RUN: the kick's signal ends this, also one that is pending. */
+    ppoll(NULL, 0, &enough, &p->mask);
+    code = turned_away(v);
+    return code == REENTER ? interrupted(v) : code;
+}
+
+int pykvm_is_here(struct pykvm_vcpu *v)
+{
+    return v->private_->owner == this_thread();
+}
+
+pid_t vcpu_owner(struct pykvm_vcpu *v)
+{
+    return __atomic_load_n(&v->private_->owner, __ATOMIC_RELAXED);
+}
+
+/* With the lock: take the owner out of the guest, or off its way into it. */
+static void call_out(struct pykvm_private *p)
+{
+    __atomic_store_n(&p->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    syscall(SYS_tgkill, getpid(), p->owner, kick_signal);
 }
 
 /*
@@ -851,20 +1079,34 @@ void pykvm_leave(struct pykvm_vcpu *v)
  * thread is between enter and leave, where it is blocked outside KVM_RUN: so it is either seen by
  * the KVM_RUN in progress, or by the next one, or collected by leave.
  */
-int pykvm_kick(struct pykvm_vcpu *v)
+int pykvm_kick(struct pykvm_vcpu *v, uint64_t turn)
 {
     struct pykvm_private *p = v->private_;
     int running;
 
     pthread_mutex_lock(&p->lock);
-    running = p->owner != 0;
+    running = turn ? p->owner && p->turn == turn : p->owner || p->by_hand;
     if (running) {
         __atomic_store_n(&p->kicked, 1, __ATOMIC_SEQ_CST);
-        __atomic_store_n(&p->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-        syscall(SYS_tgkill, getpid(), p->owner, kick_signal);
+        if (p->owner)
+            call_out(p);
     }
     pthread_mutex_unlock(&p->lock);
     return running;
+}
+
+void vcpu_bar(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+
+    pthread_mutex_lock(&p->lock);
+    if (p->owner && p->turn) {
+        if (p->gate == OPEN)
+            __atomic_store_n(&p->gate, OVER, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&p->kicked, 1, __ATOMIC_SEQ_CST);
+        call_out(p);
+    }
+    pthread_mutex_unlock(&p->lock);
 }
 
 int pykvm_shut(struct pykvm_vcpu *v)
@@ -872,19 +1114,29 @@ int pykvm_shut(struct pykvm_vcpu *v)
     struct pykvm_private *p = v->private_;
     int inside;
 
-    /* Under the lock: either pykvm_enter() sees `shut`, or this sees `inside`. */
+    /* Under the lock: either `take` sees the gate shut, or this sees `inside`. */
     pthread_mutex_lock(&p->lock);
-    __atomic_store_n(&p->shut, 1, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&p->gate, SHUT, __ATOMIC_SEQ_CST);
     inside = __atomic_load_n(&p->inside, __ATOMIC_SEQ_CST);
+    if (!inside)
+        p->owner = p->by_hand = 0;
     pthread_mutex_unlock(&p->lock);
-    if (inside) {
-        pykvm_kick(v);
-        return 1;
-    }
-    pthread_mutex_lock(&p->lock);
-    p->owner = 0;
-    pthread_mutex_unlock(&p->lock);
-    return 0;
+    if (inside)
+        pykvm_kick(v, 0);
+    return inside;
+}
+
+void pykvm_forget(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+
+    pthread_mutex_init(&p->lock, NULL);
+    p->gate = SHUT;
+    p->owner = p->by_hand = p->inside = 0;
+    p->timer_made = 0; /* the parent's: its number may be that of a timer of ours one day */
+    if (p->masked && pthread_equal(p->thread, pthread_self()))
+        pthread_sigmask(SIG_UNBLOCK, &p->blocked, NULL);
+    p->masked = 0;
 }
 
 /* A signal without `kicked`: `attention` alone tells what it was for. */
@@ -894,10 +1146,8 @@ void pykvm_attend(struct pykvm_vcpu *v)
 
     pthread_mutex_lock(&p->lock);
     __atomic_store_n(&v->attention, 1, __ATOMIC_SEQ_CST);
-    if (p->owner) {
-        __atomic_store_n(&p->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-        syscall(SYS_tgkill, getpid(), p->owner, kick_signal);
-    }
+    if (p->owner && p->owner != this_thread())
+        call_out(p);
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -932,11 +1182,22 @@ void pykvm_vcpu_free(struct pykvm_vcpu *v)
 {
     if (!v)
         return;
+    if (v->private_->claim)
+        claim_remove(v->private_->claim, v);
     drop_timer(v->private_);
     pthread_mutex_destroy(&v->private_->lock);
     pykvm_map_free(v->private_->map);
     pykvm_map_free(v->private_->new_map);
     free(v); /* it begins the struct whole */
+}
+
+int pykvm_join(struct pykvm_vcpu *v, struct pykvm_claim *claim)
+{
+    int result = claim_add(claim, v);
+
+    if (!result)
+        v->private_->claim = claim;
+    return result;
 }
 
 void pykvm_set_map(struct pykvm_vcpu *v, struct pykvm_map *map)

@@ -24,6 +24,8 @@ enum pykvm_code {
     PYKVM_ERROR = -5,     /* KVM_RUN failed; `error` has its errno */
     PYKVM_ALARM = -7,     /* the time given to pykvm_set_alarm() has come; there is no alarm now */
     PYKVM_ATTENTION = -8, /* `attention` is set: it stays so until Python clears it */
+    PYKVM_OVER = -9,      /* the run is over: pykvm_finish() or pykvm_end() was called */
+    PYKVM_REFUSED = -10,  /* of pykvm_step(): `refusal` says why */
     PYKVM_READ = -16,
     PYKVM_DRAIN = -6      /* collected writes wait: pykvm_take() them, then pykvm_run() again */
 };
@@ -73,6 +75,7 @@ struct pykvm_vcpu {
     uint64_t exits[128];
     struct pykvm_syscall *syscall; /* or NULL */
     struct pykvm_native *native;   /* what completes refused instructions that it knows, or NULL */
+    int32_t refusal; /* of the last enter or step: one of enum pykvm_refusal, or 0 */
     struct pykvm_private *private_;
 };
 
@@ -98,24 +101,97 @@ void pykvm_vcpu_free(struct pykvm_vcpu *vcpu);
 void pykvm_set_map(struct pykvm_vcpu *vcpu, struct pykvm_map *map);
 
 /*
- * A run is what happens between enter and leave, on one thread.  `deadline` is in CLOCK_MONOTONIC
- * nanoseconds; 0 means none.  A `loose` run may never come to leave (a Python loop over exits that
- * an exception left), so another one may take its place.  Returns 0 or a negative errno: EBUSY if
- * the vCPU is running, EBADF after pykvm_shut().
+ * Why a run cannot begin, or a vCPU cannot be entered.  For the last two the vCPU's `error` is
+ * the errno.
  */
-int pykvm_enter(struct pykvm_vcpu *vcpu, uint64_t deadline, int loose);
+enum pykvm_refusal {
+    PYKVM_BUSY = 1, /* it runs already */
+    PYKVM_SHUT,     /* it was closed */
+    PYKVM_FORKED,   /* it belongs to the process that this one was forked from */
+    PYKVM_LATE,     /* the run that it was to be entered for is over */
+    PYKVM_NO_SIGNAL, /* every real-time signal has a handler */
+    PYKVM_NO_TIMER, /* timer_create() failed */
+    PYKVM_NO_MASK   /* KVM_SET_SIGNAL_MASK failed */
+};
+
+/*
+ * A machine's claim: one run of it at a time, from pykvm_begin() to pykvm_end().  hold.c calls these
+ * with nothing of Python's in between, and calls them again while they return -1; with `wait` they
+ * wait, but not for long.
+ *
+ * begin returns 0, -1 while a thread of the last run is still on its way out of a device, or a
+ * refusal.  finish and end bar the vCPUs: from then on none enters the guest, and those inside are
+ * taken out; they return 0 once every vCPU was left.  After end the next run may begin.
+ */
+struct pykvm_claim {
+    uint64_t turn;    /* the number of the run that began last */
+    uint64_t running; /* the same as long as its vCPUs may enter the guest, then 0 */
+};
+struct pykvm_claim *pykvm_claim_new(void);
+void pykvm_claim_free(struct pykvm_claim *claim);
+int pykvm_begin(struct pykvm_claim *claim, int wait);
+int pykvm_finish(struct pykvm_claim *claim);
+int pykvm_end(struct pykvm_claim *claim, int wait);
+
+/* Whether the calling thread is one that runs the machine or one of its vCPUs. */
+int pykvm_claim_is_mine(struct pykvm_claim *claim);
+
+/*
+ * No run begins from now on.  Returns whether one is in progress; with `wait` only after it has
+ * ended or a while has passed.
+ */
+int pykvm_claim_shut(struct pykvm_claim *claim, int wait);
+
+/* In the child of a fork: whatever another thread was about, here it is not. */
+void pykvm_claim_forget(struct pykvm_claim *claim);
+
+/* Put hold_claim and hold_vcpu (hold.c) into the module pykvm._core.  Returns 0 or -1. */
+int pykvm_add_hold(void);
+
+/* Let this vCPU be entered for runs of `claim`.  Returns 0 or a negative errno. */
+int pykvm_join(struct pykvm_vcpu *vcpu, struct pykvm_claim *claim);
+
+/*
+ * From enter to leave a vCPU belongs to the calling thread.  `deadline` is in CLOCK_MONOTONIC
+ * nanoseconds; 0 means none.  `turn` is the run of the vCPU's claim, 0 if it is for none.  Returns 0 or
+ * a refusal.  leave returns 0.
+ *
+ * The main thread keeps its signals; any other takes none between enter and leave but the kick's,
+ * since only in the main thread Python acts upon them.
+ */
+int pykvm_enter(struct pykvm_vcpu *vcpu, uint64_t deadline, uint64_t turn);
 int64_t pykvm_run(struct pykvm_vcpu *vcpu);
-void pykvm_leave(struct pykvm_vcpu *vcpu);
+int pykvm_leave(struct pykvm_vcpu *vcpu);
+
+/* As pykvm_run(), but outside the guest: wait until there is something to return for. */
+int64_t pykvm_wait(struct pykvm_vcpu *vcpu);
+
+/*
+ * A loop by hand: by_hand once, then step for each exit, which is enter, run and leave in one.  Between
+ * two steps the thread owes nothing to the vCPU, and kicks are kept.  by_hand returns 0 or a refusal.
+ */
+int pykvm_by_hand(struct pykvm_vcpu *vcpu);
+int64_t pykvm_step(struct pykvm_vcpu *vcpu, uint64_t deadline);
+void pykvm_by_hand_ends(struct pykvm_vcpu *vcpu);
+
+/* Whether the calling thread is between enter and leave. */
+int pykvm_is_here(struct pykvm_vcpu *vcpu);
 
 /*
  * From any thread, before what belongs to the vCPU is given back: no pykvm_enter() and no pykvm_run()
- * begins from now on (EBADF; PYKVM_ERROR with EBADF), and nothing here touches the kvm_run page.  Returns 1, having
- * kicked it, while one is still under way: call again.
+ * begins from now on (PYKVM_SHUT; PYKVM_ERROR with EBADF), and nothing here touches the kvm_run page.
+ * Returns 1, having kicked it, while one is still under way: call again.
  */
 int pykvm_shut(struct pykvm_vcpu *vcpu);
 
-/* From any thread: take a run in progress out of the guest.  Returns 0 if there was none. */
-int pykvm_kick(struct pykvm_vcpu *vcpu);
+/* In the child of a fork: it is shut, and the calling thread gets back its signals. */
+void pykvm_forget(struct pykvm_vcpu *vcpu);
+
+/*
+ * From any thread: take a run in progress out of the guest, if it is that one or `turn` is 0.  Returns
+ * 0 if there was none.
+ */
+int pykvm_kick(struct pykvm_vcpu *vcpu, uint64_t turn);
 
 /*
  * From any thread: set `attention`, and take the vCPU out of the guest for it.  Not lost if the

@@ -49,11 +49,7 @@ class Watcher:
 
 def run(machine: Any, board: Watcher, timeout: float = 20) -> Ending:
     cpu = machine.vcpus[0]
-    cpu.enter(int(timeout * 1e9))
-    try:
-        ending: Ending = cpu.loop(board)
-    finally:
-        cpu.leave()
+    ending: Ending = cpu.hold(lambda: cpu.loop(board), int(timeout * 1e9))
     return ending
 
 

@@ -73,7 +73,7 @@ class Running:
 
     def __enter__(self) -> Running:
         self._thread.start()
-        wait_for(lambda: self.machine._board.run is not None)
+        wait_for(lambda: "running" in repr(self.machine))
         return self
 
     def __exit__(self, *error: object) -> None:

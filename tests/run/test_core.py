@@ -46,9 +46,10 @@ def test_a_failed_run_is_an_error_and_not_the_exit_before_it(fake: Fake) -> None
 
 
 def test_a_vcpu_that_is_none_cannot_be_entered(fake: Fake) -> None:
-    assert lib.pykvm_enter(fake.core, 0, 0) == -errno.ENOTTY
+    assert lib.pykvm_enter(fake.core, 0, 0) == lib.PYKVM_NO_MASK
+    assert fake.core.error == errno.ENOTTY
     # Nothing of the attempt is left: the thread's mask, the owner.
-    assert lib.pykvm_kick(fake.core) == 0
+    assert lib.pykvm_kick(fake.core, 0) == 0
     assert lib.pykvm_kick_signal() not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
@@ -60,7 +61,8 @@ def test_completing_fails_with_the_errno_of_the_ioctl(fake: Fake) -> None:
 def test_a_kick_without_a_run_answers_zero(fake: Fake) -> None:
     answers = []
     threads = [
-        threading.Thread(target=lambda: answers.append(lib.pykvm_kick(fake.core))) for _ in range(4)
+        threading.Thread(target=lambda: answers.append(lib.pykvm_kick(fake.core, 0)))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()

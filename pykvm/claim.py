@@ -1,0 +1,132 @@
+"""Who runs a machine: one run at a time, in the process that made it.
+
+That a machine runs is not a flag for a `finally` to clear: an exception in the wrong place (Ctrl-C,
+a signal handler that raises) would leave it set.  It is a claim that is taken and given up in C,
+with the run in between: see pykvm/_core/hold.c.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from errno import errorcode
+from typing import TYPE_CHECKING, Any
+
+from pykvm._core import ffi, hold_claim, lib
+from pykvm.errors import ClosedError, HostError, KVMError, PykvmError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn, TypeVar
+
+    T = TypeVar("T")
+
+__all__ = ["Claim", "LateError", "refusal"]
+
+FORKED = "this machine belongs to the process that made it, and this process is a fork of that one"
+FORKED_HINT = "make machines after the fork, or start processes by multiprocessing's 'spawn'"
+
+
+class LateError(StateError):
+    """A vCPU was to be entered for a run that is over already."""
+
+
+def refusal(code: int, what: str, errno: int) -> PykvmError:
+    """The error for an `enum pykvm_refusal`: `what` is "this machine" or "vCPU 1"."""
+    if code == lib.PYKVM_BUSY:
+        return StateError(f"{what} is running already")
+    if code == lib.PYKVM_FORKED:
+        return ClosedError(FORKED, hint=FORKED_HINT)
+    if code == lib.PYKVM_LATE:
+        return LateError(f"{what} was to be entered for a run that is over")
+    if code == lib.PYKVM_NO_SIGNAL:
+        return HostError(
+            "no real-time signal is free: pykvm takes one to stop vCPUs, and each has a handler",
+            hint="leave one of SIGRTMIN+1 to SIGRTMAX as it is (signal.SIG_DFL)",
+        )
+    if code == lib.PYKVM_NO_TIMER:
+        return HostError(
+            f"{what}: this host gives no more timers: timer_create: {os.strerror(errno)} "
+            f"({errorcode.get(errno, errno)})",
+            hint="each running vCPU has one, and it counts as a pending signal: raise `ulimit -i`",
+        )
+    if code == lib.PYKVM_NO_MASK:
+        return KVMError("KVM_SET_SIGNAL_MASK", errno)
+    return ClosedError("this machine is closed")
+
+
+class Claim:
+    """The right to run a machine.  Raises HostError if there is no memory for it."""
+
+    def __init__(self) -> None:
+        core = lib.pykvm_claim_new()
+        if core == ffi.NULL:
+            raise HostError("this host has no memory left for another machine")
+        self.core: Any = ffi.gc(core, lib.pykvm_claim_free)
+        #: Whether this process is a fork of the one that made the machine.
+        self.forked = False
+        #: Called in the child of a fork.
+        self.on_fork: Callable[[], None] = lambda: None
+        self._address = int(ffi.cast("uintptr_t", core))
+        # Not a WeakSet, which is in Python: an exception of a signal inside of it would be lost.
+        _claims[weakref.ref(self, _claims.pop)] = None
+
+    def hold(self, run: Callable[[], T]) -> T:
+        """Call `run` as the one run of the machine.
+
+        Whatever comes out of it, no vCPU is in the guest, and none enters it, once this returns or
+        raises.  Raises StateError, ClosedError.
+        """
+        return hold_claim(self._address, run, self._refused)
+
+    def _refused(self, code: int) -> NoReturn:
+        raise refusal(code, "this machine", 0)
+
+    @property
+    def turn(self) -> int:
+        """The number of the run that began last."""
+        return int(self.core.turn)
+
+    @property
+    def running(self) -> int:
+        """The number of the run in progress; 0 if there is none."""
+        return int(self.core.running)
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the calling thread runs the machine, or one of its vCPUs."""
+        return bool(lib.pykvm_claim_is_mine(self.core))
+
+    def finish(self) -> None:
+        """Take all vCPUs out of the guest, and wait until their threads have left them.
+
+        The run is over for them, but the machine remains claimed.
+        """
+        while lib.pykvm_finish(self.core):
+            pass
+
+    def shut(self, *, wait: bool = False) -> bool:
+        """Let no run begin any more.  Returns whether one is in progress.
+
+        With `wait` this takes until it has ended, or a while.
+        """
+        return bool(lib.pykvm_claim_shut(self.core, wait))
+
+    def forget(self) -> None:
+        """In the child of a fork: give up what is the parent's."""
+        self.forked = True
+        lib.pykvm_claim_forget(self.core)
+        self.on_fork()
+
+
+_claims: dict[weakref.ref[Claim], None] = {}
+
+
+def _forget_all() -> None:
+    for reference in list(_claims):
+        claim = reference()
+        if claim is not None:
+            claim.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
