@@ -65,8 +65,8 @@ class Claim:
         self.core: Any = ffi.gc(core, lib.pykvm_claim_free)
         #: Whether this process is a fork of the one that made the machine.
         self.forked = False
-        #: Called in the child of a fork.
-        self.on_fork: Callable[[], None] = lambda: None
+        # Called in the child of a fork; weak, so that no cycle holds a machine that is forgotten.
+        self._on_fork: Callable[[], Callable[[], None] | None] = lambda: None
         self._address = int(ffi.cast("uintptr_t", core))
         # Not a WeakSet, which is in Python: an exception of a signal inside of it would be lost.
         _claims[weakref.ref(self, _claims.pop)] = None
@@ -112,11 +112,17 @@ class Claim:
         """
         return bool(lib.pykvm_claim_shut(self.core, wait))
 
+    def on_fork(self, method: Callable[[], None]) -> None:
+        """Call a method of an object, if that still lives, in the child of a fork."""
+        self._on_fork = weakref.WeakMethod(method)
+
     def forget(self) -> None:
         """In the child of a fork: give up what is the parent's."""
         self.forked = True
         lib.pykvm_claim_forget(self.core)
-        self.on_fork()
+        forget = self._on_fork()
+        if forget is not None:
+            forget()
 
 
 _claims: dict[weakref.ref[Claim], None] = {}

@@ -56,7 +56,7 @@ class Mainboard:
         self.chipset: UserChipset | KernelChipset | None = None
         #: The right to run it.
         self.claim = Claim()
-        self.claim.on_fork = self.forget
+        self.claim.on_fork(self.forget)
         #: The run in progress, or the last one: see `claim`.
         self.run: Run | None = None
         self.closed = False
