@@ -12,6 +12,12 @@ _MAGIC = (
     (0x38, b"RSC\x05", "a Linux kernel for RISC-V", _BUILD_FOR_X86),
     (0x24, b"\x18\x28\x6f\x01", "a Linux kernel for 32-bit Arm (zImage)", _BUILD_FOR_X86),
     (4, b"zimg", "an EFI zboot image", "give the kernel that is packed in it"),
+    (
+        0x28,
+        b"_FVH",
+        "a volume of UEFI firmware that has no reset vector",
+        "give the whole image (OVMF.fd) or the one with the code (OVMF_CODE.fd)",
+    ),
     (0, b"!<arch>\n", "a static library", "link it into an executable first"),
     (0, b"#!", "a script", "pykvm runs machine code; scripts run on a guest's operating system"),
     (0, b"\x1f\x8b", "compressed with gzip", "decompress it first: gunzip FILE"),

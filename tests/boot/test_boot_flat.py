@@ -78,6 +78,11 @@ def test_unknown_is_told_what_each_protocol_missed() -> None:
             "a Linux kernel for 32-bit Arm (zImage)",
             "pykvm runs x86 guests",
         ),
+        (
+            bytes(0x28) + b"_FVH",
+            "a volume of UEFI firmware that has no reset vector",
+            "give the whole image (OVMF.fd)",
+        ),
         (b"MZ\0\0zimg", "an EFI zboot image", "give the kernel that is packed in it"),
         (b"/* main */", "source code", "compile and link it first"),
     ],
