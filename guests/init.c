@@ -58,7 +58,7 @@ __asm__(".section .rodata\n"
         "        mov $0xc0000080, %ecx\n"
         "        rdmsr\n"
         "        mov %eax, 0x9840 + 4 * 17\n"
-        "        bts $8, %eax\n" /* LME */
+        "        bts $0, %eax\n" /* SCE */
         "        wrmsr\n"
         "        mov $0x174, %ecx\n"
         "        rdmsr\n"
