@@ -114,6 +114,14 @@ def _was_reset(state: CpuState) -> bool:
     return essence(state) == essence(reset())
 
 
+def begins_anew(cpu: CPU, exit: Exit) -> bool:
+    """Whether the exit is of a vCPU that KVM has reset by INIT and that found nothing to execute.
+
+    No code reaches these registers by itself: the base of CS is out of its reach.
+    """
+    return not isinstance(exit, Shutdown) and _was_reset(cpu.state)
+
+
 def _internal_error(cpu: CPU, exit: InternalError, name: str, why: str) -> tuple[str, str, str]:
     what = _SUBERRORS.get(exit.suberror, f"suberror {exit.suberror}")
     if exit.suberror != 1:

@@ -16,7 +16,7 @@ from pykvm.mainboard import Mainboard
 from pykvm.options import check_options, memory_of, read_guest
 from pykvm.repairs import REMEDIABLE, Repairs, may_meet_quirks
 from pykvm.result import Ending, Outcome, Unclaimed
-from pykvm.run import Run
+from pykvm.run import SENT_INIT, Run
 
 if TYPE_CHECKING:
     import os
@@ -563,7 +563,9 @@ class Machine:
             except GuestError as error:
                 from pykvm.crash import located
 
-                return _crash(located(error, cpu, exit, self.symbol_at), exit)
+                return self._sent_init(cpu, exit) or _crash(
+                    located(error, cpu, exit, self.symbol_at), exit
+                )
         if self._answer(cpu, exit):
             return None
         from pykvm.crash import crash_of
@@ -576,9 +578,20 @@ class Machine:
                 return Ending(Outcome.EXITED, "the guest shut down", exit_code=0, exit=exit)
             case SystemEvent(type=2):
                 return Ending(Outcome.RESET, "the guest asked for a reset", exit=exit)
+        ending = self._sent_init(cpu, exit)
+        if ending is not None:
+            return ending
         refusal = self._repairs.refusal(cpu)
         limit = self._repairs.limit(cpu, exit)
         return _crash(crash_of(cpu, exit, self.symbol_at, refusal, limit), exit)
+
+    def _sent_init(self, cpu: CPU, exit: Exit) -> Ending | None:
+        """The end of a guest whose first vCPU KVM has sent to a reset vector without firmware."""
+        from pykvm.crash import begins_anew
+
+        if cpu.index or self._guest.image is None or not begins_anew(cpu, exit):
+            return None
+        return Ending(Outcome.RESET, SENT_INIT, exit=exit)
 
     def _debug_event(self, cpu: CPU, exit: Debug) -> Ending | None:
         """A breakpoint or the like; None if it was the step past one."""

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pykvm.exits import Exit
     from pykvm.vcpu import CPU
 
-__all__ = ["Interrupts", "Run"]
+__all__ = ["SENT_INIT", "Interrupts", "Run"]
+
+#: Where no firmware is to begin in.
+SENT_INIT = "the guest sent INIT to its first vCPU"
 
 _HLT = 5  # KVM_EXIT_HLT
 _REASON = 8  # struct kvm_run: exit_reason
@@ -237,7 +240,7 @@ class Run:
         if self.interrupts is None or not self.interrupts.reset_by_init(cpu):
             return None
         if cpu.index == 0 and not cpu.can_reset:
-            return Ending(Outcome.RESET, "the guest sent INIT to its first vCPU")
+            return Ending(Outcome.RESET, SENT_INIT)
         return None
 
     #: What a vCPU's loop returns when another vCPU's handler raised; nobody sees it.
