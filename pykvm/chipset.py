@@ -181,7 +181,9 @@ class UserChipset:
 
     def _filter_msrs(self) -> None:
         """Have the MSRs of time and of the APIC's place exit."""
-        indices = (IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE)
+        indices = [IA32_APIC_BASE, IA32_TSC_DEADLINE]
+        if not self._make_clock().tsc_by_kvm:
+            indices += IA32_TSC, IA32_TSC_ADJUST
         writes = indices if self._kvmclock else (*indices, *KVMCLOCK_MSRS)
         self.msr_exits.ask("chipset", reads=indices, writes=writes)
 
@@ -368,24 +370,44 @@ def clock_of(cpus: Sequence[CPU], policy: str, tsc_khz: int | None = None) -> Cl
     """
     from pykvm._core import lib
     from pykvm.clock import Clock
+    from pykvm.tsc import signed
 
     first = cpus[0]
     host_khz = first.kvm.get_tsc_khz()
     before = tsc_offset(first)
+    movable = offset_is_kept(first, before)
+    by_kvm = not movable and not _is_near(_tsc_of(first), lib.pykvm_cycles(), host_khz)
     clock = Clock(
         policy,
         host_tsc=lib.pykvm_cycles,
         host_tsc_khz=host_khz,
         tsc_khz=tsc_khz,
-        tsc_movable=offset_is_kept(first, before),
+        tsc_movable=movable,
+        tsc_of_kvm=(lambda index: _tsc_of(cpus[index])) if by_kvm else None,
     )
-    if clock.tsc_movable:
-        # What the guest has seen so far: KVM started this vCPU's TSC at 0 when it was made.
-        clock.tsc_offset = before
+    if by_kvm:
+        return clock
+    # What the guest has seen so far: KVM started this vCPU's TSC at 0 when it was made, and until
+    # now the MSRs were its affair.
+    adjusted = [cpu.kvm.get_msrs([IA32_TSC_ADJUST], partial=True) for cpu in cpus]
+    for cpu, found in zip(cpus, adjusted, strict=True):
+        if found.get(IA32_TSC_ADJUST):
+            clock.write_tsc_adjust(cpu.index, found[IA32_TSC_ADJUST])
+    if movable:
+        clock.tsc_offset = before - signed(adjusted[0].get(IA32_TSC_ADJUST, 0))
         if clock.tsc_khz != host_khz:
             for cpu in cpus:
                 cpu.kvm.set_tsc_khz(clock.tsc_khz)
     return clock
+
+
+def _tsc_of(cpu: CPU) -> int:
+    return cpu.kvm.get_msrs([IA32_TSC])[IA32_TSC]
+
+
+def _is_near(one: int, other: int, khz: int) -> bool:
+    """Whether two readings of a TSC are less than a tenth of a second apart."""
+    return abs(one - other) < khz * 100
 
 
 def offset_is_kept(cpu: CPU, offset: int) -> bool:

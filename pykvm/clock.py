@@ -167,6 +167,7 @@ class Clock:
         host_tsc: Callable[[], int] | None = None,
         host_tsc_khz: int | None = None,
         tsc_movable: bool = True,
+        tsc_of_kvm: Callable[[int], int] | None = None,
     ) -> None:
         one_of("clock", policy, POLICIES)
         if tsc_khz is not None:
@@ -202,7 +203,10 @@ class Clock:
             khz=tsc_khz,
             host_khz=tsc_khz if host_tsc_khz is None else host_tsc_khz,
             movable=tsc_movable,
+            of_kvm=tsc_of_kvm,
         )
+        #: Whether KVM alone moves the TSC, and is asked what it reads.
+        self.tsc_by_kvm = tsc_of_kvm is not None
         if self._stopped_at is not None:
             self._tsc.stop()
 

@@ -5,7 +5,8 @@ Source: Intel SDM Vol. 3B, "Time-Stamp Counter" (18.17) and "IA32_TSC_ADJUST MSR
 All vCPUs read ``host TSC x ratio + offset``, the sum that KVM has the processor do
 (KVM_SET_TSC_KHZ, KVM_VCPU_TSC_OFFSET), plus what each has in its own IA32_TSC_ADJUST.  Where the
 host ignores an offset, the counter is `movable` by nobody: guests read the host's, and so does this
-model, whatever they write.
+model, whatever they write.  Where KVM moves the offset itself (a host whose TSC is unstable), it is
+asked for each reading.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Tsc:
 
     It counts from 0 when it is made, as at RESET, if it is `movable`.  `host` reads the host's TSC,
     which runs at `host_khz`; the guest's runs at `khz`.  Not thread-safe: `pykvm.clock.Clock` keeps
-    it under its lock.
+    it under its lock.  `of_kvm` reads the counter of a vCPU, where that is KVM's affair.
 
     Raises ConfigError for a frequency that is not positive, or another than the host's for a
     counter that cannot be moved.
@@ -48,7 +49,13 @@ class Tsc:
     """
 
     def __init__(
-        self, host: Callable[[], int], *, khz: int, host_khz: int, movable: bool = True
+        self,
+        host: Callable[[], int],
+        *,
+        khz: int,
+        host_khz: int,
+        movable: bool = True,
+        of_kvm: Callable[[int], int] | None = None,
     ) -> None:
         if khz <= 0 or host_khz <= 0:
             raise ConfigError(f"a TSC frequency is above 0 kHz, not {min(khz, host_khz)}")
@@ -61,6 +68,7 @@ class Tsc:
         self.host_khz = host_khz
         self.movable = movable
         self._host = host
+        self._of_kvm = of_kvm
         self._offset = 0
         self._stopped_at: int | None = None
         self._skipped = 0
@@ -90,7 +98,8 @@ class Tsc:
 
     def read(self, cpu: int = 0, away: int = 0) -> int:
         """What RDTSC gives on vCPU `cpu`, `away` nanoseconds from now."""
-        return (self._shared() + self._own(cpu) + self._ticks(away)) % _LIMIT
+        here = self._shared() + self._own(cpu) if self._of_kvm is None else self._of_kvm(cpu)
+        return (here + self._ticks(away)) % _LIMIT
 
     def until(self, cpu: int, value: int) -> int:
         """In how many nanoseconds vCPU `cpu` reads `value`, rounded up; negative if it has."""

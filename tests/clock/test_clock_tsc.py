@@ -303,3 +303,22 @@ class TestTimeOfATsc:
 def test_signed(value: int) -> None:
     assert -(1 << 63) <= signed(value) < 1 << 63
     assert (signed(value) - value) % LIMIT == 0
+
+
+def test_a_counter_that_is_kvms_is_read_each_time() -> None:
+    """By vCPU, whatever the host's own reads: KVM moves it as it likes (an unstable TSC)."""
+    readings = {0: 1_000, 1: 500}
+    clock = Clock(
+        host_now=lambda: 0,
+        host_tsc=lambda: 1 << 60,
+        host_tsc_khz=1_000_000,
+        tsc_movable=False,
+        tsc_of_kvm=readings.__getitem__,
+    )
+    assert clock.tsc_by_kvm
+    assert [clock.tsc(cpu=cpu) for cpu in (0, 1)] == [1_000, 500]
+    assert clock.tsc(now=7) == 1_007
+    assert clock.tsc_time(1_250) == 250
+    readings[0] = 100
+    assert clock.tsc() == 100
+    assert clock.tsc_time(1_250) == 1_150

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from machine.storms import Access, Storm, What
 
 from pykvm import Machine, Outcome
 from support.guest import MakeGuest
@@ -294,3 +296,20 @@ def test_a_timer_of_the_run_before_comes_to_a_guest_that_only_spins(
     assert fired == []
     result = machine.run(timeout=30, until=lambda machine: fired)
     assert result.outcome is Outcome.UNTIL
+
+
+def test_what_the_guest_wrote_to_its_tsc_before_anything_was_made_stays(guests: Path) -> None:
+    """IA32_TSC_ADJUST is KVM's affair until the guest touches a clock, and pykvm's from then on."""
+    adjust = (1 << 40) + 5
+    storm = Storm(guests, "user", cpu="host")
+    with storm.machine:
+        write = Access(What.WRMSR, 0x3B, adjust)
+        read, tsc = Access(What.RDMSR, 0x3B), Access(What.RDMSR, 0x10)
+        touch = Access(What.OUT, 0x43, 0x34, size=1)
+        wrote, before, ticks, _, after, later = storm.ask(write, read, tsc, touch, read, tsc)
+        if wrote is None:
+            pytest.skip("the processor has no IA32_TSC_ADJUST")
+        assert before == after == adjust
+        assert ticks is not None
+        assert later is not None
+        assert 0 < later - ticks < 1 << 39
