@@ -223,7 +223,7 @@ BENCHES = (
     _bench("uart-irq-byte", "a byte by COM1's interrupt, no FIFO", 1.0, ours="kernel"),
     _bench("cmos", "CMOS, index and data, each", 1.1),
     _bench("pit", "8254: latch and read, each", 1.1, against="qemu_user"),
-    _bench("pic-mask", "8259: mask read and written, each", 1.1, against="qemu_user"),
+    _bench("pic-mask", "8259: mask read, opened and closed, each", 1.1, against="qemu_user"),
     _bench("pic-eoi", "8259: end of interrupt", 1.1, against="qemu_user"),
 )
 

@@ -87,6 +87,8 @@ class Dispatch:
         # What a device has published, by its identity, and who is told of posted accesses, by tag.
         self._published: dict[int, tuple[Device, Published]] = {}
         self._replays: dict[int, Callable[[Sequence[Access]], list[_Call]]] = {}
+        # The tags of those whose writes are posted whatever comes.
+        self._always: set[int] = set()
         self._vm = vm
         self._zones: set[tuple[int, int, bool]] = set()
         self._allowed = False
@@ -137,6 +139,7 @@ class Dispatch:
             _, published = self._published.pop(identity)
             published.withdraw()
             del self._replays[published.tag]
+            self._always.discard(published.tag)
         for identity in devices.keys() - self._published.keys():
             device = devices[identity]
             ends = [
@@ -148,6 +151,8 @@ class Dispatch:
             self._replays[published.tag] = _replay_of(device)
             self._published[identity] = device, published
             device.publish(published)
+            if published.always:
+                self._always.add(published.tag)
 
     def _table(self, device: Device) -> Any:
         known = self._published.get(id(device))
@@ -179,6 +184,7 @@ class Dispatch:
         zones = set()
         if self._allowed and self._sunk >= MANY:
             zones = {_zone(range_) for range_ in self.bus.ranges if range_.sink}
+            zones |= {zone for range_ in self.bus.ranges for zone in self._posted_zones(range_)}
         for address, size, pio in self._zones - zones:
             self._vm.unregister_coalesced_mmio(address, size, pio=pio)
             self._zones.discard((address, size, pio))
@@ -187,6 +193,18 @@ class Dispatch:
             with suppress(KVMError):
                 self._vm.register_coalesced_mmio(address, size, pio=pio)
                 self._zones.add((address, size, pio))
+
+    def _posted_zones(self, range_: Range) -> list[tuple[int, int, bool]]:
+        """The zones of registers whose writes are posted whatever comes."""
+        known = self._published.get(id(range_.device))
+        addresses = [
+            range_.first + offset - range_.offset for offset in (known[1].always if known else ())
+        ]
+        return [
+            (address, 1, range_.space is Space.PIO)
+            for address in addresses
+            if range_.first <= address <= range_.last
+        ]
 
     def deliver(self) -> None:
         """Hand what was collected to sinks and devices, in order.
@@ -198,7 +216,9 @@ class Dispatch:
             for slot, data in self.collected.take():
                 # Neither, if another thread has taken it away meanwhile.
                 if slot in self._replays:
-                    self._waiting.extend(self._replays[slot](as_accesses(data)))
+                    accesses = as_accesses(data)
+                    count += len(accesses) if slot in self._always else 0
+                    self._waiting.extend(self._replays[slot](accesses))
                 elif slot in self.sinks:
                     writes = as_writes(data)
                     count += len(writes)

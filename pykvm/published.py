@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pykvm._core import ffi, lib
@@ -295,13 +296,23 @@ class Published:
         self.tag = next(_tags)
         self.core: Any = None
         self.banks = 1
+        #: The offsets whose writes are always posted.
+        self.always: tuple[int, ...] = ()
         self._rules: dict[tuple[int, int], Rule | None] = {}
-        self._bank = 0
+        # Registers whose banks have rules of their own.
+        self._apart: set[int] = set()
 
-    def lay_out(self, registers: Iterable[tuple[int, int]], *, banks: int = 1) -> None:
+    def lay_out(
+        self,
+        registers: Iterable[tuple[int, int]],
+        *,
+        banks: int = 1,
+        always: Sequence[int] = (),
+    ) -> None:
         """The registers are (offset, size in bytes) each; `set` calls them by their place in this.
 
         There are as many rules for each register as `banks`, of which one is chosen; at first 0 is.
+        Writes to the offsets in `always` are posted whatever comes: the kernel may collect them.
         Raises ConfigError for what does not lie in the device, StateError the second time.
         """
         if self.core is not None:
@@ -321,6 +332,7 @@ class Published:
                     f"below {self.length:#x}"
                 )
         self.banks = banks
+        self.always = tuple(always)
         self.core = core
 
     def set(self, register: int, rule: Rule | None, *, bank: int | None = None) -> None:
@@ -328,15 +340,20 @@ class Published:
 
         In all banks, or in `bank`.
         """
-        for number in range(self.banks) if bank is None else (bank,):
-            # A stored value is the core's.
-            if self._rules.get((register, number), self) != rule or (rule and rule.stores):
-                self._rules[register, number] = rule
-                self._note(
-                    lib.pykvm_table_set(
-                        self.core, register, number, ffi.NULL if rule is None else _in_c(rule)
-                    )
-                )
+        everywhere = bank is None
+        number = lib.PYKVM_ALL_BANKS if bank is None else bank
+        # A stored value is the core's.
+        same = self._rules.get((register, number), self) == rule and not (rule and rule.stores)
+        if same and not (everywhere and register in self._apart):
+            return
+        if everywhere and register in self._apart:
+            self._apart.discard(register)
+            self._rules = {key: old for key, old in self._rules.items() if key[0] != register}
+        elif not everywhere:
+            self._apart.add(register)
+        self._rules[register, number] = rule
+        core = ffi.NULL if rule is None else _in_c(rule)
+        self._note(lib.pykvm_table_set(self.core, register, number, core))
 
     def knows(self, clock: object) -> bool:
         """Whether `Counter` and `Rule.until` go by this clock."""
@@ -354,8 +371,8 @@ class Published:
 
     def withdraw(self) -> None:
         """Have the device asked, whatever it is."""
-        for register, bank in self._rules:
-            self.set(register, None, bank=bank)
+        for register in {register for register, _ in self._rules}:
+            self.set(register, None)
 
     def _note(self, result: int) -> None:
         if result < 0:
@@ -377,7 +394,9 @@ class Published:
         return bool(lib.pykvm_table_write(self.core, offset, size, value & _MASK64, within))
 
 
+@lru_cache(maxsize=512)
 def _in_c(rule: Rule) -> Any:
+    """A struct pykvm_rule, which is not to be changed."""
     core = ffi.new("struct pykvm_rule *")
     reads = rule.reads
     if isinstance(reads, Counter):

@@ -97,7 +97,7 @@ BATCH(pm_timer, "mov $0x608, %%edx; in %%dx, %%eax; ")
 BATCH(hpet, LOAD(HPET + 0xf0))
 BATCH(cmos, OUT(0x70, 0x0a) IN(0x71) OUT(0x70, 0) IN(0x71) OUT(0x70, 0x0f) IN(0x71))
 BATCH(pit, OUT(0x43, 0) IN(0x40) IN(0x40))
-BATCH(pic_mask_and_back, IN(0x21) OUT(0x21, 0xff))
+BATCH(pic_mask_and_back, IN(0x21) OUT(0x21, 0xfb) OUT(0x21, 0xff))
 BATCH(pic_end, OUT(0x20, 0x20))
 
 static volatile unsigned bursts;
@@ -167,7 +167,7 @@ int main(int argc, char **argv)
         if (interrupts)
             tell_interrupts();
         pic_mask(0xffff);
-        tell("pic-mask", 2 * REPEAT, least(pic_mask_and_back));
+        tell("pic-mask", 3 * REPEAT, least(pic_mask_and_back));
         tell("pic-eoi", REPEAT, least(pic_end));
         outb(COM1 + 1, IER_THR_EMPTY);
         tell("uart-status", 3 * REPEAT, least(uart_status));

@@ -289,12 +289,16 @@ int pykvm_table_set(struct pykvm_table *table, uint32_t number, uint32_t bank,
     struct pykvm_shared_private *p = table->shared->private_;
     int wait;
 
-    if (number >= table->registers || bank >= table->banks ||
+    if (number >= table->registers || (bank >= table->banks && bank != PYKVM_ALL_BANKS) ||
         (rule && (rule->after_read >= (int)table->banks || rule->after_write >= (int)table->banks ||
                   (rule->reads == PYKVM_COUNTER && !rule->divide))))
         return -EINVAL;
     lock(&p->lock);
-    table->rules[number * table->banks + bank] = rule ? *rule : ask;
+    for (uint32_t i = bank == PYKVM_ALL_BANKS ? 0 : bank; i < table->banks; i++) {
+        table->rules[(size_t)number * table->banks + i] = rule ? *rule : ask;
+        if (i == bank)
+            break;
+    }
     wait = posts_wait(table);
     unlock(&p->lock);
     return wait;

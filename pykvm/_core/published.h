@@ -88,6 +88,7 @@ enum pykvm_read_rule {
 enum pykvm_write_rule { PYKVM_POST = 1 };
 
 enum {
+    PYKVM_ALL_BANKS = 0xffff,
     PYKVM_SAME_BANK = -1,
     PYKVM_WRITTEN_BANK = -2 /* the one whose number was written, modulo the number of banks */
 };
@@ -126,7 +127,8 @@ void pykvm_table_free(struct pykvm_table *table);
 int pykvm_table_place(struct pykvm_table *table, uint32_t number, uint32_t offset, uint32_t size);
 
 /*
- * From any thread: this rule holds from now on, for `bank`; NULL is for one that always asks.
+ * From any thread: this rule holds from now on, for `bank` or PYKVM_ALL_BANKS; NULL is for one that
+ * always asks.
  * Returns 1 if posted accesses of this device wait, to be handed over soon; 0; or -EINVAL.
  */
 int pykvm_table_set(struct pykvm_table *table, uint32_t number, uint32_t bank,

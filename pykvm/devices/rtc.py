@@ -19,13 +19,17 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.rtc_calendar import DAY, WEEKDAY, Format, civil, until_alarm
+from pykvm.published import WRITTEN, Published, Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from pykvm.clock import TimeSource
+    from pykvm.published import Access
 
 __all__ = ["Rtc146818"]
 
@@ -66,11 +70,26 @@ UPDATE_WARNING = (244 + 1984) * 1000
 RELEASED_AT = SECOND // 2
 
 
+# Offsets.
+INDEX, DATA = range(2)
+
+
 def _period(rate: int) -> int:
     """Cycles of the crystal between periodic interrupts (table 5); 0 for none."""
     if rate == 0:
         return 0
     return 1 << (rate - 1 if rate > 2 else rate + 6)
+
+
+class _Ram(bytearray):
+    """The bytes of the RAM; `changed` is called before one of them is set."""
+
+    changed: Callable[[], None] | None = None
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self.changed is not None:
+            self.changed()
+        super().__setitem__(index, value)
 
 
 class Rtc146818:
@@ -106,9 +125,12 @@ class Rtc146818:
         self._timer = clock.timer(self._due)
         # Re-entrant: an interrupt line may well come back to this device.
         self._lock = threading.RLock()
+        self._published: Published | None = None
+        # The registers of which C knows what they read.
+        self._known: set[int] = set()
         #: All 128 bytes.  Those from 14 on are the guest's to keep, and may be read and written
         #: here; the others are the registers as they were when last looked at.
-        self.nvram = bytearray(SIZE)
+        self.nvram = _Ram(SIZE)
         self.nvram[REGISTER_A] = DIVIDER_32768_HZ | 6
         self.nvram[REGISTER_B] = B_24_HOURS
         self.nvram[REGISTER_D] = D_VALID
@@ -120,6 +142,52 @@ class Rtc146818:
         self._show(start // SECOND, start // SECOND // DAY + 4)
         self.reset()
 
+    # What needs no Python
+
+    def publish(self, published: Published) -> None:
+        """See `pykvm.published.Publishing`.
+
+        The index is posted, and chooses a bank; in each of them a register is published once it has
+        been read, until it may change.
+        """
+        with self._lock:
+            if self._published is not None:
+                self._published.withdraw()
+            published.lay_out([(INDEX, 1), (DATA, 1)], banks=SIZE, always=(INDEX,))
+            published.set(INDEX, Rule(posts=True, after_write=WRITTEN))
+            published.choose(self._index)
+            self._published = published
+            self._known.clear()
+            self.nvram.changed = self._forget
+
+    def replay(self, accesses: Sequence[Access]) -> None:
+        """See `pykvm.published.Replaying`: all of them are of the index."""
+        with self._lock:
+            self._choose(accesses[-1][3])
+
+    def _choose(self, value: int) -> None:
+        self._index = value & 0x7F
+        self.nmi_masked = bool(value & NMI_MASK)
+
+    def _forget(self) -> None:
+        """What was published may not be so any more."""
+        if self._published is not None:
+            for index in self._known:
+                self._published.set(DATA, None, bank=index)
+            self._known.clear()
+
+    def _tell(self, index: int, value: int, now: int) -> None:
+        """Publish what a register reads until the clock goes on."""
+        published = self._published
+        if index == REGISTER_C or published is None or not published.knows(self._clock):
+            return
+        until = now + SECOND - (now - self._phase) % SECOND
+        if index == REGISTER_A:
+            until -= UPDATE_WARNING
+        if now < until:
+            published.set(DATA, Rule(reads=value, until=until), bank=index)
+            self._known.add(index)
+
     def connect(self, line: InterruptLine) -> None:
         """Drive `line` with the IRQ output from now on."""
         with self._lock:
@@ -129,6 +197,8 @@ class Rtc146818:
         """The RESET input: no interrupts.  Time and RAM live on the battery."""
         with self._lock:
             self._index = 0
+            if self._published is not None:
+                self._published.choose(0)
             #: Bit 7 of port 0x70: the board is to keep NMIs from the processor.
             self.nmi_masked = False
             self._sync()
@@ -160,6 +230,7 @@ class Rtc146818:
                 self.nvram[REGISTER_C] = 0
             if self.nvram[REGISTER_B] & INTERRUPTS:
                 self._update()
+            self._tell(index, value, now)
             return value
 
     def write(self, offset: int, size: int, value: int) -> None:
@@ -167,8 +238,9 @@ class Rtc146818:
         value &= 0xFF
         with self._lock:
             if not offset & 1:
-                self._index = value & 0x7F
-                self.nmi_masked = bool(value & NMI_MASK)
+                self._choose(value)
+                if self._published is not None:
+                    self._published.choose(self._index)
                 return
             now = self._sync()
             if self._index == REGISTER_A:

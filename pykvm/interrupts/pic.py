@@ -8,15 +8,18 @@ and for what a chipset has wired for good.
 from __future__ import annotations
 
 import threading
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pykvm.devices.line import InterruptLine, Unconnected
 from pykvm.errors import ConfigError
 from pykvm.interrupts.source import Source
+from pykvm.published import Published, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from pykvm.published import Access
 
 __all__ = ["Pic8259", "Pic8259Pair"]
 
@@ -46,6 +49,13 @@ CASCADE = 2
 
 # What a processor reads when no chip answers its acknowledge cycle.
 FLOATING_BUS = 0xFF
+
+# Of OCW2, what ends a service and changes nothing else.
+ENDS = frozenset((OCW2_EOI, *range(OCW2_EOI | OCW2_SPECIFIC, (OCW2_EOI | OCW2_SPECIFIC) + 8)))
+NOT_ENDS = bytes(value for value in range(256) if value not in ENDS)
+
+# Banks of what is published: nothing, and what holds while a chip requests nothing.
+BUSY, QUIET = range(2)
 
 # Level triggering can be chosen for none of IRQ 0, 1, 2, 8 and 13.
 ELCR_WRITABLE = (0xF8, 0xDE)
@@ -125,6 +135,16 @@ class Pic8259:
             self.ready = not rest
         else:
             self.imr = value
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it is initialized, requests nothing, and is in the middle of nothing."""
+        return self.ready and not (self.polling or self._awaited or self.irr & ~self.imr)
+
+    @property
+    def reads_irr(self) -> bool:
+        """Whether a read at A0 = 0 gives the IRR."""
+        return not self._reads_isr
 
     def request(self) -> int | None:
         """The input whose request goes to the processor now, if any: INT is high if there is one.
@@ -285,6 +305,65 @@ class _Ports:
         self._write(offset & 1, value & 0xFF)
 
 
+@lru_cache(maxsize=256)
+def _at_once(irr: int, imr: int) -> bytes:
+    """The masks that cannot wait: that let a request through, or keep a line out that may rise."""
+    return bytes(mask for mask in range(256) if irr & ~mask or mask & ~imr)
+
+
+class _ChipPorts(_Ports):
+    """The ports of one chip.
+
+    While the chip requests nothing, C knows what they read; and ends of interrupt, and masks that
+    neither let a request through nor keep out more, change nothing but the chip and are posted.
+    Until they arrive the chip only holds more back, so that a line may rise at any time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        chip: Pic8259,
+        read: Callable[[int], int],
+        write: Callable[[int, int], None],
+        replay: Callable[[Sequence[Access]], None],
+    ) -> None:
+        super().__init__(name, read, write)
+        self._chip = chip
+        self._published: Published | None = None
+        self._bank = BUSY
+        self._told: object = None
+        self.replay = replay
+
+    def publish(self, published: Published) -> None:
+        """See `pykvm.published.Publishing`."""
+        if self._published is not None:
+            self._published.withdraw()
+        published.lay_out([(0, 1), (1, 1)], banks=2)
+        self._published, self._bank, self._told = published, BUSY, None
+
+    def follow(self) -> None:
+        """Publish what holds now, after any change."""
+        published, chip = self._published, self._chip
+        if published is None:
+            return
+        bank = QUIET if chip.quiet else BUSY
+        if bank == QUIET:
+            state = chip.irr, chip.imr, chip.reads_irr
+            if state != self._told:
+                self._told = state
+                self._set_rules(published)
+        if bank != self._bank:
+            self._bank = bank
+            published.choose(bank)
+
+    def _set_rules(self, published: Published) -> None:
+        chip = self._chip
+        irr = chip.irr if chip.reads_irr else None
+        published.set(0, Rule(reads=irr, posts=True, prompt=NOT_ENDS), bank=QUIET)
+        mask = Rule(reads=chip.imr, posts=True, stores=True, prompt=_at_once(chip.irr, chip.imr))
+        published.set(1, mask, bank=QUIET)
+
+
 class Pic8259Pair:
     """Master and slave as in the IBM PC/AT: IRQ 0-7 and, over the master's input 2, IRQ 8-15.
 
@@ -329,8 +408,16 @@ class Pic8259Pair:
         self._lock = threading.RLock()
         self._sources = [0] * 16
         self.chips = Pic8259(master=True), Pic8259(master=False)
-        self.master = _Ports("pic-master", partial(self._read, 0), partial(self._write, 0))
-        self.slave = _Ports("pic-slave", partial(self._read, 1), partial(self._write, 1))
+        self.master, self.slave = (
+            _ChipPorts(
+                name,
+                self.chips[which],
+                partial(self._read, which),
+                partial(self._write, which),
+                partial(self._replay, which),
+            )
+            for which, name in enumerate(("pic-master", "pic-slave"))
+        )
         self.elcr = _Ports("pic-elcr", self._read_elcr, self._write_elcr)
 
     def __str__(self) -> str:
@@ -393,6 +480,13 @@ class Pic8259Pair:
             self.chips[which].write(a0, value)
             self._update()
 
+    def _replay(self, which: int, accesses: Sequence[Access]) -> None:
+        chip = self.chips[which]
+        with self._lock:
+            for a0, _, _, value, _ in accesses:
+                chip.write(a0, value)
+            self._update()
+
     def _poll(self, chip: Pic8259) -> int:
         """Read a chip that was told to poll: an acknowledge cycle of that chip alone."""
         answer = chip.read(0)
@@ -425,6 +519,8 @@ class Pic8259Pair:
         master, slave = self.chips
         master.drive(CASCADE, slave.request() is not None)
         self._set_output(master.request() is not None)
+        self.master.follow()
+        self.slave.follow()
 
     def _set_output(self, level: bool) -> None:
         if level != self._level:

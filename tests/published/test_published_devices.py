@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,9 @@ from pykvm.clock import Clock
 from pykvm.devices import Uart16550
 from pykvm.devices.hpet import CAPABILITIES, CONFIGURATION, COUNTER, ENABLE_CNF, Hpet
 from pykvm.devices.pm_timer import PM_TIMER_HZ, AcpiPmTimer
+from pykvm.devices.rtc import Rtc146818
 from pykvm.devices.uart import IER_THR_EMPTY, IIR_NONE, IIR_THR_EMPTY, MCR_LOOP
+from pykvm.interrupts.pic import Pic8259Pair
 from support.front import Front
 
 if TYPE_CHECKING:
@@ -87,7 +90,9 @@ class Side:
         state = {
             name: value
             for name, value in vars(self.uart).items()
-            if not name.startswith(("_lock", "_keep", "_pub", "_irq", "_subscribers", "_incoming"))
+            if not name.startswith(
+                ("_lock", "_keep", "_pub", "_irq", "_subscribers", "_incoming", "_driven")
+            )
         }
         # Without its interrupt enabled nobody can tell, and enabling it makes it due.
         if not self.uart._ier & IER_THR_EMPTY:
@@ -213,6 +218,94 @@ def test_a_device_in_two_machines_is_published_in_the_second() -> None:
     assert uart.text == "1"
 
 
+# -- the 8259 ------------------------------------------------------------------------------------
+
+COMMANDS = st.sampled_from([0x20, 0x20, 0x60, 0x63, 0x67, 0xA0, 0x0A, 0x0B, 0x0C, 0x48, 0x68, 0x11])
+PIC_STEP = st.one_of(
+    st.tuples(st.just("in"), st.integers(0, 3), st.just(0)),
+    st.tuples(st.just("out"), st.sampled_from([0, 2]), COMMANDS),
+    st.tuples(st.just("out"), st.sampled_from([1, 3]), st.integers(0, 255)),
+    st.tuples(st.just("line"), st.integers(0, 15), st.integers(0, 1)),
+    st.tuples(st.just("ack"), st.just(0), st.just(0)),
+)
+
+
+class PicSide:
+    """A pair of 8259s, set up as kernels do, and what can happen to it."""
+
+    def __init__(self, published: bool) -> None:
+        self.int = Line()
+        self.pair = Pic8259Pair(self.int)
+        self.ports = [self.pair.master, self.pair.slave]
+        self.lines = {irq: self.pair.line(irq) for irq in range(16)}
+        self.levels = dict.fromkeys(range(16), False)
+        self.fronts = [Front(port, 2) for port in self.ports] if published else []
+        for port, value in (
+            (0, 0x11),
+            (1, 0x20),
+            (1, 4),
+            (1, 1),
+            (2, 0x11),
+            (3, 0x28),
+            (3, 2),
+            (3, 1),
+        ):
+            self.step("out", port, value)
+
+    def step(self, kind: str, number: int, value: int) -> object:
+        chip, a0 = divmod(number, 2)
+        result: object = None
+        if kind == "in":
+            result = self.fronts[chip].read(a0) if self.fronts else self.ports[chip].read(a0, 1)
+        elif kind == "out":
+            if self.fronts:
+                self.fronts[chip].write(a0, value)
+            else:
+                self.ports[chip].write(a0, 1, value)
+        elif kind == "line":
+            if self.levels[number] is not bool(value):
+                self.levels[number] = bool(value)
+                self.lines[number].set(bool(value))
+        else:
+            self.settle()
+            result = self.pair.acknowledge()
+        for front in self.fronts:
+            front.settle()
+        return result, self.pair.pending
+
+    def settle(self) -> None:
+        for front in self.fronts:
+            front.dispatch.deliver()
+
+
+@given(st.lists(PIC_STEP, max_size=60))
+def test_a_pair_of_8259s(steps: list[tuple[str, int, int]]) -> None:
+    plain, published = PicSide(False), PicSide(True)
+    for number, step in enumerate(steps):
+        assert published.step(*step) == plain.step(*step), (number, step)
+    published.settle()
+    assert str(published.pair) == str(plain.pair)
+    assert published.int.rises == plain.int.rises
+
+
+def test_an_8259_at_rest_needs_no_python() -> None:
+    side = PicSide(True)
+    front = side.fronts[0]
+    front.answered = 0
+    front.write(1, 0xFF)
+    front.answered = 0
+    front.write(1, 0xFB)
+    assert front.read(1) == 0xFB
+    front.write(0, 0x20)
+    assert front.answered == 3
+    side.lines[4].set(True)
+    assert front.urgent, "a request that nobody heard while the mask was on its way"
+    front.settle()
+    assert side.pair.chips[0].imr == 0xFB
+    front.write(1, 0xEB)
+    assert side.pair.pending
+
+
 # -- clocks --------------------------------------------------------------------------------------
 
 
@@ -247,6 +340,90 @@ def ticking(device: Any, length: int, clock: Clock) -> Front:
     front.dispatch.rebuild()
     front.device = device
     return front
+
+
+class RtcSide:
+    """A CMOS clock at a time that is moved by hand."""
+
+    def __init__(self, published: bool) -> None:
+        self.now = 0
+        self.clock = Clock(host_now=lambda: self.now)
+        self.line = Line()
+        self.rtc = Rtc146818(self.clock, self.line, epoch=1_700_000_000)
+        self.front = ticking(self.rtc, 2, self.clock) if published else None
+        self.tell_time()
+
+    def tell_time(self) -> None:
+        if self.front:
+            # As CLOCK_MONOTONIC would have it; a nanosecond there is a day here.
+            self.front.dispatch.collected.set_time(time.monotonic_ns() - self.now)
+
+    def step(self, kind: str, number: int, value: int) -> object:
+        if kind == "in":
+            self.tell_time()
+            return self.front.read(number) if self.front else self.rtc.read(number, 1)
+        if kind == "out":
+            self.tell_time()
+            if self.front:
+                self.front.write(number, value)
+            else:
+                self.rtc.write(number, 1, value)
+        elif kind == "host":
+            self.rtc.nvram[number] = value
+        else:
+            self.now += number
+            if self.front:
+                self.front.dispatch.deliver()
+            self.clock.run_due(0)
+        if self.front:
+            self.front.settle()
+        return None
+
+
+# Steps of time that are no multiple of anything, by a millisecond or more from what the chip does.
+RTC_STEP = st.one_of(
+    st.tuples(st.just("out"), st.just(0), st.sampled_from([*range(14), 0x32, 0x40, 0x8A])),
+    st.tuples(st.just("in"), st.just(1), st.just(0)),
+    st.tuples(st.just("in"), st.just(1), st.just(0)),
+    st.tuples(st.just("in"), st.just(0), st.just(0)),
+    st.tuples(st.just("out"), st.just(1), st.integers(0, 255)),
+    st.tuples(st.just("host"), st.integers(14, 127), st.integers(0, 255)),
+    st.tuples(st.just("time"), st.sampled_from([300_000_007, 1_300_000_007]), st.just(0)),
+)
+
+
+@given(st.lists(RTC_STEP, max_size=60))
+def test_a_cmos_clock(steps: list[tuple[str, int, int]]) -> None:
+    plain, published = RtcSide(False), RtcSide(True)
+    # Without periodic flags: real time passes between two looks at it.
+    for number, step in enumerate([("out", 0, 10), ("out", 1, 0x20), *steps]):
+        if step[0] == "out" and step[1] == 1:
+            step = (*step[:2], step[2] & 0x70 | 0x20 if plain.rtc._index == 10 else step[2])
+        assert published.step(*step) == plain.step(*step), (number, step)
+    assert published.front is not None
+    published.front.dispatch.deliver()
+    assert str(published.rtc) == str(plain.rtc)
+    assert published.rtc.nvram == plain.rtc.nvram
+    assert published.line.level == plain.line.level
+
+
+def test_the_cmos_ram_needs_no_python_once_it_was_read() -> None:
+    side = RtcSide(True)
+    front = side.front
+    assert front is not None
+    side.rtc.nvram[0x40] = 7
+    side.tell_time()
+    for answered in (1, 3, 5):
+        front.write(0, 0x40)
+        assert front.read(1) == 7
+        assert front.answered == answered
+    side.rtc.nvram[0x40] = 8
+    front.write(0, 0x40)
+    assert front.read(1) == 8
+    front.write(0, 0x41)
+    front.write(1, 9)
+    assert front.read(1) == 9
+    assert side.rtc.nvram[0x41] == 9
 
 
 def test_a_timer_by_another_clock_is_asked() -> None:
