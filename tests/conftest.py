@@ -7,6 +7,7 @@ serves the doctests in pykvm/ too.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,8 +27,8 @@ BUILD_TOOLS = ("make", "gcc", "ld")
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 
 # Every run tries new examples, in CI too, where Hypothesis by itself would repeat the same ones for
-# ever.  A failure prints the seed of its run (--hypothesis-seed) and the example (print_blob).
-# Machines that run tests are busy: no example fails for being slow.
+# ever.  A failure prints the example (print_blob), and a run with failures its seed.  Machines that
+# run tests are busy: no example fails for being slow.
 settings.register_profile(
     "pykvm",
     derandomize=False,
@@ -36,6 +37,23 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("pykvm")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the seed of this run's examples, so that it can be told."""
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    if exitstatus:
+        terminalreporter.write_line(
+            f"--hypothesis-seed={config.option.hypothesis_seed} tries the same examples again"
+        )
+
 
 #: How many times longer a test may take here than its time limit says: a number.
 SLOWNESS = "PYKVM_SLOWNESS"

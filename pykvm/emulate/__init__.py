@@ -319,6 +319,8 @@ class _Bench:
 
     def close(self) -> None:
         if self._made is not None:
+            if self.cpu.core is not None:
+                self.cpu.core.native = ffi.NULL
             self._made.close()
 
     def _count_fault(self, at: Refused, name: str, fault: Fault) -> None:

@@ -1,6 +1,7 @@
 """Hypothesis tries new examples in each run, and says how to try a failing one again."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,29 @@ def test_examples_are_new_in_every_run(root: Path, ci: str) -> None:
         check=True,
     )
     assert found.stdout.split() == ["False", "True", "None"]
+
+
+FAILS = "def test_fails(): assert False"
+
+
+def test_a_run_that_fails_tells_its_seed(root: Path, tmp_path: Path) -> None:
+    """And takes one that it is given."""
+    test = tmp_path / "test_fails.py"
+    test.write_text(FAILS)
+
+    def run(*options: str) -> str:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+        conftest = f"--confcutdir={root}"
+        found = subprocess.run(
+            [*command, conftest, "-p", "conftest", str(test)],
+            cwd=root / "tests",
+            env={**os.environ, "PYTHONPATH": str(root / "tests")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        (line,) = (line for line in found.stdout.splitlines() if "--hypothesis-seed" in line)
+        return line
+
+    assert re.match(r"--hypothesis-seed=\d+ ", run())
+    assert run("--hypothesis-seed=7").startswith("--hypothesis-seed=7 ")
