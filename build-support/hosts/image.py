@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,6 +45,8 @@ TOOLS = {"apt": "apt-get", "dpkg": "dpkg-deb", "e2fsprogs": "mke2fs", "tar": "ta
 # Bochs takes a disk only if it is a whole number of cylinders of 16 heads and 63 sectors.
 CYLINDER = 16 * 63 * 512
 CYLINDERS = 1400
+WEEK = 7 * 24 * 3600
+
 USERS = "root:x:0:0:root:/tmp:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n"
 GROUPS = "root:x:0:\ntty:x:5:\nkvm:x:100:\nnogroup:x:65534:\n"
 
@@ -121,9 +124,14 @@ def make(build: Build, python: list[str]) -> None:
     busybox = (root / "bin/busybox").read_bytes()
     (build.result / "initramfs.cpio").write_bytes(archive(initramfs(busybox, kernel)))
     pack(build, root, build.result / "root.img", CYLINDERS)
-    # Each is larger than all else in the cache, and only the newest is of use.
-    for old in build.tree.parent.parent.glob("host-*"):
-        shutil.rmtree(old, ignore_errors=True)
+    forget_old_ones(build.tree.parent.parent)
+
+
+def forget_old_ones(directory: Path) -> None:
+    """Remove the images that nothing used for a week: each takes 350 MB."""
+    for image in directory.glob("host-*"):
+        if time.time() - (image / "root.img").stat().st_atime > WEEK:
+            shutil.rmtree(image, ignore_errors=True)
 
 
 def make_directories(root: Path) -> None:

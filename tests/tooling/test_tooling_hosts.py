@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,16 @@ def test_modules_come_after_those_that_they_depend_on(tmp_path: Path) -> None:
     module(tmp_path / "unused.ko", "")
     names = [path.stem for path in image.in_order(tmp_path)]
     assert names == ["virtio", "virtio_blk", "irqbypass", "kvm", "kvm-amd"]
+
+
+def test_images_that_nothing_uses_go(tmp_path: Path) -> None:
+    for name, age in (("host-old", 8), ("host-new", 1), ("initramfs-old", 8)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "root.img").touch()
+        used = time.time() - age * 24 * 3600
+        os.utime(tmp_path / name / "root.img", (used, used))
+    image.forget_old_ones(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"host-new", "initramfs-old"}
 
 
 def test_the_tree_has_what_tests_need(guests: Path) -> None:
