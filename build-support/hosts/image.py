@@ -129,9 +129,9 @@ def make(build: Build, python: list[str]) -> None:
 
 def forget_old_ones(directory: Path) -> None:
     """Remove the images that nothing used for a week: each takes 350 MB."""
-    for image in directory.glob("host-*"):
-        if time.time() - (image / "root.img").stat().st_atime > WEEK:
-            shutil.rmtree(image, ignore_errors=True)
+    for image in directory.glob("host-*/root.img"):
+        if time.time() - image.stat().st_atime > WEEK:
+            shutil.rmtree(image.parent, ignore_errors=True)
 
 
 def make_directories(root: Path) -> None:

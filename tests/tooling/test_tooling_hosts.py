@@ -41,8 +41,10 @@ def test_images_that_nothing_uses_go(tmp_path: Path) -> None:
         (tmp_path / name / "root.img").touch()
         used = time.time() - age * 24 * 3600
         os.utime(tmp_path / name / "root.img", (used, used))
+    (tmp_path / "host-new.log").touch()
     image.forget_old_ones(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"host-new", "initramfs-old"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"host-new", "host-new.log", "initramfs-old"}
 
 
 def test_the_tree_has_what_tests_need(guests: Path) -> None:
