@@ -6,10 +6,8 @@ files, and ends when the guest powers off.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -80,7 +78,7 @@ def start_qemu(host: Host, build: Build) -> subprocess.Popen[bytes]:
 
 
 BOCHS = """\
-display_library: term
+display_library: rfb, options="timeout=0"
 megs: 1024
 cpu: model=corei7_skylake_x, count=1, ips=50000000, reset_on_triple_fault=1
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
@@ -134,40 +132,12 @@ def start_bochs(host: Host, build: Build) -> subprocess.Popen[bytes]:
     # Debian's build starts in its debugger: `c` lets it go on.
     rc.write_text("c\n")
     command = ["bochs", "-q", "-f", str(bochsrc), "-rc", str(rc)]
-    return on_a_terminal(command, build.log)
+    with build.log.open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def cylinders(disk: Path) -> int:
     return disk.stat().st_size // CYLINDER
-
-
-def on_a_terminal(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start what draws on a terminal, on one that shows nothing to anybody."""
-    master, slave = os.openpty()
-    with log.open("ab") as errors:
-        process = subprocess.Popen(
-            command,
-            stdin=slave,
-            stdout=slave,
-            stderr=errors,
-            env={**os.environ, "TERM": "linux", "LINES": "25", "COLUMNS": "80"},
-            start_new_session=True,
-        )
-    os.close(slave)
-    threading.Thread(target=drain, args=(master,), daemon=True).start()
-    return process
-
-
-def drain(terminal: int) -> None:
-    """Read a terminal, so that nobody has to wait who writes to it, until it is closed."""
-    while True:
-        try:
-            if not os.read(terminal, 1 << 16):
-                break
-        except OSError:
-            # EIO: nobody has it open any more.
-            break
-    os.close(terminal)
 
 
 EMULATORS = {
@@ -180,7 +150,6 @@ EMULATORS = {
         title="kvm_intel in Bochs' emulation of VMX",
         packages={
             "bochs": "bochs",
-            "bochs-term": "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so",
             "bochsbios": "/usr/share/bochs/BIOS-bochs-latest",
             "vgabios": "/usr/share/bochs/VGABIOS-lgpl-latest",
             "grub-common": "grub-mkrescue",
