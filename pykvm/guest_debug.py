@@ -148,6 +148,10 @@ class GuestDebug:
         hit, self.hit = self.hit, None
         if hit == pc and hit in self.addresses:
             self.step_over()
+        elif self.stepping:
+            # Registers may have been set since: the step is from here.
+            self._set = (0, [])
+            self._apply()
 
     def _apply(self) -> None:
         addresses = () if self._stepping_over else self.addresses[:BREAKPOINTS]

@@ -21,6 +21,7 @@ from pykvm.errors import (
 from pykvm.kvm.uapi import (
     KVM_GET_SREGS,
     KVM_GET_VCPU_EVENTS,
+    KVM_SET_REGS,
     KVM_SET_SREGS,
     KVM_SET_VCPU_EVENTS,
 )
@@ -29,7 +30,7 @@ from pykvm.result import Ending, Outcome
 from pykvm.x86.state import CpuState, SegmentRegister, TableRegister, check_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from typing import Literal, NoReturn, TypeVar
 
     from pykvm import kvm
@@ -377,8 +378,19 @@ class CPU:
         if self._debug is None:
             from pykvm.guest_debug import GuestDebug
 
-            self._debug = GuestDebug(self.kvm)
+            self._debug = GuestDebug(self)
         return self._debug
+
+    def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
+        """KVM_SET_GUEST_DEBUG; `debug` knows what all want of it.
+
+        KVM steps from the RIP that it has now, and forgets the step if that changes: registers
+        that wait for the next KVM_RUN are set first.
+        """
+        if self.page[_DIRTY_REGS] & _SYNC_REGS:
+            self.kvm.ioctl(KVM_SET_REGS, self.page[_REGS:_SREGS])
+            self.page[_DIRTY_REGS] &= ~_SYNC_REGS
+        self.kvm.set_guest_debug(control, debugreg)
 
     # -- memory as the guest sees it ---------------------------------------------------------
 
@@ -628,7 +640,7 @@ class CPU:
         core.native = ffi.NULL  # until the emulator has looked at this run
         if self.on_loop is not None:
             self.on_loop(True)
-        if self._debug is not None and self._debug.hit is not None:
+        if self._debug is not None and (self._debug.hit is not None or self._debug.stepping):
             self._debug.begin(self.state.linear_rip)
         dispatch.coalesce(not surface)
         reads, writes, check = dispatch.reads, dispatch.writes, board.check

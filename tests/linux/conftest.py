@@ -11,6 +11,7 @@ import pytest
 
 from pykvm import Machine
 from support.linux import Boot, Linux
+from support.once import cpu_for
 
 
 @pytest.fixture
@@ -19,6 +20,7 @@ def boot(linux: Linux) -> Iterator[Boot]:
     with ExitStack() as stack:
 
         def make(image: Path | None = None, *, append: str = "checks", **options: Any) -> Machine:
+            options.setdefault("cpu", cpu_for(options.get("irqchip", "kernel")))
             machine = Machine(
                 image or linux.vmlinux,
                 initrd=linux.initramfs,

@@ -84,6 +84,20 @@ def test_a_step_at_a_time(guest: MakeGuest) -> None:
     assert (cpu.regs.rip, cpu.regs.rbx) == (NOP, 2)
 
 
+def test_a_step_starts_at_registers_that_were_just_set(guest: MakeGuest) -> None:
+    """KVM keeps where a step starts, and drops it if RIP is another by the time it runs."""
+    machine = guest(COUNT)
+    cpu = machine.vcpus[0]
+    cpu.regs.rip = NOP
+    cpu.debug.single_step(True)
+    assert cpu.kvm.get_regs().rip == NOP
+    assert machine.run(timeout=10).outcome is Outcome.DEBUG
+    assert cpu.regs.rip == NOP + 1
+    cpu.regs.rip = INC
+    result = machine.run(timeout=10)
+    assert (result.outcome, cpu.regs.rip) == (Outcome.DEBUG, NOP)
+
+
 def test_a_symbol_in_the_sentence(guests: object) -> None:
     from pykvm import Machine
 
