@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 FILES = ("vmlinuz", "initramfs.cpio", "root.img")
 
 KERNEL = "linux-image-cloud-amd64"
-DEBIAN = ("bash", "gcc", "libc6-dev", "make", "ncurses-base", "python3", "seabios")
+DEBIAN = ("bash", "gcc", "libc-bin", "libc6-dev", "make", "ncurses-base", "python3", "seabios")
 PYTHON = (
     *("cffi", "construct", "pyelftools", "lz4", "backports.zstd"),
     *("hypothesis", "pytest", "pytest-timeout"),

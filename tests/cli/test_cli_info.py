@@ -15,6 +15,7 @@ from pykvm.cli.info import advice, info_text
 from pykvm.cli.probes import PROBES, Probe, Verdict
 from pykvm.errors import HostError
 from pykvm.kvm import Cap
+from support.ring_3 import INT_N_ERROR
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -153,7 +154,7 @@ def test_probes_that_every_host_passes(probe: Probe) -> None:
     assert probe() == Verdict(True)
 
 
-@pytest.mark.kvm
+@pytest.mark.needs_host(INT_N_ERROR)
 def test_quirks_agree_with_what_a_bare_guest_meets(pykvm: Pykvm, guests: Path) -> None:
     found = {quirk["quirk"] for quirk in json.loads(pykvm("info", "--json").stdout)["quirks"]}
     for quirk, guest, code in (("syscall", "syscall.elf", 3), ("int-n", "int80.elf", 1)):

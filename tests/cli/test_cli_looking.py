@@ -17,6 +17,7 @@ from pykvm.cli.describe import exit_fields, target
 from pykvm.cli.dump import hex_dump
 from pykvm.cli.stats import stats_text
 from pykvm.result import Ending, Outcome, Result
+from support.quirks import without
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 Flat = Callable[[str], Path]
@@ -155,7 +156,7 @@ def test_stats_of_a_stray_store(pykvm: Pykvm, guests: Path) -> None:
     assert lines[at + 3] == told.split()
 
 
-@pytest.mark.kvm
+@without("triple-fault")
 def test_dump(pykvm: Pykvm, guests: Path) -> None:
     text = pykvm(guests / "triple.elf", "--dump-on-exit").stderr
     assert "vCPU 0: long mode" in text

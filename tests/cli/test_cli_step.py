@@ -13,6 +13,7 @@ from pykvm.cli.step import COMMANDS, Leave, command
 from pykvm.cli.stepper import Stepper
 from pykvm.machine import Machine
 from support.listing import assemble
+from support.quirks import without
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -159,7 +160,7 @@ def test_mistakes_do_not_end_it(step: Session) -> None:
         step("q")
 
 
-@pytest.mark.kvm
+@without("triple-fault")
 def test_a_guest_that_dies_can_still_be_looked_at(guests: Path) -> None:
     with Machine(guests / "triple.elf", memory="8M") as machine:
         session = Session(machine)

@@ -6,13 +6,12 @@ import errno
 import mmap
 import signal
 import threading
-from typing import Any
 
 import pytest
 from kvm.guest import CODE, Guest, require_cap
 
 from pykvm.errors import KVMError
-from pykvm.kvm import VM, Cap, ExitReason, System, uapi
+from pykvm.kvm import VM, Cap, ExitReason, uapi
 from pykvm.kvm.constants import (
     KVM_EXIT_IO_IN,
     KVM_EXIT_IO_OUT,
@@ -21,7 +20,7 @@ from pykvm.kvm.constants import (
     KVM_SYNC_X86_REGS,
 )
 from pykvm.kvm.handle import address_of
-from support.host import host_probe
+from support.debugging import BREAKPOINTS
 
 pytestmark = pytest.mark.kvm
 
@@ -81,28 +80,15 @@ def test_single_steps(guest: Guest) -> None:
     assert guest.run()[0] is ExitReason.KVM_EXIT_HLT
 
 
-def run_to_a_breakpoint(guest: Guest) -> tuple[ExitReason, Any]:
+@pytest.mark.needs_host(BREAKPOINTS)
+def test_a_hardware_breakpoint(guest: Guest) -> None:
     guest.load("""
         90           nop
         90           nop
         F4           hlt
     """)
     guest.vcpu.set_guest_debug(KVM_GUESTDBG_USE_HW_BP, [CODE + 1, 0, 0, 0, 0, 0, 0, 0x402])
-    return guest.run()
-
-
-@host_probe("debug-registers-stop-the-guest")
-def debug_registers_stop_the_guest() -> str | None:
-    with System() as system, system.create_vm() as vm, Guest(vm) as guest:
-        reason, _ = run_to_a_breakpoint(guest)
-    if reason is ExitReason.KVM_EXIT_HLT:
-        return "runs past a breakpoint in a debug register"
-    return None
-
-
-@pytest.mark.needs_host("debug-registers-stop-the-guest")
-def test_a_hardware_breakpoint(guest: Guest) -> None:
-    reason, debug = run_to_a_breakpoint(guest)
+    reason, debug = guest.run()
     assert (reason, debug.arch.pc) == (ExitReason.KVM_EXIT_DEBUG, CODE + 1)
     assert debug.arch.dr6 & 1
 

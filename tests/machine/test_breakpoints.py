@@ -6,6 +6,7 @@ import pytest
 
 from pykvm import Outcome, RunStopped
 from pykvm.exits import Debug
+from support.debugging import BREAKPOINTS
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
@@ -23,6 +24,7 @@ INC, NOP, CMP, MOV = 0x7C00, 0x7C01, 0x7C02, 0x7C07
 
 
 @pytest.mark.parametrize("quirks", ["on", "off"])
+@pytest.mark.needs_host(BREAKPOINTS)
 def test_a_breakpoint_in_a_loop_is_met_once_a_round(guest: MakeGuest, quirks: str) -> None:
     machine = guest(COUNT, quirks=quirks)
     cpu = machine.vcpus[0]
@@ -38,6 +40,7 @@ def test_a_breakpoint_in_a_loop_is_met_once_a_round(guest: MakeGuest, quirks: st
     assert machine.run(timeout=10).exit_code == 3
 
 
+@pytest.mark.needs_host(BREAKPOINTS)
 def test_one_where_the_guest_starts(guest: MakeGuest) -> None:
     machine = guest(COUNT)
     machine.vcpus[0].debug.set_breakpoints("test", [INC])
@@ -48,6 +51,7 @@ def test_one_where_the_guest_starts(guest: MakeGuest) -> None:
     assert machine.vcpus[0].regs.rbx == 1
 
 
+@pytest.mark.needs_host(BREAKPOINTS)
 def test_two_in_a_row(guest: MakeGuest) -> None:
     machine = guest(COUNT)
     cpu = machine.vcpus[0]
@@ -58,6 +62,7 @@ def test_two_in_a_row(guest: MakeGuest) -> None:
     assert where == [NOP, CMP] * 3
 
 
+@pytest.mark.needs_host(BREAKPOINTS)
 def test_going_back_to_it_meets_it_again(guest: MakeGuest) -> None:
     machine = guest(COUNT)
     cpu = machine.vcpus[0]
@@ -68,6 +73,7 @@ def test_going_back_to_it_meets_it_again(guest: MakeGuest) -> None:
     assert (cpu.regs.rip, cpu.regs.rbx) == (NOP, 2)
 
 
+@pytest.mark.needs_host(BREAKPOINTS)
 def test_a_step_at_a_time(guest: MakeGuest) -> None:
     machine = guest(COUNT)
     cpu = machine.vcpus[0]
@@ -98,6 +104,7 @@ def test_a_step_starts_at_registers_that_were_just_set(guest: MakeGuest) -> None
     assert (result.outcome, cpu.regs.rip) == (Outcome.DEBUG, NOP)
 
 
+@pytest.mark.needs_host(BREAKPOINTS)
 def test_a_symbol_in_the_sentence(guests: object) -> None:
     from pykvm import Machine
 
