@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pykvm import Machine
+from pykvm import ConfigError, Machine
 from pykvm.bus import Space
 from pykvm.chipset import UserChipset
 from support.host import host_probe
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COUNT",
+    "DEADLINE",
     "END",
     "IN_KERNEL_PRIORITIES",
     "VECTOR",
@@ -24,6 +25,7 @@ __all__ = [
     "platform_of",
     "poke",
     "put_handler",
+    "with_deadline",
 ]
 
 VECTOR = 0x41
@@ -55,6 +57,18 @@ def in_kernel_lapic_knows_priorities() -> str | None:
     with Machine(guest, irqchip="kernel") as machine:
         result = machine.run(timeout=20)
     return None if result.exit_code == 0 else "a handler is interrupted by its own class"
+
+
+DEADLINE = "+tsc_deadline_timer"
+
+
+def with_deadline(irqchip: str) -> str:
+    """The CPU model that has the TSC-deadline timer, if a local APIC can have it on this host."""
+    try:
+        Machine(irqchip=irqchip, cpu=DEADLINE).close()
+    except ConfigError:
+        return "baseline"
+    return DEADLINE
 
 
 def platform_of(machine: Machine) -> Platform:
