@@ -27,6 +27,7 @@ _LZMA_MEMORY = 192 << 20
 
 LZ4_LEGACY_MAGIC = b"\x02\x21\x4c\x18"
 _LZ4_BLOCK = 8 << 20
+_LZ4_MOST_BLOCKS = 4096
 
 
 class CannotUnpack(Exception):
@@ -151,11 +152,15 @@ def _lz4(payload: memoryview, limit: int) -> bytes:
     except ImportError:
         raise CannotUnpack("its payload is lz4, and lz4 is missing: pip install lz4") from None
     blocks: list[bytes] = []
-    done, position = 0, 0
+    done, position, words = 0, 0, 0
     # The last four bytes are the size that the kernel's build appends.
     while position + 4 < len(payload):
         word = bytes(payload[position : position + 4])
         position += 4
+        # Each block but the last of a frame unpacks to 8 MiB: a file of tiny ones would never end.
+        words += 1
+        if words > _LZ4_MOST_BLOCKS:
+            raise _Damaged(f"it has more than {_LZ4_MOST_BLOCKS} blocks")
         if word == LZ4_LEGACY_MAGIC:
             continue
         size = int.from_bytes(word, "little")

@@ -82,6 +82,14 @@ def test_lz4_in_several_blocks_and_frames() -> None:
     assert open_(blocks + lz4_legacy(b"more") + b"size") == CONTENT + b"more"
 
 
+@pytest.mark.parametrize("what", ["blocks", "frames"])
+def test_lz4_of_very_many_parts_that_hold_next_to_nothing(what: str) -> None:
+    magic = lz4_legacy(b"")[:4]
+    part = lz4_legacy(b"x")[4:] if what == "blocks" else magic
+    with pytest.raises(LoadError, match="cannot be unpacked: it has more than 4096 blocks"):
+        open_(magic + part * 5000 + b"size")
+
+
 @pytest.mark.parametrize("size", [0, 0xFFFF_FFFF])
 def test_an_lz4_block_of_an_impossible_size(size: int) -> None:
     payload = lz4_legacy(b"")[:4] + size.to_bytes(4, "little") + bytes(8)

@@ -32,17 +32,18 @@ PRINTS = """
     EE          out dx, al
     EB FD       jmp $-1
 """
-# Prints 6,000 bytes of memory on the serial port and on the debug console ...
+# Prints 2,000 bytes of memory on the serial port and on the debug console ...
 BOTH = """
-    B9 70 17    mov cx, 6000
+    B9 D0 07    mov cx, 2000
     BA F8 03    mov dx, 0x3f8
     31 F6       xor si, si
     F3 6E       rep outsb
-    B9 70 17    mov cx, 6000
+    B9 D0 07    mov cx, 2000
     BA E9 00    mov dx, 0xe9
     31 F6       xor si, si
     F3 6E       rep outsb
 """
+SIZE = 2000
 # ... and dies, halts, exits or spins.
 ENDS = {
     125: "BA 99 99 EE   mov dx, 0x9999; out dx, al",
@@ -200,7 +201,7 @@ def test_everything_is_there_however_it_ends(
     path = tmp_path / "serial"
     options = ["--debugcon", f"file:{copy}"]
     if status == 124:
-        options += ["--timeout", "1"]
+        options += ["--timeout", "2"]
     if kind == "fifo":
         os.mkfifo(path)
         options += ["--serial", f"file:{path}"]
@@ -215,13 +216,13 @@ def test_everything_is_there_however_it_ends(
     ) as process:
         reader = reader_of(kind, process, path)
         data = bytearray()
-        while len(data) < 6000:
-            assert select.select([reader], [], [], DEADLINE)[0], f"{len(data)} of 6000 bytes"
+        while len(data) < SIZE:
+            assert select.select([reader], [], [], DEADLINE)[0], f"{len(data)} of {SIZE} bytes"
             piece = os.read(reader, 500)
-            assert piece, f"{len(data)} of 6000 bytes"
+            assert piece, f"{len(data)} of {SIZE} bytes"
             data += piece
         if status == 130:
-            while copy.stat().st_size < 6000:
+            while copy.stat().st_size < SIZE:
                 assert process.poll() is None
             process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=DEADLINE)
