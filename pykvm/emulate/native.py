@@ -166,6 +166,8 @@ class Native:
 
         Whatever is raised, the general registers are as before.
         """
+        if unit.undefined:
+            raise Fault(UD)
         _check(at, unit)
         place = self.place(at.instruction, unit)
         image = image_of(at.cpu)
@@ -182,8 +184,6 @@ class Native:
         """Read the operand in memory, or see that it can be written; its linear address."""
         if at.instruction.memory is None:
             return None
-        if not unit.size:
-            raise UnsupportedError("its operand in memory is not known")
         linear = at.linear(unit.size, write=unit.store)
         if unit.aligned and linear % 16:
             raise Fault(GP)

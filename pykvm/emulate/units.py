@@ -23,7 +23,8 @@ class Unit(NamedTuple):
 
     `kind` is the state it uses, `both` that of MMX and SSE.  An operand in memory has `size` bytes,
     is written if `store` and else read, and has to be `aligned` to 16 bytes.  `general` says which
-    part of ModRM names a general register, unless there is an operand in memory.
+    part of ModRM names a general register, unless there is an operand in memory.  `undefined` is a
+    form that there is not, of an instruction that there is.
     """
 
     kind: Literal["x87", "mmx", "both", "sse", "avx"]
@@ -31,11 +32,11 @@ class Unit(NamedTuple):
     store: bool = False
     aligned: bool = False
     general: Literal["", "reg", "rm"] = ""
+    undefined: bool = False
 
 
 # Bytes of the operand in memory, by opcode and mandatory prefix (none, 66, F3, F2): `g` for as much
-# as the general register has, `r` where there is no memory, `-` for no such instruction.  Forms
-# that there are not, of instructions that there are, raise #UD as they are tried.
+# as the general register has, `r` where there is no memory, `-` for no such instruction.
 # SDM 2 appendix A and the pages of the instructions.
 _SIZES_0F = """
 10-11 16 16 4 8
@@ -224,6 +225,15 @@ _UNALIGNED = {
     (MAP_0F, 0xF0, 0xF2),
     *((MAP_0F3A, opcode, 0x66) for opcode in range(0x60, 0x64)),
 }
+# The operand has to be in memory.
+_MEMORY_ONLY = {
+    *((MAP_0F, opcode, prefix) for opcode in (0x13, 0x17, 0x2B, 0xE7) for prefix in (0, 0x66)),
+    *((MAP_0F, opcode, 0x66) for opcode in (0x12, 0x16)),
+    (MAP_0F, 0xF0, 0xF2),
+    (MAP_0F38, 0x2A, 0x66),
+    (MAP_0F38, 0x1A, 0x66),
+    (MAP_0F38, 0x5A, 0x66),
+}
 # Which part of ModRM names a general register.
 _IN_REG = {MAP_0F: opcodes("50 c5 d7"), MAP_0F38: frozenset[int](), MAP_0F3A: frozenset[int]()}
 _IN_RM = {
@@ -277,6 +287,7 @@ def unit_of(instruction: Instruction) -> Unit | None:
         store=_stores(map_, opcode, prefix),
         aligned=size == 16 and (map_, opcode, prefix) not in _UNALIGNED,
         general=_general(map_, opcode, prefix),
+        undefined=_is_undefined(instruction, word),
     )
 
 
@@ -298,7 +309,25 @@ def _vex(instruction: Instruction) -> Unit | None:
         elif (map_, opcode, prefix) == (MAP_0F, 0x12, 0xF2) and vector == 32:
             size = vector  # VMOVDDUP
     general = _general(map_, opcode, prefix) if not added else ""
-    return Unit("avx", size=size, store=_stores(map_, opcode, prefix), general=general)
+    return Unit(
+        "avx",
+        size=size,
+        store=_stores(map_, opcode, prefix),
+        general=general,
+        undefined=_is_undefined(instruction, word),
+    )
+
+
+def _is_undefined(instruction: Instruction, word: str) -> bool:
+    """Forms that raise #UD by their page of the manual; others do so when they are tried."""
+    key = instruction.map, instruction.opcode, instruction.prefix
+    if instruction.memory is not None:
+        return word == "r"
+    # Shifts by an immediate: PSRLDQ and PSLLDQ (3 and 7) are of quadwords alone, PSRAx (4) is not.
+    shifts = {0x71: (2, 4, 6), 0x72: (2, 4, 6), 0x73: (2, 3, 6, 7) if key[2] else (2, 6)}
+    if key[0] == MAP_0F and key[1] in shifts:
+        return instruction.digit not in shifts[key[1]]
+    return key in _MEMORY_ONLY
 
 
 def _stores(map_: int, opcode: int, prefix: int) -> bool:
