@@ -429,8 +429,10 @@ class CPU:
         """
         walk = self.walk(address, access=None)
         if walk.physical is None:
+            # Most faults begin with the address; others are of a table on the way.
+            fault = walk.fault.removeprefix(f"{address:#x} ")
             raise TranslationError(
-                f"no virtual address {address:#x}: {walk.fault}",
+                f"virtual address {address:#x}{' ' if fault != walk.fault else ': '}{fault}",
                 address=address,
                 length=1,
             )
