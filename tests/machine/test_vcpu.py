@@ -368,7 +368,8 @@ def test_virtual_memory(guest: MakeGuest) -> None:
     cpu.write(0x2FFC, b"across pages\0")
     assert machine.memory.read(0x2FFC, 12) == b"across pages"
     assert cpu.cstring(0x2FFC) == b"across pages"
-    with pytest.raises(TranslationError, match="^virtual address 0xffff800000000000 is not mapped: PML4E"):
+    unmapped = "^virtual address 0xffff800000000000 is not mapped: PML4E"
+    with pytest.raises(TranslationError, match=unmapped):
         cpu.read(0xFFFF_8000_0000_0000, 8)
     walk = cpu.walk(0x7C00, access="execute")
     assert walk.physical == 0x7C00

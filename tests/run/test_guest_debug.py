@@ -110,3 +110,28 @@ def test_a_step_that_somebody_waits_for_is_not_swallowed(debug: GuestDebug) -> N
     debug.single_step(True)
     debug.step_over()
     assert not debug.stepped()
+
+
+def test_a_run_goes_on_past_the_breakpoint_that_has_ended_the_last(
+    debug: GuestDebug, kvm_told: Recorder
+) -> None:
+    debug.set_breakpoints("me", [0x1000])
+    debug.ended(0x1000)
+    debug.begin(0x1000)
+    assert kvm_told.control == ENABLE | STEP, "one instruction without breakpoints"
+    assert debug.stepped()
+    assert kvm_told.control == ENABLE | HARDWARE
+    # Once: the next time that the guest comes there it is met.
+    debug.begin(0x1000)
+    assert kvm_told.control == ENABLE | HARDWARE
+
+
+@pytest.mark.parametrize(("ended", "begun"), [(0x1000, 0x1001), (0x2000, 0x1000), (0x2000, 0x2000)])
+def test_any_other_place_is_no_such_breakpoint(
+    debug: GuestDebug, kvm_told: Recorder, ended: int, begun: int
+) -> None:
+    debug.set_breakpoints("me", [0x1000])
+    debug.ended(ended)
+    debug.set_breakpoints("me", [0x1000, 0x2000])
+    debug.begin(begun)
+    assert kvm_told.control == ENABLE | HARDWARE
