@@ -253,6 +253,8 @@ class Run:
         ending = self._wait(cpu)
         if ending is not None:
             self._asleep.add(cpu.index)
+            if (self._ending or ending).outcome is not Outcome.HALTED:
+                cpu.left_in_hlt()
         elif self.interrupts is not None:
             self.interrupts.serve(cpu)
         return ending
@@ -280,6 +282,9 @@ class Run:
             if interrupts is not None:
                 interrupts.run_timers(cpu)
             ending = self.take_kick(cpu)
+            if ending is None and self.check is not None:
+                # The exit that led here is one of those after which it is asked.
+                ending = self.check()
             if ending is not None:
                 return ending
             if interrupts is not None and interrupts.awake(cpu):
@@ -353,7 +358,12 @@ class Run:
                 # A new run has no alarm, and timers may wait from the one before.
                 cpu.core.attention = 1
             # The end may have come before this vCPU could be kicked.
-            ending = self.take_kick(cpu) or (self._wait(cpu) if cpu.parked else None)
+            ending = self.take_kick(cpu)
+            if ending is None:
+                if cpu.leave_hlt():
+                    ending = self._halt(cpu)
+                elif cpu.parked:
+                    ending = self._wait(cpu)
             self.end(ending or cpu.loop(self, surface=self._on_exit is not None))
         except BaseException as error:
             self._errors.append(error)

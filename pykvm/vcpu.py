@@ -141,6 +141,8 @@ class CPU:
         self.index: int = vcpu.id
         #: True while this vCPU waits for somebody to start it: `Machine.run` leaves it alone.
         self.parked = vcpu.id != 0
+        # The RIP behind the HLT in which the last run left this vCPU waiting.
+        self._halted: int | None = None
         self.memory = memory
         self.regs = Registers(self)
         self.page = memoryview(vcpu.run_page)
@@ -231,6 +233,16 @@ class CPU:
                 self.page[_VALID_REGS] |= _SYNC_REGS
             self._general_at = runs
         return self._general
+
+    def left_in_hlt(self) -> None:
+        """A run ends while this vCPU waits in HLT: the next goes on waiting."""
+        self._halted = self.regs.rip
+
+    def leave_hlt(self) -> bool:
+        """A run begins: whether it begins in HLT, as the last has left it.  Asked once."""
+        halted, self._halted = self._halted, None
+        # Somebody may have set it to work elsewhere.
+        return halted is not None and halted == self.regs.rip
 
     def general_changed(self) -> None:
         """Let the kernel take the general registers from the page at the next KVM_RUN."""
@@ -430,9 +442,9 @@ class CPU:
         walk = self.walk(address, access=None)
         if walk.physical is None:
             # Most faults begin with the address; others are of a table on the way.
-            fault = walk.fault.removeprefix(f"{address:#x} ")
+            fault = f": {walk.fault}".replace(f": {address:#x} ", " ", 1)
             raise TranslationError(
-                f"virtual address {address:#x}{' ' if fault != walk.fault else ': '}{fault}",
+                f"virtual address {address:#x}{fault}",
                 address=address,
                 length=1,
             )

@@ -87,6 +87,24 @@ class TestHalting:
         assert wall > 0.9
         assert cpu < wall / 4
 
+    def test_it_goes_on_sleeping_in_the_next_run_and_is_woken_there(self, guest: MakeGuest) -> None:
+        machine = guest("""
+            FB           sti
+            F4           hlt
+            FF 06 10 05  inc word [0x510]
+            EB F9        jmp $-5
+        """)
+        listen(machine)
+        machine.line(1)  # nothing comes, but it might
+        for _ in range(2):
+            assert machine.run(timeout=0.02).outcome is Outcome.TIMEOUT
+            assert machine.memory.u16(0x510) == 0
+        start_timer(machine, 1_000_000)
+        machine.run(timeout=30, until=lambda machine: machine.memory.u16(0x510)).check()
+        assert (machine.memory.u16(0x510), count(machine)) == (1, 1)
+        assert machine.run(timeout=0.02).outcome is Outcome.TIMEOUT
+        assert (machine.memory.u16(0x510), count(machine)) == (1, 1)
+
     def test_interrupts_off(self, guest: MakeGuest) -> None:
         """A timer alone wakes nobody whose interrupts are off."""
         machine = guest(HALT)

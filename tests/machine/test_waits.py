@@ -196,3 +196,51 @@ def test_a_guest_cannot_make_many_places_of_them(guest: MakeGuest) -> None:
     result = machine.run(timeout=10)
     assert result.unclaimed.writes == 64
     assert [place[-6:] for place in result.unclaimed.places] == [f"0x100{n}" for n in range(8)]
+
+
+# HLT, then count the rounds at 0x500.
+SLEEPER = """
+    FB           sti
+    F4           hlt
+    FF 06 00 05  inc word [0x500]
+    EB F9        jmp 0x7c01
+"""
+
+
+@pytest.mark.parametrize("irqchip", ["user", "kernel"])
+def test_a_guest_that_sleeps_goes_on_sleeping_in_the_next_run(
+    guest: MakeGuest, irqchip: str
+) -> None:
+    machine = guest(SLEEPER, irqchip=irqchip)
+    machine.line(1)  # something that might wake it
+    for _ in range(3):
+        result = machine.run(timeout=0.02)
+        assert result.outcome is Outcome.TIMEOUT
+        assert [place.doing for place in result.places] == ["halted"]
+    assert machine.memory.u16(0x500) == 0
+
+
+def test_setting_a_sleeper_to_work_elsewhere(guest: MakeGuest) -> None:
+    machine = guest(SLEEPER)
+    machine.line(1)
+    assert machine.run(timeout=0.02).outcome is Outcome.TIMEOUT
+    machine.vcpus[0].regs.rip = 0x7C02 + 4  # the jump: to sleep again
+    machine.vcpus[0].regs.rip = 0x7C00
+    assert machine.run(timeout=0.02).outcome is Outcome.TIMEOUT
+    machine.memory.write(0x7C00, bytes.fromhex("b0 07 e6 f4"))  # mov al, 7; out 0xf4, al
+    machine.vcpus[0].regs.rip = 0x7C00
+    assert machine.run(timeout=10).exit_code == 7
+
+
+@pytest.mark.parametrize("irqchip", ["user", "kernel"])
+def test_a_function_is_asked_while_the_guest_sleeps(guest: MakeGuest, irqchip: str) -> None:
+    machine = guest(SLEEPER, irqchip=irqchip)
+    machine.line(1)
+    asked: list[bool] = []
+
+    def often(machine: Machine) -> bool:
+        asked.append(True)
+        return len(asked) == 4
+
+    machine.run(timeout=60, until=often).check()
+    assert len(asked) == 4
