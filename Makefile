@@ -66,7 +66,7 @@ test-intel: venv guests optional-linux ## some of them on kvm_intel, in Bochs
 	$(python) -B build-support/hosts/run_tests.py intel $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
 .PHONY: soak
-soak: venv guests ## the long tests: kicks, machines and random guests, for some minutes
+soak: venv guests ## the long tests: kicks, signals, machines and random guests, for some minutes
 	$(python) -m pytest -m soak tests/machine
 
 .PHONY: kvm-unit-tests

@@ -798,6 +798,9 @@ static void block_signals(struct pykvm_private *p)
     memcpy(&set, &wanted, sizeof wanted);
     pthread_sigmask(SIG_BLOCK, &set, &before);
     p->was_blocked = sigismember(&before, kick_signal);
+    /* Inside another run: what is pending is meant for that one, and comes back to it at the end. */
+    if (p->was_blocked)
+        collect_kicks();
     wanted &= ~bits(&before);
     memcpy(&set, &wanted, sizeof wanted);
     p->blocked = set;

@@ -182,6 +182,23 @@ def test_one_machine_inside_a_device_of_another(guest: MakeGuest) -> None:
     assert outer.run(timeout=0.02).outcome is Outcome.TIMEOUT
 
 
+def test_a_loop_by_hand_inside_a_device_of_another(guest: MakeGuest) -> None:
+    """Each of its steps gives the outer run its signal back, and is not cut short by that."""
+    inner = guest(MIXED, devices=[])
+    seen: list[object] = []
+
+    class Nested(Ignore):
+        def write(self, offset: int, size: int, value: int) -> None:
+            outer.vcpus[0].kick()
+            exits = inner.vcpus[0].exits(timeout=20)
+            seen.extend(next(exits) for _ in range(3))
+            outer.stop()
+
+    outer = guest(OUTS, devices=[Placement(Nested(), Space.PIO, 0x80, 1)])
+    assert outer.run(timeout=20).outcome is Outcome.STOPPED
+    assert [type(exit) for exit in seen] == [IoOut] * 3
+
+
 CTRL_C = """
 import os, signal, sys, threading, time
 from pykvm import Machine, Mode

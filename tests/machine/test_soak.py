@@ -6,10 +6,12 @@ import gc
 import random
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine.test_async import ctrl_c_at_lines, real_alarm, signals_at_the_ends
 from machine.test_hostile import CODE, ENDINGS
 from machine.test_kick import MIXED, no_sink
 from machine.test_life import descriptors, live, mappings, resident
@@ -103,3 +105,21 @@ def test_four_vcpus_stopped_and_resumed_for_a_minute(guest: MakeGuest) -> None:
         timer.start()
         assert machine.run(timeout=60).outcome is Outcome.STOPPED
         timer.join()
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], None]]:
+    """See `machine.test_async`."""
+    yield from real_alarm()
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_fifty_thousand_signals_at_the_ends_of_a_run(
+    vcpus: int, alarm: Callable[[float], None]
+) -> None:
+    assert signals_at_the_ends(vcpus, 50_000, alarm) > 5_000
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_ctrl_c_at_every_line_of_a_run(vcpus: int) -> None:
+    assert ctrl_c_at_lines(vcpus, 1) > 200

@@ -1,0 +1,387 @@
+"""An exception at any instant of a run: Ctrl-C, or what a signal's handler raises.
+
+Afterwards the machine runs again, `close` returns, no thread is left and no signal stays blocked.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from pykvm import Machine, Mode, Outcome
+from pykvm.x86 import state as x86
+from support.guest import MakeGuest
+from support.listing import assemble
+
+pytestmark = pytest.mark.kvm
+
+SPIN = assemble("""
+    FA           cli
+    EB FE        jmp $
+""")
+# A word of memory that changes as long as the guest runs.
+COUNT = """
+    FF 06 00 05  inc word [0x500]
+    EB FA        jmp $-4
+"""
+
+PACKAGES = ("/pykvm/", "/contextlib.py", "/threading.py")
+
+
+class Boom(Exception):
+    """What the handler raises."""
+
+
+def boom(number: int, frame: FrameType | None) -> None:
+    raise Boom
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], None]]:
+    """Arms a real SIGALRM, whose handler raises Boom; 0 disarms it."""
+    yield from real_alarm()
+
+
+def real_alarm() -> Iterator[Callable[[float], None]]:
+    """What the fixture `alarm` yields."""
+
+    def arm(delay: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, delay)
+
+    before = signal.signal(signal.SIGALRM, boom)
+    yield arm
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def make(vcpus: int) -> Machine:
+    machine = Machine(SPIN, mode=Mode.REAL, memory="1M", vcpus=vcpus)
+    for cpu in machine.vcpus[1:]:
+        cpu.state = machine.vcpus[0].state
+        cpu.parked = False
+    return machine
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def settled(wanted: int) -> bool:
+    """Whether so many threads are left, once those that ended are gone from the kernel's list."""
+    until = time.monotonic() + 20
+    while threads() > wanted and time.monotonic() < until:
+        time.sleep(0.001)
+    return threads() <= wanted
+
+
+def check(machine: Machine, blocked: set[int | signal.Signals]) -> None:
+    """That a machine is as it was before what went wrong."""
+    assert machine.run(timeout=0).outcome is Outcome.TIMEOUT
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+    assert machine.stop() is False
+    assert "stopped" in repr(machine)
+
+
+def signals_at_the_ends(vcpus: int, count: int, alarm: Callable[[float], None]) -> int:
+    """Aim real signals at a short run, and return how many came out of it."""
+    chance = random.Random(1)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    machine = make(vcpus)
+    machine.run(timeout=0)
+    began = time.perf_counter()
+    for _ in range(20):
+        machine.run(timeout=0)
+    typical = (time.perf_counter() - began) / 20
+    before = threads()
+    struck = 0
+    for _ in range(count):
+        try:
+            alarm(chance.uniform(10e-6, 2 * typical))
+            machine.run(timeout=0)
+            alarm(0)
+        except Boom:
+            struck += 1
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        alarm(0)
+        signal.signal(signal.SIGALRM, boom)
+        check(machine, blocked)
+        assert settled(before)
+    machine.close()
+    return struck
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_signals_at_the_ends_of_a_short_run(vcpus: int, alarm: Callable[[float], None]) -> None:
+    assert signals_at_the_ends(vcpus, 400, alarm) > 20
+
+
+@cache
+def with_lines(module: str) -> frozenset[int]:
+    """The lines on which a module's `with` statements begin."""
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (OSError, TypeError, KeyError):
+        return frozenset()
+    return frozenset(n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.With))
+
+
+class Injector:
+    """Sends SIGINT at the n-th line that a run executes inside pykvm."""
+
+    def __init__(self, line: int) -> None:
+        self.left = line
+        self.place = ""
+        self._entered: dict[int, set[int]] = {}
+
+    def call(self, frame: FrameType, event: str, arg: object) -> Any:
+        name = frame.f_code.co_filename
+        return self.line if any(part in name for part in PACKAGES) else None
+
+    def line(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "line" and not self._leaves_with(frame):
+            self.left -= 1
+            if self.left == 0:
+                self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                sys.settrace(None)
+                os.kill(os.getpid(), signal.SIGINT)
+        return self.line
+
+    def _leaves_with(self, frame: FrameType) -> bool:
+        """Whether this line is a `with` again, on the way out.
+
+        A trace function may raise there, before `__exit__` is called; a signal's handler cannot.
+        """
+        if frame.f_lineno not in with_lines(frame.f_globals.get("__name__", "")):
+            return False
+        entered = self._entered.setdefault(id(frame), set())
+        if frame.f_lineno in entered:
+            entered.discard(frame.f_lineno)
+            return True
+        entered.add(frame.f_lineno)
+        return False
+
+
+def strike(machine: Machine, line: int) -> str:
+    """Run with Ctrl-C at that line; the place, empty if the run has not so many."""
+    injector = Injector(line)
+    sys.settrace(injector.call)
+    try:
+        machine.run(timeout=0.001)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return injector.place
+
+
+def ctrl_c_at_lines(vcpus: int, step: int) -> int:
+    """Ctrl-C at every `step`-th line of a run, one after the other; how many lines that were."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    tracer = sys.gettrace()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    line, tried = 1, 0
+    try:
+        before = threads()
+        while True:
+            machine = make(vcpus)
+            machine.run(timeout=0)
+            place = strike(machine, line)
+            if not place:
+                machine.close()
+                return tried
+            check(machine, blocked)
+            machine.close()
+            assert settled(before), place
+            tried += 1
+            line += step
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        sys.settrace(tracer)
+
+
+@pytest.mark.parametrize(("vcpus", "step"), [(1, 4), (2, 9)])
+def test_ctrl_c_at_lines_of_a_run(vcpus: int, step: int) -> None:
+    assert ctrl_c_at_lines(vcpus, step) > 20
+
+
+def test_guest_memory_stands_still_after_an_exception(
+    guest: MakeGuest, alarm: Callable[[float], None]
+) -> None:
+    machine = guest(COUNT, vcpus=2)
+    machine.vcpus[1].state = machine.vcpus[0].state
+    machine.vcpus[1].parked = False
+    machine.run(timeout=0.01)
+    for delay in range(60, 2000, 20):
+        try:
+            alarm(delay / 1e6)
+            machine.run(timeout=0.001)
+            alarm(0)
+        except Boom:
+            pass
+        finally:
+            alarm(0)
+        seen = machine.memory.u16(0x500)
+        time.sleep(0.0005)
+        assert machine.memory.u16(0x500) == seen
+
+
+def test_an_exception_leaves_a_loop_by_hand_behind_and_nothing_else(
+    guest: MakeGuest, alarm: Callable[[float], None]
+) -> None:
+    machine = guest("E6 80  out 0x80, al; EB FC  jmp $-2".replace(";", "\n"), devices=[])
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    loops = []
+    for delay in range(20, 1500, 20):
+        try:
+            alarm(delay / 1e6)
+            loop = machine.vcpus[0].exits()
+            loops.append(loop)
+            for _ in loop:
+                pass
+        except Boom:
+            pass
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+        assert machine.run(timeout=5).outcome is Outcome.CRASHED
+    machine.close()
+
+
+def test_a_thread_that_cannot_start_leaves_none_in_the_guest() -> None:
+    """As another user, with no process left to make."""
+    program = f"""
+import os, resource, sys, time
+from pykvm import HostError, Machine, Mode
+machine = Machine({SPIN!r}, mode=Mode.REAL, memory="1M", vcpus=3)
+for cpu in machine.vcpus[1:]:
+    cpu.state = machine.vcpus[0].state
+    cpu.parked = False
+os.setresuid(54321, 54321, 54321)
+most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+for allowed in (1, 2):
+    resource.setrlimit(resource.RLIMIT_NPROC, (allowed, most))
+    try:
+        machine.run(timeout=5)
+        print("ran")
+    except HostError as error:
+        print(error.message.partition(":")[0])
+    until = time.monotonic() + 20
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < until:
+        time.sleep(0.001)
+    print(len(os.listdir("/proc/self/task")), machine)
+resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+print(machine.run(timeout=0.001).outcome.name)
+machine.close()
+"""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user, who has no processes yet")
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.stderr == ""
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "this host gives no thread for vCPU 1"
+    assert lines[2] == "this host gives no thread for vCPU 2"
+    assert lines[1].startswith("1 <Machine stopped")
+    assert lines[3].startswith("1 <Machine stopped")
+    assert lines[4] == "TIMEOUT"
+
+
+def test_a_worker_thread_leaves_the_process_its_signals(guest: MakeGuest) -> None:
+    """All but the kick's and those of its own faults are blocked in it, until its run is over."""
+    seen: list[set[int | signal.Signals]] = []
+
+    class Look:
+        name = "look"
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            seen.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+            machine.stop()
+
+    machine = guest("E6 80  out 0x80, al\nEB FC  jmp $-2", devices=[])
+    machine.add(Look(), pio=0x80, length=1)
+
+    def work() -> None:
+        seen.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        machine.run(timeout=20)
+        seen.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen[0] == seen[2]
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1} <= seen[1]
+    assert not {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL} & seen[1]
+
+
+def test_ctrl_c_while_the_first_vcpu_sleeps(guest: MakeGuest) -> None:
+    """And another one polls a device all the time."""
+    # F4 is reached with interrupts on and a line that may still come: it waits.
+    machine = guest("FB  sti\nF4  hlt\nEB FD  jmp $-1", vcpus=2, irqchip="user")
+    machine.line(5)
+    machine.memory.write(0x2000, bytes.fromhex("BA FD 03 EC EB FD"))  # in al, 0x3fd; jmp
+    machine.vcpus[1].state = x86.real_mode(ip=0x2000)
+    machine.vcpus[1].parked = False
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for _ in range(10):
+            killer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+            killer.start()
+            with pytest.raises(KeyboardInterrupt):
+                machine.run(timeout=20)
+            killer.join()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_ctrl_c_again_and_again_does_not_wait_for_a_device_that_hangs(
+    guest: MakeGuest, alarm: Callable[[float], None]
+) -> None:
+    go_on = threading.Event()
+    inside = threading.Event()
+    over = threading.Event()
+
+    class Stuck:
+        name = "stuck"
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            inside.set()
+            go_on.wait(50)
+
+    machine = guest("FA EB FE  cli; jmp $", vcpus=2)
+    machine.add(Stuck(), pio=0x10, length=1)
+    machine.memory.write(0x2000, b"\xe6\x10\xf4")
+    machine.vcpus[1].state = x86.real_mode(ip=0x2000)
+    machine.vcpus[1].parked = False
+
+    def press() -> None:
+        inside.wait(20)
+        while not over.wait(0.05):
+            os.kill(os.getpid(), signal.SIGALRM)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(Boom):
+            machine.run(timeout=40)
+        # Not an assertion about speed: the device hangs for 50 s.
+        assert time.monotonic() - began < 40
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        over.set()
+        presser.join()
+    # The next run waits for that thread, which is in no guest, to come out of the device.
+    threading.Timer(0.1, go_on.set).start()
+    assert machine.run(timeout=0.01).outcome is Outcome.TIMEOUT
