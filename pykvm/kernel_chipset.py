@@ -322,8 +322,10 @@ class KernelChipset:
         return Source(self._drive, irq)
 
     def _drive(self, irq: int, step: int) -> None:
-        self._asserted[irq] += step
-        self._vm.irq_line(irq, self._asserted[irq] > 0)
+        before = self._asserted[irq]
+        self._asserted[irq] = now = before + step
+        if (before > 0) is not (now > 0):
+            self._vm.irq_line(irq, now > 0)
 
     def send_msi(self, address: int, data: int) -> bool:
         """Send a message-signalled interrupt, and return whether a local APIC took it."""

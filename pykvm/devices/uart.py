@@ -151,6 +151,7 @@ class Uart16550(OutputLog):
         self._drained: tuple[Callable[[], object], ...] = ()
         self._published: Published | None = None
         self._published_for: object = None
+        self._bank: bool | None = None
         # Master reset leaves these three alone; at power-on they hold anything.
         self._divisor = 12
         self._scratch = 0
@@ -244,7 +245,7 @@ class Uart16550(OutputLog):
                 self._published.withdraw()
             published.lay_out([(offset, 1) for offset in range(REGISTERS)], banks=BANKS)
             self._published = published
-            self._published_for = None
+            self._published_for = self._bank = None
             self._republish()
 
     def replay(self, accesses: Sequence[Access]) -> None:
@@ -256,8 +257,9 @@ class Uart16550(OutputLog):
                 # The first of them takes the request away, the last one makes it.
                 if printed:
                     self._thr_empty_due = False
-                    self._update()
-                self._thr_empty_due = not accesses[-1][2]
+                    self._drive()
+                # C has chosen the bank by itself.
+                self._bank = self._thr_empty_due = not accesses[-1][2]
                 self._update()
             else:
                 self._thr_empty_due = True
@@ -273,8 +275,9 @@ class Uart16550(OutputLog):
         published = self._published
         if published is None:
             return
-        if self._ier & IER_THR_EMPTY:
-            published.choose(self._thr_empty_due)
+        if self._ier & IER_THR_EMPTY and self._bank is not self._thr_empty_due:
+            self._bank = self._thr_empty_due
+            published.choose(self._bank)
         state = (
             (self._ier, self._lcr, self._mcr, self._msr, self._scratch, self._fifo, self._errors),
             bool(self._incoming),
@@ -408,8 +411,8 @@ class Uart16550(OutputLog):
         return self._scratch
 
     def _write_thr(self, value: int) -> bytes | None:
-        self._thr_empty_due = False
-        if self._ier:
+        if self._ier & IER_THR_EMPTY and self._thr_empty_due:
+            self._thr_empty_due = False
             self._update()
         self._thr_empty_due = True
         if not self._mcr & MCR_LOOP:
@@ -559,8 +562,11 @@ class Uart16550(OutputLog):
         """Drive the interrupt line to what the registers now say."""
         if self._ier & (IER_RECEIVED | IER_LINE_STATUS):
             self._refill()
-        self._irq.set(self._interrupt(self._thr_empty_due) != IIR_NONE)
+        self._drive()
         self._republish()
+
+    def _drive(self) -> None:
+        self._irq.set(self._interrupt(self._thr_empty_due) != IIR_NONE)
 
 
 def _by_interrupts(accesses: Sequence[Access]) -> bool:

@@ -59,6 +59,11 @@ class Interrupts(Handle):
         Needs KVM_CAP_IRQCHIP.  Raises KVMError: ENXIO without an irqchip.  KVM_IRQ_LINE,
         api.rst 4.25.
         """
+        if type(irq) is int and 0 <= irq < 1 << 32 and level in (0, 1):
+            # What devices do at every interrupt: struct kvm_irq_level in one piece.
+            word = (irq | (1 << 32 if level else 0)).to_bytes(8, "little")
+            self.ioctl(uapi.KVM_IRQ_LINE, bytearray(word))
+            return
         value = {"irq": irq, "level": level}
         self.ioctl_write(uapi.KVM_IRQ_LINE, uapi.kvm_irq_level, value)
 
