@@ -31,6 +31,9 @@ __all__ = ["BACKLOG", "PtyPort", "UnixPort"]
 
 _CHUNK = 4096
 
+# unix(7): sun_path, without its NUL.
+_LONGEST_PATH = 107
+
 #: How many bytes wait for a reader.
 BACKLOG = 64 << 10
 # What a client that has gone may have left unread here; the kernel keeps far less for a socket.
@@ -185,9 +188,8 @@ class UnixPort(_WaitingPort):
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._remove_stale()
-            self._listener.bind(path)
+            self._listen()
             self._identity = _identity(path)
-            self._listener.listen(1)
             self._listener.setblocking(False)
         except BaseException:
             self._listener.close()
@@ -207,6 +209,21 @@ class UnixPort(_WaitingPort):
                 os.unlink(self.path)
                 return
         raise OSError(errno.EADDRINUSE, "another program listens there")
+
+    def _listen(self) -> None:
+        """Listen at `path`: there is no moment at which the file is there and nobody listens."""
+        staging = f"{self.path}.{os.getpid()}"
+        if len(os.fsencode(staging)) > _LONGEST_PATH:
+            self._listener.bind(self.path)
+            self._listener.listen(1)
+            return
+        self._listener.bind(staging)
+        try:
+            self._listener.listen(1)
+            # Not by renaming, which would replace what has come to be there meanwhile.
+            os.link(staging, self.path)
+        finally:
+            os.unlink(staging)
 
     def interests(self, *, reading: bool) -> list[tuple[int, int]]:
         """The client, or without one the socket that waits for one."""

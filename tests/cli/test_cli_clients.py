@@ -173,6 +173,38 @@ def port(tmp_path: Path) -> UnixPort:
     return UnixPort(str(tmp_path / "socket"))
 
 
+class Watched(socket.socket):
+    """A socket that notes what there is in its directory before it listens."""
+
+    seen: list[str]
+
+    def listen(self, backlog: int = 0, /) -> None:
+        path = Path(self.getsockname())
+        type(self).seen = sorted(one.name for one in path.parent.iterdir())
+        super().listen(backlog)
+
+
+def test_who_sees_the_file_can_connect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(socket, "socket", Watched)
+    port = UnixPort(str(tmp_path / "socket"))
+    monkeypatch.undo()
+    assert Watched.seen == [f"socket.{os.getpid()}"]
+    assert [one.name for one in tmp_path.iterdir()] == ["socket"]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(port.path)
+    port.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_as_long_as_may_be(tmp_path: Path) -> None:
+    path = f"{tmp_path}/{'x' * (106 - len(str(tmp_path)))}"
+    port = UnixPort(path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+    port.close()
+    assert not os.path.exists(path)
+
+
 class Guest:
     """The guest's end: it reads nothing until it is told to."""
 
