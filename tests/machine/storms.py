@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Access", "Footprint", "Storm", "What", "alternating", "everything", "kernel_memory"]
 
+KVM_MP_STATE_UNINITIALIZED = 1
+
 TABLE = 0x200000
 ROOM = 8000
 _ACCESS = struct.Struct("<HBBIQQ")
@@ -38,6 +40,7 @@ _DONE, _FAULTED = 1, 2
 APIC_BASE = 0x1B
 TIME = (0x10, 0x3B, 0x6E0)
 X2APIC = range(0x800, 0x900)
+PARAVIRTUAL = (0x11, 0x12, *range(0x4B564D00, 0x4B564D06))
 MTRRS = (0xFE, *range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270), 0x277, 0x2FF)
 
 
@@ -79,19 +82,36 @@ class Storm:
             **options,  # type: ignore[arg-type]
         )
         memory = self.machine.memory
+        self._in_kernel = irqchip in ("split", "kernel")
         self._state = self.machine.vcpus[0].state
         self._image = memory.read(0, TABLE)
         #: How each run ended, and how many did.
         self.endings: dict[Outcome, int] = {}
 
-    def blow(self, accesses: Iterable[Access], timeout: float = 20) -> Outcome:
-        """Have the guest carry out up to `ROOM` accesses, or as many as it survives."""
-        self.prepare(accesses)
-        result = self.machine.run(timeout=timeout)
-        assert result.outcome is not Outcome.TIMEOUT, result
-        assert result.exit_code in (None, 0), result
-        self.endings[result.outcome] = self.endings.get(result.outcome, 0) + 1
-        return result.outcome
+    def blow(self, accesses: Iterable[Access], timeout: float = 1) -> Outcome:
+        """Have the guest carry out these accesses; how the last of the runs that takes ended.
+
+        An access may end the guest, or make KVM write over its code: it is put back, and goes on
+        with the next one.
+        """
+        rest = list(accesses)
+        while True:
+            now = rest[:ROOM]
+            self.prepare(now)
+            result = self.machine.run(timeout=timeout)
+            assert result.exit_code in (None, 0), result
+            outcome = result.outcome
+            self.endings[outcome] = self.endings.get(outcome, 0) + 1
+            done = len(now) if outcome is Outcome.EXITED else self._done(len(now)) + 1
+            rest = rest[done:]
+            if not rest:
+                return outcome
+
+    def _done(self, count: int) -> int:
+        """How many of so many accesses were carried out, by what stands in the table."""
+        table = self.machine.memory.read(TABLE, count * _ACCESS.size)
+        outcomes = [outcome for _, _, outcome, *_ in _ACCESS.iter_unpack(table)]
+        return next((at for at, outcome in enumerate(outcomes) if not outcome), count)
 
     def prepare(self, accesses: Iterable[Access]) -> CpuState:
         """Put everything back for a run with these accesses, and return where it begins."""
@@ -100,6 +120,15 @@ class Storm:
         table = b"".join(access.pack() for access in accesses)
         machine.memory.write(TABLE, table + bytes(_ACCESS.size))
         machine.vcpus[0].state = self._state
+        # KVM is not to go on writing to where the last storm told it to.
+        for index in PARAVIRTUAL:
+            machine.vcpus[0].kvm.set_msrs({index: 0}, partial=True)
+        for cpu in machine.vcpus[1:]:
+            # A storm may have started it.
+            if self._in_kernel:
+                cpu.kvm.set_mp_state(KVM_MP_STATE_UNINITIALIZED)
+            else:
+                cpu.parked = True
         return machine.vcpus[0].state
 
     def ask(self, *accesses: Access) -> list[int | None]:

@@ -36,7 +36,7 @@ def test_every_register_to_and_fro_a_thousand_times(guests: Path, irqchip: str) 
         storm.blow(access for read in registers for access in alternating(read, chance, 4))
         before, kernel = Footprint.now(), kernel_memory()
         for read in registers:
-            storm.blow(alternating(read, chance, 1000), timeout=120)
+            storm.blow(alternating(read, chance, 1000))
         Footprint.now().assert_flat(before, allow=ALLOWANCE)
         assert kernel_memory() - kernel <= KERNEL_ALLOWANCE
 
@@ -49,10 +49,10 @@ def test_a_million_accesses_at_random(guests: Path, irqchip: str, vcpus: int) ->
     with storm.machine:
         accesses = everything(storm.registers(), chance)
         for _ in range(20):
-            storm.blow(islice(accesses, ROOM), timeout=120)
+            storm.blow(islice(accesses, ROOM))
         before, kernel = Footprint.now(), kernel_memory()
         for _ in range(1_000_000 // ROOM):
-            storm.blow(islice(accesses, ROOM), timeout=120)
+            storm.blow(islice(accesses, ROOM))
         Footprint.now().assert_flat(before, allow=ALLOWANCE)
         assert kernel_memory() - kernel <= KERNEL_ALLOWANCE
 
@@ -65,5 +65,5 @@ def test_the_local_apic_moved_a_hundred_thousand_times(guests: Path) -> None:
         storm.blow([Access(What.LOAD, 0xFEE00020), *moves])
         before = Footprint.now()
         for _ in range(100_000 // ROOM):
-            storm.blow(moves, timeout=120)
+            storm.blow(moves)
         Footprint.now().assert_flat(before, allow=ALLOWANCE)

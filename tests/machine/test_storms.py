@@ -118,4 +118,4 @@ def test_anything_at_random(guests: Path, irqchip: str, chance: random.Random) -
         for _ in range(15):
             storm.blow(islice(accesses, 500))
         Footprint.now().assert_flat(before, allow=ALLOWANCE)
-        assert storm.endings[Outcome.EXITED] > 10, storm.endings
+        assert storm.endings[Outcome.EXITED] >= 10, storm.endings
