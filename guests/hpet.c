@@ -27,6 +27,7 @@
 #define VECTOR 0x40
 #define PIN 2
 #define PERIODS 5
+#define LEAD 50 /* milliseconds until the first: the counter must not pass it before it is set */
 
 static volatile unsigned fired;
 
@@ -80,7 +81,7 @@ int main(void)
 
     /* In periodic mode the comparator takes two writes: when first, then how often. */
     write(HPET_TIMER0, TIMER_INTERRUPT | TIMER_IS_PERIODIC | TIMER_SET_VALUE);
-    uint32_t first = read(HPET_COUNTER) + millisecond;
+    uint32_t first = read(HPET_COUNTER) + LEAD * millisecond;
     write(HPET_COMPARATOR0, first);
     write(HPET_COMPARATOR0, millisecond);
     fired = 0;

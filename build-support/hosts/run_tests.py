@@ -100,6 +100,7 @@ def run(name: str, emulator: Emulator, system: Path, arguments: list[str]) -> in
             "PYKVM_LINUX": f"{tree.PATH}/{tree.LINUX}",
             "PYKVM_REQUIRE_KVM": "1",
             "PYKVM_SLOWNESS": str(SLOWNESS[name]),
+            "PYKVM_STOCK_PATIENCE": "150",
         }
         command = ["python3", "-m", "pytest", *arguments]
         disk = tree.disk(build, command, environment, system / "vmlinuz")

@@ -39,6 +39,6 @@ SHORT = [
     "tests/machine/test_run.py",
     "tests/machine/test_vcpu.py",
     "tests/quirks/test_remedies.py::test_a_guest_with_a_ring_3",
-    "tests/linux/test_linux_stock.py::test_in_each_shape[2-kernel-host]",
+    "tests/linux/test_linux_stock.py::test_in_each_shape[1-kernel-host]",
     *WITH_STOCK,
 ]

