@@ -71,8 +71,13 @@ def parse() -> argparse.Namespace:
         "--optional", action="store_true", help="emulator or packages may be missing"
     )
     parser.add_argument("--packages", action="store_true", help="print those that are missing")
-    parser.add_argument("pytest", nargs="*", help="tests, and options of pytest")
-    return parser.parse_args()
+    parser.add_argument("--", dest="pytest", metavar="PYTEST", help="tests, and options of pytest")
+    # What follows a `--` is pytest's, whatever it looks like.
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end])
+    options.pytest = words[end + 1 :]
+    return options
 
 
 def arguments(options: argparse.Namespace) -> list[str]:
