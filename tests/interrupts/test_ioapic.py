@@ -157,7 +157,7 @@ def test_reads_of_any_size(rig: Rig, size: int, value: int) -> None:
 @pytest.mark.parametrize(("size", "entry"), [(1, 0x55), (2, 0x0855), (4, 0x1_0855), (8, 0x1_0855)])
 def test_writes_of_any_size(rig: Rig, size: int, entry: int) -> None:
     rig.store(IOREGSEL, IOREDTBL)
-    rig.store(IOWIN, 0xFF00_0000_0001_0855, size)
+    rig.store(IOWIN, 0xFF00_0000_0001_0855 & (1 << 8 * size) - 1, size)
     assert rig.entry(0) == entry
 
 
