@@ -162,7 +162,7 @@ def features_of(instruction: Instruction) -> tuple[str, ...] | None:
     >>> from pykvm.x86.decode import decode
     >>> features_of(decode(bytes.fromhex("f3480fb8c3"), 64))
     ('popcnt',)
-    >>> features_of(decode(bytes.fromhex("c4e27118c1"), 64))
+    >>> features_of(decode(bytes.fromhex("c4e2791801"), 64))
     ('avx',)
     """
     for spelling in spellings(instruction):

@@ -118,6 +118,46 @@ _OTHERS = {
 }
 
 
+# x87 by ModRM.reg: with an operand in memory, then with registers.
+_X87 = """
+d8 m fadd fmul fcom fcomp fsub fsubr fdiv fdivr
+d9 m fld - fst fstp
+da m fiadd fimul ficom ficomp fisub fisubr fidiv fidivr
+db m fild fisttp fist fistp - fld - fstp
+dc m fadd fmul fcom fcomp fsub fsubr fdiv fdivr
+dd m fld fisttp fst fstp
+de m fiadd fimul ficom ficomp fisub fisubr fidiv fidivr
+df m fild fisttp fist fistp fbld fild fbstp fistp
+d8 r fadd fmul fcom fcomp fsub fsubr fdiv fdivr
+d9 r fld fxch
+da r fcmovb fcmove fcmovbe fcmovu
+db r fcmovnb fcmovne fcmovnbe fcmovnu - fucomi fcomi
+dc r fadd fmul - - fsubr fsub fdivr fdiv
+dd r ffree - fst fstp fucom fucomp
+de r faddp fmulp - - fsubrp fsubp fdivrp fdivp
+df r - - - - - fucomip fcomip
+"""
+# D9 with the ModRM bytes from E0 on, and two others by the whole of it.
+_X87_D9 = """
+fchs fabs - - ftst fxam - - fld1 fldl2t fldl2e fldpi fldlg2 fldln2 fldz -
+f2xm1 fyl2x fptan fpatan fxtract fprem1 fdecstp fincstp
+fprem fyl2xp1 fsqrt fsincos frndint fscale fsin fcos
+"""
+_X87_WHOLE = {"d9 /2 d0": "fnop", "da /5 e9": "fucompp", "de /3 d9": "fcompp"}
+
+
+def _x87_names() -> Iterator[tuple[str, str]]:
+    yield from _X87_WHOLE.items()
+    for line in _X87.strip().splitlines():
+        opcode, kind, *names = line.split()
+        for digit, name in enumerate(names):
+            if name != "-":
+                yield f"{opcode} /{digit} {kind}", name
+    for modrm, name in enumerate(_X87_D9.split(), 0xE0):
+        if name != "-":
+            yield f"d9 /{modrm >> 3 & 7} {modrm:02x}", name
+
+
 def _names() -> Iterator[tuple[str, str]]:
     for line in _SSE.split("\n"):
         opcode, *names = line.split() or [""]
@@ -125,6 +165,7 @@ def _names() -> Iterator[tuple[str, str]]:
             if name != "-":
                 yield _spell("", prefix, f"0f {opcode}"), name
     yield from _OTHERS.items()
+    yield from _x87_names()
 
 
 def _spell(vex: str, prefix: int, opcode: str) -> str:
@@ -156,14 +197,18 @@ _NAMES: dict[str, str] = {}
 def name_of(instruction: Instruction) -> str:
     """The mnemonic where it is in the list, otherwise the opcode bytes.
 
+    With VEX, what SSE calls so has a V before it.
+
     >>> from pykvm.x86.decode import decode
     >>> name_of(decode(bytes.fromhex("f20f58c1"), 64)), name_of(decode(bytes.fromhex("d9e8"), 64))
-    ('addsd', 'd9 /5')
+    ('addsd', 'fld1')
     """
     if not _NAMES:
         _NAMES.update(_names())
     for spelling in spellings(instruction):
         if spelling in _NAMES:
             return _NAMES[spelling]
+        if instruction.vex and spelling.removeprefix("vex ") in _NAMES:
+            return "v" + _NAMES[spelling.removeprefix("vex ")]
     x87 = not instruction.map and 0xD8 <= instruction.opcode <= 0xDF
     return spellings(instruction)[2 if x87 and instruction.memory is None else 1 if x87 else -1]
