@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pykvm.vcpu import CPU
     from pykvm.x86.state import CpuState
 
-__all__ = ["crash_of", "located"]
+__all__ = ["NO_BIOS_HINT", "crash_of", "located", "through_a_zero_vector"]
 
 # Intel SDM volume 3, appendix C: basic exit reasons that mean a failed entry.
 _ENTRY_FAILURES = {
@@ -41,7 +41,7 @@ _SUBERRORS = {
     4: "an exit that KVM does not expect",
 }
 
-_NO_BIOS_HINT = (
+NO_BIOS_HINT = (
     "there is no BIOS under this guest: it can set the vector itself, use ports instead, or be "
     "started by firmware"
 )
@@ -188,7 +188,7 @@ def _memory_fault(cpu: CPU, exit: MemoryFault) -> tuple[str, str, str]:
     )
 
 
-def _through_a_zero_vector(cpu: CPU) -> str:
+def through_a_zero_vector(cpu: CPU) -> str:
     """That the guest came here by an interrupt whose vector in real mode's table is 0000:0000."""
     from pykvm.x86.diagnose import zero_vector
 
@@ -209,7 +209,7 @@ def crash_of(
     `limit` is what this host's KVM does wrong with the instruction at RIP, if it was found to.
     """
     known = not (isinstance(exit, Shutdown) and _was_reset(cpu.state))
-    way = _through_a_zero_vector(cpu) if known else ""
+    way = through_a_zero_vector(cpu) if known else ""
     match exit:
         case Shutdown() if limit:
             kind, cause, hint = _limit(limit)
@@ -228,7 +228,7 @@ def crash_of(
         case _:
             kind, cause, hint = "unexpected exit", repr(exit), ""
     if way:
-        kind, cause, hint = "wild interrupt", f"{way}, and then: {kind}: {cause}", _NO_BIOS_HINT
+        kind, cause, hint = "wild interrupt", f"{way}, and then: {kind}: {cause}", NO_BIOS_HINT
     return GuestError(
         kind,
         f"{cause}, {_place(cpu, symbol)}" if known else cause,

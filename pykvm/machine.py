@@ -494,10 +494,21 @@ class Machine:
             result.unclaimed = self._unclaimed()
         if result.outcome in _STILL_THERE:
             result.places = tuple(run.place(cpu, self.symbol_at) for cpu in self._board.vcpus)
+            result.notes += self._astray()
         if not (result.ok or result.console):
             result.console = self._last_lines()
             if result.error is not None:
                 result.error.console = result.console
+
+    def _astray(self) -> tuple[str, ...]:
+        """That a guest without a BIOS called it, and executes what lies at address 0."""
+        image = self._guest.image
+        if image is None or image.mode.value != "real" or image.protocol == "firmware":
+            return ()
+        from pykvm.crash import NO_BIOS_HINT, through_a_zero_vector
+
+        way = through_a_zero_vector(self._board.vcpus[0])
+        return (f"{way}; {NO_BIOS_HINT}",) if way else ()
 
     def _unclaimed(self) -> Unclaimed:
         collected = self._board.dispatch.collected

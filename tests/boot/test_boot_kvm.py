@@ -13,7 +13,7 @@ from boot.elfs import ET_DYN, PT_DYNAMIC, Part, R, W, dynamic, elf, sectioned
 from boot.kernels import note
 from boot.multiboots import header1, header2, kernel, tag
 
-from pykvm import Machine, boot
+from pykvm import Machine, Outcome, boot
 from pykvm.boot.image import Setup
 from pykvm.kvm import ExitReason, System
 from pykvm.memory import GuestMemory
@@ -178,3 +178,24 @@ def test_a_kernel_that_wants_video_starts_without(header: bytes, wish: str) -> N
         result = machine.run(timeout=10)
     assert result.exit_code == 0x2A
     assert wish in result.notes[0]
+
+
+def test_a_boot_sector_that_called_a_bios_is_told_so_while_it_runs_on() -> None:
+    code = bytes.fromhex(
+        "b8 41 0e"  # mov ax, 0x0e41
+        "bb 00 80"  # mov bx, 0x8000: what follows at address 0 is add [bx+si], al
+        "31 f6"  # xor si, si
+        "cd 10"  # int 0x10
+        "eb fe"  # jmp $
+    )
+    sector = code.ljust(510, b"\0") + b"\x55\xaa"
+
+    def astray(machine: Machine) -> bool:
+        return machine.vcpus[0].regs.rip < 0x7C00 and machine.stop()
+
+    with Machine(sector) as machine:
+        result = machine.run(timeout=30, until=lambda machine: astray(machine) and False)
+    assert result.outcome is Outcome.STOPPED, result
+    assert result.notes[-1].startswith(
+        "INT 0x10 at 0x7c08 went through a vector of zeros to address 0; there is no BIOS"
+    )
