@@ -171,6 +171,17 @@ def test_status_with_the_transmitters_interrupt_in_use() -> None:
     assert uart.text == "AAAAAB"
 
 
+def test_what_is_due_stays_so_from_one_delivery_to_the_next() -> None:
+    uart = Uart16550()
+    front = printing(uart, ier=IER_THR_EMPTY)
+    for _ in range(3):
+        front.write(DATA, 0x41)
+        front.dispatch.deliver()
+    front.answered = 0
+    assert [front.read(IIR), front.read(IIR)] == [IIR_THR_EMPTY, IIR_NONE]
+    assert front.answered == 2
+
+
 def test_a_subscriber_that_says_nothing_hears_each_byte_at_once() -> None:
     uart = Uart16550()
     heard: list[bytes] = []
