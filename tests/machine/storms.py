@@ -17,6 +17,7 @@ from machine.test_life import descriptors, mappings, resident
 from pykvm import Machine, Outcome
 from pykvm._core import lib
 from pykvm.bus import Space
+from pykvm.chipset import UserChipset
 from pykvm.devices import standard_devices
 from pykvm.devices.pc import pc_devices
 from pykvm.kvm import System
@@ -84,6 +85,8 @@ class Storm:
         memory = self.machine.memory
         self._in_kernel = irqchip in ("split", "kernel")
         self._state = self.machine.vcpus[0].state
+        cpus = self.machine.vcpus
+        self._lapics = [cpu.kvm.get_lapic() for cpu in cpus] if self._in_kernel else []
         self._image = memory.read(0, TABLE)
         #: How each run ended, and how many did.
         self.endings: dict[Outcome, int] = {}
@@ -106,12 +109,25 @@ class Storm:
             rest = rest[done:]
             if not rest:
                 return outcome
+            if outcome is not Outcome.EXITED:
+                self._calm()
+
+    def _calm(self) -> None:
+        """Reset the local APICs: a timer that sends INIT would end every run from now on."""
+        chipset = self.machine._board.chipset
+        if self._in_kernel:
+            for cpu, registers in zip(self.machine.vcpus, self._lapics, strict=True):
+                cpu.kvm.set_lapic(registers)
+        elif isinstance(chipset, UserChipset) and chipset.platform is not None:
+            for lapic in chipset.platform.lapics:
+                lapic.init()
 
     def _done(self, count: int) -> int:
         """How many of so many accesses were carried out, by what stands in the table."""
         table = self.machine.memory.read(TABLE, count * _ACCESS.size)
         outcomes = [outcome for _, _, outcome, *_ in _ACCESS.iter_unpack(table)]
-        return next((at for at, outcome in enumerate(outcomes) if not outcome), count)
+        # The last counts: an access may well have written over what came of one before.
+        return next((at for at in range(count, 0, -1) if outcomes[at - 1]), 0)
 
     def prepare(self, accesses: Iterable[Access]) -> CpuState:
         """Put everything back for a run with these accesses, and return where it begins."""

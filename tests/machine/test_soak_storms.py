@@ -28,7 +28,7 @@ IRQCHIPS = ("user", "split", "kernel")
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_every_register_to_and_fro_a_thousand_times(guests: Path, irqchip: str) -> None:
+def test_every_register_to_and_fro_again_and_again(guests: Path, irqchip: str) -> None:
     chance = random.Random(11)
     storm = Storm(guests, irqchip)
     with storm.machine:
@@ -36,34 +36,34 @@ def test_every_register_to_and_fro_a_thousand_times(guests: Path, irqchip: str) 
         storm.blow(access for read in registers for access in alternating(read, chance, 4))
         before, kernel = Footprint.now(), kernel_memory()
         for read in registers:
-            storm.blow(alternating(read, chance, 1000))
+            storm.blow(alternating(read, chance, 300))
         Footprint.now().assert_flat(before, allow=ALLOWANCE)
         assert kernel_memory() - kernel <= KERNEL_ALLOWANCE
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
 @pytest.mark.parametrize("vcpus", [1, 2])
-def test_a_million_accesses_at_random(guests: Path, irqchip: str, vcpus: int) -> None:
+def test_two_hundred_thousand_accesses_at_random(guests: Path, irqchip: str, vcpus: int) -> None:
     chance = random.Random()
     storm = Storm(guests, irqchip, vcpus=vcpus)
     with storm.machine:
         accesses = everything(storm.registers(), chance)
-        for _ in range(20):
+        for _ in range(3):
             storm.blow(islice(accesses, ROOM))
         before, kernel = Footprint.now(), kernel_memory()
-        for _ in range(1_000_000 // ROOM):
+        for _ in range(200_000 // ROOM):
             storm.blow(islice(accesses, ROOM))
         Footprint.now().assert_flat(before, allow=ALLOWANCE)
         assert kernel_memory() - kernel <= KERNEL_ALLOWANCE
 
 
-def test_the_local_apic_moved_a_hundred_thousand_times(guests: Path) -> None:
+def test_the_local_apic_moved_seventy_thousand_times(guests: Path) -> None:
     """More often than the bus once had numbers for ranges."""
     storm = Storm(guests, "user")
     moves = [Access(What.WRMSR, APIC_BASE, 0xFEE00900 | turn % 7 << 12) for turn in range(ROOM)]
     with storm.machine:
         storm.blow([Access(What.LOAD, 0xFEE00020), *moves])
         before = Footprint.now()
-        for _ in range(100_000 // ROOM):
+        for _ in range(70_000 // ROOM):
             storm.blow(moves)
         Footprint.now().assert_flat(before, allow=ALLOWANCE)

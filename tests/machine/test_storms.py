@@ -102,7 +102,7 @@ def test_every_register_to_and_fro(guests: Path, irqchip: str, chance: random.Ra
             storm.blow(
                 access
                 for register in registers[at : at + 100]
-                for access in alternating(register, chance, 12)
+                for access in alternating(register, chance, 6)
             )
         Footprint.now().assert_flat(before, allow=ALLOWANCE)
 
