@@ -235,12 +235,6 @@ class Machine:
             )
         space, first = (Space.PIO, pio) if pio is not None else (Space.MMIO, mmio)
         assert first is not None
-        known = self.devices.get(name)
-        if known is not None and known is not device:
-            raise ConfigError(
-                f"there is a device named {name!r} already",
-                hint="remove it first, or give the new one another name",
-            )
         self._board.place([Placement(device, space, first, size)])
 
     def remove(self, device: Device | str) -> None:

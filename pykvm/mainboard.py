@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.boot.placement import ram_ranges
-from pykvm.bus import Area, Bus, Space, check_free, check_placement
+from pykvm.bus import Area, Bus, Space, check_device, check_free, check_placement
 from pykvm.chipset import UserChipset
 from pykvm.claim import Claim
 from pykvm.devices.line import Unconnected
@@ -151,6 +151,14 @@ class Mainboard:
     def place(self, placements: Iterable[Placement]) -> None:
         """Put devices on the bus.  Raises BusConflict and ConfigError, and places none then."""
         placements = list(placements)
+        known = dict(self.devices)
+        for placement in placements:
+            name = check_device(placement.device)
+            if known.setdefault(name, placement.device) is not placement.device:
+                raise ConfigError(
+                    f"there is a device named {name!r} already",
+                    hint="remove it first, or give the new one another name",
+                )
         self.bus.add_all(placements)
         self.devices.update((placement.name, placement.device) for placement in placements)
         for placement in placements:

@@ -38,7 +38,7 @@ from pykvm.x86.state import SegmentRegister, TableRegister, real_mode
 pytestmark = pytest.mark.kvm
 
 HALT = b"\xfa\xf4"
-REAL = {"image": HALT, "mode": "real"}
+REAL: dict[str, Any] = {"image": HALT, "mode": "real"}
 
 
 def rows(*table: tuple[str, Callable[..., object]]) -> pytest.MarkDecorator:
@@ -106,6 +106,17 @@ def test_devices_are_placements(devices: list[Any]) -> None:
     refuses(
         "each of the devices is a Placement", lambda: Machine(HALT, mode="real", devices=devices)
     )
+
+
+def test_two_devices_of_one_name() -> None:
+    first, second = PostPort("post"), PostPort("post")
+    devices = [Placement(first, Space.PIO, 0x80, 1), Placement(second, Space.PIO, 0x81, 1)]
+    refuses("a device named 'post' already", lambda: Machine(**REAL, devices=devices))
+    # One device in two places is one.
+    devices = [Placement(first, Space.PIO, 0x80, 1), Placement(first, Space.PIO, 0x81, 1)]
+    with Machine(**REAL, memory="1M", devices=devices) as machine:
+        refuses("a device named 'post' already", lambda: machine.add(second, pio=0x82, length=1))
+        machine.add(first, pio=0x82, length=1)
 
 
 def test_a_refused_machine_leaves_nothing(tmp_path: Path) -> None:
