@@ -345,6 +345,8 @@ class Mainboard:
 
     def close(self) -> None:
         """Give back the VM and the memory; the vCPUs must be closed."""
+        # No loops of references: what a thousand machines had is not to wait for the collector.
+        self.memory.on_add, self.bus.fixed = None, tuple
         # The VM first: deleting its slots one by one would wait for each.
         if self.vm is not None:
             self.vm.close()

@@ -399,6 +399,7 @@ class CPU:
         KVM steps from the RIP that it has now, and forgets the step if that changes: registers
         that wait for the next KVM_RUN are set first.
         """
+        self._living()
         if self.page[_DIRTY_REGS] & _SYNC_REGS:
             self.kvm.ioctl(KVM_SET_REGS, self.page[_REGS:_SREGS])
             self.page[_DIRTY_REGS] &= ~_SYNC_REGS

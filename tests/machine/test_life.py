@@ -202,7 +202,7 @@ def test_two_devices_cannot_have_the_same_port(guest: MakeGuest) -> None:
         ({"pio": 1, "mmio": 1, "length": 1}, "either pio= or mmio="),
         ({"pio": 1}, "length= is missing"),
         ({"pio": 0x10000, "length": 1}, "port"),
-        ({"pio": 1, "length": 0}, "at least one"),
+        ({"pio": 1, "length": 0}, "length is an integer from 1 to"),
     ],
 )
 def test_a_device_that_has_no_place(guest: MakeGuest, place: dict[str, int], message: str) -> None:
