@@ -12,6 +12,7 @@ import pytest
 from pykvm.cli.step import COMMANDS, Leave, command
 from pykvm.cli.stepper import Stepper
 from pykvm.machine import Machine
+from support.debugging import STEPS
 from support.listing import assemble
 from support.quirks import without
 
@@ -87,6 +88,7 @@ def test_only_a_read_is_answered_once(step: Session) -> None:
     assert step("a 1").startswith("the guest waits for no answer here")
 
 
+@pytest.mark.needs_host(STEPS)
 def test_one_instruction(step: Session) -> None:
     assert step("s") == "[1] stepped to 0x7c03: b0 41 ee e4 48 a2 00 05"
     assert step("s").startswith("[2] stepped to 0x7c05: ee e4")

@@ -20,7 +20,7 @@ from pykvm.kvm.constants import (
     KVM_SYNC_X86_REGS,
 )
 from pykvm.kvm.handle import address_of
-from support.debugging import BREAKPOINTS
+from support.debugging import BREAKPOINTS, STEPS
 
 pytestmark = pytest.mark.kvm
 
@@ -66,6 +66,7 @@ def test_a_write_to_nowhere_is_mmio(guest: Guest) -> None:
     assert guest.run()[0] is ExitReason.KVM_EXIT_HLT
 
 
+@pytest.mark.needs_host(STEPS)
 def test_single_steps(guest: Guest) -> None:
     guest.load("""
         90           nop

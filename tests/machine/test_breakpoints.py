@@ -6,7 +6,7 @@ import pytest
 
 from pykvm import Outcome, RunStopped
 from pykvm.exits import Debug
-from support.debugging import BREAKPOINTS
+from support.debugging import BREAKPOINTS, STEPS
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
@@ -73,7 +73,7 @@ def test_going_back_to_it_meets_it_again(guest: MakeGuest) -> None:
     assert (cpu.regs.rip, cpu.regs.rbx) == (NOP, 2)
 
 
-@pytest.mark.needs_host(BREAKPOINTS)
+@pytest.mark.needs_host(BREAKPOINTS, STEPS)
 def test_a_step_at_a_time(guest: MakeGuest) -> None:
     machine = guest(COUNT)
     cpu = machine.vcpus[0]
@@ -90,6 +90,7 @@ def test_a_step_at_a_time(guest: MakeGuest) -> None:
     assert (cpu.regs.rip, cpu.regs.rbx) == (NOP, 2)
 
 
+@pytest.mark.needs_host(STEPS)
 def test_a_step_starts_at_registers_that_were_just_set(guest: MakeGuest) -> None:
     """KVM keeps where a step starts, and drops it if RIP is another by the time it runs."""
     machine = guest(COUNT)
