@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import os
 import weakref
-from errno import errorcode
+from errno import ENOMEM, errorcode
 from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, hold_claim, lib
-from pykvm.errors import ClosedError, HostError, KVMError, PykvmError, StateError
+from pykvm.errors import (
+    ClosedError,
+    KVMError,
+    PykvmError,
+    ResourceError,
+    StateError,
+    resource_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +47,12 @@ def refusal(code: int, what: str, errno: int) -> PykvmError:
     if code == lib.PYKVM_LATE:
         return LateError(f"{what} was to be entered for a run that is over")
     if code == lib.PYKVM_NO_SIGNAL:
-        return HostError(
+        return ResourceError(
             "no real-time signal is free: pykvm takes one to stop vCPUs, and each has a handler",
             hint="leave one of SIGRTMIN+1 to SIGRTMAX as it is (signal.SIG_DFL)",
         )
     if code == lib.PYKVM_NO_TIMER:
-        return HostError(
+        return ResourceError(
             f"{what}: this host gives no more timers: timer_create: {os.strerror(errno)} "
             f"({errorcode.get(errno, errno)})",
             hint="each running vCPU has one, and it counts as a pending signal: raise `ulimit -i`",
@@ -56,12 +63,12 @@ def refusal(code: int, what: str, errno: int) -> PykvmError:
 
 
 class Claim:
-    """The right to run a machine.  Raises HostError if there is no memory for it."""
+    """The right to run a machine.  Raises ResourceError if there is no memory for it."""
 
     def __init__(self) -> None:
         core = lib.pykvm_claim_new()
         if core == ffi.NULL:
-            raise HostError("this host has no memory left for another machine")
+            raise resource_error("no room for another machine", ENOMEM)
         self.core: Any = ffi.gc(core, lib.pykvm_claim_free)
         #: Whether this process is a fork of the one that made the machine.
         self.forked = False

@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import nullcontext, suppress
+from errno import ENOMEM
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
 from pykvm.bus import Space
-from pykvm.errors import KVMError
+from pykvm.errors import KVMError, resource_error
 from pykvm.published import Published, Shared, as_accesses, as_writes
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Dispatch:
         """
         new = ffi.gc(lib.pykvm_map_new(self.collected.core), lib.pykvm_map_free)
         if new == ffi.NULL:
-            raise MemoryError("the map of ports and addresses")
+            raise resource_error("no room for the map of ports and addresses", ENOMEM)
         self._publish()
         for range_ in self.bus.ranges:
             result = lib.pykvm_map_add(
@@ -117,7 +118,7 @@ class Dispatch:
                 range_.offset,
             )
             if result:
-                raise MemoryError("the map of ports and addresses")
+                raise resource_error("no room for the map of ports and addresses", ENOMEM)
             self.reads[range_.slot] = self._locked(range_.read)
             self.writes[range_.slot] = self._locked(range_.write)
             if range_.sink is not None:

@@ -5,6 +5,8 @@
     PykvmError
     +-- KVMError         (also an OSError) a KVM ioctl failed: which, its errno, what to do
     +-- HostError        this host cannot do what was asked (no /dev/kvm, too little memory)
+    |   +-- ResourceError  it has run out of descriptors, memory, threads, timers or signals
+    |       +-- KVMResourceError  (also a KVMError) an ioctl was refused for that
     +-- ConfigError      (also a ValueError) the caller asked for something that makes no sense
     |   +-- BusConflict  a device where another one, or memory, is
     |   +-- UnknownSymbol  (also a KeyError) a name that the guest has no symbol for
@@ -26,12 +28,13 @@ error and lives in `pykvm.bus`.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pykvm.printable import printable, printable_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
 __all__ = [
@@ -42,15 +45,20 @@ __all__ = [
     "GuestFailed",
     "HostError",
     "KVMError",
+    "KVMResourceError",
     "LoadError",
     "MemoryRangeError",
     "PykvmError",
+    "ResourceError",
     "RunError",
     "RunStopped",
     "RunTimeout",
     "StateError",
     "TranslationError",
     "UnknownSymbol",
+    "exhausted",
+    "is_exhaustion",
+    "resource_error",
 ]
 
 
@@ -104,6 +112,49 @@ class KVMError(PykvmError, OSError):
 
 class HostError(PykvmError):
     """This host cannot do what was asked: no /dev/kvm, no permission, too little memory."""
+
+
+class ResourceError(HostError):
+    """This host has run out of descriptors, memory, threads, timers or signals.
+
+    The message says of what, the hint what to do.
+    """
+
+
+class KVMResourceError(KVMError, ResourceError):
+    """A KVM ioctl was refused because the host has run out of something."""
+
+
+# By errno: EMFILE, ENFILE, ENOMEM.
+_EXHAUSTED = {
+    24: "too many open files: raise `ulimit -n`, or close machines that are done",
+    23: "this whole system has too many open files: raise fs.file-max, or close some",
+    12: "there is no memory left, or a limit is reached: see `ulimit -v`, `ulimit -l`, "
+    "vm.max_map_count and the memory limit of the container",
+}
+
+
+def is_exhaustion(errno: int | None) -> bool:
+    """Whether an errno says that the host has run out of descriptors or memory."""
+    return errno in _EXHAUSTED
+
+
+def resource_error(what: str, errno: int) -> ResourceError:
+    """The error for a system call that failed so: `what` could not be done."""
+    return ResourceError(f"{what}: {os.strerror(errno)}", hint=_EXHAUSTED.get(errno, ""))
+
+
+@contextmanager
+def exhausted(what: str) -> Iterator[None]:
+    """Turn a bare OSError or MemoryError for want of descriptors or memory into a ResourceError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise resource_error(what, 12) from error
+    except OSError as error:
+        if isinstance(error, PykvmError) or not is_exhaustion(error.errno):
+            raise
+        raise resource_error(what, error.errno or 0) from error
 
 
 class ConfigError(PykvmError, ValueError):

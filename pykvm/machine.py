@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pykvm import checks
+from pykvm._core import lib
 from pykvm.boot import Entry, place
 from pykvm.boot.symbols import Symbols
 from pykvm.bus import Placement, Space, check_device
-from pykvm.errors import ClosedError, ConfigError, GuestError, StateError
+from pykvm.claim import refusal
+from pykvm.errors import ConfigError, GuestError, StateError, exhausted
 from pykvm.host import Host
 from pykvm.mainboard import Mainboard
 from pykvm.options import check_options, memory_of, read_guest
@@ -19,7 +23,6 @@ from pykvm.result import Ending, Outcome, Unclaimed
 from pykvm.run import SENT_INIT, Run
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
@@ -123,6 +126,7 @@ class Machine:
     ) -> None:
         checked = check_options({n: value for n, value in locals().items() if n != "self"})
         vcpus, load_address, tsc_khz = (checked[n] for n in ("vcpus", "load_address", "tsc_khz"))
+        self._name = os.path.basename(image) if isinstance(image, (str, os.PathLike)) else "bytes"
         guest = self._guest = read_guest(
             image,
             memory=memory,
@@ -147,7 +151,7 @@ class Machine:
         self._remarks = guest.remarks
         self._kernel_watch: KernelWatch | None = None
         self._ear: Ear | None = None
-        with closing(Host()) as host:
+        with exhausted("this machine could not be made"), closing(Host()) as host:
             host.check_vcpus(vcpus)
             board = self._board = Mainboard(
                 memory_of(memory),
@@ -224,6 +228,7 @@ class Machine:
         ...     "echo" in machine.devices
         True
         """
+        self._check_open()
         name = check_device(device)
         if (pio is None) == (mmio is None):
             raise ConfigError(f"device {name}: give either pio= or mmio=")
@@ -239,6 +244,7 @@ class Machine:
 
     def remove(self, device: Device | str) -> None:
         """Take a device away, by name or by itself.  Raises ConfigError if it is not there."""
+        self._check_open()
         name = device if isinstance(device, str) else check_device(device)
         self.bus.remove(device)
         self.devices.pop(name, None)
@@ -251,6 +257,7 @@ class Machine:
         there is one: only `timeout`, `stop` or the guest end its run.  Raises ConfigError if the
         machine has no interrupt controller, or that no such input.
         """
+        self._check_open()
         irq = checks.integer("irq", irq, 0, ISA_IRQS - 1, hint=_IRQS)
         if irq == 2:
             raise ConfigError("irq=2: the second 8259 has it", hint=_IRQS)
@@ -263,6 +270,7 @@ class Machine:
 
         Returns whether a local APIC took it.  May be called from any thread.
         """
+        self._check_open()
         address = checks.unsigned("address", address, 64)
         data = checks.unsigned("data", data, 32)
         return self._board.interrupts().send_msi(address, data)
@@ -272,6 +280,7 @@ class Machine:
 
         Only KVM itself can: raises ConfigError unless ``irqchip="kernel"``.
         """
+        self._check_open()
         fd = checks.integer("fd", fd, 0, 0x7FFF_FFFF)
         irq = checks.integer("irq", irq, 0, ISA_IRQS - 1)
         self._board.interrupts().irqfd(fd, irq)
@@ -282,6 +291,7 @@ class Machine:
         May be called from any thread.  Raises ConfigError if the machine has no such button: that
         of a bare guest has none.
         """
+        self._check_open()
         from pykvm.devices.acpi_pm import AcpiPm
 
         power = self.devices.get("acpi-pm")
@@ -407,8 +417,7 @@ class Machine:
                 look=repairs.look,
             )
             board.run = run
-            if board.closed:  # `close` may not have seen it
-                raise ClosedError("this machine is closed")
+            self._check_open()  # `close` may not have seen it
             if conditions is not None:
                 run.end(conditions.ending)
             before = repairs.tally()
@@ -532,6 +541,7 @@ class Machine:
 
         What devices raise passes, GuestExit and GuestReset included.
         """
+        self._check_open()
         from pykvm.exits import IoIn, IoOut, MmioRead, MmioWrite
 
         match exit:
@@ -557,6 +567,7 @@ class Machine:
         `run` does so by itself; this is for ``for exit in vcpu``.  False if nobody can.  Raises
         GuestError where the guest cannot go on, and what devices raise.
         """
+        self._check_open()
         return self._repairs.take(cpu, exit)
 
     def _take_exit(self, cpu: CPU, exit: Exit) -> Ending | None:
@@ -685,9 +696,21 @@ class Machine:
         self._board.close()
 
     def __enter__(self) -> Machine:
-        if self._board.closed:
-            raise ClosedError("this machine is closed")
+        self._check_open()
         return self
+
+    def _check_open(self) -> None:
+        board = self._board
+        if board.closed or board.claim.forked:
+            code = lib.PYKVM_FORKED if board.claim.forked else lib.PYKVM_SHUT
+            raise refusal(code, "this machine", 0)
+
+    def __del__(self) -> None:
+        board = getattr(self, "_board", None)
+        if board is not None and not board.closed and not board.claim.forked:
+            # Its parts free themselves, in any order: some of them may be gone by now.
+            message = f"Machine {self._name!r} was not closed"
+            warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
 
     def __exit__(
         self,

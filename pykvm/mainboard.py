@@ -76,6 +76,7 @@ class Mainboard:
         for placement in placements:
             check_placement(placement)
         vm = self.vm = host.create_vm()
+        vm.warns = False  # the machine does
         self.memory.attach(vm)
         if self._irqchip in ("kernel", "split"):
             from pykvm.kernel_chipset import KernelChipset
@@ -110,6 +111,7 @@ class Mainboard:
         for index in range(count):
             cpuid = host.cpuid(model, index, count, irqchip=self._irqchip, hidden=hidden)
             vcpu = vm.create_vcpu(index)
+            vcpu.warns = False
             ring = host.coalescing_ring if count == 1 else None
             self.vcpus.append(CPU(vcpu, self.memory, ring=ring, claim=self.claim))
             vcpu.set_cpuid2(cpuid)

@@ -33,11 +33,12 @@ from __future__ import annotations
 
 import itertools
 import struct
+from errno import ENOMEM
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pykvm._core import ffi, lib
-from pykvm.errors import ConfigError, StateError
+from pykvm.errors import ConfigError, StateError, resource_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -156,7 +157,7 @@ class Shared:
     def __init__(self) -> None:
         core = lib.pykvm_shared_new()
         if core == ffi.NULL:
-            raise MemoryError("the buffers of collected writes")
+            raise resource_error("no room for the buffers of collected writes", ENOMEM)
         #: struct pykvm_shared
         self.core: Any = ffi.gc(core, lib.pykvm_shared_free)
         #: Called, in any thread, when what a device published has changed while accesses wait for

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
 from pykvm.claim import LateError
-from pykvm.errors import HostError
+from pykvm.errors import ResourceError
 from pykvm.result import Ending, Outcome, Place, Result
 from pykvm.vcpu import OVER
 
@@ -387,7 +387,7 @@ class Run:
         try:
             _thread.start_new_thread(self._run_other, (cpu,))
         except (RuntimeError, MemoryError) as error:
-            raise HostError(
+            raise ResourceError(
                 f"this host gives no thread for vCPU {cpu.index}: {error}",
                 hint="each vCPU but the first takes one: see `ulimit -u`, `ulimit -v` and the "
                 "pids.max of the container, or use fewer vCPUs",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
+from errno import ENOMEM
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, hold_vcpu, lib
 from pykvm.bus import GuestExit, GuestPanic, GuestPowerOff, GuestReset, odd_answer
 from pykvm.checks import buffer, integer, seconds, unsigned, wrong
-from pykvm.claim import FORKED, FORKED_HINT, refusal
+from pykvm.claim import refusal
 from pykvm.errors import (
-    ClosedError,
     GuestError,
-    HostError,
     KVMError,
     MemoryRangeError,
+    ResourceError,
     StateError,
     TranslationError,
+    resource_error,
 )
 from pykvm.kvm.uapi import (
     KVM_GET_SREGS,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pykvm import kvm
     from pykvm.claim import Claim
     from pykvm.dispatch import Dispatch
+    from pykvm.errors import PykvmError
     from pykvm.exits import Exit, RunPage
     from pykvm.guest_debug import GuestDebug
     from pykvm.memory import GuestMemory
@@ -85,8 +87,28 @@ _ACCESSES = ("read", "write", "execute", None)
 OVER = Ending(Outcome.STOPPED, "the run is over")
 
 
-def _no_memory(index: int) -> HostError:
-    return HostError(f"this host has no memory left for the buffers of vCPU {index}")
+def _no_memory(index: int) -> ResourceError:
+    return resource_error(f"no room for the buffers of vCPU {index}", ENOMEM)
+
+
+def _gone(*, forked: bool) -> PykvmError:
+    return refusal(lib.PYKVM_FORKED if forked else lib.PYKVM_SHUT, "", 0)
+
+
+class _NoPage:
+    """In place of the kvm_run page of a vCPU that was closed: a touch raises ClosedError."""
+
+    def __init__(self, *, forked: bool = False) -> None:
+        self._forked = forked
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise _gone(forked=self._forked)
+
+    def __setitem__(self, index: object, value: object) -> None:
+        raise _gone(forked=self._forked)
+
+    def release(self) -> None:
+        """As a memoryview that was released already."""
 
 
 class Board(Protocol):
@@ -135,7 +157,8 @@ class CPU:
     ) -> None:
         """`ring` is the page and the number of entries of the coalescing ring, if it is used.
 
-        `claim` is the one of the machine for whose runs this vCPU is entered.  Raises HostError.
+        `claim` is the one of the machine for whose runs this vCPU is entered.  Raises
+        ResourceError.
         """
         self.kvm = vcpu
         self.index: int = vcpu.id
@@ -145,7 +168,7 @@ class CPU:
         self._halted: int | None = None
         self.memory = memory
         self.regs = Registers(self)
-        self.page = memoryview(vcpu.run_page)
+        self.page: Any = memoryview(vcpu.run_page)
         self._run_page: RunPage | None = None
         self._page_handle = ffi.from_buffer(vcpu.run_page)
         base = ffi.cast("char *", self._page_handle)
@@ -198,7 +221,8 @@ class CPU:
         if self._run_page is not None:
             self._run_page.release()
         self._general = self._all = self.run_address = None
-        self.page.release()
+        page, self.page = self.page, _NoPage(forked=self._forked)
+        page.release()
         ffi.release(self._page_handle)
         self.kvm.close()
         self._closing = None
@@ -207,15 +231,15 @@ class CPU:
         """In the child of a fork: the vCPU is the parent's, and cannot be used here."""
         core, self.core = self.core, None
         self._forked = True
+        # The kvm_run page is the parent's own, not a copy.
+        self.page = _NoPage(forked=True)
         if core is not None:
             lib.pykvm_forget(core)
         self.kvm.close()
 
     def _living(self) -> Any:
         if self.core is None:
-            if self._forked:
-                raise ClosedError(FORKED, hint=FORKED_HINT)
-            raise ClosedError("this machine is closed")
+            raise _gone(forked=self._forked)
         return self.core
 
     # -- registers ---------------------------------------------------------------------------
@@ -387,6 +411,7 @@ class CPU:
     @property
     def debug(self) -> GuestDebug:
         """Breakpoints and single steps of this vCPU (KVM_SET_GUEST_DEBUG)."""
+        self._living()
         if self._debug is None:
             from pykvm.guest_debug import GuestDebug
 
@@ -525,7 +550,7 @@ class CPU:
 
     def heed(self) -> None:
         """By the vCPU's own thread: it is about to look at what `attend` was called for so far."""
-        self.core.attention = 0
+        self._living().attention = 0
 
     def set_alarm(self, when: int | None) -> None:
         """By the vCPU's own thread: come to `Board.take_attention` at this host time.
@@ -543,7 +568,7 @@ class CPU:
         """Call `run` with this vCPU as the calling thread's own: see `loop`.
 
         `turn` is the run of the machine's claim that this is for, 0 if it is for none.  Raises
-        StateError, ClosedError, HostError, KVMError.
+        StateError, ClosedError, ResourceError, KVMError.
         """
         core = self._living()
         deadline = 0 if timeout_ns is None else time.monotonic_ns() + timeout_ns

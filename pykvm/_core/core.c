@@ -117,7 +117,7 @@ struct pykvm_private {
 /* ---- the signal ------------------------------------------------------------------------ */
 
 static int kick_signal;
-static pthread_once_t kick_signal_once = PTHREAD_ONCE_INIT;
+static pthread_mutex_t kick_signal_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void ignore_kick(int number)
 {
@@ -136,7 +136,7 @@ static void choose_kick_signal(void)
         action.sa_handler = ignore_kick;
         action.sa_flags = SA_RESTART;
         if (!sigaction(number, &action, NULL)) {
-            kick_signal = number;
+            __atomic_store_n(&kick_signal, number, __ATOMIC_RELEASE);
             return;
         }
     }
@@ -144,7 +144,12 @@ static void choose_kick_signal(void)
 
 int pykvm_kick_signal(void)
 {
-    pthread_once(&kick_signal_once, choose_kick_signal);
+    if (__atomic_load_n(&kick_signal, __ATOMIC_ACQUIRE))
+        return kick_signal;
+    pthread_mutex_lock(&kick_signal_lock);
+    if (!kick_signal)
+        choose_kick_signal();
+    pthread_mutex_unlock(&kick_signal_lock);
     return kick_signal;
 }
 

@@ -10,7 +10,7 @@ from errno import E2BIG
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pykvm.errors import ClosedError, ConfigError, KVMError
+from pykvm.errors import ClosedError, ConfigError, KVMError, KVMResourceError, is_exhaustion
 from pykvm.kvm import uapi
 from pykvm.kvm.hints import hint_for
 
@@ -89,6 +89,9 @@ class Handle:
     the kernel refuses and ClosedError after `close`.
     """
 
+    #: Whether a handle that was forgotten is warned of; False where its owner does that.
+    warns = True
+
     def __init__(self, fd: int, what: str) -> None:
         # A list, since list.pop is atomic: two threads that close at once close one descriptor.
         self._fds = [fd]
@@ -133,7 +136,9 @@ class Handle:
 
     def __del__(self) -> None:
         if getattr(self, "_fds", None):
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            if self.warns:
+                message = f"{self!r} was never closed"
+                warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
             # Not self.close(): the VM of a vCPU in use may be collected before it.
             Handle.close(self)
 
@@ -196,7 +201,8 @@ class Handle:
 
     def _refused(self, number: int, errno: int) -> KVMError:
         name = name_of(number)
-        return KVMError(name, errno, hint=hint_for(name, errno))
+        kind = KVMResourceError if is_exhaustion(errno) else KVMError
+        return kind(name, errno, hint=hint_for(name, errno))
 
 
 class Extensions(Handle):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from pykvm.errors import is_exhaustion, resource_error
+
 __all__ = ["hint_for"]
 
 # The capability without which KVM does not know an ioctl.
@@ -86,12 +88,10 @@ _IRQCHIP_ORDER = "the in-kernel irqchip comes before the first vCPU, and only on
 HINTS = {
     ("KVM_CREATE_VM", errno.EBUSY): "another hypervisor (VirtualBox, VMware) holds VT-x or SVM",
     ("KVM_CREATE_VM", errno.EINVAL): "this host offers no VM of that type (KVM_CAP_VM_TYPES)",
-    ("KVM_CREATE_VM", errno.EMFILE): "too many open files: raise `ulimit -n`",
     ("KVM_CREATE_VCPU", errno.EEXIST): "this VM already has a vCPU of that id",
     ("KVM_CREATE_VCPU", errno.EINVAL): (
         "ids lie below KVM_CAP_MAX_VCPU_ID, and a VM has at most KVM_CAP_MAX_VCPUS vCPUs"
     ),
-    ("KVM_CREATE_VCPU", errno.EMFILE): "too many open files: raise `ulimit -n`",
     ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "the range overlaps another memory slot",
     ("KVM_SET_USER_MEMORY_REGION", errno.EINVAL): _REGION,
     ("KVM_SET_USER_MEMORY_REGION2", errno.EEXIST): "the range overlaps another memory slot",
@@ -126,6 +126,8 @@ def hint_for(ioctl: str, number: int) -> str:
     known = HINTS.get((ioctl, number))
     if known is not None:
         return known
+    if is_exhaustion(number):
+        return resource_error(ioctl, number).hint
     if number == errno.EIO:
         return "a VM works only in the process that created it, not after a fork"
     if number in (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP) and ioctl in NEEDS:

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from pykvm.errors import HostError, KVMError
+from pykvm.errors import HostError, KVMError, is_exhaustion, resource_error
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import KVM_API_VERSION
 from pykvm.kvm.handle import Attributes, Extensions
@@ -54,6 +54,8 @@ class System(Extensions, Attributes):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
+            if is_exhaustion(error.errno):
+                raise resource_error(f"cannot open {path}", error.errno or 0) from None
             advice = _ADVICE.get(error.errno or 0, "")
             raise HostError(f"cannot open {path}: {error.strerror}", hint=advice) from None
         super().__init__(fd, "KVM system")

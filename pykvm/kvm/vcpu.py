@@ -7,7 +7,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pykvm.errors import ConfigError
+from pykvm.errors import ConfigError, resource_error
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import KVM_DIRTY_LOG_PAGE_OFFSET, KVM_GUESTDBG_ENABLE
 from pykvm.kvm.handle import Attributes, Enabling
@@ -43,9 +43,11 @@ class VCPU(State, Enabling, Attributes):
         self.xsave_size = max(xsave_size, uapi.kvm_xsave.size)
         try:
             self._page: mmap.mmap | None = mmap.mmap(fd, mmap_size)
-        except OSError:
+        except OSError as error:
             self.close()
-            raise
+            raise resource_error(
+                f"cannot map the run page of vCPU {id}", error.errno or 0
+            ) from None
 
     @property
     def run_page(self) -> mmap.mmap:

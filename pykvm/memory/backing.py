@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pykvm._core import ffi
 from pykvm.checks import one_of
-from pykvm.errors import ClosedError, ConfigError, HostError
+from pykvm.errors import (
+    ClosedError,
+    ConfigError,
+    HostError,
+    ResourceError,
+    is_exhaustion,
+    resource_error,
+)
 from pykvm.sizes import format_size
 
 if TYPE_CHECKING:
@@ -233,7 +240,10 @@ def _refusal(size: int, backing: Backing, error: OSError | OverflowError) -> Hos
     """What to tell the caller when the host refused a mapping."""
     reason = error.strerror if isinstance(error, OSError) else "more than an address space holds"
     message = f"cannot map {format_size(size)} of guest memory ({backing}): {reason}"
-    if getattr(error, "errno", None) == errno.ENOMEM:
+    number = getattr(error, "errno", None)
+    if number == errno.ENOMEM:
         available = format_size(host_memory()["MemAvailable"])
-        return HostError(f"{message}; the host has {available} available", hint="see ulimit -v")
+        return ResourceError(f"{message}; the host has {available} available", hint="see ulimit -v")
+    if is_exhaustion(number):
+        return resource_error(f"cannot map {format_size(size)} of guest memory", number or 0)
     return HostError(message)
