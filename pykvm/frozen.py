@@ -66,6 +66,7 @@ class FrozenType(type):
 
     #: By field, what sets its slot past `Frozen.__setattr__`.
     __fields__: dict[str, Callable[[Any, Any], None]]
+    __setters__: tuple[Callable[[Any, Any], None], ...]
     __defaults__: dict[str, Any]
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> FrozenType:
@@ -83,6 +84,7 @@ class FrozenType(type):
         made = super().__new__(cls, name, bases, namespace)
         made.__fields__ = setters | {field: vars(made)[field].__set__ for field in fields}
         made.__defaults__ = defaults
+        made.__setters__ = tuple(made.__fields__.values())
         return made
 
     @property
@@ -108,8 +110,10 @@ class Frozen(metaclass=FrozenType):
 
         def __init__(self, *args, **kwargs):
             cls = type(self)
-            values = _values(cls, cls.__fields__, args, kwargs, cls.__defaults__)
-            for put, value in zip(cls.__fields__.values(), values, strict=True):
+            setters = cls.__setters__
+            if kwargs or len(args) != len(setters):
+                args = _values(cls, cls.__fields__, args, kwargs, cls.__defaults__)
+            for put, value in zip(setters, args):  # noqa: B905  as many of each
                 put(self, value)
 
     def _values(self) -> tuple[Any, ...]:
