@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Iterable
     from inspect import Signature
     from typing import NamedTuple
 
@@ -44,20 +44,26 @@ def _signature(fields: Iterable[str], defaults: dict[str, Any]) -> Signature:
     return Signature(parameters)
 
 
-def _values(cls: Any, fields: Collection[str], args: Any, named: Any, defaults: Any) -> list[Any]:
+def _values(
+    cls: Any, fields: tuple[str, ...], args: tuple[Any, ...], named: Any, defaults: Any
+) -> list[Any]:
     """The values of the fields, in their order.  Raises TypeError as a call of Python's would."""
     if len(args) > len(fields):
         raise TypeError(f"{cls.__name__} has {len(fields)} fields, not {len(args)}")
-    values = dict(zip(fields, args, strict=False))
-    for field, value in named.items():
-        if field not in fields or field in values:
-            what = "twice" if field in values else "which it has not"
-            raise TypeError(f"{cls.__name__} was given {field!r} {what}")
-        values[field] = value
-    for field in fields:
-        if field not in values and field not in defaults:
+    values, used = [*args], 0
+    for field in fields[len(args) :]:
+        if field in named:
+            values.append(named[field])
+            used += 1
+        elif field in defaults:
+            values.append(defaults[field])
+        else:
             raise TypeError(f"{cls.__name__} was not given {field!r}")
-    return [values[field] if field in values else defaults[field] for field in fields]
+    if used != len(named):
+        odd = next(name for name in named if name not in fields[len(args) :])
+        what = "twice" if odd in fields else "which it has not"
+        raise TypeError(f"{cls.__name__} was given {odd!r} {what}")
+    return values
 
 
 @dataclass_transform(frozen_default=True)
@@ -112,7 +118,7 @@ class Frozen(metaclass=FrozenType):
             cls = type(self)
             setters = cls.__setters__
             if kwargs or len(args) != len(setters):
-                args = _values(cls, cls.__fields__, args, kwargs, cls.__defaults__)
+                args = _values(cls, cls.__match_args__, args, kwargs, cls.__defaults__)
             for put, value in zip(setters, args):  # noqa: B905  as many of each
                 put(self, value)
 
