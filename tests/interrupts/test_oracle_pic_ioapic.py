@@ -320,7 +320,7 @@ DIFFERENCES = {
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_a_difference(kernel: Kernel, models: Models, name: str) -> None:
     steps, ours, theirs = DIFFERENCES[name]
-    if " poll" in name:
+    if "poll" in name:
         require_host("pic-poll-answers")
     assert models.run(steps, PicBoard(Pic8259Pair())) == ours
     assert kernel.run(steps, extint=True) == theirs
