@@ -315,9 +315,12 @@ class Run:
 
     def _all_idle(self) -> bool:
         """Whether every vCPU waits, and none of them has been called and not yet looked."""
-        return len(self._idle) == len(self._cpus) and not any(
-            cpu.core.attention for cpu in self._cpus
-        )
+        if len(self._idle) != len(self._cpus):
+            return False
+        for cpu in self._cpus:  # noqa: SIM110  at every HLT
+            if cpu.core.attention:
+                return False
+        return True
 
     def _can_wake(self) -> bool:
         """All are idle: whether anything can still wake one."""

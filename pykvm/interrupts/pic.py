@@ -136,10 +136,9 @@ class Pic8259:
         else:
             self.imr = value
 
-    @property
     def quiet(self) -> bool:
         """Whether it is initialized, requests nothing, and is in the middle of nothing."""
-        return self.ready and not (self.polling or self._awaited or self.irr & ~self.imr)
+        return not (self.irr & ~self.imr or self.polling or self._awaited) and self.ready
 
     @property
     def reads_irr(self) -> bool:
@@ -346,8 +345,9 @@ class _ChipPorts(_Ports):
         published, chip = self._published, self._chip
         if published is None:
             return
-        bank = QUIET if chip.quiet else BUSY
-        if bank == QUIET:
+        bank = BUSY
+        if chip.quiet():
+            bank = QUIET
             state = chip.irr, chip.imr, chip.reads_irr
             if state != self._told:
                 self._told = state
