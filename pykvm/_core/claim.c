@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -160,7 +159,7 @@ static void wait_a_little(struct claim *c)
 /* Whether the calling thread is one of a run; with the lock. */
 static int mine(struct claim *c)
 {
-    pid_t self = (pid_t)syscall(SYS_gettid);
+    pid_t self = this_thread();
 
     if (c->owner == self)
         return 1;
@@ -201,7 +200,7 @@ int pykvm_begin(struct pykvm_claim *claim, int wait)
             wait_a_little(c);
         answer = -1;
     } else {
-        c->owner = (pid_t)syscall(SYS_gettid);
+        c->owner = this_thread();
         c->over = 0;
         c->shown.running = ++c->shown.turn;
     }
@@ -244,7 +243,7 @@ int pykvm_end(struct pykvm_claim *claim, int wait)
     if (c->process != getpid())
         return 0;
     pthread_mutex_lock(&c->lock);
-    if (c->owner == (pid_t)syscall(SYS_gettid)) {
+    if (c->owner == this_thread()) {
         bar(c);
         c->owner = 0;
         pthread_cond_broadcast(&c->changed);

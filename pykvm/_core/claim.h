@@ -18,6 +18,9 @@ int claim_enter(struct pykvm_claim *claim, uint64_t turn);
 void claim_leave(struct pykvm_claim *claim);
 int claim_is_over(struct pykvm_claim *claim);
 
+/* The number of the calling thread, as the kernel counts them: no system call but for the first. */
+pid_t this_thread(void);
+
 /* The thread between enter and leave, or 0. */
 pid_t vcpu_owner(struct pykvm_vcpu *vcpu);
 /* The run is over: take the vCPU out of the guest, and keep it out until the next enter. */

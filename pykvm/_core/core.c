@@ -768,9 +768,24 @@ void pykvm_abandon(struct pykvm_vcpu *v)
 
 /* ---- a run ----------------------------------------------------------------------------- */
 
-static pid_t this_thread(void)
+static __thread pid_t thread_id;
+
+static void forget_thread(void)
 {
-    return (pid_t)syscall(SYS_gettid);
+    thread_id = 0;
+}
+
+/* In the child of a fork the thread that called it has another number. */
+static __attribute__((constructor)) void mind_forks(void)
+{
+    pthread_atfork(NULL, NULL, forget_thread);
+}
+
+pid_t this_thread(void)
+{
+    if (!thread_id)
+        thread_id = (pid_t)syscall(SYS_gettid);
+    return thread_id;
 }
 
 /* The signals 1 to 64 as the kernel counts them, in the first word of a sigset_t. */
