@@ -8,57 +8,38 @@ has none of them nothing here is active.  docs/quirks.md is the reader's page.
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import PykvmError
-from pykvm.quirks import (
-    bit_counts,
-    breakpoints,
-    cpuid,
-    hypercall,
-    kernel_apic,
-    legacy_paging,
-    single_step,
-    software_interrupt,
-    stale_mappings,
-    syscall,
-    triple_fault,
-)
 from pykvm.quirks.probe_vm import ProbeVM
 from pykvm.quirks.quirk import Quirk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["QUIRKS", "Quirk", "found"]
+    from pykvm.quirks.catalogue import QUIRKS
 
-QUIRKS: tuple[Quirk, ...] = (
-    syscall.QUIRK,
-    software_interrupt.QUIRK,
-    breakpoints.SOFTWARE,
-    breakpoints.HARDWARE,
-    single_step.QUIRK,
-    bit_counts.QUIRK,
-    stale_mappings.QUIRK,
-    cpuid.QUIRK,
-    legacy_paging.TWO_LEVEL,
-    legacy_paging.PAE,
-    hypercall.QUIRK,
-    kernel_apic.IN_SERVICE,
-    kernel_apic.LEVEL,
-    triple_fault.QUIRK,
-)
+__all__ = ["QUIRKS", "Quirk", "found"]
 
 _known: dict[str, bool] = {}
 
 
-def found(quirks: Iterable[Quirk] = QUIRKS) -> frozenset[str]:
-    """The names of those that this host has.
+def __getattr__(name: str) -> Any:
+    # A run asks about a few: it does not load them all.
+    if name == "QUIRKS":
+        from pykvm.quirks.catalogue import QUIRKS
+
+        return QUIRKS
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def found(quirks: Iterable[Quirk] | None = None) -> frozenset[str]:
+    """The names of those that this host has, of `quirks` or of all there are.
 
     Those that were not asked for before are probed, all in one VM, in about 2 ms.  A probe that
     cannot be made finds nothing.  Raises HostError and KVMError where there is no VM to be had.
     """
-    asked = tuple(quirks)
+    asked = tuple(__getattr__("QUIRKS") if quirks is None else quirks)
     new = [quirk for quirk in asked if quirk.name not in _known]
     if new:
         with closing(ProbeVM()) as vm:
