@@ -197,10 +197,10 @@ def _bench(
 ANSWERED = (
     ("uart-out", "a byte to COM1"),
     ("uart-poll", "COM1 polled, and a byte, each"),
-    ("port-read", "read of a port where nobody is"),
-    ("port-write", "write to a port where nobody is"),
-    ("mmio-read", "load where nobody is"),
-    ("mmio-write", "store where nobody is"),
+    ("port-read", "read of an unclaimed port"),
+    ("port-write", "write to an unclaimed port"),
+    ("mmio-read", "load from an unclaimed address"),
+    ("mmio-write", "store to an unclaimed address"),
     ("pm-timer", "read of the PM timer"),
     ("hpet", "read of the HPET's counter"),
 )

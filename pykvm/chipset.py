@@ -387,8 +387,8 @@ def clock_of(cpus: Sequence[CPU], policy: str, tsc_khz: int | None = None) -> Cl
     )
     if by_kvm:
         return clock
-    # What the guest has seen so far: KVM started this vCPU's TSC at 0 when it was made, and until
-    # now the MSRs were its affair.
+    # What the guest has seen so far: KVM started this vCPU's TSC at 0 when it was made, and has
+    # kept the MSRs until now.
     adjusted = [cpu.kvm.get_msrs([IA32_TSC_ADJUST], partial=True) for cpu in cpus]
     for cpu, found in zip(cpus, adjusted, strict=True):
         if found.get(IA32_TSC_ADJUST):

@@ -122,7 +122,7 @@ class KernelTimekeeper(Timers):
         self._pic = pic
 
     def reset_by_init(self, cpu: CPU) -> bool:
-        """INIT is the kernel's affair."""
+        """The kernel carries out INIT."""
         return False
 
     def awake(self, cpu: CPU) -> bool:

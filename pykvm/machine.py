@@ -384,7 +384,7 @@ class Machine:
         `on_exit` sees every VM exit before a device answers it (and makes each of them cost some
         microseconds).
 
-        The machine can run on after every outcome; what happens then is the guest's affair.
+        The machine can run on after every outcome; what happens then is up to the guest.
 
         What a device, `until` or `on_exit` raises comes out of here as it is, as does Ctrl-C in
         the main thread; the machine stays usable.  Otherwise raises ClosedError, StateError (it

@@ -318,7 +318,7 @@ class Mainboard:
         clock = self._clock
         if clock is None or clock.tsc_movable or self._policy == "realtime":
             return ()
-        whose = "KVM's affair" if clock.tsc_by_kvm else "the host's"
+        whose = "kept by KVM" if clock.tsc_by_kvm else "the host's"
         return (
             f"clock={self._policy!r} does not reach RDTSC: this host's KVM ignores a TSC offset, "
             f"and the guest's TSC is {whose}",

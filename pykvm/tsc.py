@@ -38,7 +38,7 @@ class Tsc:
 
     It counts from 0 when it is made, as at RESET, if it is `movable`.  `host` reads the host's TSC,
     which runs at `host_khz`; the guest's runs at `khz`.  Not thread-safe: `pykvm.clock.Clock` keeps
-    it under its lock.  `of_kvm` reads the counter of a vCPU, where that is KVM's affair.
+    it under its lock.  `of_kvm` reads the counter of a vCPU, where KVM keeps the offset.
 
     Raises ConfigError for a frequency that is not positive, or another than the host's for a
     counter that cannot be moved.

@@ -2,7 +2,7 @@
 
 It is made of Debian packages, which apt finds and downloads as it does for this machine, without
 root and without installing one, and of the Python packages that the tests use here, in the same
-versions.  It is kept in the cache of guests/linux/build.py, and made anew only when one of these
+versions.  It is kept in the cache of guests/linux/build.py, and rebuilt only when one of these
 changes.  What is under test is not in it (tree.py).
 """
 
@@ -98,7 +98,7 @@ def apt(*options: str, archives: Path | None = None) -> str:
             *("apt-get", "install", "--yes", "-qq", "--no-install-recommends", *options),
             *("-o", f"Dir::State::Status={status}", "-o", "Debug::NoLocking=1"),
             *("-o", f"Dir::Cache::archives={archives or directory}"),
-            # Whoever downloads as another user, as apt does by default, may not write there.
+            # Another user, as whom apt downloads by default, may not write there.
             *("-o", "APT::Sandbox::User=root"),
             *(*DEBIAN, "busybox-static", KERNEL),
         ]

@@ -468,7 +468,7 @@ static struct pykvm_learnt *learnt_at(struct pykvm_native *n, uint64_t rip, cons
     return l;
 }
 
-/* Do one instruction.  0 if it is Python's affair; nothing has changed then. */
+/* Do one instruction.  0 leaves it to Python, with nothing changed. */
 static int step(struct pykvm_native *n, struct pykvm_learnt *l, struct kvm_sync_regs *all)
 {
     struct kvm_regs *regs = (struct kvm_regs *)&all->regs;

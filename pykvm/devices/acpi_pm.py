@@ -94,7 +94,7 @@ class AcpiPm:
             self._update()
 
     def press_power_button(self) -> None:
-        """Press and let go.  What comes of it is the guest's affair."""
+        """Press and let go.  What comes of it is up to the guest."""
         with self._lock:
             self._status |= PWRBTN
             self._update()

@@ -310,7 +310,7 @@ def test_a_timer_of_the_run_before_comes_to_a_guest_that_only_spins(
 
 
 def test_what_the_guest_wrote_to_its_tsc_before_anything_was_made_stays(guests: Path) -> None:
-    """IA32_TSC_ADJUST is KVM's affair until the guest touches a clock, and pykvm's from then on."""
+    """KVM keeps IA32_TSC_ADJUST until the guest touches a clock, and pykvm from then on."""
     adjust = (1 << 40) + 5
     storm = Storm(guests, "user", cpu="host")
     with storm.machine:
