@@ -20,6 +20,7 @@ it overflows into the first page, not into the page tables.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pykvm.boot.c_strings import c_string
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pykvm.boot.image import Image
     from pykvm.boot.source import Source
     from pykvm.memory import GuestMemory
+    from pykvm.x86.paging import IdentityTables
 
 __all__ = ["check_entry", "place"]
 
@@ -107,12 +109,22 @@ def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     return Entry(plan.state, tuple(layout), image.symbols)
 
 
+def _identity(length: int, base: int) -> IdentityTables:
+    """The page tables; those of the usual size are remembered, 24 KiB each."""
+    return _usual_identity(base) if length == FOUR_GIB else identity(length, base=base)
+
+
+@lru_cache(maxsize=8)
+def _usual_identity(base: int) -> IdentityTables:
+    return identity(FOUR_GIB, base=base)
+
+
 def _plan_long(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
     stack = free.take("stack", STACK_SIZE)
     gdt, tss, descriptors = _descriptors(free)
     length = min(max(FOUR_GIB, free.end), _ENTRY_LIMIT[Mode.LONG])
-    page_tables = free.take("page tables", identity(length, base=0).size)
-    tables = identity(length, base=page_tables.start)
+    page_tables = free.take("page tables", _identity(length, 0).size)
+    tables = _identity(length, page_tables.start)
     arguments, strings = _arguments(image, free, argv)
     # 16-byte aligned before the call that pushed the return address (psABI x86-64, 3.2.2).
     rsp = stack.end - 8
