@@ -42,7 +42,11 @@ def slot_of(region: Region) -> tuple[int, int, int, int]:
 
 
 def mapped() -> int:
-    """How much this process has mapped, in units of 32 MiB: what else moves is far smaller."""
+    """How much this process has mapped, in units of 32 MiB: what else moves is far smaller.
+
+    Garbage of earlier tests is none of it: the collector may come by at any time.
+    """
+    gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return round(pages * 4096 / (32 << 20))
 
