@@ -24,6 +24,7 @@ import pytest
 from pykvm import Machine, Mode, Outcome
 from pykvm.x86 import state as x86
 from support.guest import MakeGuest
+from support.host import host_probe, require_host
 from support.listing import assemble
 
 pytestmark = pytest.mark.kvm
@@ -39,6 +40,12 @@ COUNT = """
 """
 
 PACKAGES = ("/pykvm/", "/contextlib.py", "/threading.py")
+
+
+@host_probe("becomes-another-user")
+def becomes_another_user() -> str | None:
+    """Only root can: a limit on processes holds for a user, who has to have none yet."""
+    return None if os.getuid() == 0 else "the tests are not run by root"
 
 
 class Boom(Exception):
@@ -283,8 +290,7 @@ resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 print(machine.run(timeout=0.001).outcome.name)
 machine.close()
 """
-    if os.getuid() != 0:
-        pytest.skip("only root can become another user, who has no processes yet")
+    require_host("becomes-another-user")
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
