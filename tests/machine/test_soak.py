@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine.test_async import ctrl_c_at_lines, real_alarm, signals_at_the_ends
+from machine.exceptions import ctrl_c_at_lines, real_alarm, signals_at_the_ends
 from machine.test_hostile import CODE, ENDINGS
 from machine.test_kick import MIXED, no_sink
 from machine.test_life import descriptors, live, mappings, resident
@@ -109,7 +109,7 @@ def test_four_vcpus_stopped_and_resumed_for_a_minute(guest: MakeGuest) -> None:
 
 @pytest.fixture
 def alarm() -> Iterator[Callable[[float], None]]:
-    """See `machine.test_async`."""
+    """See `machine.exceptions`."""
     yield from real_alarm()
 
 
