@@ -99,6 +99,7 @@ struct pykvm_private {
     int masked;       /* leave has to unblock `blocked` */
     int was_blocked;  /* the kick's signal already was */
     sigset_t blocked;
+    uint64_t inside_mask; /* what KVM_RUN is to block */
 
     uint32_t polls; /* reads in a row that were answered without Python */
 
@@ -106,12 +107,14 @@ struct pykvm_private {
     uint64_t alarm;
     uint64_t flush;  /* when what was posted has to be handed over; 0 is never */
     uint64_t expiry; /* when the timer will next fire, or earlier */
+    int armed;       /* it is to fire */
+    int stepping;    /* of a loop by hand: it fires once, for the thread may not come back */
     timer_t timer;
     int timer_made;
     pid_t timer_thread; /* the one that it is aimed at */
 
     int mask_set;
-    sigset_t mask;
+    sigset_t mask; /* what KVM_RUN blocks */
 };
 
 /* ---- the signal ------------------------------------------------------------------------ */
@@ -181,8 +184,9 @@ static struct timespec timespec_of(uint64_t ns)
 /* Tick from now on, the first time at the deadline, the alarm or the flush if one is nearer. */
 static void arm(struct pykvm_private *p, uint64_t now)
 {
-    struct itimerspec when = {.it_interval = timespec_of(TICK_NS)};
+    struct itimerspec when = {.it_interval = timespec_of(p->stepping ? 0 : TICK_NS)};
 
+    p->armed = 1;
     p->expiry = now + TICK_NS;
     if (p->deadline && p->deadline < p->expiry)
         p->expiry = p->deadline;
@@ -769,6 +773,7 @@ void pykvm_abandon(struct pykvm_vcpu *v)
 /* ---- a run ----------------------------------------------------------------------------- */
 
 static __thread pid_t thread_id;
+static __thread int main_thread;
 
 static void forget_thread(void)
 {
@@ -783,9 +788,17 @@ static __attribute__((constructor)) void mind_forks(void)
 
 pid_t this_thread(void)
 {
-    if (!thread_id)
+    if (!thread_id) {
         thread_id = (pid_t)syscall(SYS_gettid);
+        main_thread = thread_id == getpid();
+    }
     return thread_id;
+}
+
+static int is_main_thread(void)
+{
+    this_thread();
+    return main_thread;
 }
 
 /* The signals 1 to 64 as the kernel counts them, in the first word of a sigset_t. */
@@ -812,7 +825,7 @@ static void block_signals(struct pykvm_private *p)
     uint64_t wanted = BIT(kick_signal);
     sigset_t set, before;
 
-    if (this_thread() != getpid())
+    if (!is_main_thread())
         wanted |= ~FAULTS;
     sigemptyset(&set);
     memcpy(&set, &wanted, sizeof wanted);
@@ -821,6 +834,7 @@ static void block_signals(struct pykvm_private *p)
     /* Inside another run: what is pending is meant for that one, and comes back to it at the end. */
     if (p->was_blocked)
         collect_kicks();
+    p->inside_mask = (bits(&before) | wanted) & ~BIT(kick_signal);
     wanted &= ~bits(&before);
     memcpy(&set, &wanted, sizeof wanted);
     p->blocked = set;
@@ -834,7 +848,7 @@ static void leave_signals_to_main(const struct pykvm_private *p)
     static const struct timespec moment = {0, 500000};
     sigset_t pending;
 
-    if (this_thread() == getpid())
+    if (is_main_thread())
         return;
     for (int tries = 0; tries < 20; tries++) {
         sigpending(&pending);
@@ -844,12 +858,14 @@ static void leave_signals_to_main(const struct pykvm_private *p)
     }
 }
 
-static void unblock_signals(struct pykvm_private *p)
+/* What a step leaves pending goes to the empty handler: most leave nothing, and to look is dear. */
+static void unblock_signals(struct pykvm_private *p, int step)
 {
     if (!p->masked || !pthread_equal(p->thread, pthread_self()))
         return;
     p->masked = 0;
-    collect_kicks();
+    if (!step || p->was_blocked)
+        collect_kicks();
     if (p->was_blocked) {
         /* This run was inside another one, whose kick or deadline it may have collected. */
         syscall(SYS_tgkill, getpid(), this_thread(), kick_signal);
@@ -866,16 +882,14 @@ static int set_signal_mask(struct pykvm_private *p)
         struct kvm_signal_mask head;
         uint8_t set[8];
     } argument = {.head = {.len = 8}};
-    sigset_t mask;
 
-    pthread_sigmask(SIG_BLOCK, NULL, &mask);
-    sigdelset(&mask, kick_signal);
-    if (p->mask_set && !memcmp(&mask, &p->mask, sizeof argument.set))
+    if (p->mask_set && bits(&p->mask) == p->inside_mask)
         return 0;
-    memcpy(argument.head.sigset, &mask, sizeof argument.set);
+    memcpy(argument.head.sigset, &p->inside_mask, sizeof argument.set);
     if (ioctl(p->fd, KVM_SET_SIGNAL_MASK, &argument) < 0)
         return -errno;
-    p->mask = mask;
+    sigemptyset(&p->mask);
+    memcpy(&p->mask, &p->inside_mask, sizeof p->inside_mask);
     p->mask_set = 1;
     return 0;
 }
@@ -884,7 +898,7 @@ static void drop_timer(struct pykvm_private *p)
 {
     if (p->timer_made)
         timer_delete(p->timer);
-    p->timer_made = 0;
+    p->timer_made = p->armed = 0;
 }
 
 /* A timer aimed at the calling thread. */
@@ -907,8 +921,19 @@ static void disarm(struct pykvm_private *p)
 {
     static const struct itimerspec never;
 
-    if (p->timer_made)
+    if (p->armed)
         timer_settime(p->timer, 0, &never, NULL);
+    p->armed = 0;
+}
+
+/*
+ * The timer of a step goes on after it, for the next one: to set it is dear.  A tick that comes between
+ * two steps goes to the empty handler, and the step behind it finds the time past.
+ */
+static void arm_for_step(struct pykvm_private *p, uint64_t now)
+{
+    if (!p->armed || p->expiry <= now || (p->deadline && p->deadline < p->expiry))
+        arm(p, now);
 }
 
 /* Make the calling thread the owner, and `inside`; in a step of a loop by hand kicks are kept. */
@@ -936,7 +961,7 @@ static int take(struct pykvm_private *p, uint64_t turn, int step)
 }
 
 /* The thread's signals, the vCPU's mask, the timer. */
-static int prepare(struct pykvm_vcpu *v, uint64_t deadline)
+static int prepare(struct pykvm_vcpu *v, uint64_t deadline, int step)
 {
     struct pykvm_private *p = v->private_;
     int result;
@@ -951,7 +976,11 @@ static int prepare(struct pykvm_vcpu *v, uint64_t deadline)
     if (result)
         return PYKVM_NO_TIMER;
     p->deadline = deadline;
-    arm(p, now_ns());
+    p->stepping = step;
+    if (step)
+        arm_for_step(p, now_ns());
+    else
+        arm(p, now_ns());
     return 0;
 }
 
@@ -966,11 +995,9 @@ static void give_up(struct pykvm_private *p, int step)
         p->run->immediate_exit = 0;
     }
     pthread_mutex_unlock(&p->lock);
-    if (step)
-        disarm(p);
-    else
+    if (!step)
         drop_timer(p);
-    unblock_signals(p);
+    unblock_signals(p, step);
 }
 
 static int enter(struct pykvm_vcpu *v, uint64_t deadline, uint64_t turn)
@@ -981,7 +1008,7 @@ static int enter(struct pykvm_vcpu *v, uint64_t deadline, uint64_t turn)
     if (refusal)
         return refusal;
     p->alarm = p->flush = 0;
-    refusal = prepare(v, deadline);
+    refusal = prepare(v, deadline, 0);
     /* Either pykvm_finish() has seen the owner and closes the gate, or this sees that it is over. */
     if (!refusal && turn && claim_is_over(p->claim))
         refusal = PYKVM_LATE;
@@ -1042,8 +1069,10 @@ void pykvm_by_hand_ends(struct pykvm_vcpu *v)
 
     pthread_mutex_lock(&p->lock);
     p->by_hand = 0;
-    if (!p->owner)
+    if (!p->owner) {
         p->kicked = 0;
+        disarm(p);
+    }
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -1055,7 +1084,7 @@ int64_t pykvm_step(struct pykvm_vcpu *v, uint64_t deadline)
     v->refusal = take(p, 0, 1);
     if (v->refusal)
         return code;
-    v->refusal = prepare(v, deadline);
+    v->refusal = prepare(v, deadline, 1);
     if (!v->refusal)
         code = pykvm_run(v);
     __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);

@@ -168,7 +168,8 @@ int64_t pykvm_wait(struct pykvm_vcpu *vcpu);
 
 /*
  * A loop by hand: by_hand once, then step for each exit, which is enter, run and leave in one.  Between
- * two steps the thread owes nothing to the vCPU, and kicks are kept.  by_hand returns 0 or a refusal.
+ * two steps the thread owes nothing to the vCPU, and kicks are kept; one tick of the timer may come, which
+ * the empty handler takes.  by_hand returns 0 or a refusal.
  */
 int pykvm_by_hand(struct pykvm_vcpu *vcpu);
 int64_t pykvm_step(struct pykvm_vcpu *vcpu, uint64_t deadline);

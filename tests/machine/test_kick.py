@@ -141,6 +141,47 @@ def test_the_deadline_of_a_loop_by_hand(guest: MakeGuest) -> None:
         next(guest(SPIN).vcpus[0].exits(timeout=0.02))
 
 
+def ticks_that_come(within: float) -> int:
+    """How often the kick's signal came to this thread, which blocks it meanwhile."""
+    kick = {lib.pykvm_kick_signal()}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, kick)
+    try:
+        time.sleep(within)
+        count = 0
+        while signal.sigtimedwait(kick, 0) is not None:
+            count += 1
+        return count
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_the_timer_of_a_loop_by_hand_ends_with_it(guest: MakeGuest) -> None:
+    exits = guest(OUTS, devices=[]).vcpus[0].exits()
+    assert isinstance(next(exits), IoOut)
+    exits.close()
+
+    assert ticks_that_come(0.12) == 0
+
+
+def test_a_loop_that_is_left_has_one_tick_to_come(guest: MakeGuest) -> None:
+    exits = guest(OUTS, devices=[]).vcpus[0].exits()
+    assert isinstance(next(exits), IoOut)
+
+    assert [ticks_that_come(0.12), ticks_that_come(0.12)] == [1, 0]
+    assert isinstance(next(exits), IoOut)
+
+
+def test_a_tick_between_two_steps_does_not_stop_the_clock(guest: MakeGuest) -> None:
+    """The next step sets the timer anew, without which a guest that spins has no deadline."""
+    machine = guest("E6 80  out 0x80, al\nFA  cli\nEB FE  jmp $", devices=[])
+    exits = machine.vcpus[0].exits(timeout=0.2)
+    assert isinstance(next(exits), IoOut)
+    time.sleep(0.06)
+
+    with pytest.raises(TimeoutError):
+        next(exits)
+
+
 def test_stray_signals_do_nothing() -> None:
     os.kill(os.getpid(), lib.pykvm_kick_signal())
 
