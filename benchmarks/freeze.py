@@ -6,7 +6,7 @@ from struct import pack
 from typing import TYPE_CHECKING
 
 from benchmarks.guest import RAM, STOP_PORT
-from pykvm.registers import CONTROL, GENERAL, SEGMENTS, TABLES
+from pykvm.vcpu.registers import CONTROL, GENERAL, SEGMENTS, TABLES
 
 if TYPE_CHECKING:
     from pykvm import Machine

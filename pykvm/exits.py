@@ -21,9 +21,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pykvm.checks import buffer, word
 from pykvm.errors import ConfigError, StateError
-from pykvm.frozen import Frozen
+from pykvm.values.checks import buffer, word
+from pykvm.values.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

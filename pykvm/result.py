@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from pykvm.checks import show
 from pykvm.errors import (
     ConfigError,
     GuestFailed,
@@ -14,7 +13,8 @@ from pykvm.errors import (
     RunTimeout,
     with_console,
 )
-from pykvm.frozen import NamedTuple
+from pykvm.values.checks import show
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     import re

@@ -4,7 +4,7 @@
     run_tests.py amd                     all tests of KVM, on kvm_amd
     run_tests.py intel                   some of each room, on kvm_intel
     run_tests.py amd --short             a few minutes of it, as CI has them
-    run_tests.py amd -- tests/run -x     other tests; options of pytest alone go with ours
+    run_tests.py amd -- tests/vcpu -x    other tests; options of pytest alone go with ours
     run_tests.py amd --optional          the same, but where something is missing say so in a line
     run_tests.py amd --packages          print the Debian packages that are missing
 

@@ -9,7 +9,7 @@ WITH_STOCK = ("-m", "not soak")
 
 #: What needs KVM, room by room; last what may take the emulator down (docs/hosts.md).
 AMD = [
-    *("tests/kvm", "tests/run", "tests/machine", "tests/interrupts", "tests/guests"),
+    *("tests/kvm", "tests/vcpu", "tests/irqchip", "tests/machine", "tests/guests"),
     *("tests/quirks", "tests/cli", "tests/linux", "tests/emulate"),
     *WITH_STOCK,
 ]
@@ -31,7 +31,7 @@ INTEL = [
     "tests/quirks/test_remedies.py::test_a_guest_with_a_ring_3[syscall-user]",
     "tests/emulate/test_emulate_machine.py::test_hints_do_nothing",
     "tests/interrupts/test_oracle_pic_ioapic.py::test_a_difference_of_entries",
-    "tests/run/test_crash.py",
+    "tests/machine/test_crash.py",
     "tests/cli/test_cli_step.py::test_script",
 ]
 

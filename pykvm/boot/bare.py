@@ -28,7 +28,7 @@ from pykvm.boot.image import Entry, Range, Setup
 from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
 from pykvm.boot.real_start import RealAddress, RealStart
 from pykvm.errors import LoadError
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.paging import identity
 from pykvm.x86.state import CpuState, Mode, long_mode, protected_mode, real_mode

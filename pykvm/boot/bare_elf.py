@@ -23,7 +23,7 @@ from pykvm.boot.elf_segments import (
 )
 from pykvm.boot.image import Image
 from pykvm.boot.symbols import Symbols, read_symbols
-from pykvm.sizes import format_size
+from pykvm.values.sizes import format_size
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:

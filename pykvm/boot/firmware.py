@@ -26,7 +26,7 @@ from pykvm.boot.placement import FreeMemory, describe, ram_ranges
 from pykvm.boot.reset_vector import VECTOR_SIZE, escape
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError, LoadError
-from pykvm.sizes import format_size
+from pykvm.values.sizes import format_size
 from pykvm.x86.state import Mode, reset
 
 if TYPE_CHECKING:

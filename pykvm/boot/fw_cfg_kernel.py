@@ -15,8 +15,8 @@ from pykvm.boot.image import Range
 from pykvm.boot.linux_header import missing_header, read_setup_header
 from pykvm.devices.fw_cfg import Key
 from pykvm.errors import LoadError
-from pykvm.frozen import NamedTuple
-from pykvm.sizes import format_size
+from pykvm.values.frozen import NamedTuple
+from pykvm.values.sizes import format_size
 
 if TYPE_CHECKING:
     from pykvm.boot.source import Source

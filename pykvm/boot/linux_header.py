@@ -9,7 +9,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.boot.source import Source

@@ -30,7 +30,7 @@ from pykvm.boot.notes import LINUX, has_note
 from pykvm.boot.payload import CannotUnpack, unpack
 from pykvm.boot.source import Source
 from pykvm.boot.symbols import Symbols, read_symbols
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:

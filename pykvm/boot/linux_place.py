@@ -26,7 +26,7 @@ from pykvm.boot.zero_page import (
     zero_page,
 )
 from pykvm.errors import LoadError
-from pykvm.sizes import format_size
+from pykvm.values.sizes import format_size
 from pykvm.x86.descriptors import CODE64, DATA, code, data, decode_segment, flat_gdt, gdt
 from pykvm.x86.paging import identity
 from pykvm.x86.state import (

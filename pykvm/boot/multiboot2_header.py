@@ -19,7 +19,7 @@ from pykvm.boot.multiboot_kernel import (
 )
 from pykvm.boot.plan import free_memory
 from pykvm.errors import LoadError
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,8 +17,8 @@ from pykvm.boot.elf_segments import loaded_headers, physical_addresses, place_se
 from pykvm.boot.image import Image, Segment
 from pykvm.boot.multiboot_sections import Sections, read_sections
 from pykvm.boot.symbols import Symbols, read_symbols
-from pykvm.frozen import NamedTuple
 from pykvm.tables import E820Type
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86 import descriptors
 from pykvm.x86.state import Mode, SegmentRegister, TableRegister, protected_mode
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from struct import Struct

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.boot.elf import ELFMAG, read_header, read_program_headers
 from pykvm.errors import LoadError
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

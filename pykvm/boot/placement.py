@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.boot.image import Range
 from pykvm.errors import LoadError
-from pykvm.sizes import format_size
+from pykvm.values.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -31,7 +31,7 @@ from pykvm.boot.notes import (
 )
 from pykvm.boot.plan import Plan
 from pykvm.boot.symbols import Symbols, read_symbols
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.registers import CR0
 from pykvm.x86.state import Mode, protected_mode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pykvm.errors import ConfigError
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 __all__ = ["RealAddress", "RealStart"]
 

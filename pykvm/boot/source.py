@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from pykvm.errors import LoadError
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from typing import TypeAlias

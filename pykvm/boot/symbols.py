@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from pykvm.checks import show
 from pykvm.errors import LoadError, UnknownSymbol
-from pykvm.frozen import NamedTuple
 from pykvm.printable import printable
+from pykvm.values.checks import show
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.boot.elf import ElfHeader

@@ -12,7 +12,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from pykvm.boot.linux_header import HEADER_OFFSET
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

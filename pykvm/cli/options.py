@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pykvm.checks import LONGEST_WAIT
 from pykvm.errors import ConfigError
-from pykvm.frozen import NamedTuple
-from pykvm.sizes import parse_size
+from pykvm.values.checks import LONGEST_WAIT
+from pykvm.values.frozen import NamedTuple
+from pykvm.values.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

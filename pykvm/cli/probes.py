@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.errors import PykvmError
-from pykvm.frozen import NamedTuple
 from pykvm.machine import Machine
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from pykvm.cli.machine import machine_of
 from pykvm.cli.report import show
 from pykvm.cli.stepper import Stepper
 from pykvm.errors import ConfigError, HostError, PykvmError
-from pykvm.frozen import NamedTuple
 from pykvm.printable import printable
-from pykvm.registers import CONTROL, GENERAL, SEGMENTS, TABLES
+from pykvm.values.frozen import NamedTuple
+from pykvm.vcpu.registers import CONTROL, GENERAL, SEGMENTS, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -9,7 +9,6 @@ from pykvm.bus import GuestExit, GuestReset
 from pykvm.cli.consoles import Lines
 from pykvm.cli.describe import device_name, linear_rip, location, target
 from pykvm.cli.report import ending_line
-from pykvm.crash import crash_of
 from pykvm.errors import GuestError, MemoryRangeError, StateError
 from pykvm.exits import (
     Debug,
@@ -22,6 +21,7 @@ from pykvm.exits import (
     RdMsr,
     Shutdown,
 )
+from pykvm.machine.crash import crash_of
 from pykvm.printable import printable_lines
 from pykvm.result import Outcome
 

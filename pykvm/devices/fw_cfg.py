@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import ConfigError, MemoryRangeError
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

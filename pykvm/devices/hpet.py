@@ -23,14 +23,14 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from pykvm.bus.published import Counter, Rule
 from pykvm.devices.line import InterruptLine, Unconnected
-from pykvm.published import Counter, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pykvm.bus.published import Published
     from pykvm.clock import TimeSource
-    from pykvm.published import Published
 
 __all__ = ["SHORTEST", "TICK_NS", "TIMERS", "Hpet"]
 
@@ -257,7 +257,7 @@ class Hpet:
         self.reset()
 
     def publish(self, published: Published) -> None:
-        """See `pykvm.published.Publishing`."""
+        """See `pykvm.bus.published.Publishing`."""
         with self._lock:
             if self._published is not None:
                 self._published.withdraw()

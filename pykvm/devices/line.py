@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from pykvm.checks import wrong
+from pykvm.values.checks import wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable

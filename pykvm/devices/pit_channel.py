@@ -10,7 +10,7 @@ two.  So a counter costs nothing while nobody looks, however fast it runs.
 
 from __future__ import annotations
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 __all__ = ["MODES", "Channel", "Mode"]
 

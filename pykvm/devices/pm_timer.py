@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm.bus.published import Counter, Rule
 from pykvm.clock import ticks_at
 from pykvm.errors import ConfigError
-from pykvm.published import Counter, Rule
 
 if TYPE_CHECKING:
+    from pykvm.bus.published import Published
     from pykvm.clock import TimeSource
-    from pykvm.published import Published
 
 __all__ = ["PM_TIMER_HZ", "AcpiPmTimer"]
 
@@ -48,7 +48,7 @@ class AcpiPmTimer:
         self._clock = clock
 
     def publish(self, published: Published) -> None:
-        """See `pykvm.published.Publishing`."""
+        """See `pykvm.bus.published.Publishing`."""
         published.lay_out([(0, 4)])
         if published.knows(self._clock):
             published.set(0, Rule(Counter(PM_TIMER_HZ, SECOND), mask=(1 << self.bits) - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pykvm.checks import integer
+from pykvm.values.checks import integer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,15 +21,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from pykvm.bus.published import WRITTEN, Published, Rule
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.rtc_calendar import DAY, WEEKDAY, Format, civil, until_alarm
-from pykvm.published import WRITTEN, Published, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pykvm.bus.published import Access
     from pykvm.clock import TimeSource
-    from pykvm.published import Access
 
 __all__ = ["Rtc146818"]
 
@@ -145,7 +145,7 @@ class Rtc146818:
     # What needs no Python
 
     def publish(self, published: Published) -> None:
-        """See `pykvm.published.Publishing`.
+        """See `pykvm.bus.published.Publishing`.
 
         The index is posted, and chooses a bank; in each of them a register is published once it has
         been read, until it may change.
@@ -161,7 +161,7 @@ class Rtc146818:
             self.nvram.changed = self._forget
 
     def replay(self, accesses: Sequence[Access]) -> None:
-        """See `pykvm.published.Replaying`: all of them are of the index."""
+        """See `pykvm.bus.published.Replaying`: all of them are of the index."""
         with self._lock:
             self._choose(accesses[-1][3])
 

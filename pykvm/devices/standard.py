@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.bus import Placement, Space
-from pykvm.checks import words
 from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.i8042 import KeyboardController
@@ -14,6 +13,7 @@ from pykvm.devices.post import PostPort
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.uart import Uart16550
 from pykvm.errors import ConfigError
+from pykvm.values.checks import words
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from pykvm.checks import callback as check_callback
-from pykvm.checks import integer
+from pykvm.values.checks import callback as check_callback
+from pykvm.values.checks import integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ so input never overruns, and the character timeout is due whenever fewer charact
 trigger level.  All eight bits travel whatever the word length says: a guest that never set one can
 print.
 
-Where C can answer for this device it does so (`pykvm.published`): while no input waits, status
+Where C can answer for this device it does so (`pykvm.bus.published`): while no input waits, status
 registers are values, and what is printed is posted.  With the transmitter's interrupt enabled, that
 interrupt then comes like that of a line with a speed: when the guest has filled the FIFO, does
 anything else, or half a character's time at 115,200 bits per second later.  Where a guest without
@@ -27,18 +27,18 @@ from collections import deque
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
-from pykvm.checks import buffer, flag
-from pykvm.checks import callback as check_callback
+from pykvm.bus.published import Published, Rule
 from pykvm.devices.incoming import Incoming
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
-from pykvm.published import Published, Rule
+from pykvm.values.checks import buffer, flag
+from pykvm.values.checks import callback as check_callback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pykvm.bus.published import Access
     from pykvm.clock import TimeSource
-    from pykvm.published import Access
 
 __all__ = ["Uart16550"]
 
@@ -239,7 +239,7 @@ class Uart16550(OutputLog):
     # What needs no Python
 
     def publish(self, published: Published) -> None:
-        """See `pykvm.published.Publishing`."""
+        """See `pykvm.bus.published.Publishing`."""
         with self._lock:
             if self._published is not None:
                 self._published.withdraw()
@@ -249,7 +249,7 @@ class Uart16550(OutputLog):
             self._republish()
 
     def replay(self, accesses: Sequence[Access]) -> None:
-        """See `pykvm.published.Replaying`."""
+        """See `pykvm.bus.published.Replaying`."""
         printed = bytes([value for _, _, read, value, _ in accesses if not read])
         with self._lock:
             if self._ier & IER_THR_EMPTY:

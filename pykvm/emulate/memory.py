@@ -40,7 +40,7 @@ class BusDevices:
     """The devices of a bus, entered by one vCPU at a time.
 
     Raises GuestError where nobody is, unless unclaimed accesses are to float: then `drop` is told
-    of each, as `pykvm.published.Shared.drop` is.
+    of each, as `pykvm.bus.published.Shared.drop` is.
     """
 
     def __init__(

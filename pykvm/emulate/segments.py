@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pykvm.emulate.fault import UD, Fault
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import SegmentDescriptor
 from pykvm.x86.registers import CR0, EFER, RFLAGS
 

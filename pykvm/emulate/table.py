@@ -17,7 +17,7 @@ from pykvm.emulate.units import Unit, unit_of
 from pykvm.emulate.vector import VECTOR_OPERATIONS
 from pykvm.emulate.x87 import X87_OPERATIONS
 from pykvm.emulate.xstate import XSTATE_OPERATIONS
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.decode import MAP_0F, MAP_0F3A, MAP_0F38, ONE_BYTE, opcodes
 
 if TYPE_CHECKING:

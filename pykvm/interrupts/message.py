@@ -6,7 +6,7 @@ say the same few things in different bits; `Message` is what they say (SDM 3A 11
 
 from __future__ import annotations
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 __all__ = [
     "DELIVERY_MODES",

@@ -11,15 +11,15 @@ import threading
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
+from pykvm.bus.published import Published, Rule
 from pykvm.devices.line import InterruptLine, Unconnected
 from pykvm.errors import ConfigError
 from pykvm.interrupts.source import Source
-from pykvm.published import Published, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pykvm.published import Access
+    from pykvm.bus.published import Access
 
 __all__ = ["Pic8259", "Pic8259Pair"]
 
@@ -334,7 +334,7 @@ class _ChipPorts(_Ports):
         self.replay = replay
 
     def publish(self, published: Published) -> None:
-        """See `pykvm.published.Publishing`."""
+        """See `pykvm.bus.published.Publishing`."""
         if self._published is not None:
             self._published.withdraw()
         published.lay_out([(0, 1), (1, 1)], banks=2)

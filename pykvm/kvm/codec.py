@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ConfigError
-from pykvm.frozen import NamedTuple
 from pykvm.kvm.records import Overlay, Record, show
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from typing import TypeAlias

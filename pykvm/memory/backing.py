@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from pykvm._core import ffi
-from pykvm.checks import one_of
 from pykvm.errors import (
     ClosedError,
     ConfigError,
@@ -19,7 +18,8 @@ from pykvm.errors import (
     is_exhaustion,
     resource_error,
 )
-from pykvm.sizes import format_size
+from pykvm.values.checks import one_of
+from pykvm.values.sizes import format_size
 
 if TYPE_CHECKING:
     from typing import TypeAlias

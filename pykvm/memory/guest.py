@@ -6,11 +6,11 @@ from struct import Struct
 from struct import error as struct_error
 from typing import TYPE_CHECKING
 
-from pykvm.checks import buffer as bytes_like
-from pykvm.checks import integer, show, wrong
 from pykvm.errors import ConfigError, MemoryRangeError
 from pykvm.memory.backing import PAGE_SIZE
 from pykvm.memory.regions import ADDRESS_LIMIT, RegionMap, bytes_of, flat
+from pykvm.values.checks import buffer as bytes_like
+from pykvm.values.checks import integer, show, wrong
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -8,10 +8,10 @@ from bisect import bisect_right
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pykvm.checks import buffer, flag, integer, show, text, wrong
 from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
-from pykvm.frozen import NamedTuple
 from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
+from pykvm.values.checks import buffer, flag, integer, show, text, wrong
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.exits import Debug
-from pykvm.guest_debug import GuestDebug
 from pykvm.kvm.constants import KVM_GUESTDBG_USE_SW_BP
 from pykvm.quirks.probe_vm import USER
 from pykvm.quirks.quirk import Quirk
+from pykvm.vcpu.guest_debug import GuestDebug
 
 if TYPE_CHECKING:
     from pykvm.quirks.probe_vm import ProbeVM

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from pykvm.errors import PykvmError
 from pykvm.exits import IoOut, WrMsr
-from pykvm.frozen import NamedTuple
 from pykvm.host import Host
 from pykvm.memory import GuestMemory
-from pykvm.msr_exits import MsrExits
 from pykvm.quirks import found, hypercall
+from pykvm.values.frozen import NamedTuple
 from pykvm.vcpu import CPU
+from pykvm.vcpu.msr_exits import MsrExits
 from pykvm.x86.cpuid import CpuidTable, Specification
 from pykvm.x86.state import real_mode
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.frozen import NamedTuple
 from pykvm.quirks import bit_counts, cpuid, found, software_interrupt, syscall
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pykvm.exits import Hlt
-from pykvm.frozen import NamedTuple
 from pykvm.host import Host
 from pykvm.memory import GuestMemory
+from pykvm.values.frozen import NamedTuple
 from pykvm.vcpu import CPU
 from pykvm.x86.descriptors import CODE64, USER_CODE64, USER_DATA, flat_gdt, idt, interrupt_gate
 from pykvm.x86.state import SegmentRegister, long_mode

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pykvm.exits import Exit
     from pykvm.memory import GuestMemory
     from pykvm.memory.regions import Region
-    from pykvm.msr_exits import MsrExits
     from pykvm.vcpu import CPU
+    from pykvm.vcpu.msr_exits import MsrExits
     from pykvm.x86.descriptors import SegmentDescriptor
 
 __all__ = ["MADE_GOOD", "Remedies"]

@@ -11,8 +11,8 @@ import struct
 from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import ConfigError, MemoryRangeError
-from pykvm.frozen import NamedTuple
 from pykvm.quirks.quirk import Quirk
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import Gate, decode_segment
 from pykvm.x86.registers import RFLAGS
 from pykvm.x86.tss import decode_tss

@@ -7,10 +7,10 @@ the bytes.
 
 from __future__ import annotations
 
-from pykvm.frozen import NamedTuple
 from pykvm.tables.e820 import E820Entry, E820Type, memory_map
 from pykvm.tables.hardware import Hardware
 from pykvm.tables.table import Checksum, Piece, Pointer, Table, link
+from pykvm.values.frozen import NamedTuple
 
 __all__ = [
     "Checksum",

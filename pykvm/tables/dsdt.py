@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.frozen import NamedTuple
 from pykvm.tables import aml, ports
 from pykvm.tables.acpi import description_table
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.tables.hardware import Hardware

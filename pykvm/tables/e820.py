@@ -9,7 +9,7 @@ import enum
 import struct
 from typing import TYPE_CHECKING
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 __all__ = ["Hardware"]
 

@@ -15,7 +15,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.cpuid_features import ALIASES, FEATURES, REGISTERS, WORDS, canonical
 
 if TYPE_CHECKING:

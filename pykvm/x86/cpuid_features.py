@@ -6,7 +6,7 @@ Sources: SDM 2A CPUID, APM 3 appendix E, and the kernel's Documentation/virt/kvm
 
 from __future__ import annotations
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 
 __all__ = ["ALIASES", "FEATURES", "REGISTERS", "WORDS", "Bit", "canonical"]
 

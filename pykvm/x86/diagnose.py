@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import Gate, SegmentDescriptor
 from pykvm.x86.paging import PAGE_SIZE, walk
 from pykvm.x86.registers import RFLAGS

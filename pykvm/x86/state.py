@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from pykvm.checks import unsigned, wrong
+from pykvm.values.checks import unsigned, wrong
 from pykvm.x86 import descriptors
 from pykvm.x86.descriptors import SegmentDescriptor, decode_segment, flat_gdt
 from pykvm.x86.registers import APIC_BASE, CR0, CR4, EFER, RFLAGS, decode, names

@@ -16,7 +16,7 @@ NEEDLESS = {
         f"pykvm.boot.{name}"
         for name in ("flat", "large_file", "linux", "linux_header", "payload", "plan", "pvh")
     ),
-    *("pykvm.exits", "pykvm.crash", "pykvm.kvm.abi", "pykvm.x86.diagnose"),
+    *("pykvm.exits", "pykvm.machine.crash", "pykvm.kvm.abi", "pykvm.x86.diagnose"),
     *(
         f"pykvm.cli.{name}"
         for name in (

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.clock import NEVER, POLICIES, Clock, ticks_at, time_of
+from pykvm.clock.tsc import signed
 from pykvm.errors import ConfigError, StateError
-from pykvm.tsc import signed
 
 SECOND = 1_000_000_000
 

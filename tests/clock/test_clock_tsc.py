@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.clock import POLICIES, Clock
+from pykvm.clock.tsc import signed
 from pykvm.errors import ConfigError, HostError
-from pykvm.tsc import signed
 
 SECOND = 1_000_000_000
 LIMIT = 1 << 64

@@ -17,9 +17,9 @@ from machine.test_life import descriptors, mappings, resident
 from pykvm import Machine, Outcome
 from pykvm._core import lib
 from pykvm.bus import Space
-from pykvm.chipset import UserChipset
 from pykvm.devices import standard_devices
 from pykvm.devices.pc import pc_devices
+from pykvm.irqchip.user import UserChipset
 from pykvm.kvm import System
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 
 from pykvm import Machine, Outcome
 from pykvm.bus import Placement, Space
+from pykvm.bus.published import Dropped, Published, Rule
 from pykvm.devices import Uart16550, standard_devices
 from pykvm.exits import IoIn, IoOut
-from pykvm.published import Dropped, Published, Rule
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm

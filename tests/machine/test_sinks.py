@@ -8,7 +8,7 @@ import pytest
 
 from pykvm import Mode, Outcome
 from pykvm.bus import Placement, Space
-from pykvm.dispatch import MANY
+from pykvm.bus.dispatch import MANY
 from pykvm.exits import Hlt, IoOut
 from support.guest import MakeGuest
 

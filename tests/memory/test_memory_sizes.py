@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.errors import ConfigError
-from pykvm.sizes import format_size, parse_size
+from pykvm.values.sizes import format_size, parse_size
 
 
 @pytest.mark.parametrize(

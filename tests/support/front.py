@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.bus import Bus
-from pykvm.dispatch import Dispatch
+from pykvm.bus.dispatch import Dispatch
 
 if TYPE_CHECKING:
     from pykvm.bus import Device
-    from pykvm.published import Published
+    from pykvm.bus.published import Published
 
 
 class Front:

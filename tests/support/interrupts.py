@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from pykvm import ConfigError, Machine
 from pykvm.bus import Space
-from pykvm.chipset import UserChipset
+from pykvm.irqchip.user import UserChipset
 from support.host import host_probe
 from support.listing import assemble
 
 if TYPE_CHECKING:
-    from pykvm.platform import Platform
+    from pykvm.irqchip.wiring import Platform
 
 __all__ = [
     "COUNT",

@@ -74,7 +74,7 @@ def test_what_pytest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(monkeypatch, "amd", "--short") == SHORT
     assert told(monkeypatch, "amd", "--short", "--", "-q") == [*SHORT, "-q"]
     assert told(monkeypatch, "intel", "--", "-k", "kick") == [*SELECTIONS["intel"], "-k", "kick"]
-    other = ["tests/run/test_core.py::test_it", "-x"]
+    other = ["tests/vcpu/test_core.py::test_it", "-x"]
     assert told(monkeypatch, "amd", "--", *other) == other
 
 

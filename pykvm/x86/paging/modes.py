@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.registers import CR0, CR4, EFER
 
 __all__ = ["PAGE_SIZE", "PTE", "LevelFormat", "PagingMode"]

@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError, MemoryRangeError
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.paging.modes import PAGE_SIZE, PTE, LevelFormat, PagingMode
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError
-from pykvm.frozen import NamedTuple
+from pykvm.values.frozen import NamedTuple
 from pykvm.x86.paging.modes import PAGE_SIZE, PTE, LevelFormat, PagingMode
 from pykvm.x86.registers import CR0, CR4, EFER, PageFaultError, names
 

@@ -1,0 +1,36 @@
+"""Ports and addresses, and the devices that answer there."""
+
+from pykvm.bus.bus import Area, Bus, Range, check_free
+from pykvm.bus.device import (
+    Device,
+    Placement,
+    Readable,
+    Sink,
+    Space,
+    Writable,
+    check_device,
+    check_placement,
+    odd_answer,
+)
+from pykvm.bus.guest_end import GuestEnd, GuestExit, GuestPanic, GuestPowerOff, GuestReset
+
+__all__ = [
+    "Area",
+    "Bus",
+    "Device",
+    "GuestEnd",
+    "GuestExit",
+    "GuestPanic",
+    "GuestPowerOff",
+    "GuestReset",
+    "Placement",
+    "Range",
+    "Readable",
+    "Sink",
+    "Space",
+    "Writable",
+    "check_device",
+    "check_free",
+    "check_placement",
+    "odd_answer",
+]

@@ -1,0 +1,157 @@
+"""What a device is to the bus, and where it stands."""
+
+from __future__ import annotations
+
+from enum import Enum
+from operator import index
+from typing import TYPE_CHECKING, Protocol
+
+from pykvm.errors import ConfigError
+from pykvm.values.checks import integer, show, unsigned, wrong
+from pykvm.values.frozen import NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Device",
+    "Placement",
+    "Readable",
+    "Sink",
+    "Space",
+    "Writable",
+    "check_device",
+    "check_placement",
+    "odd_answer",
+]
+
+
+class Space(Enum):
+    """The two address spaces that a device can stand in."""
+
+    PIO = "port"
+    MMIO = "address"
+
+    @property
+    def bits(self) -> int:
+        """How many bits an address has."""
+        return 16 if self is Space.PIO else 64
+
+    @property
+    def size(self) -> int:
+        """How many addresses it has; an access past the last goes on at 0."""
+        return 1 << self.bits
+
+
+class Readable(Protocol):
+    """A device that answers reads.
+
+    Without `read`, reads give all ones, as from an empty bus.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages and `Bus.remove` call it."""
+
+    def read(self, offset: int, size: int, /) -> int:
+        """The value of `size` bytes (1, 2, 4 or 8) at `offset`, little-endian.
+
+        Of what is returned, the low `size` bytes count: a device may give a whole register.
+        """
+
+
+class Writable(Protocol):
+    """A device that takes writes.
+
+    Without `write` and `sink`, writes are ignored.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages and `Bus.remove` call it."""
+
+    def write(self, offset: int, size: int, value: int, /) -> None:
+        """Take `value`, of `size` bytes (1, 2, 4 or 8), at `offset`."""
+
+
+class Sink(Protocol):
+    """A device whose writes are collected while the guest runs on, and handed over in bulk.
+
+    For devices that only record: they see every write, in order, before the next exit that
+    anyone else sees, and cannot stop the guest at one of them.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages and `Bus.remove` call it."""
+
+    def sink(self, writes: Sequence[tuple[int, int, int]], /) -> None:
+        """Take `writes`: (offset, size, value) each, oldest first."""
+
+
+# Any of the three will do.  A device may also say `width`, the most bytes it takes at once (1, 2, 4
+# or 8, else 8): the bus splits larger accesses, as an ISA bus does for an 8-bit card.  One that
+# hands out much data through a port may have `read_string(offset, size, count)` beside `read`: it
+# gives the bytes of `count` reads at once.
+Device = Readable | Writable | Sink
+
+
+class Placement(NamedTuple):
+    """A device and where it is to stand: `length` addresses of `space` from `address` on.
+
+    `offset` is what the device sees at `address`, for a device with registers in several places.
+    """
+
+    device: Device
+    space: Space
+    address: int
+    length: int
+    offset: int = 0
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self.device.name
+
+
+def check_placement(placement: Placement) -> None:
+    """Raise ConfigError unless it is one, of something with a name, at addresses that there are."""
+    if not isinstance(placement, Placement):
+        raise wrong(
+            "each of the devices",
+            "a Placement",
+            placement,
+            hint="as Placement(device, Space.PIO, 0x80, 1)",
+        )
+    name, space = check_device(placement.device), placement.space
+    if not isinstance(space, Space):
+        raise wrong(f"{name}: space", "Space.PIO or Space.MMIO", space)
+    first = unsigned(f"{name}: the first {space.value}", placement.address, space.bits)
+    integer(f"{name}: length", placement.length, 1, space.size - first)
+    unsigned(f"{name}: offset", placement.offset, 64)
+
+
+def check_device(device: Device) -> str:
+    """The device's name.  Raises ConfigError if it has none."""
+    if isinstance(device, type):
+        raise ConfigError(
+            f"{device.__name__} is a class, and no device yet",
+            hint=f"make one: {device.__name__}()",
+        )
+    name = getattr(device, "name", None)
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{show(device)} is no device: it has no name", hint="give it one: name = 'sensor'"
+        )
+    return name
+
+
+def odd_answer(device: str, answer: object) -> int:
+    """What a device returned from `read`, if that stands for an int.  Raises ConfigError."""
+    try:
+        return index(answer)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(
+            f"device {device} answered a read with {show(answer)}",
+            hint="read(offset, size) has to return an int",
+        ) from None

@@ -1,0 +1,453 @@
+"""Guest time: what the guest takes for the time, and the deadlines that hang off it.
+
+Guest time is a count of nanoseconds since the clock was made.  It runs at the speed of the host's
+CLOCK_MONOTONIC, and a policy says which part of the host's time the guest never sees:
+
+``realtime``
+    None is hidden.
+``paused``
+    Time passes only between `Clock.start` and `Clock.stop`, that is, while the machine runs.
+``warp``
+    As ``paused``; and `Clock.warp_to` skips what the guest would only have waited for.
+
+Guest time never goes backwards.  If the host's clock does, guest time goes on from where it was.
+
+Catching up: a stall (a busy host, a stopped process) is host time like any other, and guest time
+follows it at once, never slowed down or sped up.  What came due meanwhile runs in the order of its
+times, `BATCH` callbacks at a time, each told the time that it was armed for.  What a device with a
+periodic timer makes of the periods that it missed is its own policy: one interrupt for them all, or
+one each at a bounded rate; it counts those that it drops.  While the host is suspended,
+CLOCK_MONOTONIC stands still, and guest time with it.
+
+Guest time lasts 146 years (`NEVER`): a timer armed for later is armed, and never comes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import insort
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from pykvm.clock.tsc import Tsc
+from pykvm.errors import ConfigError, StateError
+from pykvm.values.checks import callback as check_callback
+from pykvm.values.checks import integer, one_of, unsigned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Entry = tuple[int, int, "Timer"]
+
+__all__ = [
+    "BATCH",
+    "NEVER",
+    "POLICIES",
+    "Clock",
+    "TimeSource",
+    "Timed",
+    "Timer",
+    "ticks_at",
+    "time_of",
+]
+
+POLICIES = ("realtime", "paused", "warp")
+
+#: The guest time that is never reached.
+NEVER = 1 << 62
+
+#: The most callbacks in one `Clock.run_due`: timers that are always due cannot keep a vCPU.
+BATCH = 64
+
+#: The TSC's frequency where nobody says: a tick is a nanosecond.
+DEFAULT_TSC_KHZ = 1_000_000
+
+_SECOND = 1_000_000_000
+
+
+def ticks_at(now: int, hz: int) -> int:
+    """How many ticks a counter of `hz` has made by guest time `now`, from 0 on.
+
+    >>> ticks_at(1_000_000_000, 3_579_545)
+    3579545
+    """
+    return now * hz // _SECOND
+
+
+def time_of(tick: int, hz: int) -> int:
+    """The first nanosecond at which `ticks_at` gives `tick` or more.
+
+    Timers that are armed tick by tick this way never drift, whatever `hz` is.
+
+    >>> time_of(1, 3_579_545), ticks_at(279, 3_579_545), ticks_at(280, 3_579_545)
+    (280, 0, 1)
+    """
+    return -(-tick * _SECOND // hz)
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A device that does some of its work in its own time."""
+
+    def follow(self, clock: TimeSource, /) -> None:
+        """Go by this clock from now on."""
+
+
+class TimeSource(Protocol):
+    """What a device may ask of a clock."""
+
+    def now(self) -> int:
+        """Guest time, in nanoseconds."""
+
+    def timer(self, callback: Callable[[int], None], queue: int = 0) -> Timer:
+        """A timer that calls ``callback(when)`` when it comes due."""
+
+
+class Timer:
+    """A deadline that can be armed; `Clock.timer` makes it.
+
+    `when` is the guest time it is armed for, or None.  Coming due disarms it.
+    """
+
+    __slots__ = ("callback", "clock", "order", "queue", "when")
+
+    def __init__(self, clock: Clock, callback: Callable[[int], None], queue: int) -> None:
+        self.clock = clock
+        self.callback = callback
+        self.queue = queue
+        #: Among timers armed for the same time, that of arming.
+        self.order = 0
+        self.when: int | None = None
+
+    def arm(self, when: int) -> None:
+        """Come due at guest time `when` instead of when armed for; in the past means at once."""
+        self.clock.arm(self, when)
+
+    def cancel(self) -> None:
+        """Disarm.  Harmless if it is not armed.
+
+        A callback that another thread's `Clock.run_due` has taken already may still be on its way.
+        """
+        self.clock.cancel(self)
+
+    def __repr__(self) -> str:
+        return f"<Timer of queue {self.queue}, {'idle' if self.when is None else self.when}>"
+
+
+class Clock:
+    """The only source of time for a machine's devices.
+
+    `policy` is one of `POLICIES`.  `host_now` gives the host's time in nanoseconds.  `host_tsc`
+    reads the host's TSC, which runs at `host_tsc_khz` (else `tsc_khz`); without it the TSC is made
+    from `host_now`.  `tsc_khz` is the guest's frequency (else the host's, else 1 GHz).
+    `tsc_movable` says whether this host's guests see an offset that KVM is given.
+
+    Deadlines are in queues: number n belongs to vCPU n, and what belongs to no vCPU is in 0.
+    Every method may be called from any thread; callbacks run without the clock's lock.
+
+    Raises ConfigError for a policy or a frequency that does not exist.
+
+    >>> clock = Clock("warp")
+    >>> timer = clock.timer(lambda when: print("due at", when))
+    >>> timer.arm(3_600 * 10**9)
+    >>> clock.warp_to(clock.next_deadline(0))
+    >>> clock.run_due(0)
+    due at 3600000000000
+    1
+    >>> clock.now(), clock.tsc()
+    (3600000000000, 3600000000000)
+    """
+
+    def __init__(
+        self,
+        policy: str = "realtime",
+        *,
+        tsc_khz: int | None = None,
+        host_now: Callable[[], int] = time.monotonic_ns,
+        host_tsc: Callable[[], int] | None = None,
+        host_tsc_khz: int | None = None,
+        tsc_movable: bool = True,
+        tsc_of_kvm: Callable[[int], int] | None = None,
+    ) -> None:
+        one_of("clock", policy, POLICIES)
+        if tsc_khz is not None:
+            tsc_khz = integer("tsc_khz", tsc_khz, 1)
+        if host_tsc_khz is not None:
+            host_tsc_khz = integer("host_tsc_khz", host_tsc_khz, 1)
+        if host_tsc is not None and tsc_khz is None and host_tsc_khz is None:
+            raise ConfigError("a host TSC needs its frequency: give host_tsc_khz or tsc_khz")
+        self.policy = policy
+        #: How often the host's clock was seen to go backwards.
+        self.steps_back = 0
+        #: Called as ``on_earlier(queue)``, in the thread that armed, outside the clock's lock,
+        #: whenever the earliest deadline of a queue has become an earlier one.
+        self.on_earlier: Callable[[int], None] | None = None
+        self._publish: Callable[[int | None], None] | None = None
+        self._lock = threading.Lock()
+        self._host_now = host_now
+        self._last_host = host_now()
+        # Of the host's time: what is added to it so that it never goes backwards.
+        self._correction = 0
+        # Guest time is the host's less `_base`; while it stands still, `_stopped_at`.
+        self._base = self._last_host
+        self._stopped_at: int | None = None if policy == "realtime" else 0
+        self._queues: dict[int, list[_Entry]] = {}
+        self._order = 0
+        if tsc_khz is None:
+            tsc_khz = DEFAULT_TSC_KHZ if host_tsc_khz is None else host_tsc_khz
+        self._khz = tsc_khz
+        if host_tsc is None:
+            host_tsc, host_tsc_khz = self._host_time_in_ticks, tsc_khz
+        self._tsc = Tsc(
+            host_tsc,
+            khz=tsc_khz,
+            host_khz=tsc_khz if host_tsc_khz is None else host_tsc_khz,
+            movable=tsc_movable,
+            of_kvm=tsc_of_kvm,
+        )
+        #: Whether KVM alone moves the TSC, and is asked what it reads.
+        self.tsc_by_kvm = tsc_of_kvm is not None
+        if self._stopped_at is not None:
+            self._tsc.stop()
+
+    # -- time --------------------------------------------------------------------------------
+
+    def _host_time(self) -> int:
+        """The host's time, less its steps backwards.  Call it with the lock."""
+        host = self._host_now()
+        if host < self._last_host:
+            self._correction += self._last_host - host
+            self.steps_back += 1
+        self._last_host = host
+        return host + self._correction
+
+    def _host_time_in_ticks(self) -> int:
+        # As `_host_time` last saw it: the TSC and guest time come of one look at the host's clock.
+        return (self._last_host + self._correction) * self._khz // 1_000_000
+
+    def _now(self) -> int:
+        host = self._host_time()
+        return host - self._base if self._stopped_at is None else self._stopped_at
+
+    def publish(self, publish: Callable[[int | None], None] | None) -> None:
+        """Tell what guest time is less than CLOCK_MONOTONIC by, now and at each change.
+
+        ``publish(None)`` is for: it stands still, or goes by another clock.  It is called with the
+        clock's lock.
+        """
+        with self._lock:
+            self._publish = publish
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._publish is not None:
+            known = self._stopped_at is None and self._host_now is time.monotonic_ns
+            self._publish(self._base - self._correction if known else None)
+
+    def now(self) -> int:
+        """Guest time: nanoseconds since the clock was made, less what the policy hides."""
+        with self._lock:
+            return self._now()
+
+    @property
+    def running(self) -> bool:
+        """Whether guest time passes at the moment."""
+        return self._stopped_at is None
+
+    def start(self) -> None:
+        """The machine enters a run: time passes again.  Starting twice is harmless."""
+        with self._lock:
+            host = self._host_time()
+            if self._stopped_at is not None:
+                self._base = host - self._stopped_at
+                self._stopped_at = None
+                self._tsc.start()
+                self._tell()
+
+    def stop(self) -> None:
+        """The machine leaves a run: time stands still, but for ``realtime``.
+
+        Stopping twice is harmless.
+        """
+        with self._lock:
+            now = self._now()
+            if self.policy != "realtime":
+                self._stopped_at = now
+                self._tsc.stop()
+                self._tell()
+
+    def warp_to(self, when: int) -> None:
+        """Skip to guest time `when`; if that is past already, nothing happens.
+
+        Raises StateError if the policy is not ``warp``.
+        """
+        if self.policy != "warp":
+            raise StateError(
+                f"this clock's policy is {self.policy!r}: it skips no time",
+                hint="clock='warp' does",
+            )
+        integer("when", when)
+        with self._lock:
+            step = min(when, NEVER) - self._now()
+            if step > 0:
+                if self._stopped_at is None:
+                    self._base -= step
+                else:
+                    self._stopped_at += step
+                self._tsc.skip(step)
+                self._tell()
+
+    def host_deadline(self, when: int) -> int:
+        """When guest time `when` comes, by the host's clock, if nothing stops or skips time."""
+        with self._lock:
+            now = self._now()
+            return self._last_host + when - now
+
+    # -- deadlines ---------------------------------------------------------------------------
+
+    def timer(self, callback: Callable[[int], None], queue: int = 0) -> Timer:
+        """A timer of `queue`, not armed: ``callback(when)`` is told the time it was armed for."""
+        check_callback("callback", callback)
+        integer("queue", queue, 0)
+        return Timer(self, callback, queue)
+
+    def arm(self, timer: Timer, when: int) -> None:
+        """See `Timer.arm`."""
+        if type(when) is not int:
+            when = integer("when", when)
+        with self._lock:
+            entries = self._queues.setdefault(timer.queue, [])
+            earliest = entries[0][0] if entries else NEVER
+            self._remove(timer)
+            timer.when = when
+            if when < NEVER:
+                self._order += 1
+                timer.order = self._order
+                insort(entries, (when, self._order, timer))
+        if when < earliest:
+            on_earlier = self.on_earlier
+            if on_earlier is not None:
+                on_earlier(timer.queue)
+
+    def cancel(self, timer: Timer) -> None:
+        """See `Timer.cancel`."""
+        with self._lock:
+            self._remove(timer)
+
+    def _remove(self, timer: Timer) -> None:
+        when, timer.when = timer.when, None
+        if when is not None and when < NEVER:
+            self._queues[timer.queue].remove((when, timer.order, timer))
+
+    def next_deadline(self, queue: int) -> int | None:
+        """The earliest guest time that a timer of `queue` is armed for, or None."""
+        with self._lock:
+            entries = self._queues.get(queue)
+            return entries[0][0] if entries else None
+
+    def alarm(self, queue: int) -> int | None:
+        """When, by the host's clock, the earliest timer of `queue` comes due, or None."""
+        with self._lock:
+            entries = self._queues.get(queue)
+            if not entries:
+                return None
+            now = self._now()
+            return self._last_host + entries[0][0] - now
+
+    def run_due(self, queue: int) -> int:
+        """Run what is due by now in `queue`, earliest first, and return how many that was.
+
+        Those armed for the same time run in the order of arming.  What a callback arms for the
+        past runs too.  After `BATCH` of them the rest waits for the next call.  What a callback
+        raises passes; the others stay armed.
+        """
+        entries = self._queues.get(queue)
+        if not entries:
+            return 0
+        now = None
+        for done in range(BATCH):
+            with self._lock:
+                if now is None:
+                    now = self._now()
+                if not entries or entries[0][0] > now:
+                    return done
+                when, _, timer = entries.pop(0)
+                timer.when = None
+            timer.callback(when)
+        return BATCH
+
+    # -- the time-stamp counter --------------------------------------------------------------
+
+    @property
+    def tsc_khz(self) -> int:
+        """The guest's TSC frequency."""
+        return self._khz
+
+    @property
+    def tsc_movable(self) -> bool:
+        """Whether guests see an offset; else they read the host's TSC, under every policy."""
+        return self._tsc.movable
+
+    @property
+    def tsc_offset(self) -> int:
+        """Guest TSC less host TSC times the ratio, signed, for all vCPUs; while stopped, as of now.
+
+        Setting it raises HostError where guests do not see an offset, unless it is set to 0.
+        """
+        with self._lock:
+            self._host_time()
+            return self._tsc.offset
+
+    @tsc_offset.setter
+    def tsc_offset(self, offset: int) -> None:
+        integer("tsc_offset", offset)
+        with self._lock:
+            self._host_time()
+            self._tsc.offset = offset
+
+    def vcpu_tsc_offset(self, cpu: int) -> int:
+        """What KVM_VCPU_TSC_OFFSET of vCPU `cpu` has to be, with what its guest wrote."""
+        with self._lock:
+            self._host_time()
+            return self._tsc.offset_of(cpu)
+
+    def tsc(self, now: int | None = None, *, cpu: int = 0) -> int:
+        """What RDTSC gives on vCPU `cpu` at guest time `now`, else at once."""
+        with self._lock:
+            here = self._now()
+            return self._tsc.read(cpu, 0 if now is None else now - here)
+
+    def tsc_time(self, value: int, *, cpu: int = 0) -> int:
+        """The guest time at which vCPU `cpu` reads `value` in its TSC, or has read it.
+
+        What is less than it reads now is past: nobody waits for the counter to wrap.
+        """
+        with self._lock:
+            return self._now() + self._tsc.until(cpu, value)
+
+    def write_tsc(self, cpu: int, value: int) -> None:
+        """The guest of vCPU `cpu` writes IA32_TSC: its IA32_TSC_ADJUST moves by as much."""
+        unsigned("value", value, 64)
+        with self._lock:
+            self._host_time()
+            self._tsc.write(cpu, value)
+
+    def tsc_adjust(self, cpu: int) -> int:
+        """IA32_TSC_ADJUST of vCPU `cpu`."""
+        with self._lock:
+            return self._tsc.adjust(cpu)
+
+    def write_tsc_adjust(self, cpu: int, value: int) -> None:
+        """The guest of vCPU `cpu` writes IA32_TSC_ADJUST: its TSC moves by as much."""
+        unsigned("value", value, 64)
+        with self._lock:
+            self._tsc.write_adjust(cpu, value)
+
+    def reset_tsc(self) -> None:
+        """RESET, of all vCPUs: every TSC and IA32_TSC_ADJUST is 0, where guests see an offset."""
+        with self._lock:
+            self._host_time()
+            self._tsc.reset()
+
+    def __repr__(self) -> str:
+        return f"<Clock {self.policy}, {'at' if self.running else 'stopped at'} {self.now()} ns>"

@@ -1,0 +1,1 @@
+"""Interrupt controllers and clocks of a machine, in software, in KVM, or half in each."""

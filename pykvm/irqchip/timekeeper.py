@@ -1,0 +1,132 @@
+"""Timers and software interrupts during a run: `pykvm.machine.run.Interrupts`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pykvm.clock import Clock
+    from pykvm.irqchip.injector import Injector
+    from pykvm.vcpu import CPU
+
+__all__ = ["Timekeeper", "Timers"]
+
+
+# How often to look, in ns, whether the guest has lowered CR8 for an interrupt that waits for it:
+# not every KVM has an exit for that.
+_PRIORITY_CHECK = 1_000_000
+
+
+class Timers:
+    """The vCPUs' timers: the half of `Interrupts` that is the same for every irqchip."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def run_timers(self, cpu: CPU) -> None:
+        """See `pykvm.machine.run.Interrupts`."""
+        self.clock.run_due(cpu.index)
+        # Those that came due called the vCPU that is looking already.
+        cpu.heed()
+
+    def set_alarm(self, cpu: CPU) -> None:
+        """See `pykvm.machine.run.Interrupts`."""
+        cpu.set_alarm(self.clock.alarm(cpu.index))
+
+
+class Timekeeper(Timers):
+    """The vCPUs' timers, and their interrupts where these are in software.
+
+    `waits_for_host` says whether a device could still interrupt because of something outside the
+    machine (input to a serial port, say), `nmi_source` whether any could send an NMI; `on_warp` is
+    called after a skip.
+    """
+
+    can_start = True
+
+    def __init__(
+        self,
+        clock: Clock,
+        injectors: Sequence[Injector],
+        *,
+        waits_for_host: Callable[[], bool] = lambda: False,
+        nmi_source: Callable[[], bool] = lambda: False,
+        on_warp: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(clock)
+        self._injectors = injectors
+        self._waits_for_host = waits_for_host
+        self._nmi_source = nmi_source
+        self._on_warp = on_warp
+
+    def set_alarm(self, cpu: CPU) -> None:
+        """See `pykvm.machine.run.Interrupts`."""
+        if self._injectors[cpu.index].held_by_priority:
+            # Some KVMs have no exit for a CR8 that falls (KVM_EXIT_SET_TPR): look again soon.
+            due = self.clock.next_deadline(cpu.index)
+            soon = self.clock.now() + _PRIORITY_CHECK
+            cpu.set_alarm(self.clock.host_deadline(soon if due is None else min(due, soon)))
+        else:
+            cpu.set_alarm(self.clock.alarm(cpu.index))
+
+    def reset_by_init(self, cpu: CPU) -> bool:
+        """See `pykvm.machine.run.Interrupts`."""
+        return self._injectors[cpu.index].take_init()
+
+    def awake(self, cpu: CPU) -> bool:
+        """See `pykvm.machine.run.Interrupts`."""
+        return self._injectors[cpu.index].awake
+
+    def start(self, cpu: CPU) -> bool:
+        """See `pykvm.machine.run.Interrupts`."""
+        injector = self._injectors[cpu.index]
+        if injector.init_pending:
+            return True
+        if cpu.parked:
+            injector.take_sipi()
+        return False
+
+    def serve(self, cpu: CPU) -> None:
+        """See `pykvm.machine.run.Interrupts`."""
+        self._injectors[cpu.index].serve()
+
+    def can_wake(self, cpus: Sequence[CPU]) -> bool:
+        """See `pykvm.machine.run.Interrupts`."""
+        halted = False
+        for cpu in cpus:
+            if not cpu.parked:
+                halted = True
+                if self._injectors[cpu.index].interrupts_on:
+                    return self._may_wake(cpus)
+        return halted and self._nmi_source() and self._may_wake(cpus)
+
+    def _may_wake(self, cpus: Sequence[CPU]) -> bool:
+        for cpu in cpus:
+            if self.clock.next_deadline(cpu.index) is not None:
+                return True
+        return self._waits_for_host()
+
+    def warp(self) -> bool:
+        """See `pykvm.machine.run.Interrupts`."""
+        if self.clock.policy != "warp" or self._waits_for_tsc():
+            return False
+        due = [self.clock.next_deadline(injector.cpu.index) for injector in self._injectors]
+        times = [when for when in due if when is not None]
+        if not times:
+            return False
+        self.clock.warp_to(min(times))
+        self._on_warp()
+        return True
+
+    def _waits_for_tsc(self) -> bool:
+        """Whether a guest waits for a TSC that cannot skip anything: it is the host's."""
+        return not self.clock.tsc_movable and any(
+            injector.lapic is not None and injector.lapic.timer.deadline
+            for injector in self._injectors
+        )
+
+    def dead(self, cpu: CPU) -> bool:
+        """Never asked: a halted vCPU waits outside the kernel."""
+        return False

@@ -1,0 +1,170 @@
+"""The interrupt controllers and clocks of a PC, wired together in software.
+
+It knows interrupts and devices, never KVM: what a processor does with an interrupt is behind the
+`CpuPort` of each local APIC.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pykvm.devices.hpet import Hpet
+from pykvm.devices.pit import Pit8254
+from pykvm.devices.pm_timer import AcpiPmTimer
+from pykvm.devices.port61 import Port61
+from pykvm.devices.rtc import Rtc146818
+from pykvm.interrupts.apicbus import ApicBus
+from pykvm.interrupts.ioapic import MASKED, PINS, IoApic
+from pykvm.interrupts.lapic import LocalApic
+from pykvm.interrupts.message import NMI
+from pykvm.interrupts.pic import Pic8259Pair
+from pykvm.values.frozen import NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pykvm.bus import Device
+    from pykvm.clock import Clock
+    from pykvm.devices.line import InterruptLine
+    from pykvm.interrupts.lapic_core import CpuPort
+
+__all__ = ["ApicPage", "ApicTraits", "Platform", "Processor"]
+
+ISA_IRQS = 16
+
+
+class Both:
+    """One wire to two places: a PC's IRQs reach the 8259 and the I/O APIC."""
+
+    def __init__(self, *lines: InterruptLine) -> None:
+        self._lines = lines
+
+    def set(self, level: bool) -> None:
+        """Drive all of them."""
+        for line in self._lines:
+            line.set(level)
+
+
+class Virtual8259Wire:
+    """The 8259's INT output, on LINT0 of a local APIC."""
+
+    def __init__(self, lapic: LocalApic) -> None:
+        self._lapic = lapic
+
+    def set(self, level: bool) -> None:
+        """Drive the pin."""
+        self._lapic.set_lint(0, level)
+
+
+class Processor(Protocol):
+    """A vCPU as its local APIC's page sees it."""
+
+    lapic: LocalApic | None
+
+    def before_access(self) -> None:
+        """The guest is about to read or write a register."""
+
+    def after_access(self) -> None:
+        """It has."""
+
+
+class ApicPage:
+    """The page of local APIC registers: every processor finds its own there.
+
+    `current` is the processor whose thread calls.
+    """
+
+    name = "lapic"
+
+    def __init__(self, current: Callable[[], Processor]) -> None:
+        self._current = current
+
+    def read(self, offset: int, size: int) -> int:
+        """See `LocalApic.read`."""
+        processor = self._current()
+        processor.before_access()
+        return processor.lapic.read(offset, size) if processor.lapic else -1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """See `LocalApic.write`."""
+        processor = self._current()
+        processor.before_access()
+        if processor.lapic:
+            processor.lapic.write(offset, size, value)
+        processor.after_access()
+
+
+class ApicTraits(NamedTuple):
+    """What the guest is told of its local APICs elsewhere, by which they have to abide.
+
+    `x2apic` and `tsc_deadline` are CPUID.1:ECX[21] and [24], `cmci` is IA32_MCG_CAP[10], and
+    `physical_bits` MAXPHYADDR.
+    """
+
+    x2apic: bool = True
+    tsc_deadline: bool = True
+    cmci: bool = False
+    physical_bits: int = 52
+
+
+class Platform:
+    """All of it, for the processors behind `ports`.
+
+    `devices` has what goes on the bus, by name (`pykvm.irqchip.user.PLACES`); `line` is where a
+    device's interrupt request goes.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        ports: Sequence[CpuPort],
+        current: Callable[[], Processor],
+        traits: ApicTraits = ApicTraits(),  # noqa: B008 - immutable
+    ) -> None:
+        """`current` is as for `ApicPage`."""
+        self.clock = clock
+        self.apics = ApicBus()
+        self.lapics = tuple(
+            LocalApic(number, clock, port, self.apics.send, **traits._asdict())
+            for number, port in enumerate(ports)
+        )
+        self.ioapic = IoApic(self.apics.deliver)
+        for lapic in self.lapics:
+            lapic.on_eoi = self._eoi
+            self.apics.add(lapic)
+        self.pic = Pic8259Pair(Virtual8259Wire(self.lapics[0]))
+        lines = {irq: self.line(irq) for irq in range(ISA_IRQS) if irq != 2}
+        lines |= {pin: self.ioapic.line(pin) for pin in range(ISA_IRQS, PINS)}
+        self.hpet = Hpet(clock, lines)
+        self.pit = Pit8254(clock, self.hpet.behind(0))
+        self.rtc = Rtc146818(clock, self.hpet.behind(8))
+        self.devices: dict[str, Device] = {
+            "pic-master": self.pic.master,
+            "pic-slave": self.pic.slave,
+            "pic-elcr": self.pic.elcr,
+            "pit": self.pit,
+            "port61": Port61(clock, self.pit),
+            "rtc": self.rtc,
+            "pm-timer": AcpiPmTimer(clock),
+            "ioapic": self.ioapic,
+            "hpet": self.hpet,
+            "lapic": ApicPage(current),
+        }
+
+    def line(self, irq: int) -> InterruptLine:
+        """An ISA interrupt request: input `irq` of the 8259, pin `irq` of the I/O APIC.
+
+        IRQ 0 is on pin 2, as an interrupt source override of the MADT tells kernels.
+        """
+        return Both(self.pic.line(irq), self.ioapic.line(2 if irq == 0 else irq))
+
+    def has_nmi_source(self) -> bool:
+        """Whether anything but another processor could send an NMI."""
+        entries = self.ioapic.entries
+        return any(entry >> 8 & 7 == NMI and not entry & MASKED for entry in entries) or any(
+            lapic.has_nmi_pin for lapic in self.lapics
+        )
+
+    def _eoi(self, vector: int, level: bool) -> None:
+        if level:
+            self.ioapic.eoi(vector)

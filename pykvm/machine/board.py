@@ -1,0 +1,355 @@
+"""The hardware of a machine: memory, vCPUs, chipset and devices, made and wired together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.boot.placement import ram_ranges
+from pykvm.bus import Area, Bus, Space, check_device, check_free, check_placement
+from pykvm.bus.dispatch import Dispatch
+from pykvm.devices.line import Unconnected
+from pykvm.errors import ConfigError
+from pykvm.irqchip.user import UserChipset
+from pykvm.tables import Hardware
+from pykvm.vcpu import CPU
+from pykvm.vcpu.claim import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pykvm.boot import Setup
+    from pykvm.bus import Device, Placement
+    from pykvm.clock import Clock
+    from pykvm.devices.line import InterruptLine
+    from pykvm.host import Host
+    from pykvm.irqchip.kernel import KernelChipset
+    from pykvm.kvm import VM
+    from pykvm.machine.run import Run
+    from pykvm.memory import GuestMemory
+    from pykvm.vcpu.msr_exits import MsrExits
+
+__all__ = ["Mainboard"]
+
+IA32_TSC_AUX = 0xC0000103
+
+
+class Mainboard:
+    """What a machine is made of; `build` makes what takes KVM, and `close` gives all of it back.
+
+    `memory` is the board's from now on.  `irqchip`, `policy` (of guest time) and `tsc_khz` are as
+    `Machine` has them.
+    """
+
+    def __init__(
+        self, memory: GuestMemory, *, irqchip: str, policy: str, tsc_khz: int | None
+    ) -> None:
+        self.memory = memory
+        self.bus = Bus()
+        # What KVM answers itself, before any device of the bus.
+        self._kernels: tuple[Area, ...] = ()
+        self.bus.fixed = self._fixed
+        memory.on_add = self._check_memory
+        #: The devices by name.
+        self.devices: dict[str, Device] = {}
+        self.vcpus: list[CPU] = []
+        self.vm: VM | None = None
+        self.chipset: UserChipset | KernelChipset | None = None
+        #: The right to run it.
+        self.claim = Claim()
+        self.claim.on_fork(self.forget)
+        #: The run in progress, or the last one: see `claim`.
+        self.run: Run | None = None
+        self.closed = False
+        self._irqchip = irqchip
+        self._policy = policy
+        self._tsc_khz = tsc_khz
+        self._clock: Clock | None = None
+
+    # -- making ------------------------------------------------------------------------------
+
+    def build(self, host: Host, vcpus: int, model: str, devices: Iterable[Placement]) -> None:
+        """Make the VM, so many vCPUs of this CPUID model, the chipset, and place the devices.
+
+        Raises HostError, ConfigError and KVMError; what was made until then is for `close`.
+        """
+        placements = list(devices)
+        for placement in placements:
+            check_placement(placement)
+        vm = self.vm = host.create_vm()
+        vm.warns = False  # the machine does
+        self.memory.attach(vm)
+        if self._irqchip in ("kernel", "split"):
+            from pykvm.irqchip.kernel import KernelChipset
+
+            self.chipset = KernelChipset(
+                vm, self.bus, lambda: self.clock, split=self._irqchip == "split"
+            )
+            self._kernels = self.chipset.areas
+            for region in self.memory.regions:
+                self._check_memory(region.name, region.start, region.size, region.readonly)
+        self._add_vcpus(vm, host, vcpus, model)
+        if self._irqchip == "user":
+            self.chipset = UserChipset(vm, self.bus, lambda: self.clock, on_made=self._made)
+            placements += self.chipset.placements(placements)
+        self.place(placements)
+        # The ring is the VM's; vCPUs that share it could not keep their writes in order.
+        alone = vcpus == 1
+        self.dispatch = Dispatch(self.bus, vm=vm if alone else None, shared=not alone)
+        self.dispatch.collected.on_urgent = self._hand_over
+        if self._clock is not None:
+            self.dispatch.collected.follow(self._clock)
+        self.bus.on_change = self._bus_changed
+        for cpu in self.vcpus:
+            cpu.use(self.dispatch)
+        self._attach()
+        if self._tsc_khz is not None:
+            # Not left to the guest's first look at a clock: the host may not be able to.
+            _ = self.clock
+
+    def _add_vcpus(self, vm: VM, host: Host, count: int, model: str) -> None:
+        hidden = self._unusable(model)
+        for index in range(count):
+            cpuid = host.cpuid(model, index, count, irqchip=self._irqchip, hidden=hidden)
+            vcpu = vm.create_vcpu(index)
+            vcpu.warns = False
+            ring = host.coalescing_ring if count == 1 else None
+            self.vcpus.append(CPU(vcpu, self.memory, ring=ring, claim=self.claim))
+            vcpu.set_cpuid2(cpuid)
+            if index:
+                # What RDTSCP and RDPID tell of the processor, until the guest sets it.
+                vcpu.set_msrs({IA32_TSC_AUX: index}, partial=True)
+
+    def _unusable(self, model: str) -> frozenset[str] | None:
+        """Features that this host offers and would not give to this machine; None: not tried."""
+        if model == "baseline":
+            return None
+        from pykvm.quirks.features import hidden
+
+        return hidden(self._irqchip, model)
+
+    def _attach(self) -> None:
+        """Connect the chipset with the vCPUs."""
+        if isinstance(self.chipset, UserChipset):
+            self.chipset.attach(self.vcpus)
+            if self._policy != "realtime":
+                # A clock that stands still between runs has to be there from the first one on.
+                self.chipset.make()
+        elif self.chipset is not None:
+            self.devices.update(self.chipset.attach(self.vcpus))
+            self._wire(self.chipset)
+
+    def _made(self, chipset: UserChipset) -> None:
+        """The guest has touched an interrupt controller or a clock: now they exist."""
+        platform = chipset.make()
+        self.devices.update(
+            (name, device) for name, device in platform.devices.items() if name in self.devices
+        )
+        self._wire(chipset)
+        if self.run is not None:
+            self.run.interrupts = chipset.timekeeper
+
+    # -- devices -----------------------------------------------------------------------------
+
+    def place(self, placements: Iterable[Placement]) -> None:
+        """Put devices on the bus.  Raises BusConflict and ConfigError, and places none then."""
+        placements = list(placements)
+        known = dict(self.devices)
+        for placement in placements:
+            name = check_device(placement.device)
+            if known.setdefault(name, placement.device) is not placement.device:
+                raise ConfigError(
+                    f"there is a device named {name!r} already",
+                    hint="remove it first, or give the new one another name",
+                )
+        self.bus.add_all(placements)
+        self.devices.update((placement.name, placement.device) for placement in placements)
+        for placement in placements:
+            # Not isinstance, which for a protocol costs 20 us, and there are many devices.
+            if hasattr(placement.device, "connect_lines"):
+                placement.device.connect_lines(self._isa_line)
+
+    def _fixed(self) -> Iterable[Area]:
+        """What no device can stand over: memory, and what KVM answers itself."""
+        regions = self.memory.regions
+        return (
+            *(
+                Area(region.name, Space.MMIO, region.start, region.end - 1, region.readonly)
+                for region in regions
+            ),
+            *self._kernels,
+        )
+
+    def _check_memory(self, name: str, start: int, size: int, readonly: bool) -> None:
+        """Raise BusConflict if a device, or KVM itself, answers where there is to be memory."""
+        area = Area(name, Space.MMIO, start, start + size - 1, readonly)
+        check_free(area, (*self.bus.ranges, *self._kernels))
+
+    def _isa_line(self, irq: int) -> InterruptLine:
+        return Unconnected() if self.chipset is None else self.chipset.line(irq)
+
+    def _wire(self, chipset: UserChipset | KernelChipset) -> None:
+        """Connect the devices on the ISA bus to their interrupts, and to the clock."""
+        from pykvm.clock import Timed
+        from pykvm.devices.line import Inlet, Interrupting
+        from pykvm.tables.ports import ISA_IRQS
+
+        for name, irq in ISA_IRQS.items():
+            device: object = self.devices.get(name)
+            if isinstance(device, Interrupting):
+                device.connect(chipset.line(irq))
+            if isinstance(device, Timed):
+                device.follow(self.clock)
+            if isinstance(device, Inlet):
+                chipset.inlets.append(device)
+        if "acpi-pm" in self.devices:
+            self._furnish()
+
+    def _furnish(self) -> None:
+        """Write to the RAM behind the clock of a PC what its firmware does."""
+        from pykvm.devices.rtc import Rtc146818
+        from pykvm.tables.cmos import cmos
+
+        rtc = self.devices.get("rtc")
+        if isinstance(rtc, Rtc146818):
+            for index, byte in cmos(ram_ranges(self.memory), len(self.vcpus)).items():
+                rtc.nvram[index] = byte
+
+    def _bus_changed(self) -> None:
+        self.dispatch.rebuild()
+        for cpu in self.vcpus:
+            cpu.use(self.dispatch)
+
+    def _hand_over(self) -> None:
+        """Collected accesses wait for a device that has to know of them now."""
+        for cpu in self.vcpus:
+            cpu.attend()
+
+    def interrupts(self) -> UserChipset | KernelChipset:
+        """The chipset.  Raises ConfigError if there is none."""
+        if self.chipset is None:
+            raise ConfigError("this machine has no interrupt controller (irqchip='none')")
+        return self.chipset
+
+    def msr_exits(self) -> MsrExits:
+        """Where to ask for exits by MSRs, beside the chipset."""
+        if isinstance(self.chipset, UserChipset):
+            return self.chipset.msr_exits
+        from pykvm.vcpu.msr_exits import MsrExits
+
+        assert self.vm is not None
+        return MsrExits(self.vm)
+
+    # -- what it tells of itself -------------------------------------------------------------
+
+    def hardware(self) -> Hardware:
+        """What tables have to tell of it."""
+        leaves = {leaf.function: leaf for leaf in self.vcpus[0].kvm.get_cpuid2()}
+        return Hardware(
+            len(self.vcpus),
+            self._irqchip,
+            frozenset(self.devices),
+            tuple(ram_ranges(self.memory)),
+            leaves[1].eax if 1 in leaves else 0,
+            leaves[1].edx if 1 in leaves else 0,
+        )
+
+    def set_memory_types(self) -> None:
+        """Set every processor's MTRRs as firmware does, which a kernel counts on."""
+        from pykvm.x86.cpuid import CpuidTable
+        from pykvm.x86.mtrr import IA32_MTRRCAP, firmware_mtrrs
+
+        first = self.vcpus[0].kvm
+        table = CpuidTable(first.get_cpuid2())
+        if "mtrr" not in table:
+            return
+        msrs = firmware_mtrrs(
+            ram_ranges(self.memory),
+            capabilities=first.get_msrs([IA32_MTRRCAP])[IA32_MTRRCAP],
+            physical_bits=table.maxphyaddr,
+        )
+        for cpu in self.vcpus:
+            cpu.kvm.set_msrs(msrs)
+
+    def tell(self, setup: Setup, files: Mapping[str, bytes]) -> None:
+        """Have fw_cfg tell of this machine, and of a kernel and files for the guest.
+
+        Raises ConfigError if there is none that could, and as `fw_cfg_items.connect` does.
+        """
+        device = self.devices.get("fw-cfg")
+        if device is not None:
+            from pykvm.boot.fw_cfg_items import connect
+            from pykvm.devices.fw_cfg import FwCfg
+
+            if isinstance(device, FwCfg):
+                connect(device, self.memory, setup, files)
+                device.clock = self._timers
+                return
+        if files or setup.kernel is not None:
+            raise ConfigError(
+                "this machine has no fw_cfg (a device named fw-cfg) to tell of files or a kernel",
+                hint="kernels and firmware have one; for others, `pykvm.devices.pc.pc_devices`",
+            )
+
+    def _timers(self) -> Clock | None:
+        """The clock whose timers run while the guest does; None if none do."""
+        if isinstance(self.chipset, UserChipset):
+            self.chipset.make()
+        return None if self.chipset is None else self.clock
+
+    # -- time --------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Clock:
+        """Guest time, from the first look at it on."""
+        if self._clock is None:
+            from pykvm.irqchip.user import clock_of
+
+            self._clock = clock_of(self.vcpus, self._policy, self._tsc_khz)
+            if hasattr(self, "dispatch"):
+                self.dispatch.collected.follow(self._clock)
+            if self._policy != "realtime":
+                for cpu in self.vcpus:
+                    cpu.timing = self.start_clock, self.stop_clock
+        return self._clock
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what of guest time does not reach the guest."""
+        clock = self._clock
+        if clock is None or clock.tsc_movable or self._policy == "realtime":
+            return ()
+        whose = "kept by KVM" if clock.tsc_by_kvm else "the host's"
+        return (
+            f"clock={self._policy!r} does not reach RDTSC: this host's KVM ignores a TSC offset, "
+            f"and the guest's TSC is {whose}",
+        )
+
+    def start_clock(self) -> None:
+        """The guest is about to run."""
+        if self._clock is not None:
+            self._clock.start()
+            if self.chipset is not None:
+                self.chipset.resume()
+
+    def stop_clock(self) -> None:
+        """The guest runs no more."""
+        if self._clock is not None:
+            self._clock.stop()
+            if self._policy != "realtime" and self.chipset is not None and not self.closed:
+                self.chipset.pause()
+
+    def forget(self) -> None:
+        """In the child of a fork: VM and vCPUs are the parent's.  The memory stays, as a copy."""
+        for cpu in self.vcpus:
+            cpu.forget()
+        if self.vm is not None:
+            self.vm.close()
+
+    def close(self) -> None:
+        """Give back the VM and the memory; the vCPUs must be closed."""
+        # No loops of references: what a thousand machines had is not to wait for the collector.
+        self.memory.on_add, self.bus.fixed = None, tuple
+        # The VM first: deleting its slots one by one would wait for each.
+        if self.vm is not None:
+            self.vm.close()
+        self.memory.close()

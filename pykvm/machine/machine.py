@@ -1,0 +1,732 @@
+"""A machine as its user sees it: put together by options, run, stopped, looked at and closed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pykvm._core import lib
+from pykvm.boot import Entry, place
+from pykvm.boot.symbols import Symbols
+from pykvm.bus import Placement, Space, check_device
+from pykvm.errors import ConfigError, GuestError, StateError, exhausted
+from pykvm.host import Host
+from pykvm.machine.board import Mainboard
+from pykvm.machine.config import check_options, memory_of, read_guest
+from pykvm.machine.run import SENT_INIT, Run
+from pykvm.machine.workarounds import REMEDIABLE, Repairs, may_meet_quirks
+from pykvm.result import Ending, Outcome, Unclaimed
+from pykvm.values import checks
+from pykvm.vcpu.claim import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from pykvm.bus import Device
+    from pykvm.bus.published import Dropped
+    from pykvm.clock import Clock
+    from pykvm.devices.line import InterruptLine
+    from pykvm.devices.uart import Uart16550
+    from pykvm.exits import Debug, Exit, IoIn, IoOut, MmioRead, MmioWrite
+    from pykvm.machine.config import File
+    from pykvm.machine.linux_console import KernelWatch
+    from pykvm.machine.until import Awaited, Conditions, Ear
+    from pykvm.memory import GuestMemory
+    from pykvm.result import Result
+    from pykvm.vcpu import CPU
+    from pykvm.x86.state import Mode
+
+__all__ = ["Machine"]
+
+ISA_IRQS = 16
+_IRQS = "a PC's devices have interrupts 0 to 15 but 2"
+
+# Ends of a kernel that has said its last word, if it was one of a panic.
+_MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
+
+# Ends of which one wants to know where the guest is.
+_STILL_THERE = frozenset({Outcome.TIMEOUT, Outcome.STOPPED, Outcome.HALTED, Outcome.FAILED})
+
+
+class Machine:
+    """A virtual machine: a guest, its memory, its vCPUs and its devices.
+
+    ::
+
+        with Machine("kernel.elf", memory="64M") as machine:
+            result = machine.run(timeout=5)
+            assert result.exit_code == 0, result
+            assert "ready" in machine.serial.text
+
+    `image` is a path or the bytes of a guest file, or None for an empty machine whose vCPU is as
+    after power-on.  `memory` is its RAM: bytes, a string as "64M", or a GuestMemory that was put
+    together by hand (the machine then closes it).  RAM beyond 3 GiB lies from 4 GiB on.
+    `boot` insists on a boot protocol by name (docs/boot.md); by default the file decides.
+    `mode` ("real", "protected", "long") and `load_address` say how a flat binary is entered and
+    where it lies, `entry` and `stack`, as "07C0:0000", where it starts in real mode with which
+    stack.  `append` is a kernel's command line; a bare ELF guest finds its words, then
+    `args`, in argv behind its own name.  `initrd` is a kernel's initial RAM disk, and `modules` are
+    files, with a command line each, for kernels that take them: paths or bytes.  `kernel` is for
+    firmware as `image`: a Linux kernel for it to boot, with `append` and `initrd`.  `fw_cfg` has
+    files for firmware and kernels to read, by name, beside those that tell of the machine.
+    A Linux kernel's command line gets words before `append` that spare it trouble on this host,
+    which `Result.notes` tells; `append_only` leaves them out.
+    `vcpus` counts the vCPUs; all but the first are parked until somebody sets their state and
+    `parked = False`.  `devices` replaces the standard ones (`pykvm.devices.standard_devices`);
+    `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest
+    touches a port or an address where nobody is: "stop" ends the run (the default for bare guests),
+    "float" reads all ones and ignores writes (for kernels, which look for devices so).
+    `irqchip` is where interrupt controllers and clocks are: "user" for software (the default, but
+    for Linux), "kernel" for KVM's own (the default for Linux, unless `clock` is "warp"), "split"
+    for KVM's local APICs and the rest in software, "none" for nowhere; `clock` is the policy of
+    guest time, "realtime", "paused" or "warp" (`pykvm.clock`), and `tsc_khz` the frequency of the
+    guest's TSC, where this host can scale it.
+    `quirks` is "auto" to make good what this host's KVM gets wrong in the guest's sight, for
+    kernels and for bare guests whose code shows that they may meet it, "on" for any guest (one that
+    is put together by hand), "off" to see the host bare; `emulate` is "auto" to execute
+    instructions that KVM refuses, or "off".
+
+    Raises HostError (no usable KVM, too little memory), LoadError (the file), ConfigError (wrong
+    values) and KVMError (KVM refused).
+
+    A machine belongs to the thread that calls `run`.  `stop`, `serial.send` and `close` may be
+    called from any thread at any time.
+    """
+
+    def __init__(
+        self,
+        image: str | os.PathLike[str] | bytes | None = None,
+        *,
+        memory: int | str | GuestMemory = "64M",
+        vcpus: int = 1,
+        boot: str | None = None,
+        mode: Mode | str | None = None,
+        load_address: int | None = None,
+        entry: str | None = None,
+        stack: str | None = None,
+        append: str = "",
+        append_only: bool = False,
+        args: Sequence[str] = (),
+        initrd: File | None = None,
+        modules: Sequence[tuple[File, str]] = (),
+        kernel: File | None = None,
+        fw_cfg: Mapping[str, bytes] | None = None,
+        devices: Iterable[Placement] | None = None,
+        cpu: str = "baseline",
+        unclaimed: str | None = None,
+        irqchip: str | None = None,
+        clock: str = "realtime",
+        tsc_khz: int | None = None,
+        quirks: str = "auto",
+        emulate: str = "auto",
+    ) -> None:
+        checked = check_options({n: value for n, value in locals().items() if n != "self"})
+        vcpus, load_address, tsc_khz = (checked[n] for n in ("vcpus", "load_address", "tsc_khz"))
+        self._name = os.path.basename(image) if isinstance(image, (str, os.PathLike)) else "bytes"
+        guest = self._guest = read_guest(
+            image,
+            memory=memory,
+            vcpus=vcpus,
+            boot=boot,
+            mode=mode,
+            load_address=load_address,
+            entry=entry,
+            stack=stack,
+            append=append,
+            append_only=append_only,
+            args=args,
+            initrd=initrd,
+            modules=modules,
+            kernel=kernel,
+        )
+        self.entry: Entry | None = None
+        #: Called after each instruction that was completed for KVM: the vCPU, the instruction's
+        #: name, what became of it.
+        self.on_emulated: Callable[[CPU, str, str], None] | None = None
+        self._float = unclaimed == "float" or (unclaimed is None and guest.is_pc)
+        self._remarks = guest.remarks
+        self._kernel_watch: KernelWatch | None = None
+        self._ear: Ear | None = None
+        with exhausted("this machine could not be made"), closing(Host()) as host:
+            host.check_vcpus(vcpus)
+            board = self._board = Mainboard(
+                memory_of(memory),
+                irqchip=irqchip or guest.irqchip(clock),
+                policy=clock,
+                tsc_khz=tsc_khz,
+            )
+            self._repairs = Repairs(
+                board,
+                emulate=emulate == "auto",
+                floating=self._float,
+                on_emulated=self._emulated,
+            )
+            self.memory, self.bus = board.memory, board.bus
+            #: The devices by name.
+            self.devices = board.devices
+            try:
+                board.build(host, vcpus, cpu, guest.devices() if devices is None else devices)
+                board.dispatch.collected.floats = self._float
+                if quirks == "on" or (quirks == "auto" and may_meet_quirks(guest.image)):
+                    self._repairs.add_remedies()
+                self._load(fw_cfg or {})
+            except BaseException:
+                self._release()
+                raise
+
+    def _emulated(self, cpu: CPU, name: str, result: str) -> bool:
+        if self.on_emulated is None:
+            return True
+        self.on_emulated(cpu, name, result)
+        return False
+
+    def _load(self, files: Mapping[str, bytes]) -> None:
+        """Put the guest into memory, and what is told of this machine where the guest looks."""
+        board, guest = self._board, self._guest
+        setup = guest.setup
+        if guest.is_pc or "fw-cfg" in board.devices:
+            setup = setup._replace(hardware=board.hardware())
+        if guest.image is not None:
+            self.entry = place(guest.image, self.memory, setup)
+            self._remarks += self.entry.remarks
+            board.vcpus[0].state = self.entry.state
+        if guest.follows_firmware:
+            board.set_memory_types()
+        board.tell(setup, files)
+
+    # -- devices -----------------------------------------------------------------------------
+
+    def add(
+        self,
+        device: Device,
+        *,
+        pio: int | None = None,
+        mmio: int | None = None,
+        length: int | None = None,
+    ) -> None:
+        """Put a device at a port (`pio`) or a physical address (`mmio`).
+
+        `length` is how many ports or bytes it takes; a device that has a `length` of its own needs
+        none.  Raises BusConflict if another device is there, or memory, ConfigError for anything
+        that makes no sense.
+
+        >>> class Echo:
+        ...     name = "echo"
+        ...     value = 0
+        ...
+        ...     def read(self, offset, size):
+        ...         return self.value
+        ...
+        ...     def write(self, offset, size, value):
+        ...         self.value = value
+        >>> with Machine() as machine:  # needs /dev/kvm
+        ...     machine.add(Echo(), pio=0x500, length=4)
+        ...     "echo" in machine.devices
+        True
+        """
+        self._check_open()
+        name = check_device(device)
+        if (pio is None) == (mmio is None):
+            raise ConfigError(f"device {name}: give either pio= or mmio=")
+        size = length if length is not None else getattr(device, "length", None)
+        if size is None:
+            raise ConfigError(
+                f"device {name}: length= is missing",
+                hint="say how many ports or bytes it takes, or give the device a `length`",
+            )
+        space, first = (Space.PIO, pio) if pio is not None else (Space.MMIO, mmio)
+        assert first is not None
+        self._board.place([Placement(device, space, first, size)])
+
+    def remove(self, device: Device | str) -> None:
+        """Take a device away, by name or by itself.  Raises ConfigError if it is not there."""
+        self._check_open()
+        name = device if isinstance(device, str) else check_device(device)
+        self.bus.remove(device)
+        self.devices.pop(name, None)
+
+    def line(self, irq: int) -> InterruptLine:
+        """A wire to ISA interrupt `irq` (0 to 15 but 2), for a device to drive: `line.set(True)`.
+
+        Wires to the same input are ORed.  It may be driven from any thread, and is the same
+        whichever irqchip the machine has.  A guest that halts with interrupts on is waited for once
+        there is one: only `timeout`, `stop` or the guest end its run.  Raises ConfigError if the
+        machine has no interrupt controller, or that no such input.
+        """
+        self._check_open()
+        irq = checks.integer("irq", irq, 0, ISA_IRQS - 1, hint=_IRQS)
+        if irq == 2:
+            raise ConfigError("irq=2: the second 8259 has it", hint=_IRQS)
+        chipset = self._board.interrupts()
+        chipset.has_outside_lines = True
+        return chipset.line(irq)
+
+    def send_msi(self, address: int, data: int) -> bool:
+        """Send a message-signalled interrupt: `data` written to `address` (SDM 3A 11.11).
+
+        Returns whether a local APIC took it.  May be called from any thread.
+        """
+        self._check_open()
+        address = checks.unsigned("address", address, 64)
+        data = checks.unsigned("data", data, 32)
+        return self._board.interrupts().send_msi(address, data)
+
+    def irqfd(self, fd: int, irq: int) -> None:
+        """Pulse ISA interrupt `irq` whenever the eventfd `fd` is written to, without pykvm.
+
+        Only KVM itself can: raises ConfigError unless ``irqchip="kernel"``.
+        """
+        self._check_open()
+        fd = checks.integer("fd", fd, 0, 0x7FFF_FFFF)
+        irq = checks.integer("irq", irq, 0, ISA_IRQS - 1)
+        self._board.interrupts().irqfd(fd, irq)
+
+    def press_power_button(self) -> None:
+        """Press the power button: the guest is told of it by ACPI, and may switch itself off.
+
+        May be called from any thread.  Raises ConfigError if the machine has no such button: that
+        of a bare guest has none.
+        """
+        self._check_open()
+        from pykvm.devices.acpi_pm import AcpiPm
+
+        power = self.devices.get("acpi-pm")
+        if not isinstance(power, AcpiPm):
+            raise ConfigError(
+                "this machine has no power button",
+                hint="those of kernels have; for others: devices=standard_devices() + pc_devices()",
+            )
+        power.press_power_button()
+
+    # -- looking -----------------------------------------------------------------------------
+
+    @property
+    def vcpus(self) -> tuple[CPU, ...]:
+        """The vCPUs; the first is the one that the guest starts on."""
+        return tuple(self._board.vcpus)
+
+    @property
+    def clock(self) -> Clock:
+        """Guest time: see `pykvm.clock`."""
+        return self._board.clock
+
+    @property
+    def floats(self) -> bool:
+        """Whether an access that no device claims floats (`dropped` then counts it)."""
+        return self._float
+
+    @property
+    def dropped(self) -> Dropped | None:
+        """The accesses that no device claimed and that went nowhere; None if there were none.
+
+        Only with ``unclaimed="float"`` there are any: reads of them gave all ones.
+        """
+        return self._board.dispatch.collected.dropped
+
+    @property
+    def serial(self) -> Uart16550:
+        """The first serial port, "com1".  Raises ConfigError if it was left out."""
+        from pykvm.devices.uart import Uart16550
+
+        device = self.devices.get("com1")
+        if not isinstance(device, Uart16550):
+            raise ConfigError("this machine has no serial port named com1")
+        return device
+
+    @property
+    def symbols(self) -> Mapping[str, int]:
+        """The guest's symbols: name to address.  Empty without an image, or if it has none.
+
+        One that it has not is UnknownSymbol: a ConfigError, and a KeyError as in any mapping.
+        """
+        return self.entry.symbols if self.entry is not None else Symbols()
+
+    def symbol_at(self, address: int) -> str:
+        """The symbol that holds a guest-virtual address, as "main+0x12", or the empty string."""
+        address = checks.unsigned("address", address, 64)
+        if self.entry is None or self.entry.symbols.find(address) is None:
+            return ""
+        return self.entry.symbols.describe(address)
+
+    # -- running -----------------------------------------------------------------------------
+
+    def run(
+        self,
+        timeout: float | None = None,
+        until: Awaited | Sequence[Awaited] | None = None,
+        on_exit: Callable[[CPU, Exit], None] | None = None,
+        fail: Awaited | Sequence[Awaited] | None = None,
+    ) -> Result:
+        r"""Run the guest until it is done, and tell how it ended.
+
+        ::
+
+            machine.run(timeout=5, until="login: ").check()
+            result = machine.run(timeout=60, until=re.compile(r"(\d+) passed"), fail="PANIC")
+            passed = int(result.check().match[1])
+
+        `timeout` is in seconds.  `until` is text to wait for on the first serial port: str, bytes
+        or a compiled regular expression of either.  It is looked for in all that the guest has said
+        since the last match, in this run or before it, and the guest stops at its last byte.  Or it
+        is a function of the machine that is called after every exit that Python sees, and 20 times
+        a second beside that; the run ends when it returns something true.  Or it is a list or tuple
+        of such: `Result.matched` is then the one that ended the run.  `fail` is the same for what
+        must not come: the run then ends as FAILED.
+
+        A match of a regular expression may be 1,024 bytes long, and what was said before the run
+        counts as far as its last 64 KiB (and as `serial.output` still has it).  ``^`` is where the
+        last match ended; line by line it is with re.MULTILINE.
+
+        `on_exit` sees every VM exit before a device answers it (and makes each of them cost some
+        microseconds).
+
+        The machine can run on after every outcome; what happens then is up to the guest.
+
+        What a device, `until` or `on_exit` raises comes out of here as it is, as does Ctrl-C in
+        the main thread; the machine stays usable.  Otherwise raises ClosedError, StateError (it
+        runs already) and KVMError.
+        """
+        if timeout is not None:
+            timeout = checks.seconds("timeout", timeout)
+        if on_exit is not None:
+            checks.callback("on_exit", on_exit)
+        return self._board.claim.hold(partial(self._run, timeout, until, on_exit, fail))
+
+    def _run(
+        self,
+        timeout: float | None,
+        until: Awaited | Sequence[Awaited] | None,
+        on_exit: Callable[[CPU, Exit], None] | None,
+        fail: Awaited | Sequence[Awaited] | None,
+    ) -> Result:
+        """The run, inside the machine's claim."""
+        with self._conditions(until, fail) as conditions, self._kernel() as kernel:
+            repairs, board = self._repairs, self._board
+            run = Run(
+                board.vcpus,
+                board.claim,
+                take=self._take_exit,
+                timeout=timeout,
+                check=None if conditions is None else conditions.check,
+                on_exit=on_exit,
+                interrupts=board.chipset.timekeeper if board.chipset else None,
+                look=repairs.look,
+            )
+            board.run = run
+            self._check_open()  # `close` may not have seen it
+            if conditions is not None:
+                run.end(conditions.ending)
+            before = repairs.tally()
+            board.dispatch.collected.forget_drops()
+            result = self._in_guest_time(run)
+            repairs.tell(result, before)
+            if kernel is not None and result.outcome in _MAY_BE_DEAD:
+                death = kernel.death()
+                if death is not None:
+                    result.end(board.vcpus[0].panicked(death))
+            result.awaited = "" if conditions is None else conditions.awaited
+            result.notes = (*self._remarks, *board.notes)
+            self._tell(result, run)
+            if self.entry is not None and result.outcome is Outcome.CRASHED:
+                result.notes += self.entry.suspicions
+            return result
+
+    def _in_guest_time(self, run: Run) -> Result:
+        """Run, with the guest's clock going meanwhile."""
+        board = self._board
+        try:
+            board.start_clock()
+            try:
+                return run()
+            finally:
+                board.stop_clock()
+        except BaseException:
+            # Ctrl-C may have come into the stopping; twice is harmless.
+            board.stop_clock()
+            raise
+
+    @contextmanager
+    def _kernel(self) -> Iterator[KernelWatch | None]:
+        """Listen, if a Linux kernel runs, to what it says on the first serial port."""
+        if not self._guest.is_linux or "com1" not in self.devices:
+            yield None
+            return
+        if self._kernel_watch is None:
+            from pykvm.machine.linux_console import KernelWatch
+
+            self._kernel_watch = KernelWatch()
+        # It may end the run where a line ends.
+        forget = self.serial.on_output(self._kernel_watch.output, at_once=b"\n")
+        try:
+            yield self._kernel_watch
+        finally:
+            forget()
+
+    @contextmanager
+    def _conditions(self, until: object, fail: object) -> Iterator[Conditions[Machine] | None]:
+        """What is to end the run before the guest does."""
+        if until is None and fail is None:
+            yield None
+            return
+        from pykvm.machine.until import Conditions
+
+        collected = self._board.dispatch.collected
+        with Conditions(self, self._listen, until=until, fail=fail) as conditions:
+            collected.prompt = conditions.prompt
+            try:
+                yield conditions
+            finally:
+                collected.prompt = False
+
+    def _listen(self) -> Ear:
+        """How far the first serial port has been listened to."""
+        from pykvm.machine.until import Ear
+
+        serial = self.serial
+        if self._ear is None or self._ear.console is not serial:
+            self._ear = Ear(serial)
+        return self._ear
+
+    def _tell(self, result: Result, run: Run) -> None:
+        """Add to a result where the vCPUs are, what the guest said last and what went nowhere."""
+        if self._float:
+            result.unclaimed = self._unclaimed()
+        if result.outcome in _STILL_THERE:
+            result.places = tuple(run.place(cpu, self.symbol_at) for cpu in self._board.vcpus)
+            result.notes += self._astray()
+        if not (result.ok or result.console):
+            result.console = self._last_lines()
+            if result.error is not None:
+                result.error.console = result.console
+
+    def _astray(self) -> tuple[str, ...]:
+        """That a guest without a BIOS called it, and executes what lies at address 0."""
+        image = self._guest.image
+        if image is None or image.mode.value != "real" or image.protocol == "firmware":
+            return ()
+        from pykvm.machine.crash import NO_BIOS_HINT, through_a_zero_vector
+
+        way = through_a_zero_vector(self._board.vcpus[0])
+        return (f"{way}; {NO_BIOS_HINT}",) if way else ()
+
+    def _unclaimed(self) -> Unclaimed:
+        collected = self._board.dispatch.collected
+        reads, read = collected.drops(writes=False)
+        writes, written = collected.drops(writes=True)
+        return Unclaimed(reads, writes, tuple(map(str, (*written, *read))))
+
+    def _last_lines(self) -> str:
+        """The last lines on the first serial port, or on the debug console where there are none."""
+        for name in ("com1", "debugcon"):
+            lines = getattr(self.devices.get(name), "last_lines", str)()
+            if lines:
+                return str(lines)
+        return ""
+
+    def stop(self) -> bool:
+        """From any thread: end the run in progress with Outcome.STOPPED.
+
+        Returns False, and does nothing, if there is none.  If there is, that run ends, however
+        busy the guest is; if it came to an end of its own at the same moment, that one counts.
+        """
+        run = self._board.run
+        return run is not None and run.stop()
+
+    def handle(self, exit: Exit) -> bool:
+        """Let the devices answer an exit from ``for exit in vcpu``; False if none is concerned.
+
+        What devices raise passes, GuestExit and GuestReset included.
+        """
+        self._check_open()
+        from pykvm.exits import IoIn, IoOut, MmioRead, MmioWrite
+
+        match exit:
+            case IoOut(port=port, size=size, data=data):
+                return self.bus.write_string(port, size, data)
+            case IoIn(port=port, size=size, count=count):
+                data_in = self.bus.read_string(port, size, count)
+                if data_in is not None:
+                    exit.answer(data_in)
+                return data_in is not None
+            case MmioWrite(address=address, data=data):
+                return self.bus.write(Space.MMIO, address, len(data), exit.value)
+            case MmioRead(address=address, size=size):
+                value = self.bus.read(Space.MMIO, address, size)
+                if value is not None:
+                    exit.answer(value)
+                return value is not None
+        return False
+
+    def make_good(self, cpu: CPU, exit: Exit) -> bool:
+        """Do what KVM could not at `exit`: an instruction that it refused, for one.
+
+        `run` does so by itself; this is for ``for exit in vcpu``.  False if nobody can.  Raises
+        GuestError where the guest cannot go on, and what devices raise.
+        """
+        self._check_open()
+        return self._repairs.take(cpu, exit)
+
+    def _take_exit(self, cpu: CPU, exit: Exit) -> Ending | None:
+        """What becomes of an exit that the fast path left over."""
+        if getattr(exit, "reason", None) in REMEDIABLE:
+            try:
+                if self.make_good(cpu, exit):
+                    return None
+            except GuestError as error:
+                from pykvm.machine.crash import located
+
+                return self._sent_init(cpu, exit) or _crash(
+                    located(error, cpu, exit, self.symbol_at), exit
+                )
+        if self._answer(cpu, exit):
+            return None
+        from pykvm.exits import Debug, SystemEvent
+        from pykvm.machine.crash import crash_of
+
+        match exit:
+            case Debug():
+                return self._debug_event(cpu, exit)
+            case SystemEvent(type=1):
+                return Ending(Outcome.EXITED, "the guest shut down", exit_code=0, exit=exit)
+            case SystemEvent(type=2):
+                return Ending(Outcome.RESET, "the guest asked for a reset", exit=exit)
+        ending = self._sent_init(cpu, exit)
+        if ending is not None:
+            return ending
+        refusal = self._repairs.refusal(cpu)
+        limit = self._repairs.limit(cpu, exit)
+        return _crash(crash_of(cpu, exit, self.symbol_at, refusal, limit), exit)
+
+    def _sent_init(self, cpu: CPU, exit: Exit) -> Ending | None:
+        """The end of a guest whose first vCPU KVM has sent to a reset vector without firmware."""
+        from pykvm.machine.crash import begins_anew
+
+        if cpu.index or self._guest.image is None or not begins_anew(cpu, exit):
+            return None
+        return Ending(Outcome.RESET, SENT_INIT, exit=exit)
+
+    def _debug_event(self, cpu: CPU, exit: Debug) -> Ending | None:
+        """A breakpoint or the like; None if it was the step past one."""
+        from pykvm.vcpu.guest_debug import DR6_BS, debug_event
+
+        if exit.dr6 & DR6_BS and cpu.debug.stepped():
+            return None
+        cpu.debug.ended(exit.pc)
+        name = self.symbol_at(exit.pc)
+        return Ending(
+            Outcome.DEBUG,
+            f"{debug_event(exit.exception, exit.dr6, exit.dr7)} stopped the guest at "
+            f"{exit.pc:#x}" + (f" ({name})" if name else ""),
+            exit=exit,
+        )
+
+    def _answer(self, cpu: CPU, exit: Exit) -> bool:
+        """Let the devices or the chipset answer an exit; False if it is for none of them."""
+        from pykvm.exits import IoapicEoi, IoIn, IoOut, MmioRead, MmioWrite, RdMsr, SetTpr, WrMsr
+
+        chipset = self._board.chipset
+        match exit:
+            case IoIn() | IoOut() | MmioRead() | MmioWrite():
+                with self._board.dispatch.lock:
+                    return self.handle(exit) or self._drop(exit)
+            case RdMsr() if chipset is not None:
+                chipset.read_msr(cpu, exit)
+            case WrMsr() if chipset is not None:
+                chipset.write_msr(cpu, exit)
+            case IoapicEoi(vector=vector) if chipset is not None:
+                chipset.end_of_interrupt(vector)
+        return isinstance(exit, (RdMsr, WrMsr, SetTpr, IoapicEoi))
+
+    def _drop(self, exit: IoIn | IoOut | MmioRead | MmioWrite) -> bool:
+        """Let an access that no device claims go nowhere, if that is what this machine does."""
+        if not self._float:
+            return False
+        from pykvm.exits import IoIn, IoOut, MmioWrite
+
+        drop = self._board.dispatch.collected.drop
+        if isinstance(exit, IoIn):
+            drop(pio=True, address=exit.port, size=exit.size, value=None, count=exit.count)
+        elif isinstance(exit, IoOut):
+            values = exit.values
+            drop(pio=True, address=exit.port, size=exit.size, value=values[0], count=len(values))
+        elif isinstance(exit, MmioWrite):
+            drop(pio=False, address=exit.address, size=len(exit.data), value=exit.value)
+        else:
+            drop(pio=False, address=exit.address, size=exit.size, value=None)
+        return True
+
+    # -- life --------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._board.closed
+
+    def close(self) -> None:
+        """Give everything back: descriptors, memory, mappings.  Closing twice is harmless.
+
+        A run in another thread is stopped first and returns its Result.  Raises StateError when
+        called from inside the machine's own run (a device, `until`).
+        """
+        board = self._board
+        claim = board.claim
+        if claim.is_mine:
+            raise StateError(
+                "a machine cannot be closed from inside its own run",
+                hint="call stop() here and close it where run() returns",
+            )
+        board.closed = True
+        busy = claim.shut()
+        while busy:
+            if board.run is not None:
+                board.run.stop()
+            busy = claim.shut(wait=True)
+        # Every part of it may be closed twice: after an exception in here the next call goes on.
+        self._release()
+
+    def _release(self) -> None:
+        self._board.closed = True
+        for cpu in self._board.vcpus:
+            cpu.close()
+        self._repairs.close()
+        self._board.close()
+
+    def __enter__(self) -> Machine:
+        self._check_open()
+        return self
+
+    def _check_open(self) -> None:
+        board = self._board
+        if board.closed or board.claim.forked:
+            code = lib.PYKVM_FORKED if board.claim.forked else lib.PYKVM_SHUT
+            raise refusal(code, "this machine", 0)
+
+    def __del__(self) -> None:
+        board = getattr(self, "_board", None)
+        if board is not None and not board.closed and not board.claim.forked:
+            # Its parts free themselves, in any order: some of them may be gone by now.
+            message = f"Machine {self._name!r} was not closed"
+            warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._board.closed:
+            return "<Machine closed>"
+        run = self._board.run
+        doing = "running" if run is not None and run.under_way else "stopped"
+        return f"<Machine {doing}: {len(self._board.vcpus)} vCPU(s), {self.memory!r}>"
+
+
+def _crash(error: GuestError, exit: Exit) -> Ending:
+    return Ending(Outcome.CRASHED, f"the guest crashed: {error.message}", exit=exit, error=error)

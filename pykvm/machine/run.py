@@ -1,0 +1,444 @@
+"""One run of a machine: its vCPUs' threads, and how they come to one end."""
+
+from __future__ import annotations
+
+import _thread
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pykvm._core import ffi, lib
+from pykvm.errors import ResourceError
+from pykvm.result import Ending, Outcome, Place, Result
+from pykvm.vcpu.claim import LateError
+from pykvm.vcpu.cpu import OVER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pykvm.exits import Exit
+    from pykvm.vcpu import CPU
+    from pykvm.vcpu.claim import Claim
+
+__all__ = ["SENT_INIT", "Interrupts", "Run"]
+
+#: Where no firmware is to begin in.
+SENT_INIT = "the guest sent INIT to its first vCPU"
+
+_HLT = 5  # KVM_EXIT_HLT
+_REASON = 8  # struct kvm_run: exit_reason
+
+# Ends that the host asked for; what the guest did at the same moment counts more.
+_ASKED_FOR = frozenset(
+    {Outcome.STOPPED, Outcome.TIMEOUT, Outcome.DEBUG, Outcome.UNTIL, Outcome.FAILED}
+)
+
+# <linux/kvm.h>: KVM_MP_STATE_*
+_MP_UNINITIALIZED, _MP_INIT_RECEIVED, _MP_HALTED = 1, 2, 3
+
+# The index in pykvm_vcpu.exits to the name of the exit's class in pykvm.exits.
+_WRITE = lib.PYKVM_COUNTERS // 2
+_NAMES = {
+    0: "Unknown",
+    1: "ExceptionExit",
+    2: "IoIn",
+    2 + _WRITE: "IoOut",
+    3: "Hypercall",
+    4: "Debug",
+    5: "Hlt",
+    6: "MmioRead",
+    6 + _WRITE: "MmioWrite",
+    7: "IrqWindowOpen",
+    8: "Shutdown",
+    9: "FailEntry",
+    10: "Interrupted",
+    11: "SetTpr",
+    12: "TprAccess",
+    16: "Nmi",
+    17: "InternalError",
+    24: "SystemEvent",
+    26: "IoapicEoi",
+    27: "Hyperv",
+    29: "RdMsr",
+    30: "WrMsr",
+    31: "DirtyRingFull",
+    33: "BusLock",
+    37: "Notify",
+    39: "MemoryFault",
+}
+
+
+class Interrupts(Protocol):
+    """What interrupt controllers and clock are to a run; see `pykvm.irqchip.timekeeper`."""
+
+    #: Whether the guest can start parked vCPUs.
+    can_start: bool
+
+    def run_timers(self, cpu: CPU) -> None:
+        """Run the timers of `cpu` that are due."""
+
+    def set_alarm(self, cpu: CPU) -> None:
+        """Before `cpu` enters the guest: have it come out when its next timer is due."""
+
+    def reset_by_init(self, cpu: CPU) -> bool:
+        """Whether an INIT came; all but the first vCPU are parked then."""
+
+    def awake(self, cpu: CPU) -> bool:
+        """Whether a halted or parked vCPU would go on."""
+
+    def start(self, cpu: CPU) -> bool:
+        """Let a vCPU that is awake go on; whether it needs attention first."""
+
+    def serve(self, cpu: CPU) -> None:
+        """Inject what can be injected."""
+
+    def can_wake(self, cpus: Sequence[CPU]) -> bool:
+        """Whether anything may still wake one of these vCPUs, all of them idle."""
+
+    def warp(self) -> bool:
+        """Skip to the next deadline, if the clock does so."""
+
+    def dead(self, cpu: CPU) -> bool:
+        """Whether `cpu`, if it waits in the kernel, does so for good."""
+
+
+class Run:
+    """What happens between one call of `Machine.run` and its return.
+
+    It is the Board of every vCPU's loop.  The first vCPU runs in the calling thread, so that
+    exceptions and Ctrl-C surface where the caller is; each of the others in one of its own.
+
+    What several threads touch is changed by single operations (a list's append, a set's add and
+    discard), without a lock: an exception that comes in between could leave one taken.
+    """
+
+    def __init__(
+        self,
+        cpus: Sequence[CPU],
+        claim: Claim,
+        *,
+        take: Callable[[CPU, Exit], Ending | None],
+        timeout: float | None,
+        check: Callable[[], Ending | None] | None = None,
+        on_exit: Callable[[CPU, Exit], None] | None = None,
+        interrupts: Interrupts | None = None,
+        look: Callable[[CPU], None] | None = None,
+    ) -> None:
+        """`cpus` are to run within `claim`, which the caller holds.
+
+        `take` answers an exit or says how the run ends; `on_exit` sees each of them before.
+        `interrupts` is what wakes halted vCPUs, and starts parked ones; None if nothing does.
+        `look` is called whenever there is an occasion to look at a vCPU.
+        """
+        self.check = check
+        self.interrupts = interrupts
+        self._cpus = [
+            cpu
+            for cpu in cpus
+            if cpu.index == 0 or not cpu.parked or (interrupts and interrupts.can_start)
+        ]
+        self._take = take
+        self._on_exit = on_exit
+        self._look = look
+        self._timeout = timeout
+        self._claim = claim
+        self._turn = claim.turn
+        self._endings: list[Ending] = []
+        self._errors: list[BaseException] = []
+        # Halted or parked: by index.
+        self._idle: set[int] = set()
+        # Those that were so when the run ended.
+        self._asleep: set[int] = set()
+        # Taken, and never waited for, by the vCPU that skips ahead.
+        self._skipping = _thread.allocate_lock()
+        self._began = time.monotonic()
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def end(self, ending: Ending | None) -> None:
+        """From any thread: end the run, all vCPUs of it.  Later runs are left alone."""
+        if ending is not None:
+            self._endings.append(ending)
+        for cpu in self._cpus:
+            cpu.kick(self._turn)
+
+    def stop(self) -> bool:
+        """From any thread: end the run as STOPPED.  False if it is over."""
+        if not self.under_way:
+            return False
+        self.end(Ending(Outcome.STOPPED, "stopped by the host"))
+        return True
+
+    @property
+    def under_way(self) -> bool:
+        """Whether its vCPUs may still enter the guest."""
+        return self._claim.running == self._turn
+
+    @property
+    def _ending(self) -> Ending | None:
+        """The first ending, but for one that the host asked for and the guest's own replaces."""
+        endings = self._endings
+        if not endings:
+            return None
+        return next((end for end in endings if end.outcome not in _ASKED_FOR), endings[0])
+
+    # -- the Board of every vCPU -------------------------------------------------------------
+
+    def take_exit(self, cpu: CPU) -> Ending | None:
+        """See `pykvm.vcpu.Board`."""
+        reason = cpu.page[_REASON]
+        if self._on_exit is None and reason == _HLT:
+            return self._halt(cpu)
+        from pykvm.exits import Hlt, IrqWindowOpen, SetTpr, decode
+
+        exit = decode(cpu.run_page)
+        if self._on_exit is not None:
+            self._on_exit(cpu, exit)
+        if isinstance(exit, Hlt):
+            return self._halt(cpu)
+        if isinstance(exit, (IrqWindowOpen, SetTpr)):
+            return self.take_attention(cpu)
+        return self._take(cpu, exit)
+
+    def take_kick(self, cpu: CPU) -> Ending | None:
+        """See `pykvm.vcpu.Board`."""
+        return self._ending or (self._failed if self._errors else None)
+
+    def take_deadline(self, cpu: CPU) -> Ending:
+        """See `pykvm.vcpu.Board`."""
+        return self._timed_out()
+
+    def take_tick(self, cpu: CPU) -> Ending | None:
+        """See `pykvm.vcpu.Board`."""
+        if self._look is not None:
+            self._look(cpu)
+        if self.interrupts is None or self.interrupts.can_start:
+            return None
+        # HLT waits inside KVM_RUN: look whether it will ever come back.
+        if not self.interrupts.dead(cpu):
+            self._idle.discard(cpu.index)
+            return None
+        self._idle.add(cpu.index)
+        return self._halted_for_good() if len(self._idle) == len(self._cpus) else None
+
+    def take_attention(self, cpu: CPU) -> Ending | None:
+        """See `pykvm.vcpu.Board`."""
+        if self._look is not None:
+            self._look(cpu)
+        interrupts = self.interrupts
+        if interrupts is None:
+            return None
+        interrupts.run_timers(cpu)
+        interrupts.set_alarm(cpu)
+        ending = self._take_init(cpu) or (self._wait(cpu) if cpu.parked else None)
+        if ending is None:
+            interrupts.serve(cpu)
+        return ending
+
+    def _take_init(self, cpu: CPU) -> Ending | None:
+        """Carry out an INIT, if one came."""
+        if self.interrupts is None or not self.interrupts.reset_by_init(cpu):
+            return None
+        if cpu.index == 0 and not cpu.can_reset:
+            return Ending(Outcome.RESET, SENT_INIT)
+        return None
+
+    #: What a vCPU's loop returns when another vCPU's handler raised; nobody sees it.
+    _failed = Ending(Outcome.STOPPED, "another vCPU's handler raised")
+
+    def _timed_out(self) -> Ending:
+        return Ending(Outcome.TIMEOUT, f"the guest was still running after {self._timeout:g} s")
+
+    def _halt(self, cpu: CPU) -> Ending | None:
+        ending = self._wait(cpu)
+        if ending is not None:
+            self._asleep.add(cpu.index)
+            if (self._ending or ending).outcome is not Outcome.HALTED:
+                cpu.left_in_hlt()
+        elif self.interrupts is not None:
+            self.interrupts.serve(cpu)
+        return ending
+
+    def place(self, cpu: CPU, symbol: Callable[[int], str]) -> Place:
+        """Where a vCPU of the machine is, once the run is over.
+
+        `symbol` names a guest-virtual address, or gives the empty string.
+        """
+        # Of HLT and of processors to be started KVM knows only where the local APICs are its own.
+        state = cpu.kvm.get_mp_state()
+        doing = "running"
+        if cpu.parked or state in (_MP_UNINITIALIZED, _MP_INIT_RECEIVED):
+            doing = "parked"
+        elif cpu.index in self._asleep or state == _MP_HALTED:
+            doing = "halted"
+        address = cpu.state.linear_rip
+        return Place(cpu.index, doing, address, symbol(address))
+
+    def _wait(self, cpu: CPU) -> Ending | None:
+        """Wait outside the guest, without burning CPU, until this vCPU can go on."""
+        interrupts = self.interrupts
+        deadline = None if self._timeout is None else self._began + self._timeout
+        while True:
+            if interrupts is not None:
+                interrupts.run_timers(cpu)
+            ending = self.take_kick(cpu)
+            if ending is None and self.check is not None:
+                # The exit that led here is one of those after which it is asked.
+                ending = self.check()
+            if ending is not None:
+                return ending
+            if interrupts is not None and interrupts.awake(cpu):
+                if not interrupts.start(cpu):
+                    interrupts.set_alarm(cpu)
+                    return None
+                ending = self._take_init(cpu)
+                if ending is not None or not cpu.parked:
+                    return ending
+                continue
+            if deadline is not None and time.monotonic() >= deadline:
+                return self._timed_out()
+            # A vCPU that is called to attention from here on is not idle, and does not wait.
+            self._idle.add(cpu.index)
+            if self._all_idle():
+                if not self._can_wake():
+                    return self._halted_for_good()
+                if self._skip_ahead(cpu):
+                    self._idle.discard(cpu.index)
+                    continue
+            if interrupts is not None:
+                interrupts.set_alarm(cpu)
+            code = lib.pykvm_wait(cpu.core)
+            self._idle.discard(cpu.index)
+            cpu.core.attention = 0
+            if code == lib.PYKVM_OVER:
+                return OVER
+
+    def _all_idle(self) -> bool:
+        """Whether every vCPU waits, and none of them has been called and not yet looked."""
+        if len(self._idle) != len(self._cpus):
+            return False
+        for cpu in self._cpus:  # noqa: SIM110  at every HLT
+            if cpu.core.attention:
+                return False
+        return True
+
+    def _can_wake(self) -> bool:
+        """All are idle: whether anything can still wake one."""
+        return self.interrupts is not None and self.interrupts.can_wake(self._cpus)
+
+    def _skip_ahead(self, cpu: CPU) -> bool:
+        """All are idle: whether a warping clock has jumped to what wakes one of them."""
+        # One vCPU at a time: a second skip would begin where the first one leads.
+        if self.interrupts is None or not self._skipping.acquire(blocking=False):
+            return False
+        try:
+            if not self._all_idle() or not self.interrupts.warp():
+                return False
+            for other in self._cpus:
+                if other is not cpu:
+                    other.attend()
+            return True
+        finally:
+            self._skipping.release()
+
+    def _halted_for_good(self) -> Ending:
+        who = "the guest" if len(self._cpus) == 1 else "every vCPU of the guest"
+        return Ending(Outcome.HALTED, f"{who} halted with nothing to wake it")
+
+    # -- running -----------------------------------------------------------------------------
+
+    def _run_cpu(self, cpu: CPU) -> None:
+        """Run a vCPU in the calling thread until the run ends, and end it if this one does."""
+        timeout = self._timeout
+        if timeout is not None:
+            timeout = max(timeout - (time.monotonic() - self._began), 0.0)
+        nanoseconds = None if timeout is None else int(timeout * 1e9) or 1
+        cpu.hold(partial(self._drive, cpu), nanoseconds, self._turn)
+
+    def _drive(self, cpu: CPU) -> None:
+        try:
+            if self.interrupts is not None:
+                # A new run has no alarm, and timers may wait from the one before.
+                cpu.core.attention = 1
+            # The end may have come before this vCPU could be kicked.
+            ending = self.take_kick(cpu)
+            if ending is None:
+                if cpu.leave_hlt():
+                    ending = self._halt(cpu)
+                elif cpu.parked:
+                    ending = self._wait(cpu)
+            self.end(ending or cpu.loop(self, surface=self._on_exit is not None))
+        except BaseException as error:
+            self._errors.append(error)
+            self.end(None)
+            raise
+
+    def _run_other(self, cpu: CPU) -> None:
+        """The thread of a vCPU that is not the first."""
+        try:
+            self._run_cpu(cpu)
+        except LateError:
+            pass  # the run was that short
+        except BaseException as error:  # noqa: BLE001 - `run` raises it
+            if error not in self._errors:
+                self._errors.append(error)
+                self.end(None)
+
+    def _start(self, cpu: CPU) -> None:
+        # Not threading.Thread: it waits for its thread to begin, and an exception meanwhile may
+        # leave that one waiting for good.
+        try:
+            _thread.start_new_thread(self._run_other, (cpu,))
+        except (RuntimeError, MemoryError) as error:
+            raise ResourceError(
+                f"this host gives no thread for vCPU {cpu.index}: {error}",
+                hint="each vCPU but the first takes one: see `ulimit -u`, `ulimit -v` and the "
+                "pids.max of the container, or use fewer vCPUs",
+            ) from error
+
+    def __call__(self) -> Result:
+        """Run to the end.  An exception of a handler, or Ctrl-C, passes as it is."""
+        before = [_Counters(cpu) for cpu in self._cpus]
+        cycles = lib.pykvm_cycles()
+        try:
+            for cpu in self._cpus[1:]:
+                self._start(cpu)
+            self._run_cpu(self._cpus[0])
+        finally:
+            if len(self._cpus) > 1:
+                self._claim.finish()
+        seconds = time.monotonic() - self._began
+        if self._errors:
+            raise self._errors[0]
+        rate = (lib.pykvm_cycles() - cycles) / seconds if seconds else 1.0
+        return self._result(seconds, rate, before)
+
+    def _result(self, seconds: float, rate: float, before: Sequence[_Counters]) -> Result:
+        ending = self._ending
+        assert ending is not None
+        exits: dict[str, int] = {}
+        cycles = 0
+        for old, cpu in zip(before, self._cpus, strict=True):
+            new = _Counters(cpu)
+            cycles += new.cycles - old.cycles
+            for index, count in enumerate(new.exits):
+                if count != old.exits[index]:
+                    name = _NAMES.get(index, f"UnknownReason {index}")
+                    exits[name] = exits.get(name, 0) + count - old.exits[index]
+        inside = cycles / rate
+        return Result(
+            ending,
+            exits=exits,
+            seconds=seconds,
+            guest_seconds=inside,
+            outside_seconds=max(seconds * len(self._cpus) - inside, 0.0),
+        )
+
+
+class _Counters:
+    """What a vCPU has counted in its life so far."""
+
+    def __init__(self, cpu: CPU) -> None:
+        core: Any = cpu.core
+        self.exits: Sequence[int] = ffi.unpack(core.exits, lib.PYKVM_COUNTERS)
+        self.cycles: int = core.guest_cycles

@@ -1,0 +1,171 @@
+"""What a machine makes good: what this host's KVM gets wrong or refuses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pykvm.boot import protocol_of
+from pykvm.errors import PykvmError
+from pykvm.values.frozen import NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.boot import Image
+    from pykvm.emulate import Emulator
+    from pykvm.exits import Exit
+    from pykvm.machine.board import Mainboard
+    from pykvm.quirks.remedies import Remedies
+    from pykvm.result import Result
+    from pykvm.vcpu import CPU
+
+__all__ = ["REMEDIABLE", "Repairs", "may_meet_quirks"]
+
+#: Debug, Shutdown, InternalError and WrMsr, by KVM_EXIT_...: the exits that are asked about.
+REMEDIABLE = (4, 8, 17, 30)
+
+# LIDT begins so (SDM 2A, LGDT/LIDT), and behind it stands a ModRM byte with 3 in its middle.
+_LIDT = b"\x0f\x01"
+_LIDT_EXTENSION = 3
+# The number of the MSR IA32_LSTAR, as a constant in code.
+_LSTAR = (0xC0000082).to_bytes(4, "little")
+
+
+class Tally(NamedTuple):
+    """How often what was made good, and instructions completed, and the seconds these took."""
+
+    made_good: Counter[str]
+    emulated: Counter[str]
+    seconds: float
+
+
+class Repairs:
+    """The remedies for quirks of this host, if wanted, and the emulator, made when first needed.
+
+    With `floating`, what emulated instructions read where nobody is reads as all ones.
+    `on_emulated` is called after those that Python does, with the vCPU, its name and what became of
+    it; it gives False to be called after all of them.
+    """
+
+    def __init__(
+        self,
+        board: Mainboard,
+        *,
+        emulate: bool,
+        floating: bool,
+        on_emulated: Callable[[CPU, str, str], bool],
+    ) -> None:
+        self._board = board
+        self._emulate = emulate
+        self._floating = floating
+        self._on_emulated = on_emulated
+        self._emulator: Emulator | None = None
+        self._remedies: Remedies | None = None
+
+    def add_remedies(self) -> None:
+        """Make good the quirks that this host has, from now on; the vCPUs must have been made."""
+        from pykvm.quirks import found
+        from pykvm.quirks.remedies import MADE_GOOD, Remedies
+
+        here = found(MADE_GOOD)
+        if here:
+            board = self._board
+            self._remedies = Remedies(board.vcpus, board.memory, board.msr_exits(), here)
+
+    def take(self, cpu: CPU, exit: Exit) -> bool:
+        """Set the vCPU right after one of the REMEDIABLE exits, so that the guest goes on.
+
+        False if nobody can.  Raises GuestError where the guest cannot go on, and what devices
+        raise.
+        """
+        if self._remedies is not None and self._remedies.take(cpu, exit):
+            return True
+        return self._emulate and (self._emulator or self.emulator()).take(cpu, exit)
+
+    def emulator(self) -> Emulator:
+        """What completes the instructions that KVM refuses; made for the first of them."""
+        board = self._board
+        lock = board.dispatch.lock
+        with lock:
+            if self._emulator is None:
+                from pykvm.emulate import BusDevices, Emulator
+
+                drop = board.dispatch.collected.drop
+                devices = BusDevices(
+                    board.bus, board.memory, lock, floating=self._floating, drop=drop
+                )
+                self._emulator = Emulator(board.memory, devices)
+                self._emulator.on_done = self._on_emulated
+            return self._emulator
+
+    @property
+    def look(self) -> Callable[[CPU], None] | None:
+        """What wants to look at a vCPU whenever there is an occasion."""
+        return self._remedies.look if self._remedies is not None else None
+
+    def refusal(self, cpu: CPU) -> tuple[str, str]:
+        """Which instruction the emulator refused last, and why; empty if none."""
+        return self._emulator.refusal(cpu) if self._emulator is not None else ("", "")
+
+    def limit(self, cpu: CPU, exit: Exit) -> str:
+        """What this host's KVM does wrong with the instruction at which it gave up; "" if nothing.
+
+        It is tried, in a VM of its own, for an instruction that is known to fail somewhere.
+        """
+        from pykvm.exits import Shutdown
+
+        if not isinstance(exit, Shutdown):
+            return ""
+        from pykvm.quirks import found
+        from pykvm.quirks.legacy_paging import MOV_CR0, refused_paging
+
+        try:
+            code = cpu.read(cpu.state.linear_rip, len(MOV_CR0) + 1)
+            quirk = refused_paging(cpu.state, code)
+            return quirk.wrong if quirk is not None and found([quirk]) else ""
+        except PykvmError:
+            return ""
+
+    def tally(self) -> Tally:
+        """What was done so far."""
+        made_good = Counter(self._remedies.counts() if self._remedies is not None else {})
+        emulator = self._emulator
+        if emulator is None:
+            return Tally(made_good, Counter(), 0.0)
+        return Tally(made_good, emulator.counts, emulator.seconds)
+
+    def tell(self, result: Result, before: Tally) -> None:
+        """Add to a result what was done since `before`."""
+        now = self.tally()
+        result.made_good = dict(now.made_good - before.made_good)
+        result.emulated = dict(now.emulated - before.emulated)
+        result.emulated_seconds = now.seconds - before.seconds
+
+    def close(self) -> None:
+        """Let go of guest memory; the vCPUs must be closed."""
+        if self._emulator is not None:
+            self._emulator.close()
+        if self._remedies is not None:
+            self._remedies.close()
+
+
+def may_meet_quirks(image: Image | None) -> bool:
+    """Whether a guest may come to have a ring 3: a kernel, or code that loads an IDT or LSTAR."""
+    if image is None:
+        return False
+    if protocol_of(image).PC:
+        return True
+    for segment in image.segments:
+        if not segment.executable:
+            continue
+        code = bytes(segment.data)
+        if _LSTAR in code:
+            return True
+        at = code.find(_LIDT)
+        while at >= 0:
+            modrm = code[at + 2] if at + 2 < len(code) else 0
+            if modrm >> 3 & 7 == _LIDT_EXTENSION and modrm >> 6 != 3:
+                return True
+            at = code.find(_LIDT, at + 1)
+    return False

@@ -1,0 +1,1 @@
+"""Plain values: defined, checked when a caller gave them, and written as people do."""

@@ -1,0 +1,200 @@
+"""The registers of a vCPU by name: `cpu.regs.rip`, `cpu.regs.cr3`, `cpu.regs.cs.selector`.
+
+General registers are read and written in the shared kvm_run page (KVM_CAP_SYNC_REGS), so that a
+handler that asks for them costs no ioctl from the second time on.  The others go through
+KVM_GET_SREGS and KVM_SET_SREGS.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+from pykvm.values.checks import word
+from pykvm.x86.state import SegmentRegister, TableRegister, check_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["CONTROL", "GENERAL", "SEGMENTS", "TABLES", "Registers"]
+
+GENERAL = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags"),
+)
+CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
+SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+TABLES = ("gdt", "idt")
+
+_SEGMENT_FIELDS = SegmentRegister.__slots__
+_LIMIT = 1 << 64
+
+
+class Source(Protocol):
+    """Where registers come from and go to: a vCPU."""
+
+    def general(self) -> Any:
+        """The current struct kvm_regs in the kvm_run page."""
+
+    def general_changed(self) -> None:
+        """Called before a general register is written."""
+
+    def special(self) -> Any:
+        """The current struct kvm_sregs."""
+
+    def set_special(self, sregs: Any) -> None:
+        """Write struct kvm_sregs back."""
+
+
+class _General:
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, registers: None, owner: type) -> _General: ...
+    @overload
+    def __get__(self, registers: Registers, owner: type) -> int: ...
+    def __get__(self, registers: Registers | None, owner: type) -> int | _General:
+        if registers is None:
+            return self
+        value: int = getattr(registers.source.general(), self.name)
+        return value
+
+    def __set__(self, registers: Registers, value: int) -> None:
+        if type(value) is not int or not 0 <= value < _LIMIT:
+            value = word(self.name, value, 64)
+        registers.source.general_changed()
+        setattr(registers.source.general(), self.name, value)
+
+
+class _Control:
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, registers: None, owner: type) -> _Control: ...
+    @overload
+    def __get__(self, registers: Registers, owner: type) -> int: ...
+    def __get__(self, registers: Registers | None, owner: type) -> int | _Control:
+        if registers is None:
+            return self
+        value: int = getattr(registers.source.special(), self.name)
+        return value
+
+    def __set__(self, registers: Registers, value: int) -> None:
+        value = word(self.name, value, 64)
+        sregs = registers.source.special()
+        setattr(sregs, self.name, value)
+        registers.source.set_special(sregs)
+
+
+class _Segment:
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, registers: None, owner: type) -> _Segment: ...
+    @overload
+    def __get__(self, registers: Registers, owner: type) -> SegmentRegister: ...
+    def __get__(self, registers: Registers | None, owner: type) -> SegmentRegister | _Segment:
+        if registers is None:
+            return self
+        segment = getattr(registers.source.special(), self.name)
+        return SegmentRegister(**{field: getattr(segment, field) for field in _SEGMENT_FIELDS})
+
+    def __set__(self, registers: Registers, value: SegmentRegister) -> None:
+        check_record(self.name, value, SegmentRegister)
+        sregs = registers.source.special()
+        segment = getattr(sregs, self.name)
+        for field in _SEGMENT_FIELDS:
+            setattr(segment, field, getattr(value, field))
+        registers.source.set_special(sregs)
+
+
+class _Table:
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, registers: None, owner: type) -> _Table: ...
+    @overload
+    def __get__(self, registers: Registers, owner: type) -> TableRegister: ...
+    def __get__(self, registers: Registers | None, owner: type) -> TableRegister | _Table:
+        if registers is None:
+            return self
+        table = getattr(registers.source.special(), self.name)
+        return TableRegister(base=table.base, limit=table.limit)
+
+    def __set__(self, registers: Registers, value: TableRegister) -> None:
+        check_record(self.name, value, TableRegister)
+        sregs = registers.source.special()
+        table = getattr(sregs, self.name)
+        table.base, table.limit = value.base, value.limit
+        registers.source.set_special(sregs)
+
+
+class Registers:
+    """The registers of one vCPU.  Reading gives the current value, assigning sets it.
+
+    General registers and control registers are ints; segment registers are `SegmentRegister` and
+    GDTR and IDTR `TableRegister`, copies that take effect when they are assigned back.
+
+    Setting a register while a port or memory read waits for its answer raises StateError.
+    At the exit of an OUT, RIP may stand on the instruction or behind it: KVM does not say.
+    """
+
+    __slots__ = ("source",)
+
+    rax = _General()
+    rbx = _General()
+    rcx = _General()
+    rdx = _General()
+    rsi = _General()
+    rdi = _General()
+    rsp = _General()
+    rbp = _General()
+    r8 = _General()
+    r9 = _General()
+    r10 = _General()
+    r11 = _General()
+    r12 = _General()
+    r13 = _General()
+    r14 = _General()
+    r15 = _General()
+    rip = _General()
+    rflags = _General()
+
+    cr0 = _Control()
+    cr2 = _Control()
+    cr3 = _Control()
+    cr4 = _Control()
+    cr8 = _Control()
+    efer = _Control()
+    apic_base = _Control()
+
+    cs = _Segment()
+    ds = _Segment()
+    es = _Segment()
+    fs = _Segment()
+    gs = _Segment()
+    ss = _Segment()
+    tr = _Segment()
+    ldt = _Segment()
+
+    gdt = _Table()
+    idt = _Table()
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not hasattr(type(self), name):
+            raise AttributeError(f"there is no register {name!r}")
+        object.__setattr__(self, name, value)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        """Name and value of the general registers, RIP and RFLAGS."""
+        general = self.source.general()
+        return iter([(name, getattr(general, name)) for name in GENERAL])
+
+    def __repr__(self) -> str:
+        return "<Registers " + " ".join(f"{name}={value:#x}" for name, value in self) + ">"

@@ -1,0 +1,74 @@
+"""What is asked of KVM for interrupt controllers of its own: no KVM needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pykvm.bus import Bus
+from pykvm.errors import ConfigError
+from pykvm.interrupts import Message
+from pykvm.irqchip.kernel import KernelChipset, msi_of
+
+
+class FakeVm:
+    """Writes down what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.asked.append((name, *arguments))
+
+
+def chipset(vm: Any, *, split: bool) -> KernelChipset:
+    return KernelChipset(vm, Bus(), lambda: pytest.fail("no clock is needed"), split=split)
+
+
+def test_all_of_it_or_half() -> None:
+    whole, half = FakeVm(), FakeVm()
+    chipset(whole, split=False)
+    chipset(half, split=True)
+
+    assert [name for name, *_ in whole.asked] == [
+        "create_irqchip",
+        "set_gsi_routing",
+        "create_pit2",
+    ]
+    assert half.asked == [("enable_cap", 121, 24)]
+
+
+def test_irq_0_is_on_pin_2_of_the_ioapic_and_2_nowhere() -> None:
+    vm = FakeVm()
+    chipset(vm, split=False)
+    routes: Any = next(asked[1] for asked in vm.asked if asked[0] == "set_gsi_routing")
+    to_ioapic = {
+        route["gsi"]: route["u"]["irqchip"]["pin"]
+        for route in routes
+        if route["u"]["irqchip"]["irqchip"] == 2
+    }
+    assert to_ioapic == {0: 2, 1: 1} | {pin: pin for pin in range(3, 24)}
+
+
+def test_wires_to_one_input_are_ored() -> None:
+    vm = FakeVm()
+    made = chipset(vm, split=False)
+    first, second = made.line(5), made.line(5)
+    del vm.asked[:]
+    for line, level in ((first, True), (second, True), (first, False), (second, False)):
+        line.set(level)
+    assert [(name, bool(level)) for name, _, level in vm.asked] == [
+        ("irq_line", True),
+        ("irq_line", False),
+    ]
+
+
+def test_messages_as_kvm_takes_them() -> None:
+    for address, data in ((0xFEE03004, 0x0131), (0xFEE00000, 0xC0FE), (0xFEEFF000, 0x0400)):
+        assert msi_of(Message.from_msi(address, data)) == (address, data)
+
+
+def test_an_irqfd_needs_the_kernels_ioapic() -> None:
+    with pytest.raises(ConfigError, match="I/O APIC"):
+        chipset(FakeVm(), split=True).irqfd(3, 5)
