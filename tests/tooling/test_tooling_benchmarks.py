@@ -172,6 +172,14 @@ def test_a_host_whose_own_processor_does_not_work(path: Path) -> None:
     assert notes == (f"QEMU runs with -cpu {model}; with -cpu host it does not: no MSR",)
 
 
+def test_a_processor_that_works_in_one_machine_only(path: Path) -> None:
+    fails = "echo 'qemu-system-x86_64: warning: old' >&2; echo bad >&2; exit 134"
+    install(path, f'case "$*" in *off*host*) {fails};; esac; echo hello; exit 1')
+    assert qemu.processor("pc").model == "host"
+    model, notes = qemu.processor("pc,kernel-irqchip=off")
+    assert (model, notes[0].endswith("with -cpu host it does not: bad")) == ("qemu64,-cx16", True)
+
+
 def test_a_host_on_which_qemu_runs_nothing(path: Path) -> None:
     with pytest.raises(CannotMeasureError, match="not installed"):
         qemu.processor()
