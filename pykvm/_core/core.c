@@ -455,7 +455,9 @@ static int64_t take_published(struct pykvm_vcpu *v, const struct range *range, u
 
     if (is_write) {
         answer = pykvm_table_write(range->table, offset, size, load(data, size), &within);
-        p->polls = 0;
+        /* What is taken is a part of polling, as a latch command before a count is read. */
+        if (answer != PYKVM_TAKEN)
+            p->polls = 0;
     } else {
         answer = pykvm_table_read(range->table, offset, size, &value, &within);
         if (answer)

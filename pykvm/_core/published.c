@@ -50,6 +50,7 @@ struct pykvm_table {
     uint32_t registers;
     uint32_t banks;
     uint32_t bank;
+    uint64_t captured;
     uint16_t *at; /* by offset: the number of the register, plus one */
     struct place *places;
     struct pykvm_rule *rules; /* by register, then by bank */
@@ -282,6 +283,13 @@ static int posts_wait(const struct pykvm_table *table)
     return table->generation == table->shared->private_->generation;
 }
 
+static int is_sound(const struct pykvm_table *table, const struct pykvm_rule *rule)
+{
+    return rule->after_read < (int)table->banks && rule->after_write < (int)table->banks &&
+           (rule->reads != PYKVM_COUNTER || rule->divide) && rule->shift < 64 &&
+           (rule->captures == PYKVM_NO_REGISTER || rule->captures < table->registers);
+}
+
 int pykvm_table_set(struct pykvm_table *table, uint32_t number, uint32_t bank,
                     const struct pykvm_rule *rule)
 {
@@ -290,8 +298,7 @@ int pykvm_table_set(struct pykvm_table *table, uint32_t number, uint32_t bank,
     int wait;
 
     if (number >= table->registers || (bank >= table->banks && bank != PYKVM_ALL_BANKS) ||
-        (rule && (rule->after_read >= (int)table->banks || rule->after_write >= (int)table->banks ||
-                  (rule->reads == PYKVM_COUNTER && !rule->divide))))
+        (rule && !is_sound(table, rule)))
         return -EINVAL;
     lock(&p->lock);
     for (uint32_t i = bank == PYKVM_ALL_BANKS ? 0 : bank; i < table->banks; i++) {
@@ -304,7 +311,8 @@ int pykvm_table_set(struct pykvm_table *table, uint32_t number, uint32_t bank,
     return wait;
 }
 
-int pykvm_table_choose(struct pykvm_table *table, uint32_t bank)
+int pykvm_table_exchange(struct pykvm_table *table, uint32_t bank, uint32_t *before,
+                         uint64_t *captured)
 {
     struct pykvm_shared_private *p = table->shared->private_;
     int wait;
@@ -312,10 +320,20 @@ int pykvm_table_choose(struct pykvm_table *table, uint32_t bank)
     if (bank >= table->banks)
         return -EINVAL;
     lock(&p->lock);
+    *before = table->bank;
+    *captured = table->captured;
     table->bank = bank;
     wait = posts_wait(table);
     unlock(&p->lock);
     return wait;
+}
+
+int pykvm_table_choose(struct pykvm_table *table, uint32_t bank)
+{
+    uint32_t before;
+    uint64_t captured;
+
+    return pykvm_table_exchange(table, bank, &before, &captured);
 }
 
 uint32_t pykvm_table_bank(const struct pykvm_table *table)
@@ -342,9 +360,31 @@ static const struct place *place_of(const struct pykvm_table *table, uint64_t of
     return offset + size <= (uint64_t)place->offset + place->size ? place : NULL;
 }
 
-static struct pykvm_rule *rule_of(struct pykvm_table *table, const struct place *place)
+static struct pykvm_rule *rule_of(struct pykvm_table *table, size_t number)
 {
-    return &table->rules[(size_t)(place - table->places) * table->banks + table->bank];
+    return &table->rules[number * table->banks + table->bank];
+}
+
+/* What a read of the whole register gives, but for the shift: 0 if the device has to be asked. */
+static int value_of(const struct pykvm_table *table, const struct pykvm_rule *rule, uint64_t *now,
+                    uint64_t *value)
+{
+    uint64_t found = rule->reads == PYKVM_CAPTURED ? table->captured : rule->value;
+
+    if (rule->reads == PYKVM_ASK)
+        return 0;
+    if (rule->reads == PYKVM_COUNTER || rule->until != UINT64_MAX) {
+        if (!guest_time(table->shared->private_, now) || *now >= rule->until)
+            return 0;
+    }
+    if (rule->reads == PYKVM_COUNTER) {
+        found += (uint64_t)((unsigned __int128)*now * rule->multiply / rule->divide);
+        if (rule->modulo)
+            found %= rule->modulo;
+        found = rule->base + (uint64_t)rule->step * found;
+    }
+    *value = found & rule->mask;
+    return 1;
 }
 
 static void change_bank(struct pykvm_table *table, int16_t next, uint64_t written)
@@ -383,17 +423,10 @@ static int read_locked(struct pykvm_table *table, uint64_t offset, uint32_t size
 
     if (!place)
         return PYKVM_UNANSWERED;
-    rule = rule_of(table, place);
-    if (rule->reads == PYKVM_ASK || (rule->told && p->open.write_count >= WRITES))
+    rule = rule_of(table, (size_t)(place - table->places));
+    if ((rule->told && p->open.write_count >= WRITES) || !value_of(table, rule, &now, &found))
         return PYKVM_UNANSWERED;
-    found = rule->value;
-    if (rule->reads == PYKVM_COUNTER || rule->until != UINT64_MAX) {
-        if (!guest_time(p, &now) || now >= rule->until)
-            return PYKVM_UNANSWERED;
-        if (rule->reads == PYKVM_COUNTER)
-            found += (uint64_t)((unsigned __int128)now * rule->multiply / rule->divide);
-    }
-    *value = (found & rule->mask) >> 8 * (offset - place->offset) & ones(size);
+    *value = found >> rule->shift >> 8 * (offset - place->offset) & ones(size);
     if (rule->told) {
         write.value = *value;
         write.when = now;
@@ -415,6 +448,22 @@ int pykvm_table_read(struct pykvm_table *table, uint64_t offset, uint32_t size, 
     return answer;
 }
 
+static int asks_for(const struct pykvm_table *table, const struct pykvm_rule *rule, uint64_t value)
+{
+    return !rule->writes || (rule->writes == PYKVM_POST && table->shared->prompt) ||
+           rule->prompt[(value & 0xff) / 8] >> value % 8 & 1;
+}
+
+static int take(struct pykvm_table *table, const struct pykvm_rule *rule)
+{
+    uint64_t now;
+
+    if (rule->captures != PYKVM_NO_REGISTER &&
+        !value_of(table, rule_of(table, rule->captures), &now, &table->captured))
+        return PYKVM_UNANSWERED;
+    return PYKVM_TAKEN;
+}
+
 static int write_locked(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t value,
                         uint64_t *within, int forced)
 {
@@ -426,15 +475,14 @@ static int write_locked(struct pykvm_table *table, uint64_t offset, uint32_t siz
 
     if (!place || p->open.write_count >= WRITES)
         return PYKVM_UNANSWERED;
-    rule = rule_of(table, place);
-    if (!forced) {
-        int prompt = table->shared->prompt || rule->prompt[(value & 0xff) / 8] >> value % 8 & 1;
-
-        if (rule->writes != PYKVM_POST || prompt ||
-            (rule->timed && !guest_time(p, &write.when)))
-            return PYKVM_UNANSWERED;
-    }
-    answer = post(table, rule, &write, within);
+    rule = rule_of(table, (size_t)(place - table->places));
+    if (!forced && (asks_for(table, rule, value) ||
+                    (rule->timed && !guest_time(p, &write.when))))
+        return PYKVM_UNANSWERED;
+    answer = rule->writes == PYKVM_TAKE && !forced ? take(table, rule)
+                                                   : post(table, rule, &write, within);
+    if (answer == PYKVM_UNANSWERED)
+        return answer;
     if (rule->stores) {
         uint64_t shift = 8 * (offset - place->offset);
 

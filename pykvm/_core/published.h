@@ -82,15 +82,24 @@ void pykvm_drop(struct pykvm_shared *shared, int space, int is_write, uint64_t a
 enum pykvm_read_rule {
     PYKVM_ASK = 0, /* the device answers: `read` or `write` is called */
     PYKVM_VALUE = 1,
-    PYKVM_COUNTER = 2 /* `value` + guest time * `multiply` / `divide`, modulo 1 << 64 */
+    /*
+     * `base` + `step` * n, where n is `value` + guest time * `multiply` / `divide`, modulo 1 << 64
+     * and then `modulo`, if that is not 0.
+     */
+    PYKVM_COUNTER = 2,
+    PYKVM_CAPTURED = 3 /* what a write has captured */
 };
 
-enum pykvm_write_rule { PYKVM_POST = 1 };
+enum pykvm_write_rule {
+    PYKVM_POST = 1,
+    PYKVM_TAKE = 2 /* it is done with: the device is never told */
+};
 
 enum {
     PYKVM_ALL_BANKS = 0xffff,
     PYKVM_SAME_BANK = -1,
-    PYKVM_WRITTEN_BANK = -2 /* the one whose number was written, modulo the number of banks */
+    PYKVM_WRITTEN_BANK = -2, /* the one whose number was written, modulo the number of banks */
+    PYKVM_NO_REGISTER = 0xffff
 };
 
 /* What becomes of accesses to one register, while one bank is chosen. */
@@ -99,17 +108,22 @@ struct pykvm_rule {
     uint64_t until; /* from this guest time on reads ask; UINT64_MAX for never */
     uint64_t multiply;
     uint64_t divide;
+    uint64_t modulo;
+    uint64_t base;
+    int64_t step;
     uint64_t mask;    /* what of the value a read gives */
     uint64_t within;  /* ns that a posted access may wait; 0 for no haste */
     uint32_t most;    /* so many writes in a row, with no read posted between; 0 for what fits */
     int16_t after_read; /* the bank that is chosen then, or one of the above */
     int16_t after_write;
+    uint16_t captures; /* a write taken here captures what this register gives, or PYKVM_NO_REGISTER */
+    uint8_t shift;     /* reads give the masked value from this bit on; below 64 */
     uint8_t reads;
     uint8_t writes;
     uint8_t told;   /* nonzero: reads that were answered here are posted */
     uint8_t stores; /* nonzero: what is posted is what reads give from then on, in this bank */
     uint8_t timed;  /* nonzero: what is posted bears its guest time */
-    uint8_t prompt[32]; /* a bit for each low byte of a write that is not posted */
+    uint8_t prompt[32]; /* a bit for each low byte of a write that asks all the same */
 };
 
 /* The registers of one device. */
@@ -136,10 +150,19 @@ int pykvm_table_set(struct pykvm_table *table, uint32_t number, uint32_t bank,
 int pykvm_table_choose(struct pykvm_table *table, uint32_t bank);
 uint32_t pykvm_table_bank(const struct pykvm_table *table);
 
+/*
+ * Choose a bank, and say which one it was until then and what was captured last, all at one moment:
+ * what the guest did to the registers before it is in these two, what it does later goes by `bank`.
+ * Returns as pykvm_table_choose().
+ */
+int pykvm_table_exchange(struct pykvm_table *table, uint32_t bank, uint32_t *before,
+                         uint64_t *captured);
+
 enum pykvm_answer {
     PYKVM_UNANSWERED = 0,
     PYKVM_ANSWERED = 1,
-    PYKVM_HAND_OVER = 2 /* answered, and what waits is to be handed over now */
+    PYKVM_HAND_OVER = 2, /* answered, and what waits is to be handed over now */
+    PYKVM_TAKEN = 3      /* answered, and the device will not hear of it */
 };
 
 /* An access as a vCPU makes it.  `*within` is set if what was posted may wait so long only. */

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALWAYS",
+    "CAPTURED",
     "WRITTEN",
     "Access",
     "Counter",
@@ -87,23 +88,45 @@ def as_writes(data: memoryview) -> list[tuple[int, int, int]]:
 
 
 class Counter(NamedTuple):
-    """A register that counts guest time: `start` + ns * `multiply` // `divide`, modulo 2**64."""
+    """A register that counts guest time: `base` + `step` * n, modulo 2**64.
+
+    n is `start` + ns * `multiply` // `divide`, modulo 2**64 and then `modulo`, if there is one.
+    """
 
     multiply: int
     divide: int
     start: int = 0
+    modulo: int = 0
+    base: int = 0
+    step: int = 1
+
+
+class _Captured:
+    """The kind of `CAPTURED`."""
+
+    def __repr__(self) -> str:
+        return "CAPTURED"
+
+
+#: `Rule.reads`: what a write has captured.
+CAPTURED = _Captured()
 
 
 class Rule(NamedTuple):
     """What becomes of accesses to a register.
 
-    `reads` is what they give, a number or a `Counter`, or None: the device is asked.  `until` is
-    the guest time, in ns, from which on it is asked all the same; `mask` is laid over a counter.
-    With `told`, the device is told later, by `replay`, of each read that was answered for it.
+    `reads` is what they give, a number, a `Counter` or `CAPTURED`, or None: the device is asked.
+    `until` is the guest time, in ns, from which on it is asked all the same; `mask` is laid over
+    the value, of which reads give what is from bit `shift` on.  With `told`, the device is told
+    later, by `replay`, of each read that was answered for it.
 
     With `posts`, writes are posted: they reach the device later, in order, by `replay` or, without
     that, by `write`; but not those whose low byte is in `prompt`.  `stores` makes what was written
     what reads give from then on.
+
+    With `takes`, writes but those in `prompt` are done with: the device never hears of them, and
+    finds out by `Published.exchange` what they changed.  Such a write captures what the register
+    of number `captures` gives in this bank, before the shift.
 
     `after_read` and `after_write` are the bank that is chosen by an access that the device was not
     asked for, or `WRITTEN`.  Posted accesses reach the device before any later access to any device
@@ -112,9 +135,10 @@ class Rule(NamedTuple):
     posted read lies between.  `timed` keeps their guest time.
     """
 
-    reads: int | Counter | None = None
+    reads: int | Counter | _Captured | None = None
     until: int = ALWAYS
     mask: int = _MASK64
+    shift: int = 0
     told: bool = False
     after_read: int = _SAME
     posts: bool = False
@@ -124,6 +148,8 @@ class Rule(NamedTuple):
     within: int = 0
     most: int = 0
     timed: bool = False
+    takes: bool = False
+    captures: int | None = None
 
 
 class Dropped(NamedTuple):
@@ -370,6 +396,15 @@ class Published:
         bank: int = lib.pykvm_table_bank(self.core)
         return bank
 
+    def exchange(self, bank: int) -> tuple[int, int]:
+        """Choose a bank; return the one that was chosen until then, and what was captured last.
+
+        That is one moment: accesses are answered before it or go by `bank`.
+        """
+        before, captured = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        self._note(lib.pykvm_table_exchange(self.core, bank, before, captured))
+        return int(before[0]), int(captured[0])
+
     def withdraw(self) -> None:
         """Have the device asked, whatever it is."""
         for register in {register for register, _ in self._rules}:
@@ -377,7 +412,9 @@ class Published:
 
     def _note(self, result: int) -> None:
         if result < 0:
-            raise ConfigError("no such register or bank, or a counter that divides by 0")
+            raise ConfigError(
+                "no such register or bank, a counter that divides by 0, or a shift over 63"
+            )
         if result and self.shared.on_urgent is not None:
             self.shared.on_urgent()
 
@@ -390,7 +427,7 @@ class Published:
         return int(value[0]) if answered else None
 
     def write(self, offset: int, size: int, value: int) -> bool:
-        """Whether a write was posted; else it is the device's."""
+        """Whether a write was posted or taken; else it is the device's."""
         within = ffi.new("uint64_t *")
         return bool(lib.pykvm_table_write(self.core, offset, size, value & _MASK64, within))
 
@@ -403,11 +440,15 @@ def _in_c(rule: Rule) -> Any:
     if isinstance(reads, Counter):
         core.reads, core.value = lib.PYKVM_COUNTER, reads.start & _MASK64
         core.multiply, core.divide = reads.multiply, reads.divide
+        core.modulo, core.base, core.step = reads.modulo, reads.base & _MASK64, reads.step
+    elif isinstance(reads, _Captured):
+        core.reads = lib.PYKVM_CAPTURED
     elif reads is not None:
         core.reads, core.value = lib.PYKVM_VALUE, reads & _MASK64
-    core.until, core.mask = rule.until, rule.mask
+    core.until, core.mask, core.shift = rule.until, rule.mask, rule.shift
     core.told, core.after_read = rule.told, rule.after_read
-    core.writes = lib.PYKVM_POST if rule.posts else 0
+    core.writes = lib.PYKVM_POST if rule.posts else lib.PYKVM_TAKE if rule.takes else 0
+    core.captures = lib.PYKVM_NO_REGISTER if rule.captures is None else rule.captures
     core.stores, core.after_write = rule.stores, rule.after_write
     core.within, core.most, core.timed = rule.within, rule.most, rule.timed
     for byte in rule.prompt:

@@ -11,6 +11,9 @@ period and `SHORTEST` nanoseconds; so a guest that counts interrupts to know the
 More than a second's worth is not made up for but counted in `Pit8254.missed`, and so is what the
 guest had not got yet when it programmed the channel anew.
 
+A counter that was read is lent to C (`pykvm.bus.published`), one at a time: it latches it and gives its
+two bytes until the guest does anything else to the chip.
+
 The line to the interrupt controller shows each rise of OUT.  In the modes where OUT is high at
 rest it falls just before the rise, not when OUT does: controllers look at the rise alone.
 """
@@ -20,12 +23,15 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from pykvm.bus.published import CAPTURED, Counter, Rule
 from pykvm.clock import ticks_at, time_of
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.pit_channel import CONTROL_RW_SHIFT, Channel
 
 if TYPE_CHECKING:
+    from pykvm.bus.published import Published
     from pykvm.clock import TimeSource
+    from pykvm.devices.pit_channel import Counting
 
 __all__ = ["PIT_HZ", "SHORTEST", "Pit8254"]
 
@@ -35,6 +41,8 @@ PIT_HZ = 1_193_182
 #: The least time from one interrupt to the next, in nanoseconds: no guest can ask for a storm.
 SHORTEST = 50_000
 
+SECOND = 1_000_000_000  # ns
+
 CONTROL = 3
 
 # The control word and the read-back command ("Programming the 8254").
@@ -42,6 +50,11 @@ SELECT_SHIFT = 6
 READ_BACK = 3
 READ_BACK_NO_COUNT = 0x20
 READ_BACK_NO_STATUS = 0x10
+
+# Banks of what is published: nothing; and of the counter that is lent, whether its count was
+# latched and which of its bytes is read next.
+ASKS, COUNT_LOW, COUNT_HIGH, LATCHED_LOW, LATCHED_HIGH = range(5)
+BANKS = 5
 
 
 class Pit8254:
@@ -74,6 +87,10 @@ class Pit8254:
         self._timer = clock.timer(self._due)
         # Re-entrant: an interrupt line may well come back to this device.
         self._lock = threading.RLock()
+        self._published: Published | None = None
+        #: The counter that is lent to C, and how it was published last.
+        self._lent: Channel | None = None
+        self._published_as: tuple[int, Counting] | None = None
         self.reset()
 
     def connect(self, line: InterruptLine) -> None:
@@ -84,6 +101,7 @@ class Pit8254:
     def reset(self) -> None:
         """Return to the state at power-on."""
         with self._lock:
+            self._take_back()
             tick = self._tick()
             self.channels = (
                 Channel(tick=tick),
@@ -96,6 +114,45 @@ class Pit8254:
             self._timer.cancel()
             self._irq.set(False)
 
+    # What needs no Python
+
+    def publish(self, published: Published) -> None:
+        """See `pykvm.bus.published.Publishing`."""
+        with self._lock:
+            self._take_back()
+            if self._published is not None:
+                self._published.withdraw()
+            published.lay_out([(offset, 1) for offset in range(4)], banks=BANKS)
+            self._published = published
+            self._published_as = None
+
+    def _lend(self, number: int) -> None:
+        """Let C answer what is read of this counter, if its count is easily told."""
+        published, channel = self._published, self.channels[number]
+        if published is None or not published.knows(self._clock):
+            return
+        counting = channel.counting
+        if counting is None:
+            return
+        if (number, counting) != self._published_as:
+            self._published_as = None
+            _set_rules(published, number, counting)
+            self._published_as = number, counting
+        self._lent = channel
+        published.choose(COUNT_LOW)
+
+    def _take_back(self) -> None:
+        """Have the device asked again, in the state to which C has brought it."""
+        channel, published = self._lent, self._published
+        if channel is None or published is None:
+            return
+        bank, captured = published.exchange(ASKS)
+        self._lent = None
+        latched = bank in (LATCHED_LOW, LATCHED_HIGH)
+        channel.take_reads(
+            high=bank in (COUNT_HIGH, LATCHED_HIGH), latched=captured if latched else None
+        )
+
     # The guest's side
 
     def read(self, offset: int, size: int) -> int:
@@ -104,13 +161,17 @@ class Pit8254:
         if offset == CONTROL:
             return 0xFF
         with self._lock:
-            return self.channels[offset].read(self._tick())
+            self._take_back()
+            value = self.channels[offset].read(self._tick())
+            self._lend(offset)
+        return value
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write a byte of a counter's count, or a control word."""
         offset &= 3
         value &= 0xFF
         with self._lock:
+            self._take_back()
             if offset != CONTROL:
                 self._program(offset, value)
             elif value >> SELECT_SHIFT == READ_BACK:
@@ -158,6 +219,7 @@ class Pit8254:
     def set_gate(self, number: int, level: bool) -> None:
         """Drive the GATE input of a channel.  On a PC that of channel 2 alone is not tied high."""
         with self._lock:
+            self._take_back()
             now = self._clock.now()
             self.channels[number].set_gate(ticks_at(now, PIT_HZ), level)
             if number == 0:
@@ -219,3 +281,24 @@ class Pit8254:
                 lines.append(f"channel {number}: {channel}")
             owed = self.channels[0].rises - self._shown
         return "\n".join([*lines, f"interrupts owed {owed}, missed {self.missed}"])
+
+
+def _set_rules(published: Published, number: int, counting: Counting) -> None:
+    """What holds for counter `number` while it goes on like that, and nothing for the others."""
+    for other in {0, 1, 2} - {number}:
+        published.set(other, None)
+    start, modulo, base, step = counting
+    count = Rule(Counter(PIT_HZ, SECOND, start, modulo, base, step), mask=0xFFFF)
+    latched = Rule(CAPTURED)
+    # A counter latch command: the counter's number and otherwise zeros that matter.
+    others = bytes(byte for byte in range(256) if byte >> CONTROL_RW_SHIFT != number << 2)
+    latch = Rule(takes=True, prompt=others)
+    latches = latch._replace(captures=number, after_write=LATCHED_LOW)
+    for bank, rule, after, command in (
+        (COUNT_LOW, count, COUNT_HIGH, latches),
+        (COUNT_HIGH, count._replace(shift=8), COUNT_LOW, latches),
+        (LATCHED_LOW, latched, LATCHED_HIGH, latch),
+        (LATCHED_HIGH, latched._replace(shift=8), COUNT_LOW, latch),
+    ):
+        published.set(number, rule._replace(after_read=after), bank=bank)
+        published.set(CONTROL, command, bank=bank)

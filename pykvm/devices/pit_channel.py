@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pykvm.values.frozen import NamedTuple
 
-__all__ = ["MODES", "Channel", "Mode"]
+__all__ = ["MODES", "Channel", "Counting", "Mode"]
 
 # The control word ("Control word format"); bits 6 and 7 choose the counter.
 CONTROL_BCD = 0x01
@@ -39,6 +39,15 @@ class Mode(NamedTuple):
     gate_enables: bool
     #: A rising GATE loads the count.
     gate_triggers: bool
+
+
+class Counting(NamedTuple):
+    """What CE holds at pulse t: `base` + `step` * ((`start` + t) % `modulo`), in 16 bits."""
+
+    start: int
+    modulo: int
+    base: int
+    step: int
 
 
 _SIX = (
@@ -179,6 +188,39 @@ class Channel:
         self.advance(tick)
         if self._latched_status is None:
             self._latched_status = self._control | STATUS_NULL * self.null | STATUS_OUT * self.out
+
+    # What may answer for it
+
+    @property
+    def counting(self) -> Counting | None:
+        """How CE goes on until somebody interferes, if the next reads are of a count as it is.
+
+        None where a few numbers do not tell that: no count is loaded, or another one will be, it
+        does not count or not in binary, or an odd count in mode 3; or where the CPU reads one byte
+        only, or is in the middle of something.
+        """
+        loaded = self._loaded
+        between = self._latched_count is None and self._latched_status is None
+        if not (between and not self._read_high and self._control >> CONTROL_RW_SHIFT == RW_BOTH):
+            return None
+        if not (loaded and self._load_at is None and self._counting):
+            return None
+        if self._control & CONTROL_BCD:
+            return None
+        elapsed = self._elapsed - self._tick
+        if not self.mode.periodic:
+            return Counting(elapsed % 0x10000, 0x10000, loaded, -1)
+        if self.mode.strobe:
+            return Counting(elapsed % loaded, loaded, loaded, -1)
+        return None if loaded % 2 else Counting(elapsed % (loaded // 2), loaded // 2, loaded, -2)
+
+    def take_reads(self, *, high: bool, latched: int | None) -> None:
+        """The CPU has read elsewhere what `counting` describes.
+
+        Now the high byte is next, if `high`, of what was `latched` meanwhile or of the count.
+        """
+        self._read_high = high
+        self._latched_count = latched
 
     # The board's side
 

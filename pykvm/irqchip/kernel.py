@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pykvm.bus import Bus, Device
+    from pykvm.bus.published import Published
     from pykvm.clock import Clock
     from pykvm.devices.hpet import Hpet
     from pykvm.devices.line import Inlet, InterruptLine
@@ -202,6 +203,10 @@ class _HpetBesideKernelPit:
         self._hpet = hpet
         self._vm = vm
         self._legacy = False
+
+    def publish(self, published: Published) -> None:
+        """See `pykvm.bus.published.Publishing`: nothing but reads, which the HPET has."""
+        self._hpet.publish(published)
 
     def read(self, offset: int, size: int) -> int:
         """See `Hpet.read`."""

@@ -11,6 +11,7 @@ from pykvm._core import lib
 from pykvm.bus import Bus
 from pykvm.bus.dispatch import Dispatch
 from pykvm.bus.published import (
+    CAPTURED,
     WRITTEN,
     Access,
     Counter,
@@ -127,6 +128,23 @@ class TestReads:
         registers.set(0, Rule(Counter(1, 1)))
         assert registers.read(0, 8) is None
 
+    @pytest.mark.parametrize(("step", "base"), [(1, 0), (-1, 1000), (-2, 0)])
+    def test_a_counter_that_wraps_and_goes_down(self, shared: Shared, step: int, base: int) -> None:
+        """A tick is an hour, so that none passes meanwhile."""
+        registers = table(shared, (0, 8))
+        shared.set_time(time.monotonic_ns() - 10 * 3600 * SECOND - 1800 * SECOND)
+        registers.set(0, Rule(Counter(1, 3600 * SECOND, 5, modulo=8, base=base, step=step)))
+        assert registers.read(0, 8) == (base + step * 7) % (1 << 64)
+
+    def test_a_value_from_a_bit_on(self, shared: Shared) -> None:
+        registers = table(shared, (0, 1), (2, 2))
+        registers.set(0, Rule(reads=0x1234, shift=8))
+        registers.set(1, Rule(reads=0x123456, shift=8, mask=0xFFF0))
+        assert registers.read(0, 1) == 0x12
+        assert (registers.read(2, 2), registers.read(3, 1)) == (0x34, 0)
+        with pytest.raises(ConfigError):
+            registers.set(0, Rule(reads=1, shift=64))
+
     def test_a_read_that_is_told(self, shared: Shared) -> None:
         registers = table(shared, (0, 1), banks=2)
         registers.set(0, Rule(reads=9, told=True, after_read=0), bank=1)
@@ -135,6 +153,63 @@ class TestReads:
         assert registers.bank == 0
         assert registers.read(0, 1) is None
         assert taken(shared) == [(0, 1, 1, 9, 0)]
+
+
+class TestCaptures:
+    """A write that captures a count, and reads of what was captured."""
+
+    @pytest.fixture
+    def registers(self, shared: Shared) -> Published:
+        """0 gives a count of hours, or the one that a write of 1 to 1 has captured."""
+        registers = table(shared, (0, 1), (1, 1), banks=2)
+        registers.set(0, Rule(Counter(1, 3600 * SECOND), shift=4), bank=0)
+        registers.set(0, Rule(CAPTURED), bank=1)
+        ask = bytes({*range(256)} - {1})
+        registers.set(1, Rule(takes=True, prompt=ask, captures=0, after_write=1), bank=0)
+        registers.set(1, Rule(takes=True, prompt=ask), bank=1)
+        return registers
+
+    def at(self, shared: Shared, hours: int) -> None:
+        shared.set_time(time.monotonic_ns() - hours * 3600 * SECOND - 1800 * SECOND)
+
+    def test_what_it_was_at_the_write_stays(self, shared: Shared, registers: Published) -> None:
+        self.at(shared, 0x32)
+        assert registers.read(0, 1) == 3
+        assert registers.write(1, 1, 1)
+        self.at(shared, 0x54)
+        assert registers.read(0, 1) == 0x32
+        # Taken, and nothing of it captured in this bank.
+        assert registers.write(1, 1, 1)
+        assert registers.read(0, 1) == 0x32
+        assert taken(shared) == []
+
+    def test_exchange_says_how_far_the_guest_came(
+        self, shared: Shared, registers: Published
+    ) -> None:
+        self.at(shared, 0x32)
+        assert registers.exchange(0)[0] == 0
+        registers.write(1, 1, 1)
+        assert registers.exchange(0) == (1, 0x32)
+        assert registers.bank == 0
+
+    def test_other_writes_and_other_times_ask(self, shared: Shared, registers: Published) -> None:
+        self.at(shared, 1)
+        assert not registers.write(1, 1, 2)
+        shared.set_time(None)
+        assert not registers.write(1, 1, 1)
+        assert registers.bank == 0
+
+    def test_writes_that_are_put_off_no_more_are_still_taken(
+        self, shared: Shared, registers: Published
+    ) -> None:
+        """`Shared.prompt` is about writes that a device waits for."""
+        self.at(shared, 1)
+        shared.prompt = True
+        assert registers.write(1, 1, 1)
+
+    def test_a_register_that_is_none(self, shared: Shared, registers: Published) -> None:
+        with pytest.raises(ConfigError):
+            registers.set(1, Rule(takes=True, captures=2))
 
 
 class TestWrites:

@@ -347,3 +347,57 @@ def test_looking_in_between_changes_nothing(steps: list[tuple[str, int]], looks:
     left_alone.advance(tick)
     assert str(watched) == str(left_alone)
     assert watched.rises == left_alone.rises
+
+
+# A count of both bytes, as most guests ask for, and the pulse that loads it.
+_LOADED = st.tuples(st.sampled_from([0x30, 0x34, 0x36, 0x38]), st.integers(0, 600)).map(
+    lambda programmed: [
+        ("control", programmed[0]),
+        ("count", programmed[1] & 0xFF),
+        ("count", programmed[1] >> 8),
+        ("pulses", 1),
+    ]
+)
+
+
+@given(_LOADED, st.lists(STEPS, max_size=6), st.lists(st.integers(0, 70_000), max_size=5))
+def test_counting_says_what_any_later_read_gives(
+    loaded: list[tuple[str, int]], steps: list[tuple[str, int]], ahead: list[int]
+) -> None:
+    channel, tick = Channel(), 0
+    for step, operand in [*loaded, *steps]:
+        if step == "pulses":
+            tick += operand
+            channel.advance(tick)
+        else:
+            apply(At(channel, tick), step, operand)
+        counting = channel.counting
+        if counting is None:
+            continue
+        for later in ahead:
+            start, modulo, base, by = counting
+            later_channel = copy.copy(channel)
+            low = later_channel.read(tick + later)
+            count = low | later_channel.read(tick + later) << 8
+            assert count == base + by * ((start + tick + later) % modulo) & 0xFFFF
+
+
+@pytest.mark.parametrize("word", [0x30, 0x34, 0x36, 0x38, 0x3A, 0xB4])
+def test_what_counts_can_be_told(word: int) -> None:
+    def told() -> bool:
+        return channel.counting is not None
+
+    channel = Channel()
+    channel.control(0, word)
+    channel.write(0, 100)
+    channel.write(0, 0)
+    assert not told(), "it is not loaded yet"
+    if word == 0x3A:
+        channel.set_gate(1, False)
+        channel.set_gate(1, True)
+    channel.advance(2)
+    assert told()
+    channel.latch_count(2)
+    assert not told()
+    channel.take_reads(high=True, latched=None)
+    assert not told()

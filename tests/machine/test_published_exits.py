@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import threading
 from typing import Any
 
@@ -12,6 +13,7 @@ from pykvm import Machine, Outcome
 from pykvm.bus import Placement, Space
 from pykvm.bus.published import Dropped, Published, Rule
 from pykvm.devices import Uart16550, standard_devices
+from pykvm.devices.pit import Pit8254
 from pykvm.exits import IoIn, IoOut
 from support.guest import MakeGuest
 
@@ -365,28 +367,90 @@ def test_random_accesses_with_every_clock_and_controller_end(guest: MakeGuest) -
     assert machine.run(timeout=20).outcome in (Outcome.HALTED, Outcome.RESET, Outcome.TIMEOUT)
 
 
-def test_mmio_reads_of_the_hpet_go_on(guest: MakeGuest) -> None:
-    """The counter, read in C, never goes back, and Python's reading lies between."""
-    from pykvm.devices.hpet import CONFIGURATION, COUNTER, ENABLE_CNF
+# Twenty counts of counter 0, which goes round in 256.
+LATCHES = """
+    B0 34        mov al, 0x34
+    E6 43        out 0x43, al
+    31 C0        xor ax, ax
+    E6 40        out 0x40, al
+    40           inc ax
+    E6 40        out 0x40, al
+    BF 00 20     mov di, 0x2000
+    B9 14 00     mov cx, 20
+    31 C0        xor ax, ax
+    E6 43        out 0x43, al
+    E4 40        in al, 0x40
+    AA           stosb
+    E4 40        in al, 0x40
+    AA           stosb
+    E2 F4        loop $-10
+    F4           hlt
+    E4 40        in al, 0x40
+    F4           hlt
+"""
 
+
+@pytest.mark.parametrize("clock", ["realtime", "paused", "warp"])
+def test_a_guest_that_looks_at_an_8254(
+    guest: MakeGuest, clock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("read", "write"):
+        method = getattr(Pit8254, name)
+
+        def counted(*arguments: Any, name: str = name, method: Any = method) -> Any:
+            calls.append(name)
+            return method(*arguments)
+
+        monkeypatch.setattr(Pit8254, name, counted)
+    machine = guest(LATCHES, clock=clock)
+    assert machine.run(timeout=10).outcome is Outcome.HALTED
+    # The last of these reads lends the counter to C.
+    assert calls == ["write"] * 4 + ["read"] * 2
+    counts = struct.unpack("<20H", machine.memory.read(0x2000, 40))
+    pit: Any = machine.devices["pit"]
+    # From 256 down to 1, and bytes that belong together.
+    assert set(counts) <= set(range(1, 257))
+    assert len(set(counts)) > 1
+    # The device knows how far the guest has come: the low byte is next, and nothing is latched.
+    assert pit.read(0, 1) | pit.read(0, 1) << 8 in range(1, 257)
+    assert machine.run(timeout=10).outcome is Outcome.HALTED
+
+
+@pytest.mark.parametrize("irqchip", ["user", "kernel"])
+def test_mmio_reads_of_the_hpet_go_on(irqchip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter, read in C, never goes back, and Python's reading lies between."""
+    from pykvm.devices.hpet import CONFIGURATION, COUNTER, ENABLE_CNF, Hpet
+
+    read, calls = Hpet.read, 0
+
+    def counted(hpet: Hpet, offset: int, size: int) -> int:
+        nonlocal calls
+        calls += 1
+        return read(hpet, offset, size)
+
+    monkeypatch.setattr(Hpet, "read", counted)
     machine = Machine(
         bytes.fromhex(
             "bf 00 00 d0 fe"  # mov edi, 0xfed00000
             "c7 47 10 01 00 00 00"  # mov dword [rdi + 0x10], 1
             "8b 87 f0 00 00 00"  # mov eax, [rdi + 0xf0]
-            "f4"  # hlt
-            "eb f7"  # jmp $-7
+            "e6 f4"  # out 0xf4, al
+            "eb f6"  # jmp $-8
         ),
         mode="long",
+        irqchip=irqchip,
     )
     with machine:
-        assert machine.run(timeout=10).outcome is Outcome.HALTED
+        assert machine.run(timeout=10).outcome is Outcome.EXITED
         hpet: Any = machine.devices["hpet"]
         assert hpet.read(CONFIGURATION, 8) & ENABLE_CNF
-        last = 0
+        last = calls = 0
         for _ in range(20):
             before = hpet.read(COUNTER, 4)
-            assert machine.run(timeout=10).outcome is Outcome.HALTED
+            assert machine.run(timeout=10).outcome is Outcome.EXITED
+            assert calls == 1
+            calls = -1
             value = machine.vcpus[0].regs.rax & 0xFFFFFFFF
             assert last <= before <= value <= hpet.read(COUNTER, 4)
             last = value
