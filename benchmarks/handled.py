@@ -74,7 +74,7 @@ def run_loop(machine: Machine) -> Run:
 
     def run() -> int:
         count = 0
-        for exit in vcpu:
+        for exit in vcpu.raw_exits():
             match exit:
                 case IoOut(port=port):
                     if port == STOP_PORT:

@@ -24,7 +24,7 @@ TRANSMITTER_EMPTY = 0x20  # a bit of the line status register
 def main() -> None:
     seen: Counter[str] = Counter()
     with Machine(GUEST) as machine:
-        for exit in machine.vcpus[0]:
+        for exit in machine.vcpus[0].raw_exits():
             seen[type(exit).__name__] += 1
             match exit:
                 case IoOut(port=0x3F8, data=data):

@@ -12,7 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pykvm.bus import Device, GuestExit, GuestReset, Placement, Space
+    from pykvm.bus import (
+        Device,
+        GuestEnd,
+        GuestExit,
+        GuestPanic,
+        GuestPowerOff,
+        GuestReset,
+        Placement,
+        Space,
+    )
     from pykvm.errors import (
         BusConflict,
         ClosedError,
@@ -41,7 +50,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "pykvm.bus": ("Device", "GuestExit", "GuestReset", "Placement", "Space"),
+    "pykvm.bus": (
+        *("Device", "GuestEnd", "GuestExit", "GuestPanic", "GuestPowerOff", "GuestReset"),
+        *("Placement", "Space"),
+    ),
     "pykvm.errors": (
         *("BusConflict", "ClosedError", "ConfigError", "GuestError", "HostError", "KVMError"),
         *("GuestFailed", "LoadError", "MemoryRangeError", "PykvmError", "RunError", "RunStopped"),
@@ -63,10 +75,13 @@ __all__ = [
     "ConfigError",
     "CpuState",
     "Device",
+    "GuestEnd",
     "GuestError",
     "GuestExit",
     "GuestFailed",
     "GuestMemory",
+    "GuestPanic",
+    "GuestPowerOff",
     "GuestReset",
     "HostError",
     "KVMError",

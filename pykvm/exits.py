@@ -2,7 +2,7 @@
 
 ::
 
-    for exit in vcpu:
+    for exit in vcpu.raw_exits():
         match exit:
             case IoOut(port=0x3F8, data=data):
                 sys.stdout.buffer.write(data)
@@ -22,6 +22,7 @@ import struct
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pykvm.errors import ConfigError, StateError
+from pykvm.kvm.run_page import EXIT_REASON, PAYLOAD, PAYLOAD_SIZE
 from pykvm.values.checks import buffer, word
 from pykvm.values.frozen import Frozen
 
@@ -64,10 +65,8 @@ __all__ = [
     "decode",
 ]
 
-# struct kvm_run: exit_reason, in words of 32 bits; the union of all exits, in bytes.
-REASON_WORD = 2
-PAYLOAD_OFFSET = 32
-PAYLOAD_SIZE = 256
+# In words of 32 bits.
+REASON_WORD = EXIT_REASON // 4
 
 _ONE = struct.Struct("<I")
 _TWO = struct.Struct("<II")
@@ -183,7 +182,7 @@ class IoIn(Exit):
         Raises ConfigError if it does not fit, StateError if the vCPU has run on since.
         """
         data = _answer_bytes(value, self.size * self.count, f"IN from port {self.port:#x}")
-        self._put(_IO.unpack_from(self._view(), PAYLOAD_OFFSET)[4], data)
+        self._put(_IO.unpack_from(self._view(), PAYLOAD)[4], data)
 
 
 class IoOut(Exit):
@@ -225,7 +224,7 @@ class Hypercall(Exit):
 
     def answer(self, result: int) -> None:
         """What the guest finds in RAX.  Raises as `MmioRead.answer` does."""
-        self._put(PAYLOAD_OFFSET + 56, word("result", result, 64).to_bytes(8, "little"))
+        self._put(PAYLOAD + 56, word("result", result, 64).to_bytes(8, "little"))
 
 
 class Debug(Exit):
@@ -257,7 +256,7 @@ class MmioRead(Exit):
         Raises ConfigError if it does not fit, StateError if the vCPU has run on since.
         """
         data = _answer_bytes(value, self.size, f"the load from {self.address:#x}")
-        self._put(PAYLOAD_OFFSET + 8, data)
+        self._put(PAYLOAD + 8, data)
 
 
 class MmioWrite(Exit):
@@ -389,12 +388,12 @@ class RdMsr(Exit):
     def answer(self, value: int) -> None:
         """What the guest finds in EDX:EAX.  Raises as `MmioRead.answer` does."""
         data = word("value", value, 64).to_bytes(8, "little")
-        self._put(PAYLOAD_OFFSET, b"\0")
-        self._put(PAYLOAD_OFFSET + 16, data)
+        self._put(PAYLOAD, b"\0")
+        self._put(PAYLOAD + 16, data)
 
     def fail(self) -> None:
         """Inject #GP."""
-        self._put(PAYLOAD_OFFSET, b"\1")
+        self._put(PAYLOAD, b"\1")
 
 
 class WrMsr(Exit):
@@ -410,11 +409,11 @@ class WrMsr(Exit):
 
     def accept(self) -> None:
         """Let the guest go on."""
-        self._put(PAYLOAD_OFFSET, b"\0")
+        self._put(PAYLOAD, b"\0")
 
     def fail(self) -> None:
         """Inject #GP."""
-        self._put(PAYLOAD_OFFSET, b"\1")
+        self._put(PAYLOAD, b"\1")
 
 
 class DirtyRingFull(Exit):
@@ -470,7 +469,7 @@ _write_address, _write_data = _setters(MmioWrite)
 
 def _io(page: RunPage) -> Exit:
     view = page.view
-    direction, size, port, count, offset = _IO.unpack_from(view, PAYLOAD_OFFSET)
+    direction, size, port, count, offset = _IO.unpack_from(view, PAYLOAD)
     if direction == _IO_OUT:
         out = _new(IoOut)
         _out_port(out, port)
@@ -486,13 +485,13 @@ def _io(page: RunPage) -> Exit:
 
 
 def _mmio(page: RunPage) -> Exit:
-    address, data, size, is_write = _MMIO.unpack_from(page.view, PAYLOAD_OFFSET)
+    address, data, size, is_write = _MMIO.unpack_from(page.view, PAYLOAD)
     if is_write:
         write = _new(MmioWrite)
         _write_address(write, address)
         _write_data(write, data[:size])
         return write
-    page.view[PAYLOAD_OFFSET + 8 : PAYLOAD_OFFSET + 16] = _FLOATING[:8]
+    page.view[PAYLOAD + 8 : PAYLOAD + 16] = _FLOATING[:8]
     read = _new(MmioRead)
     _read_address(read, address)
     _read_size(read, size)
@@ -504,36 +503,36 @@ def _words(page: RunPage, offset: int, count: int) -> tuple[int, ...]:
 
 
 def _hypercall(page: RunPage) -> Exit:
-    nr, *args = _words(page, PAYLOAD_OFFSET, 7)
-    (flags,) = _words(page, PAYLOAD_OFFSET + 64, 1)
+    nr, *args = _words(page, PAYLOAD, 7)
+    (flags,) = _words(page, PAYLOAD + 64, 1)
     return Hypercall(nr, tuple(args), flags)
 
 
 def _internal_error(page: RunPage) -> Exit:
-    suberror, ndata = _TWO.unpack_from(page.view, PAYLOAD_OFFSET)
-    return InternalError(suberror, _words(page, PAYLOAD_OFFSET + 8, min(ndata, 16)))
+    suberror, ndata = _TWO.unpack_from(page.view, PAYLOAD)
+    return InternalError(suberror, _words(page, PAYLOAD + 8, min(ndata, 16)))
 
 
 def _system_event(page: RunPage) -> Exit:
-    kind, ndata = _TWO.unpack_from(page.view, PAYLOAD_OFFSET)
-    return SystemEvent(kind, _words(page, PAYLOAD_OFFSET + 8, min(ndata, 16)))
+    kind, ndata = _TWO.unpack_from(page.view, PAYLOAD)
+    return SystemEvent(kind, _words(page, PAYLOAD + 8, min(ndata, 16)))
 
 
 def _rdmsr(page: RunPage) -> Exit:
-    _error, why, index, _data = _MSR.unpack_from(page.view, PAYLOAD_OFFSET)
-    page.view[PAYLOAD_OFFSET] = 1
+    _error, why, index, _data = _MSR.unpack_from(page.view, PAYLOAD)
+    page.view[PAYLOAD] = 1
     return RdMsr(index, why)
 
 
 def _wrmsr(page: RunPage) -> Exit:
-    _error, why, index, value = _MSR.unpack_from(page.view, PAYLOAD_OFFSET)
-    page.view[PAYLOAD_OFFSET] = 1
+    _error, why, index, value = _MSR.unpack_from(page.view, PAYLOAD)
+    page.view[PAYLOAD] = 1
     return WrMsr(index, value, why)
 
 
 def _hyperv(page: RunPage) -> Exit:
-    (kind,) = _ONE.unpack_from(page.view, PAYLOAD_OFFSET)
-    return Hyperv(kind, bytes(page.view[PAYLOAD_OFFSET + 8 : PAYLOAD_OFFSET + 40]))
+    (kind,) = _ONE.unpack_from(page.view, PAYLOAD)
+    return Hyperv(kind, bytes(page.view[PAYLOAD + 8 : PAYLOAD + 40]))
 
 
 def _plain(cls: type[Any]) -> Callable[[RunPage], Exit]:
@@ -542,7 +541,7 @@ def _plain(cls: type[Any]) -> Callable[[RunPage], Exit]:
 
 def _unpacking(cls: type[Any], layout: str) -> Callable[[RunPage], Exit]:
     unpack = struct.Struct("<" + layout).unpack_from
-    return lambda page: cls(*unpack(page.view, PAYLOAD_OFFSET))
+    return lambda page: cls(*unpack(page.view, PAYLOAD))
 
 
 _DECODERS: dict[int, Callable[[RunPage], Exit]] = {
@@ -593,7 +592,7 @@ def decode(page: RunPage) -> Exit:
     reason = page.words[REASON_WORD]
     decoder = _DECODERS.get(reason)
     if decoder is None:
-        payload = bytes(page.view[PAYLOAD_OFFSET : PAYLOAD_OFFSET + PAYLOAD_SIZE])
+        payload = bytes(page.view[PAYLOAD : PAYLOAD + PAYLOAD_SIZE])
         exit: Exit = UnknownReason(reason, payload)
     else:
         exit = decoder(page)

@@ -17,8 +17,8 @@ __all__ = ["exit_fields", "linear_rip", "location", "target"]
 
 def linear_rip(cpu: CPU) -> int:
     """The linear address that RIP stands for."""
-    base: int = cpu.special().cs.base
-    rip: int = cpu.general().rip
+    base: int = cpu.engine.sregs().cs.base
+    rip: int = cpu.engine.regs().rip
     return (base + rip) & (1 << 64) - 1
 
 

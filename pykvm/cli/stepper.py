@@ -132,7 +132,7 @@ class Stepper:
     def _run_to_exit(self, patience: float) -> bool:
         """Run to the next exit; False, and a line that says so, if none comes."""
         # A loop of its own each time: the clock must not tick while a person thinks.
-        exits = self.cpu.exits(timeout=patience)
+        exits = self.cpu.raw_exits(timeout=patience)
         try:
             with closing(exits):
                 self.exit = next(exits)

@@ -175,7 +175,7 @@ class _Bench:
     def take(self, code: bytes) -> tuple[str, str] | None:
         """Complete the instruction at RIP; its name and what became of it, None if nobody can."""
         began = time.perf_counter()
-        everything = self.cpu.everything()
+        everything = self.cpu.engine.sync_regs()
         regs, special = everything.regs, everything.sregs
         at = Refused(self.cpu, everything, code_bits(special, regs.rflags), self._memory)
         self._memory.look(special, at.cpl, regs.rflags)
@@ -216,7 +216,7 @@ class _Bench:
         elif interrupt.shadow:
             # STI and MOV SS hold interrupts back for one instruction, and this was it.
             interrupt.shadow = 0
-            self.cpu.take_events()
+            self.cpu.engine.commit_events()
 
     def _plan(self, at: Refused, code: bytes) -> Plan | None:
         """How the instruction that begins with `code` is done, None if that is not known.
@@ -305,9 +305,9 @@ class _Bench:
             return
         if allowed and cpu.kvm.xsave_size <= PLAIN and not cpu.debug.stepping:
             native.follow(cpu, self._memory.memory)
-            cpu.core.native = native.core
+            cpu.engine.core.native = native.core
         else:
-            cpu.core.native = ffi.NULL
+            cpu.engine.core.native = ffi.NULL
 
     def counts_in_core(self) -> Counter[str]:
         """Instructions that the run loop completed by itself, by name."""
@@ -319,13 +319,13 @@ class _Bench:
 
     def close(self) -> None:
         if self._made is not None:
-            if self.cpu.core is not None:
-                self.cpu.core.native = ffi.NULL
+            if self.cpu.engine.core is not None:
+                self.cpu.engine.core.native = ffi.NULL
             self._made.close()
 
     def _count_fault(self, at: Refused, name: str, fault: Fault) -> None:
         """Raise GuestError when the guest does nothing but run into the same fault."""
-        exits = ffi.unpack(self.cpu.core.exits, _COUNTERS)
+        exits = ffi.unpack(self.cpu.engine.core.exits, _COUNTERS)
         elsewhere = sum(exits) - exits[_INTERNAL_ERROR] - exits[_INTERRUPTED]
         registers = bytes(ffi.buffer(ffi.addressof(at.regs)))
         scene = elsewhere, registers, fault.vector, fault.error, fault.address

@@ -110,7 +110,7 @@ def flush_tlb(at: Refused) -> None:
     """Have KVM forget every translation: what changing CR4.PGE does (SDM 3A 4.10.4.1)."""
     for _ in range(2):
         at.special.cr4 ^= CR4.PGE
-        at.cpu.take_special()
+        at.cpu.engine.commit_sregs()
 
 
 def _write_back(at: Refused) -> None:

@@ -26,10 +26,10 @@ def inject(at: Refused, fault: Fault) -> None:
     """Have the guest take the exception instead of the instruction (SDM 3A 6.5, 6.13)."""
     if fault.address is not None and fault.vector == PF:
         at.special.cr2 = fault.address
-        at.cpu.take_special()
+        at.cpu.engine.commit_sregs()
     # Faults save RFLAGS with RF set, so that the instruction can be restarted (SDM 3B 18.3.1.1).
     at.regs.rflags |= RFLAGS.RF
-    at.cpu.take_general()
+    at.cpu.engine.commit_regs()
     _raise(at, fault.vector, fault.error)
 
 
@@ -41,12 +41,12 @@ def _raise(at: Refused, vector: int, error: int | None = None) -> None:
     protected = bool(at.special.cr0 & CR0.PE)
     exception.has_error_code = int(error is not None and protected)
     exception.error_code = error or 0
-    at.cpu.take_events()
+    at.cpu.engine.commit_events()
 
 
 def _events(at: Refused) -> Any:
     """What is under way, without the shadow of STI or MOV SS: that was one instruction long."""
-    events = at.cpu.everything().events
+    events = at.cpu.engine.sync_regs().events
     events.interrupt.shadow = 0
     return events
 
@@ -61,10 +61,10 @@ def inject_step(at: Refused) -> None:
 
 def unblock_nmi(at: Refused) -> None:
     """Let NMIs in again, as each IRET does, whether from their handler or not (SDM 3A 6.7.1)."""
-    events = at.cpu.everything().events
+    events = at.cpu.engine.sync_regs().events
     if events.nmi.masked:
         events.nmi.masked = 0
-        at.cpu.take_events()
+        at.cpu.engine.commit_events()
 
 
 def _trap(at: Refused, vector: int) -> None:
@@ -104,7 +104,7 @@ def _int(at: Refused) -> None:
     events = _events(at)
     interrupt = events.interrupt
     interrupt.injected, interrupt.soft, interrupt.nr = 1, 1, vector
-    at.cpu.take_events()
+    at.cpu.engine.commit_events()
 
 
 def _check_gate(at: Refused, vector: int) -> None:

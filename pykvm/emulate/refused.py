@@ -108,8 +108,8 @@ class Refused:
             regs.rip = (regs.rip + self.instruction.length) & _MASKS[self.bits]
         regs.rflags &= ~RFLAGS.RF
         if self.special_changed:
-            self.cpu.take_special()
-        self.cpu.take_general()
+            self.cpu.engine.commit_sregs()
+        self.cpu.engine.commit_regs()
 
     @property
     def real(self) -> bool:

@@ -8,6 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm.kvm.run_page import (
+    CR8,
+    IF_FLAG,
+    READY_FOR_INTERRUPT_INJECTION,
+    REQUEST_INTERRUPT_WINDOW,
+)
+from pykvm.vcpu.reset import can_reset, reset_by_init
 from pykvm.x86.state import after_start_up
 
 if TYPE_CHECKING:
@@ -16,12 +23,6 @@ if TYPE_CHECKING:
     from pykvm.vcpu import CPU
 
 __all__ = ["Injector"]
-
-# struct kvm_run
-_REQUEST_WINDOW = 0
-_READY = 12
-_IF_FLAG = 13
-_CR8 = 16
 
 # One NMI is being handled and one may wait (SDM 3A 6.7.1).
 _NMIS = 2
@@ -48,7 +49,7 @@ class Injector:
     def request_nmi(self) -> None:
         """See `CpuPort`."""
         self._nmis = min(self._nmis + 1, _NMIS)
-        self.cpu.attend()
+        self.cpu.engine.attend()
 
     def request_init(self) -> None:
         """See `CpuPort`."""
@@ -56,31 +57,31 @@ class Injector:
         self._sipi = None
         self._nmis = 0
         self._init = True
-        self.cpu.attend()
+        self.cpu.engine.attend()
 
     def request_sipi(self, vector: int) -> None:
         """See `CpuPort`."""
         # Ignored by a processor that does not wait for one (SDM 3A 9.4.4).
         if self.cpu.parked or self._init:
             self._sipi = vector
-            self.cpu.attend()
+            self.cpu.engine.attend()
 
     def wake(self) -> None:
         """See `CpuPort`."""
-        self.cpu.attend()
+        self.cpu.engine.attend()
 
     # -- in the vCPU's thread ----------------------------------------------------------------
 
     def before_access(self) -> None:
         """The guest accesses its local APIC: let that know the task priority in CR8."""
-        lapic, cr8 = self.lapic, self.cpu.page[_CR8]
+        lapic, cr8 = self.lapic, self.cpu.engine.page[CR8]
         if lapic is not None and lapic.cr8 != cr8:
             lapic.cr8 = cr8
 
     def after_access(self) -> None:
         """The guest may have written TPR: let KVM know."""
         if self.lapic is not None:
-            self.cpu.page[_CR8] = self.lapic.cr8
+            self.cpu.engine.page[CR8] = self.lapic.cr8
 
     def take_init(self) -> bool:
         """Whether an INIT came; then it is carried out.
@@ -95,10 +96,10 @@ class Injector:
         self._init = False
         if self.lapic is not None:
             self.lapic.init()
-            self.cpu.page[_CR8] = 0
-        self.cpu.page[_REQUEST_WINDOW] = 0
-        if self.cpu.parked or self.cpu.can_reset:
-            self.cpu.reset_by_init()
+            self.cpu.engine.page[CR8] = 0
+        self.cpu.engine.page[REQUEST_INTERRUPT_WINDOW] = 0
+        if self.cpu.parked or can_reset(self.cpu):
+            reset_by_init(self.cpu)
         return True
 
     def take_sipi(self) -> bool:
@@ -109,7 +110,7 @@ class Injector:
         self.cpu.state = after_start_up(self.cpu.state, vector)
         self.cpu.parked = False
         if self._nmis:
-            self.cpu.attend()
+            self.cpu.engine.attend()
         return True
 
     @property
@@ -120,7 +121,7 @@ class Injector:
     @property
     def interrupts_on(self) -> bool:
         """Whether RFLAGS.IF was set at the last exit."""
-        return bool(self.cpu.page[_IF_FLAG])
+        return bool(self.cpu.engine.page[IF_FLAG])
 
     @property
     def awake(self) -> bool:
@@ -146,17 +147,17 @@ class Injector:
 
     def serve(self) -> None:
         """Give KVM what it can take now, and ask for a window for what it cannot."""
-        page = self.cpu.page
+        page = self.cpu.engine.page
         while self._nmis:
             self._nmis -= 1
             self.cpu.kvm.nmi()
         if not self._wanted():
-            page[_REQUEST_WINDOW] = 0
+            page[REQUEST_INTERRUPT_WINDOW] = 0
             return
-        if page[_READY]:
-            page[_READY] = 0
+        if page[READY_FOR_INTERRUPT_INJECTION]:
+            page[READY_FOR_INTERRUPT_INJECTION] = 0
             self.cpu.kvm.interrupt(self._acknowledge())
-        page[_REQUEST_WINDOW] = self._wanted()
+        page[REQUEST_INTERRUPT_WINDOW] = self._wanted()
 
     def _acknowledge(self) -> int:
         lapic = self.lapic

@@ -17,6 +17,19 @@ from pykvm.errors import ConfigError
 from pykvm.interrupts.source import Source
 from pykvm.irqchip.timekeeper import Timers
 from pykvm.irqchip.user import set_kvmclock, set_tsc_offsets
+from pykvm.kvm.constants import (
+    KVM_IRQ_ROUTING_IRQCHIP,
+    KVM_IRQ_ROUTING_MSI,
+    KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_UNINITIALIZED,
+    KVM_PIT_FLAGS_HPET_LEGACY,
+    KVM_PIT_SPEAKER_DUMMY,
+)
+from pykvm.kvm.run_page import IF_FLAG, READY_FOR_INTERRUPT_INJECTION, REQUEST_INTERRUPT_WINDOW
+from pykvm.kvm.uapi import KVM_CAP_SPLIT_IRQCHIP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,25 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelChipset", "KernelTimekeeper"]
 
-# <linux/kvm.h>, <asm/kvm.h>
-KVM_CAP_SPLIT_IRQCHIP = 121
-KVM_PIT_SPEAKER_DUMMY = 1
-KVM_PIT_FLAGS_HPET_LEGACY = 1
-KVM_MP_STATE_UNINITIALIZED = 1
-KVM_MP_STATE_HALTED = 3
-KVM_IRQ_ROUTING_IRQCHIP = 1
-KVM_IRQ_ROUTING_MSI = 2
-KVM_IRQCHIP_PIC_MASTER = 0
-KVM_IRQCHIP_PIC_SLAVE = 1
-KVM_IRQCHIP_IOAPIC = 2
-
 PINS = 24
 ISA_IRQS = 16
-
-# struct kvm_run
-_REQUEST_WINDOW = 0
-_READY = 12
-_IF_FLAG = 13
 
 _PLACES: dict[str, tuple[Space, int, int]] = {
     "rtc": (Space.PIO, 0x70, 2),
@@ -138,11 +134,11 @@ class KernelTimekeeper(Timers):
         """Hand the kernel the vector of an 8259 that is ours (split)."""
         if self._pic is None or cpu.index:
             return
-        page = cpu.page
-        if self._pic.pending and page[_READY]:
-            page[_READY] = 0
+        page = cpu.engine.page
+        if self._pic.pending and page[READY_FOR_INTERRUPT_INJECTION]:
+            page[READY_FOR_INTERRUPT_INJECTION] = 0
             cpu.kvm.interrupt(self._pic.acknowledge())
-        page[_REQUEST_WINDOW] = self._pic.pending
+        page[REQUEST_INTERRUPT_WINDOW] = self._pic.pending
 
     def can_wake(self, cpus: Sequence[CPU]) -> bool:
         """Never asked: no vCPU waits outside KVM_RUN."""
@@ -157,7 +153,7 @@ class KernelTimekeeper(Timers):
         state = cpu.kvm.get_mp_state()
         if state == KVM_MP_STATE_UNINITIALIZED:
             return True
-        return state == KVM_MP_STATE_HALTED and not cpu.page[_IF_FLAG]
+        return state == KVM_MP_STATE_HALTED and not cpu.engine.page[IF_FLAG]
 
 
 class _RoutedIoApic:
@@ -301,7 +297,7 @@ class KernelChipset:
         from pykvm.interrupts.pic import Pic8259Pair
 
         self.ioapic = IoApic(self._deliver)
-        self.pic = Pic8259Pair(_Wire(self._cpus[0].attend))
+        self.pic = Pic8259Pair(_Wire(self._cpus[0].engine.attend))
         return {
             "ioapic": _RoutedIoApic(self.ioapic, self._vm),
             "pic-master": self.pic.master,
@@ -314,7 +310,7 @@ class KernelChipset:
 
     def _earlier(self, queue: int) -> None:
         if queue < len(self._cpus):
-            self._cpus[queue].attend()
+            self._cpus[queue].engine.attend()
 
     def line(self, irq: int) -> InterruptLine:
         """Where a device's interrupt request goes: ISA IRQ `irq`, or I/O APIC pin from 16 on."""

@@ -29,11 +29,11 @@ class Timers:
         """See `pykvm.machine.run.Interrupts`."""
         self.clock.run_due(cpu.index)
         # Those that came due called the vCPU that is looking already.
-        cpu.heed()
+        cpu.engine.heed()
 
     def set_alarm(self, cpu: CPU) -> None:
         """See `pykvm.machine.run.Interrupts`."""
-        cpu.set_alarm(self.clock.alarm(cpu.index))
+        cpu.engine.set_alarm(self.clock.alarm(cpu.index))
 
 
 class Timekeeper(Timers):
@@ -67,9 +67,9 @@ class Timekeeper(Timers):
             # Some KVMs have no exit for a CR8 that falls (KVM_EXIT_SET_TPR): look again soon.
             due = self.clock.next_deadline(cpu.index)
             soon = self.clock.now() + _PRIORITY_CHECK
-            cpu.set_alarm(self.clock.host_deadline(soon if due is None else min(due, soon)))
+            cpu.engine.set_alarm(self.clock.host_deadline(soon if due is None else min(due, soon)))
         else:
-            cpu.set_alarm(self.clock.alarm(cpu.index))
+            cpu.engine.set_alarm(self.clock.alarm(cpu.index))
 
     def reset_by_init(self, cpu: CPU) -> bool:
         """See `pykvm.machine.run.Interrupts`."""

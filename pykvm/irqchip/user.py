@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.bus import Placement, Space
 from pykvm.errors import ConfigError, KVMError
+from pykvm.kvm.run_page import APIC_BASE
 from pykvm.vcpu.msr_exits import MsrExits
 
 if TYPE_CHECKING:
@@ -57,9 +58,6 @@ IA32_TSC_DEADLINE = 0x6E0
 
 # Documentation/virt/kvm/x86/msr.rst: wall clock and system time, by their old and new numbers.
 KVMCLOCK_MSRS = (0x11, 0x12, 0x4B56_4D00, 0x4B56_4D01)
-
-# struct kvm_run: apic_base, in words of 64 bits.
-_APIC_BASE_WORD = 3
 
 
 class OnDemand:
@@ -154,7 +152,7 @@ class UserChipset:
         )
         for injector, lapic in zip(self.injectors, platform.lapics, strict=True):
             injector.lapic = lapic
-            base = injector.cpu.page.cast("Q")[_APIC_BASE_WORD]
+            base = injector.cpu.engine.page.cast("Q")[APIC_BASE // 8]
             if base and base != lapic.base:
                 lapic.base = base
         self.injectors[0].pic = platform.pic
@@ -189,14 +187,15 @@ class UserChipset:
 
     def _earlier(self, queue: int) -> None:
         if queue < len(self._cpus):
-            self._cpus[queue].attend()
+            self._cpus[queue].engine.attend()
 
     def _current(self) -> Injector:
         """The processor whose thread calls, else the first."""
         if len(self.injectors) == 1:
             return self.injectors[0]
         return next(
-            (injector for injector in self.injectors if injector.cpu.is_here), self.injectors[0]
+            (injector for injector in self.injectors if injector.cpu.engine.is_here),
+            self.injectors[0],
         )
 
     def line(self, irq: int) -> InterruptLine:

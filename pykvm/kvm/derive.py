@@ -1,8 +1,9 @@
 """From the construct definitions in `pykvm.kvm.abi` to the layouts in `pykvm.kvm.uapi`.
 
 ``python -m pykvm.kvm.derive`` writes uapi.py anew after abi has changed; a test fails when the two
-differ.  Importing construct takes longer than everything else that a guest needs to start, so what
-runs uses the derived module.
+differ.  Importing construct takes longer than everything else that a guest needs to start, and
+defining the enums of exit reasons and capabilities costs what a device does: so what runs uses the
+derived module.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["layout_of", "sizeof", "source"]
 
 _HEAD = '''\
-"""The KVM API as data: the layout of every struct, the number of every ioctl.
+"""The KVM API as data: the layout of every struct, all ioctls, exit reasons and capabilities.
 
-Written by ``python -m pykvm.kvm.derive`` from the construct definitions in `pykvm.kvm.abi`; change
-those, not this.
+Written by ``python -m pykvm.kvm.derive`` from the construct definitions in `pykvm.kvm.abi`, and
+from `pykvm.kvm.reasons` and `pykvm.kvm.capabilities`; change those, not this.
 """
 
 # fmt: off
@@ -166,6 +167,15 @@ def _numbers() -> Iterator[tuple[str, int]]:
             yield name, value
 
 
+def _enumerated() -> Iterator[tuple[str, int]]:
+    from pykvm.kvm.capabilities import Cap
+    from pykvm.kvm.reasons import ExitReason
+
+    for enum in (ExitReason, Cap):
+        for name, member in enum.__members__.items():
+            yield name, member.value
+
+
 def _write(type_: Type, names: Mapping[int, str]) -> str:
     """Return the Python expression that makes `type_` again."""
     if isinstance(type_, str):
@@ -206,6 +216,8 @@ def source() -> str:
         names[id(layout)] = name
     lines.append("\n")
     lines.extend(f"{name} = {number:#x}\n" for name, number in _numbers())
+    lines.append("\n")
+    lines.extend(f"{name} = {number}\n" for name, number in _enumerated())
     return _HEAD + "".join(lines)
 
 

@@ -100,7 +100,7 @@ class Mainboard:
             self.dispatch.collected.follow(self._clock)
         self.bus.on_change = self._bus_changed
         for cpu in self.vcpus:
-            cpu.use(self.dispatch)
+            cpu.loop.use(self.dispatch)
         self._attach()
         if self._tsc_khz is not None:
             # Not left to the guest's first look at a clock: the host may not be able to.
@@ -217,12 +217,12 @@ class Mainboard:
     def _bus_changed(self) -> None:
         self.dispatch.rebuild()
         for cpu in self.vcpus:
-            cpu.use(self.dispatch)
+            cpu.loop.use(self.dispatch)
 
     def _hand_over(self) -> None:
         """Collected accesses wait for a device that has to know of them now."""
         for cpu in self.vcpus:
-            cpu.attend()
+            cpu.engine.attend()
 
     def interrupts(self) -> UserChipset | KernelChipset:
         """The chipset.  Raises ConfigError if there is none."""
@@ -309,7 +309,7 @@ class Mainboard:
                 self.dispatch.collected.follow(self._clock)
             if self._policy != "realtime":
                 for cpu in self.vcpus:
-                    cpu.timing = self.start_clock, self.stop_clock
+                    cpu.loop.timing = self.start_clock, self.stop_clock
         return self._clock
 
     @property
@@ -341,7 +341,7 @@ class Mainboard:
     def forget(self) -> None:
         """In the child of a fork: VM and vCPUs are the parent's.  The memory stays, as a copy."""
         for cpu in self.vcpus:
-            cpu.forget()
+            cpu.engine.forget()
         if self.vm is not None:
             self.vm.close()
 

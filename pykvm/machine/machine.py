@@ -16,6 +16,7 @@ from pykvm.errors import ConfigError, GuestError, StateError, exhausted
 from pykvm.host import Host
 from pykvm.machine.board import Mainboard
 from pykvm.machine.config import check_options, memory_of, read_guest
+from pykvm.machine.guest_ends import ending_of
 from pykvm.machine.run import SENT_INIT, Run
 from pykvm.machine.workarounds import REMEDIABLE, Repairs, may_meet_quirks
 from pykvm.result import Ending, Outcome, Unclaimed
@@ -427,7 +428,7 @@ class Machine:
             if kernel is not None and result.outcome in _MAY_BE_DEAD:
                 death = kernel.death()
                 if death is not None:
-                    result.end(board.vcpus[0].panicked(death))
+                    result.end(ending_of(death, board.vcpus[0]))
             result.awaited = "" if conditions is None else conditions.awaited
             result.notes = (*self._remarks, *board.notes)
             self._tell(result, run)

@@ -8,10 +8,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
+from pykvm.bus import GuestEnd
 from pykvm.errors import ResourceError
+from pykvm.kvm.constants import (
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_UNINITIALIZED,
+)
+from pykvm.kvm.run_page import EXIT_REASON
+from pykvm.kvm.uapi import KVM_EXIT_HLT
+from pykvm.machine.guest_ends import ending_of
 from pykvm.result import Ending, Outcome, Place, Result
 from pykvm.vcpu.claim import LateError
-from pykvm.vcpu.cpu import OVER
+from pykvm.vcpu.loop import OVER
+from pykvm.vcpu.reset import can_reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,16 +35,10 @@ __all__ = ["SENT_INIT", "Interrupts", "Run"]
 #: Where no firmware is to begin in.
 SENT_INIT = "the guest sent INIT to its first vCPU"
 
-_HLT = 5  # KVM_EXIT_HLT
-_REASON = 8  # struct kvm_run: exit_reason
-
 # Ends that the host asked for; what the guest did at the same moment counts more.
 _ASKED_FOR = frozenset(
     {Outcome.STOPPED, Outcome.TIMEOUT, Outcome.DEBUG, Outcome.UNTIL, Outcome.FAILED}
 )
-
-# <linux/kvm.h>: KVM_MP_STATE_*
-_MP_UNINITIALIZED, _MP_INIT_RECEIVED, _MP_HALTED = 1, 2, 3
 
 # The index in pykvm_vcpu.exits to the name of the exit's class in pykvm.exits.
 _WRITE = lib.PYKVM_COUNTERS // 2
@@ -105,7 +109,7 @@ class Interrupts(Protocol):
 class Run:
     """What happens between one call of `Machine.run` and its return.
 
-    It is the Board of every vCPU's loop.  The first vCPU runs in the calling thread, so that
+    It is the Handlers of every vCPU's loop.  The first vCPU runs in the calling thread, so that
     exceptions and Ctrl-C surface where the caller is; each of the others in one of its own.
 
     What several threads touch is changed by single operations (a list's append, a set's add and
@@ -160,7 +164,7 @@ class Run:
         if ending is not None:
             self._endings.append(ending)
         for cpu in self._cpus:
-            cpu.kick(self._turn)
+            cpu.engine.kick(self._turn)
 
     def stop(self) -> bool:
         """From any thread: end the run as STOPPED.  False if it is over."""
@@ -182,16 +186,16 @@ class Run:
             return None
         return next((end for end in endings if end.outcome not in _ASKED_FOR), endings[0])
 
-    # -- the Board of every vCPU -------------------------------------------------------------
+    # -- the Handlers of every vCPU -------------------------------------------------------------
 
     def take_exit(self, cpu: CPU) -> Ending | None:
-        """See `pykvm.vcpu.Board`."""
-        reason = cpu.page[_REASON]
-        if self._on_exit is None and reason == _HLT:
+        """See `pykvm.vcpu.loop.Handlers`."""
+        reason = cpu.engine.page[EXIT_REASON]
+        if self._on_exit is None and reason == KVM_EXIT_HLT:
             return self._halt(cpu)
         from pykvm.exits import Hlt, IrqWindowOpen, SetTpr, decode
 
-        exit = decode(cpu.run_page)
+        exit = decode(cpu.engine.run_page)
         if self._on_exit is not None:
             self._on_exit(cpu, exit)
         if isinstance(exit, Hlt):
@@ -201,15 +205,15 @@ class Run:
         return self._take(cpu, exit)
 
     def take_kick(self, cpu: CPU) -> Ending | None:
-        """See `pykvm.vcpu.Board`."""
+        """See `pykvm.vcpu.loop.Handlers`."""
         return self._ending or (self._failed if self._errors else None)
 
     def take_deadline(self, cpu: CPU) -> Ending:
-        """See `pykvm.vcpu.Board`."""
+        """See `pykvm.vcpu.loop.Handlers`."""
         return self._timed_out()
 
     def take_tick(self, cpu: CPU) -> Ending | None:
-        """See `pykvm.vcpu.Board`."""
+        """See `pykvm.vcpu.loop.Handlers`."""
         if self._look is not None:
             self._look(cpu)
         if self.interrupts is None or self.interrupts.can_start:
@@ -222,7 +226,7 @@ class Run:
         return self._halted_for_good() if len(self._idle) == len(self._cpus) else None
 
     def take_attention(self, cpu: CPU) -> Ending | None:
-        """See `pykvm.vcpu.Board`."""
+        """See `pykvm.vcpu.loop.Handlers`."""
         if self._look is not None:
             self._look(cpu)
         interrupts = self.interrupts
@@ -239,7 +243,7 @@ class Run:
         """Carry out an INIT, if one came."""
         if self.interrupts is None or not self.interrupts.reset_by_init(cpu):
             return None
-        if cpu.index == 0 and not cpu.can_reset:
+        if cpu.index == 0 and not can_reset(cpu):
             return Ending(Outcome.RESET, SENT_INIT)
         return None
 
@@ -254,7 +258,7 @@ class Run:
         if ending is not None:
             self._asleep.add(cpu.index)
             if (self._ending or ending).outcome is not Outcome.HALTED:
-                cpu.left_in_hlt()
+                cpu.loop.left_in_hlt()
         elif self.interrupts is not None:
             self.interrupts.serve(cpu)
         return ending
@@ -267,9 +271,9 @@ class Run:
         # Of HLT and of processors to be started KVM knows only where the local APICs are its own.
         state = cpu.kvm.get_mp_state()
         doing = "running"
-        if cpu.parked or state in (_MP_UNINITIALIZED, _MP_INIT_RECEIVED):
+        if cpu.parked or state in (KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED):
             doing = "parked"
-        elif cpu.index in self._asleep or state == _MP_HALTED:
+        elif cpu.index in self._asleep or state == KVM_MP_STATE_HALTED:
             doing = "halted"
         address = cpu.state.linear_rip
         return Place(cpu.index, doing, address, symbol(address))
@@ -307,9 +311,9 @@ class Run:
                     continue
             if interrupts is not None:
                 interrupts.set_alarm(cpu)
-            code = lib.pykvm_wait(cpu.core)
+            code = cpu.engine.wait()
             self._idle.discard(cpu.index)
-            cpu.core.attention = 0
+            cpu.engine.heed()
             if code == lib.PYKVM_OVER:
                 return OVER
 
@@ -318,7 +322,7 @@ class Run:
         if len(self._idle) != len(self._cpus):
             return False
         for cpu in self._cpus:  # noqa: SIM110  at every HLT
-            if cpu.core.attention:
+            if cpu.engine.attended:
                 return False
         return True
 
@@ -336,7 +340,7 @@ class Run:
                 return False
             for other in self._cpus:
                 if other is not cpu:
-                    other.attend()
+                    other.engine.attend()
             return True
         finally:
             self._skipping.release()
@@ -353,25 +357,31 @@ class Run:
         if timeout is not None:
             timeout = max(timeout - (time.monotonic() - self._began), 0.0)
         nanoseconds = None if timeout is None else int(timeout * 1e9) or 1
-        cpu.hold(partial(self._drive, cpu), nanoseconds, self._turn)
+        cpu.engine.hold(partial(self._drive, cpu), nanoseconds, self._turn)
 
     def _drive(self, cpu: CPU) -> None:
         try:
-            if self.interrupts is not None:
-                # A new run has no alarm, and timers may wait from the one before.
-                cpu.core.attention = 1
-            # The end may have come before this vCPU could be kicked.
-            ending = self.take_kick(cpu)
-            if ending is None:
-                if cpu.leave_hlt():
-                    ending = self._halt(cpu)
-                elif cpu.parked:
-                    ending = self._wait(cpu)
-            self.end(ending or cpu.loop(self, surface=self._on_exit is not None))
+            self.end(self._until_the_end(cpu))
         except BaseException as error:
             self._errors.append(error)
             self.end(None)
             raise
+
+    def _until_the_end(self, cpu: CPU) -> Ending:
+        try:
+            if self.interrupts is not None:
+                # A new run has no alarm, and timers may wait from the one before.
+                cpu.engine.attend()
+            # The end may have come before this vCPU could be kicked.
+            ending = self.take_kick(cpu)
+            if ending is None:
+                if cpu.loop.leave_hlt():
+                    ending = self._halt(cpu)
+                elif cpu.parked:
+                    ending = self._wait(cpu)
+            return ending or cpu.loop.run(self, surface=self._on_exit is not None)
+        except GuestEnd as end:
+            return ending_of(end, cpu)
 
     def _run_other(self, cpu: CPU) -> None:
         """The thread of a vCPU that is not the first."""
@@ -439,6 +449,6 @@ class _Counters:
     """What a vCPU has counted in its life so far."""
 
     def __init__(self, cpu: CPU) -> None:
-        core: Any = cpu.core
+        core: Any = cpu.engine.core
         self.exits: Sequence[int] = ffi.unpack(core.exits, lib.PYKVM_COUNTERS)
         self.cycles: int = core.guest_cycles

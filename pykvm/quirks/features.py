@@ -190,7 +190,7 @@ class Rig:
         state.rcx = msr.number
         state.rax = msr.value or 0
         self._cpu.state = state
-        exits = self._cpu.exits(timeout=_PATIENCE)
+        exits = self._cpu.raw_exits(timeout=_PATIENCE)
         try:
             return next(exits)
         except (PykvmError, TimeoutError):

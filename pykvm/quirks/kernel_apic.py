@@ -83,7 +83,7 @@ def served() -> list[int]:
 
         found: list[int] = []
         waited = 0
-        exits = stack.enter_context(closing(cpu.exits(timeout=_TIMEOUT)))
+        exits = stack.enter_context(closing(cpu.raw_exits(timeout=_TIMEOUT)))
         while waited < _PATIENCE:
             exit = next(exits)
             port = exit.port if isinstance(exit, IoOut) else None

@@ -155,7 +155,7 @@ class ProbeVM:
         """The same from a state of any mode, whose RIP is where `code` goes."""
         self.memory.write(state.linear_rip, code + HLT)
         self.cpu.state = state
-        exits = self.cpu.exits(timeout=patience)
+        exits = self.cpu.raw_exits(timeout=patience)
         try:
             exit = next(exits)
         finally:

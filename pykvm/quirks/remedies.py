@@ -68,7 +68,7 @@ class Remedies:
             for cpu in cpus
         ]
         for vcpu in self._vcpus:
-            vcpu.cpu.on_loop = lambda pykvm, vcpu=vcpu: self._begin(vcpu, pykvm)
+            vcpu.cpu.loop.on_begin = lambda pykvm, vcpu=vcpu: self._begin(vcpu, pykvm)
 
     def _begin(self, vcpu: _Vcpu, pykvm: bool) -> None:
         """A loop begins, of pykvm's (`pykvm`) or by hand, which sees no exit of ours."""
@@ -116,7 +116,7 @@ class Remedies:
             case WrMsr(index=index) if index in syscall.MSRS:
                 vcpu.write_msr(exit)
                 return True
-            case Debug() | Shutdown() if lib.pykvm_make_syscall_good(vcpu.core, cpu.run_address):
+            case Debug() | Shutdown() if vcpu.makes_syscall_good():
                 return True
             case Debug(dr6=dr6) if dr6 & _BS:
                 return cpu.debug.stepped()
@@ -147,6 +147,10 @@ class _Vcpu:
         self._invalid_opcode: int | None = None
         self._buffer: Any = ffi.new("uint8_t[]", _GATE_SIZE)
 
+    def makes_syscall_good(self) -> bool:
+        """Whether the exit was SYSCALL's, and its handler is where the vCPU stands now."""
+        return bool(lib.pykvm_make_syscall_good(self.core, self.cpu.engine.run_address))
+
     # -- following the guest -----------------------------------------------------------------
 
     def begin(self, pykvm: bool) -> None:
@@ -154,19 +158,19 @@ class _Vcpu:
         # The end of the last one may have come before that of a step.
         self.cpu.debug.stepped()
         if pykvm:
-            self.cpu.core.syscall = self.core
+            self.cpu.engine.core.syscall = self.core
             self.cpu.debug.hide()
-            self.cpu.everything()
+            self.cpu.engine.sync_regs()
             if self._wants_syscall:
                 self._read_msrs()
             self.look()
             self._watch()
         else:
-            self.cpu.core.syscall = ffi.NULL
+            self.cpu.engine.core.syscall = ffi.NULL
             self.cpu.debug.hide(OWNER)
 
     def _watch(self) -> None:
-        self.cpu.core.watched = _OCCASIONS
+        self.cpu.engine.core.watched = _OCCASIONS
 
     def _read_msrs(self) -> None:
         for index, value in self.cpu.kvm.get_msrs(syscall.MSRS, partial=True).items():
@@ -195,7 +199,7 @@ class _Vcpu:
 
     def look(self) -> None:
         """Read the two gates, and follow if they have changed."""
-        sregs = self.cpu.everything().sregs
+        sregs = self.cpu.engine.sync_regs().sregs
         gates = self._gate(sregs, PAGE_FAULT), self._gate(sregs, INVALID_OPCODE)
         if gates != self._gates:
             self._gates = gates
@@ -245,7 +249,7 @@ class _Vcpu:
 
     def _take_interrupt(self) -> bool:
         """Take an INT n where it leads, if one has led to the #UD handler."""
-        page = self.cpu.everything()
+        page = self.cpu.engine.sync_regs()
         there = arrival(_View(self, page))
         if there is None:
             return False
@@ -256,15 +260,15 @@ class _Vcpu:
         page.regs.rip, page.regs.rsp, page.regs.rflags = there.rip, there.rsp, there.rflags
         if there.cs is not None:
             _load_code(page.sregs.cs, *there.cs)
-            self.cpu.take_special()
-        self.cpu.take_general()
+            self.cpu.engine.commit_sregs()
+        self.cpu.engine.commit_regs()
         self.interrupts += 1
         return True
 
     def read(self, address: int, length: int) -> bytes:
         """Guest-virtual memory.  Raises MemoryRangeError."""
         buffer = self._buffer if length == _GATE_SIZE else ffi.new("uint8_t[]", length)
-        page = self.cpu.run_address
+        page = self.cpu.engine.run_address
         if not lib.pykvm_read_guest(self.core, page, address % (1 << 64), buffer, length):
             raise MemoryRangeError(f"{address:#x} is not mapped", address=address, length=length)
         return bytes(ffi.buffer(buffer, length))

@@ -30,18 +30,18 @@ _LIMIT = 1 << 64
 
 
 class Source(Protocol):
-    """Where registers come from and go to: a vCPU."""
+    """Where registers come from and go to: a vCPU's engine."""
 
-    def general(self) -> Any:
-        """The current struct kvm_regs in the kvm_run page."""
+    def regs(self) -> Any:
+        """The current struct kvm_regs."""
 
-    def general_changed(self) -> None:
+    def dirty_regs(self) -> None:
         """Called before a general register is written."""
 
-    def special(self) -> Any:
+    def sregs(self) -> Any:
         """The current struct kvm_sregs."""
 
-    def set_special(self, sregs: Any) -> None:
+    def set_sregs(self, sregs: Any) -> None:
         """Write struct kvm_sregs back."""
 
 
@@ -56,14 +56,14 @@ class _General:
     def __get__(self, registers: Registers | None, owner: type) -> int | _General:
         if registers is None:
             return self
-        value: int = getattr(registers.source.general(), self.name)
+        value: int = getattr(registers.source.regs(), self.name)
         return value
 
     def __set__(self, registers: Registers, value: int) -> None:
         if type(value) is not int or not 0 <= value < _LIMIT:
             value = word(self.name, value, 64)
-        registers.source.general_changed()
-        setattr(registers.source.general(), self.name, value)
+        registers.source.dirty_regs()
+        setattr(registers.source.regs(), self.name, value)
 
 
 class _Control:
@@ -77,14 +77,14 @@ class _Control:
     def __get__(self, registers: Registers | None, owner: type) -> int | _Control:
         if registers is None:
             return self
-        value: int = getattr(registers.source.special(), self.name)
+        value: int = getattr(registers.source.sregs(), self.name)
         return value
 
     def __set__(self, registers: Registers, value: int) -> None:
         value = word(self.name, value, 64)
-        sregs = registers.source.special()
+        sregs = registers.source.sregs()
         setattr(sregs, self.name, value)
-        registers.source.set_special(sregs)
+        registers.source.set_sregs(sregs)
 
 
 class _Segment:
@@ -98,16 +98,16 @@ class _Segment:
     def __get__(self, registers: Registers | None, owner: type) -> SegmentRegister | _Segment:
         if registers is None:
             return self
-        segment = getattr(registers.source.special(), self.name)
+        segment = getattr(registers.source.sregs(), self.name)
         return SegmentRegister(**{field: getattr(segment, field) for field in _SEGMENT_FIELDS})
 
     def __set__(self, registers: Registers, value: SegmentRegister) -> None:
         check_record(self.name, value, SegmentRegister)
-        sregs = registers.source.special()
+        sregs = registers.source.sregs()
         segment = getattr(sregs, self.name)
         for field in _SEGMENT_FIELDS:
             setattr(segment, field, getattr(value, field))
-        registers.source.set_special(sregs)
+        registers.source.set_sregs(sregs)
 
 
 class _Table:
@@ -121,15 +121,15 @@ class _Table:
     def __get__(self, registers: Registers | None, owner: type) -> TableRegister | _Table:
         if registers is None:
             return self
-        table = getattr(registers.source.special(), self.name)
+        table = getattr(registers.source.sregs(), self.name)
         return TableRegister(base=table.base, limit=table.limit)
 
     def __set__(self, registers: Registers, value: TableRegister) -> None:
         check_record(self.name, value, TableRegister)
-        sregs = registers.source.special()
+        sregs = registers.source.sregs()
         table = getattr(sregs, self.name)
         table.base, table.limit = value.base, value.limit
-        registers.source.set_special(sregs)
+        registers.source.set_sregs(sregs)
 
 
 class Registers:
@@ -193,8 +193,8 @@ class Registers:
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         """Name and value of the general registers, RIP and RFLAGS."""
-        general = self.source.general()
-        return iter([(name, getattr(general, name)) for name in GENERAL])
+        regs = self.source.regs()
+        return iter([(name, getattr(regs, name)) for name in GENERAL])
 
     def __repr__(self) -> str:
         return "<Registers " + " ".join(f"{name}={value:#x}" for name, value in self) + ">"

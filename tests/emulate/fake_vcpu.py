@@ -84,11 +84,12 @@ class FakeKvm:
 
 
 class FakeCpu:
-    """What `vcpu.CPU` is asked for: 64-bit code of ring 0 without paging, which no CPU has."""
+    """A `CPU` and its engine: 64-bit code of ring 0 without paging, which no processor has."""
 
     index = 0
 
     def __init__(self, memory: GuestMemory) -> None:
+        self.engine = self
         self.kvm = FakeKvm()
         self.memory = memory
         self.all: Any = ffi.new("struct kvm_sync_regs *")
@@ -104,16 +105,16 @@ class FakeCpu:
         self.all.regs.rip = 0x1000
         assert lib.PYKVM_COUNTERS == 128
 
-    def everything(self) -> Any:
+    def sync_regs(self) -> Any:
         return self.all
 
-    def take_general(self) -> None:
+    def commit_regs(self) -> None:
         self.taken.append("general")
 
-    def take_special(self) -> None:
+    def commit_sregs(self) -> None:
         self.taken.append("special")
 
-    def take_events(self) -> None:
+    def commit_events(self) -> None:
         self.taken.append("events")
 
     def read(self, address: int, length: int) -> bytes:

@@ -179,7 +179,7 @@ class Rig:
         exception = None
         if forced:
             self.complete(code)
-        for exit in self.cpu.exits(timeout=10):
+        for exit in self.cpu.raw_exits(timeout=10):
             match exit:
                 case MmioWrite(address=address) if address & -0x1000 == END_GPA:
                     break

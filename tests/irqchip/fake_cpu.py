@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from pykvm.kvm.run_page import CR8, IF_FLAG
+from pykvm.kvm.run_page import READY_FOR_INTERRUPT_INJECTION as READY
+from pykvm.kvm.run_page import REQUEST_INTERRUPT_WINDOW as REQUEST_WINDOW
+from pykvm.memory import GuestMemory
 from pykvm.x86.state import reset
 
-# struct kvm_run
-REQUEST_WINDOW = 0
-READY = 12
-IF_FLAG = 13
-CR8 = 16
+__all__ = ["CR8", "REQUEST_WINDOW", "FakeCpu"]
 
 
 class FakeKvm:
-    """Writes down what is injected: ``["nmi", 0x31]``."""
+    """Writes down what is injected, as ``["nmi", 0x31]``, and what INIT sets."""
 
     def __init__(self) -> None:
         self.injected: list[object] = []
+        self.inits = 0
 
     def interrupt(self, vector: int) -> None:
         self.injected.append(vector)
@@ -25,25 +26,38 @@ class FakeKvm:
     def nmi(self) -> None:
         self.injected.append("nmi")
 
+    def get_cpuid2(self) -> list[Any]:
+        return []
+
+    def set_debugregs(self, value: Any) -> None:
+        self.inits += 1
+
+    def set_vcpu_events(self, value: Any) -> None:
+        pass
+
 
 class FakeCpu:
-    """A `pykvm.vcpu.CPU` as an `Injector` and a `Timekeeper` see it."""
+    """A `pykvm.vcpu.CPU`, and its engine, as an `Injector` and a `Timekeeper` see them."""
 
     def __init__(self, index: int = 0) -> None:
         self.index = index
         self.parked = index != 0
+        self.engine = self
         self.page = bytearray(4096)
         self.kvm = FakeKvm()
+        self.memory = GuestMemory()
         self.attended = 0
         self.heeded = 0
         self.alarms: list[int | None] = []
         self.state: Any = reset()
-        self.can_reset = False
-        self.inits = 0
 
-    def reset_by_init(self) -> None:
-        self.inits += 1
-        self.state = reset()
+    @property
+    def inits(self) -> int:
+        """How many INITs were carried out."""
+        return self.kvm.inits
+
+    def abandon_instruction(self) -> None:
+        pass
 
     def attend(self) -> None:
         self.attended += 1

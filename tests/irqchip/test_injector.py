@@ -27,14 +27,14 @@ def make(index: int = 0) -> tuple[Injector, FakeCpu, LocalApic]:
 
 
 def window(cpu: FakeCpu) -> bool:
-    return bool(cpu.page[REQUEST_WINDOW])
+    return bool(cpu.engine.page[REQUEST_WINDOW])
 
 
 class TestServe:
     def test_nothing_to_do(self) -> None:
         injector, cpu, _ = make()
         cpu.leave()
-        cpu.page[REQUEST_WINDOW] = 1
+        cpu.engine.page[REQUEST_WINDOW] = 1
         injector.serve()
         assert cpu.kvm.injected == []
         assert not window(cpu)
@@ -238,8 +238,8 @@ class TestInit:
         injector, cpu, lapic = make(index=1)
         cpu.parked = False
         lapic.accept(0x31)
-        cpu.page[REQUEST_WINDOW] = 1
-        cpu.page[CR8] = 7
+        cpu.engine.page[REQUEST_WINDOW] = 1
+        cpu.engine.page[CR8] = 7
         injector.request_nmi()
         injector.request_init()
         awake, pending = [injector.awake], [injector.init_pending]
@@ -248,7 +248,7 @@ class TestInit:
         pending.append(injector.init_pending)
         assert awake == pending == [True, False]
         assert [cpu.parked, window(cpu)] == [True, False]
-        assert cpu.page[CR8] == 0
+        assert cpu.engine.page[CR8] == 0
         assert lapic.read(SVR, 4) == 0xFF
         assert not injector.take_init(), "once is enough"
         assert cpu.inits == 1
@@ -257,7 +257,8 @@ class TestInit:
     def test_the_first_processor_goes_to_its_reset_vector_instead(self, firmware: bool) -> None:
         """If anything is there; otherwise the run ends, with its registers as they were."""
         injector, cpu, _ = make(index=0)
-        cpu.can_reset = firmware
+        if firmware:
+            cpu.memory.add_rom(0xFFFF_F000, bytes(4096))
         injector.request_init()
         assert injector.take_init()
         assert not cpu.parked
@@ -318,7 +319,7 @@ class TestTaskPriority:
         assert lapic.read(TPR, 4) == 0x60
         lapic.write(TPR, 4, 0x23)
         injector.after_access()
-        assert cpu.page[CR8] == 2
+        assert cpu.engine.page[CR8] == 2
         injector.before_access()
         assert lapic.read(TPR, 4) == 0x23, "the sub-class, which CR8 has not, is kept"
 

@@ -49,13 +49,13 @@ class Watcher:
 
 def run(machine: Any, board: Watcher, timeout: float = 20) -> Ending:
     cpu = machine.vcpus[0]
-    ending: Ending = cpu.hold(lambda: cpu.loop(board), int(timeout * 1e9))
+    ending: Ending = cpu.engine.hold(lambda: cpu.loop.run(board), int(timeout * 1e9))
     return ending
 
 
 def test_attention_before_a_run_is_not_lost(guest: MakeGuest) -> None:
     machine = guest(SPIN)
-    machine.vcpus[0].attend()
+    machine.vcpus[0].engine.attend()
     assert run(machine, Watcher(1)).outcome is Outcome.UNTIL
 
 
@@ -67,7 +67,7 @@ def test_attention_from_other_threads(guest: MakeGuest) -> None:
 
     def attend() -> None:
         for _ in range(1000):
-            machine.vcpus[0].attend()
+            machine.vcpus[0].engine.attend()
             assert seen.acquire(timeout=20)
 
     thread = threading.Thread(target=attend)
@@ -78,8 +78,8 @@ def test_attention_from_other_threads(guest: MakeGuest) -> None:
 
 def test_attention_by_the_vcpus_own_thread(guest: MakeGuest) -> None:
     machine = guest(SPIN)
-    board = Watcher(100, then=lambda cpu: cpu.attend())
-    machine.vcpus[0].attend()
+    board = Watcher(100, then=lambda cpu: cpu.engine.attend())
+    machine.vcpus[0].engine.attend()
     assert run(machine, board).outcome is Outcome.UNTIL
 
 
@@ -87,8 +87,8 @@ def test_an_alarm_takes_the_guest_out_and_is_gone(guest: MakeGuest) -> None:
     machine = guest(SPIN)
     when = time.monotonic_ns() + 20_000_000
     first = Watcher(1)
-    machine.vcpus[0].attend()
-    first.then = lambda cpu: cpu.set_alarm(when)
+    machine.vcpus[0].engine.attend()
+    first.then = lambda cpu: cpu.engine.set_alarm(when)
     first.wanted = 2
 
     assert run(machine, first).outcome is Outcome.UNTIL
@@ -102,10 +102,10 @@ def test_alarms_one_after_the_other(guest: MakeGuest) -> None:
 
     def next_one(cpu: Any) -> None:
         times.append(time.monotonic_ns() + 1_000_000)
-        cpu.set_alarm(times[-1])
+        cpu.engine.set_alarm(times[-1])
 
     machine = guest(SPIN)
-    machine.vcpus[0].attend()
+    machine.vcpus[0].engine.attend()
     board = Watcher(51, then=next_one)
     assert run(machine, board).outcome is Outcome.UNTIL
     assert all(seen >= due for seen, due in zip(board.calls[1:], times, strict=False))
@@ -113,14 +113,14 @@ def test_alarms_one_after_the_other(guest: MakeGuest) -> None:
 
 def test_an_alarm_in_the_past_and_none(guest: MakeGuest) -> None:
     machine = guest(SPIN)
-    machine.vcpus[0].attend()
-    board = Watcher(2, then=lambda cpu: cpu.set_alarm(1))
+    machine.vcpus[0].engine.attend()
+    board = Watcher(2, then=lambda cpu: cpu.engine.set_alarm(1))
     assert run(machine, board).outcome is Outcome.UNTIL
 
-    machine.vcpus[0].attend()
+    machine.vcpus[0].engine.attend()
 
     def cancelled(cpu: Any) -> None:
-        cpu.set_alarm(time.monotonic_ns() + 10_000_000)
-        cpu.set_alarm(None)
+        cpu.engine.set_alarm(time.monotonic_ns() + 10_000_000)
+        cpu.engine.set_alarm(None)
 
     assert run(machine, Watcher(2, then=cancelled), timeout=0.1).outcome is Outcome.TIMEOUT

@@ -98,7 +98,7 @@ live()
 with Machine(CODE, mode=Mode.REAL, memory="1M") as machine:
     hard = resource.getrlimit(resource.RLIMIT_SIGPENDING)[1]
     resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, hard))
-    for loop in (machine.run, lambda: next(machine.vcpus[0].exits())):
+    for loop in (machine.run, lambda: next(machine.vcpus[0].raw_exits())):
         try:
             loop()
         except ResourceError as error:

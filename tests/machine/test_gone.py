@@ -12,6 +12,7 @@ import pytest
 
 from pykvm import CPU, ClosedError, Machine
 from pykvm.exits import Hlt
+from pykvm.vcpu.kvm_engine import KvmEngine
 from support.guest import MakeGuest
 from support.listing import assemble
 
@@ -38,11 +39,8 @@ STAYS = {
         *("close", "closed", "stop", "vcpus", "serial", "symbols", "symbol_at", "clock"),
         *("dropped", "floats"),
     },
-    # Those below the first line are the run loop's, which no closed vCPU has.
-    CPU: {
-        *("close", "kick", "attend", "is_here", "can_reset"),
-        *("forget", "panicked", "leave_hlt", "uncoalesce"),
-    },
+    CPU: {"close", "kick"},
+    KvmEngine: {"close", "kick", "attend", "is_here", "forget", "end_exit"},
 }
 ARGUMENTS: dict[str, Any] = {
     "address": 0x7C00,
@@ -55,7 +53,7 @@ ARGUMENTS: dict[str, Any] = {
     "exit": Hlt(),
     "cpu": None,
     "run": lambda: None,
-    "board": None,
+    "values": {},
     "sregs": None,
     "dispatch": None,
     "when": 0,
@@ -75,7 +73,7 @@ def public(kind: type) -> list[str]:
     return [name for name in dir(kind) if not name.startswith("_")]
 
 
-@pytest.mark.parametrize("kind", [Machine, CPU])
+@pytest.mark.parametrize("kind", [Machine, CPU, KvmEngine])
 def test_every_public_name_of_what_is_closed(guest: MakeGuest, kind: type) -> None:
     """New ones too: each raises ClosedError, or is one of those that stay."""
     machine = guest("F4  hlt")
@@ -83,7 +81,7 @@ def test_every_public_name_of_what_is_closed(guest: MakeGuest, kind: type) -> No
     cpu = machine.vcpus[0]
     _ = machine.clock, cpu.debug, cpu.regs.rax
     machine.close()
-    of = {Machine: machine, CPU: cpu}[kind]
+    of = {Machine: machine, CPU: cpu, KvmEngine: cpu.engine}[kind]
     for name in public(kind):
         if name in STAYS[kind]:
             continue
@@ -103,12 +101,12 @@ def test_registers_memory_and_views(guest: MakeGuest) -> None:
         lambda: setattr(cpu.regs, "rax", 1),
         lambda: cpu.regs.cs,
         lambda: dict(cpu.regs),
-        lambda: cpu.page[0],
+        lambda: cpu.engine.page[0],
         lambda: machine.memory.read(0, 1),
         lambda: machine.memory.write(0, b"x"),
         lambda: machine.memory.view(0, 1),
         lambda: machine.memory.find(b"x"),
-        lambda: next(iter(cpu)),
+        lambda: next(cpu.raw_exits()),
     ):
         with pytest.raises(ClosedError):
             use()
@@ -137,8 +135,8 @@ for round in range(20):
             lambda: machine.run(timeout=1),
             lambda: cpu.regs.rax,
             lambda: setattr(cpu.regs, "rax", 1),
-            lambda: cpu.page[0],
-            lambda: next(cpu.exits()),
+            lambda: cpu.engine.page[0],
+            lambda: next(cpu.raw_exits()),
             lambda: machine.line(5),
         ]
         refused = 0

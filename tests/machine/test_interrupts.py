@@ -561,7 +561,7 @@ def test_exits_by_hand_are_as_without_interrupts(guest: MakeGuest) -> None:
     listen(machine)
     start_timer(machine, 1)
     time.sleep(0.01)
-    for exit in machine.vcpus[0]:
+    for exit in machine.vcpus[0].raw_exits():
         assert exit == Hlt()
         break
     assert count(machine) == 0

@@ -123,7 +123,7 @@ def test_a_kick_is_an_exit_of_its_own_in_a_loop_by_hand(guest: MakeGuest) -> Non
     machine = guest(SPIN)
     timer = threading.Timer(0.05, machine.vcpus[0].kick)
     timer.start()
-    exits = machine.vcpus[0].exits(timeout=20)
+    exits = machine.vcpus[0].raw_exits(timeout=20)
 
     assert next(exits) == Interrupted()
     timer.join()
@@ -133,12 +133,12 @@ def test_a_kick_without_a_run_is_not_kept(guest: MakeGuest) -> None:
     machine = guest("F4  hlt")
 
     assert machine.vcpus[0].kick() is False
-    assert next(iter(machine.vcpus[0])) == Hlt()
+    assert next(machine.vcpus[0].raw_exits()) == Hlt()
 
 
 def test_the_deadline_of_a_loop_by_hand(guest: MakeGuest) -> None:
     with pytest.raises(TimeoutError, match="vCPU 0 still runs after"):
-        next(guest(SPIN).vcpus[0].exits(timeout=0.02))
+        next(guest(SPIN).vcpus[0].raw_exits(timeout=0.02))
 
 
 def ticks_that_come(within: float) -> int:
@@ -156,7 +156,7 @@ def ticks_that_come(within: float) -> int:
 
 
 def test_the_timer_of_a_loop_by_hand_ends_with_it(guest: MakeGuest) -> None:
-    exits = guest(OUTS, devices=[]).vcpus[0].exits()
+    exits = guest(OUTS, devices=[]).vcpus[0].raw_exits()
     assert isinstance(next(exits), IoOut)
     exits.close()
 
@@ -164,7 +164,7 @@ def test_the_timer_of_a_loop_by_hand_ends_with_it(guest: MakeGuest) -> None:
 
 
 def test_a_loop_that_is_left_has_one_tick_to_come(guest: MakeGuest) -> None:
-    exits = guest(OUTS, devices=[]).vcpus[0].exits()
+    exits = guest(OUTS, devices=[]).vcpus[0].raw_exits()
     assert isinstance(next(exits), IoOut)
 
     assert [ticks_that_come(0.12), ticks_that_come(0.12)] == [1, 0]
@@ -174,7 +174,7 @@ def test_a_loop_that_is_left_has_one_tick_to_come(guest: MakeGuest) -> None:
 def test_a_tick_between_two_steps_does_not_stop_the_clock(guest: MakeGuest) -> None:
     """The next step sets the timer anew, without which a guest that spins has no deadline."""
     machine = guest("E6 80  out 0x80, al\nFA  cli\nEB FE  jmp $", devices=[])
-    exits = machine.vcpus[0].exits(timeout=0.2)
+    exits = machine.vcpus[0].raw_exits(timeout=0.2)
     assert isinstance(next(exits), IoOut)
     time.sleep(0.06)
 
@@ -231,7 +231,7 @@ def test_a_loop_by_hand_inside_a_device_of_another(guest: MakeGuest) -> None:
     class Nested(Ignore):
         def write(self, offset: int, size: int, value: int) -> None:
             outer.vcpus[0].kick()
-            exits = inner.vcpus[0].exits(timeout=20)
+            exits = inner.vcpus[0].raw_exits(timeout=20)
             seen.extend(next(exits) for _ in range(3))
             outer.stop()
 

@@ -70,7 +70,7 @@ def test_close_gives_everything_back_at_once(kvm: None, by_hand: bool) -> None:
         before = descriptors()
         with Machine(EXIT_0, mode=Mode.REAL, memory="1M") as machine:
             if by_hand:
-                exit = next(iter(machine.vcpus[0]))
+                exit = next(machine.vcpus[0].raw_exits())
                 assert "port=0xf4" in repr(exit)
             else:
                 machine.run(timeout=20, on_exit=lambda cpu, exit: None)

@@ -153,7 +153,7 @@ def test_on_exit_and_loops_by_hand_see_every_access(guest: MakeGuest) -> None:
     assert seen == ["IoIn", "IoOut"] * 2 + ["IoIn", "Hlt"]
     assert uart.calls == 5
     by_hand: list[object] = []
-    for exit in machine.vcpus[0]:
+    for exit in machine.vcpus[0].raw_exits():
         by_hand.append(exit)
         if not machine.handle(exit):
             break

@@ -98,7 +98,7 @@ def test_the_kernel_coalesces_once_there_are_many(guest: MakeGuest) -> None:
     result = machine.run(timeout=10)
 
     assert len(log) == 100
-    if machine.vcpus[0].coalesces:
+    if machine.vcpus[0].engine.coalesces:
         # Linux before 6.11 finds the ring full when it holds 85 writes of 169.
         assert result.exits in ({"Hlt": 1}, {"Hlt": 1, "IoOut": 1})
     else:
@@ -216,7 +216,7 @@ def test_a_loop_by_hand_sees_the_writes_of_sinks_as_exits(guest: MakeGuest) -> N
     while len(log) <= MANY:
         assert machine.run(timeout=10).outcome is Outcome.HALTED
     del log[1:]
-    exits = machine.vcpus[0].exits()
+    exits = machine.vcpus[0].raw_exits()
     assert [next(exits) for _ in range(2)] == [IoOut(port=0x10, size=1, data=b"\0"), Hlt()]
     assert len(log) == 1
     exits.close()

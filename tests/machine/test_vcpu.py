@@ -28,7 +28,7 @@ ADD = """
 def test_exits_by_hand(guest: MakeGuest) -> None:
     machine = guest(ADD)
     seen = []
-    for exit in machine.vcpus[0]:
+    for exit in machine.vcpus[0].raw_exits():
         seen.append(exit)
         match exit:
             case IoIn(port=0x10):
@@ -40,13 +40,13 @@ def test_exits_by_hand(guest: MakeGuest) -> None:
 
 def test_an_unanswered_read_floats(guest: MakeGuest) -> None:
     machine = guest(ADD)
-    exits = iter(machine.vcpus[0])
+    exits = machine.vcpus[0].raw_exits()
     next(exits)
     assert next(exits) == IoOut(port=0x11, size=1, data=b"\0")
 
 
 def test_an_exit_is_answered_before_the_next(guest: MakeGuest) -> None:
-    exits = iter(guest(ADD).vcpus[0])
+    exits = guest(ADD).vcpus[0].raw_exits()
     read = next(exits)
     next(exits)
     assert isinstance(read, IoIn)
@@ -56,7 +56,7 @@ def test_an_exit_is_answered_before_the_next(guest: MakeGuest) -> None:
 
 @pytest.mark.parametrize("value", [256, -1, b"", b"12"])
 def test_an_answer_that_does_not_fit(guest: MakeGuest, value: int | bytes) -> None:
-    read = next(iter(guest(ADD).vcpus[0]))
+    read = next(guest(ADD).vcpus[0].raw_exits())
     assert isinstance(read, IoIn)
     with pytest.raises(ConfigError, match="port 0x10"):
         read.answer(value)
@@ -73,7 +73,7 @@ def test_mmio_by_hand(guest: MakeGuest) -> None:
         mode=Mode.PROTECTED,
     )
     seen = []
-    for exit in machine.vcpus[0]:
+    for exit in machine.vcpus[0].raw_exits():
         seen.append(exit)
         if isinstance(exit, MmioRead):
             exit.answer(0x1234)
@@ -95,7 +95,7 @@ def test_string_input_is_one_exit_or_many_but_all_of_it(guest: MakeGuest) -> Non
         F4           hlt
     """)
     sent = 0
-    for exit in machine.vcpus[0]:
+    for exit in machine.vcpus[0].raw_exits():
         if not isinstance(exit, IoIn):
             break
         exit.answer(bytes(range(sent, sent + exit.count)))
@@ -113,7 +113,7 @@ def test_a_triple_fault_by_hand(guest: MakeGuest) -> None:
         """,
         mode=Mode.PROTECTED,
     )
-    assert next(iter(machine.vcpus[0])) == Shutdown()
+    assert next(machine.vcpus[0].raw_exits()) == Shutdown()
 
 
 def test_devices_answer_what_is_handed_to_them(guest: MakeGuest) -> None:
@@ -123,7 +123,7 @@ def test_devices_answer_what_is_handed_to_them(guest: MakeGuest) -> None:
         E6 99        out 0x99, al
         F4           hlt
     """)
-    exits = iter(machine.vcpus[0])
+    exits = machine.vcpus[0].raw_exits()
     assert machine.handle(next(exits)) is True
     written = next(exits)
     assert written == IoOut(port=0x99, size=1, data=b"\x60")
@@ -134,7 +134,7 @@ def test_devices_answer_what_is_handed_to_them(guest: MakeGuest) -> None:
 def test_a_loop_left_by_an_exception_does_not_hold_the_vcpu(guest: MakeGuest) -> None:
     machine = guest(ADD, unclaimed="float")
     with pytest.raises(ZeroDivisionError) as caught:
-        for _ in machine.vcpus[0]:
+        for _ in machine.vcpus[0].raw_exits():
             _ = 1 // 0
     # The traceback keeps the loop alive, and still:
     assert machine.run(timeout=10).outcome is Outcome.HALTED
@@ -143,9 +143,9 @@ def test_a_loop_left_by_an_exception_does_not_hold_the_vcpu(guest: MakeGuest) ->
 
 def test_a_loop_that_was_taken_over_says_so(guest: MakeGuest) -> None:
     machine = guest(ADD)
-    first = iter(machine.vcpus[0])
+    first = machine.vcpus[0].raw_exits()
     next(first)
-    second = iter(machine.vcpus[0])
+    second = machine.vcpus[0].raw_exits()
     next(second)
     with pytest.raises(StateError, match="taken this vCPU over"):
         next(first)
@@ -154,7 +154,7 @@ def test_a_loop_that_was_taken_over_says_so(guest: MakeGuest) -> None:
 def test_loops_taken_over_leave_the_threads_signals_as_they_were(guest: MakeGuest) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     machine = guest(ADD)
-    loops = [machine.vcpus[0].exits() for _ in range(3)]
+    loops = [machine.vcpus[0].raw_exits() for _ in range(3)]
     for loop in loops:
         next(loop)
     del loop, loops
@@ -170,7 +170,7 @@ def test_closing_ends_a_loop_in_another_thread(guest: MakeGuest) -> None:
 
             def loop(machine: Machine = machine, ended: list[BaseException] = ended) -> None:
                 try:
-                    for _ in machine.vcpus[0].exits(timeout=30):
+                    for _ in machine.vcpus[0].raw_exits(timeout=30):
                         pass
                 except ClosedError as error:
                     ended.append(error)
@@ -195,7 +195,7 @@ def test_closing_at_any_moment_of_a_loop_in_another_thread(guest: MakeGuest) -> 
 
             def loop(machine: Machine = machine, ended: list[BaseException] = ended) -> None:
                 try:
-                    for _ in machine.vcpus[0].exits(timeout=30):
+                    for _ in machine.vcpus[0].raw_exits(timeout=30):
                         pass
                 except ClosedError as error:
                     ended.append(error)
@@ -213,7 +213,7 @@ def test_closing_at_any_moment_of_a_loop_in_another_thread(guest: MakeGuest) -> 
 
 def test_a_loop_over_a_machine_that_was_closed(guest: MakeGuest) -> None:
     machine = guest(ADD)
-    exits = iter(machine.vcpus[0])
+    exits = machine.vcpus[0].raw_exits()
     read = next(exits)
     machine.close()
     assert isinstance(read, IoIn)
@@ -231,7 +231,7 @@ def test_a_running_machine_is_not_taken_over(guest: MakeGuest) -> None:
         name = "device"
 
         def read(self, offset: int, size: int) -> int:
-            next(machine.vcpus[0].exits())
+            next(machine.vcpus[0].raw_exits())
             return 0
 
     machine.add(Device(), pio=0x10, length=1)
@@ -322,7 +322,7 @@ def test_registers_cannot_be_set_while_a_read_waits(guest: MakeGuest) -> None:
 def test_registers_set_after_an_answered_read_stay(guest: MakeGuest) -> None:
     """KVM finishes the IN first: otherwise its own completion would overwrite them."""
     machine = guest(ADD)
-    exits = iter(machine.vcpus[0])
+    exits = machine.vcpus[0].raw_exits()
     read = next(exits)
     assert isinstance(read, IoIn)
     read.answer(7)
@@ -342,12 +342,12 @@ def test_the_whole_state_can_be_moved_to_another_machine(guest: MakeGuest) -> No
         EB FB        jmp $-3
     """
     first, second = guest(code), guest(code)
-    exits = iter(first.vcpus[0])
+    exits = first.vcpus[0].raw_exits()
     for _ in range(3):
         next(exits)
     first.vcpus[0].regs.rcx = first.vcpus[0].regs.rcx
     second.vcpus[0].state = first.vcpus[0].state
-    assert next(iter(second.vcpus[0])) == IoOut(port=0x10, size=1, data=b"\4")
+    assert next(second.vcpus[0].raw_exits()) == IoOut(port=0x10, size=1, data=b"\4")
 
 
 def test_an_empty_machine_starts_as_after_power_on(kvm: None) -> None:
@@ -356,7 +356,7 @@ def test_an_empty_machine_starts_as_after_power_on(kvm: None) -> None:
         assert (state.cs.selector, state.cs.base, state.rip) == (0xF000, 0xFFFF0000, 0xFFF0)
         machine.memory.write(0x1000, b"\xb0\x2a\xe6\x10\xf4")
         machine.vcpus[0].state = x86.real_mode(ip=0x1000)
-        assert next(iter(machine.vcpus[0])) == IoOut(port=0x10, size=1, data=b"*")
+        assert next(machine.vcpus[0].raw_exits()) == IoOut(port=0x10, size=1, data=b"*")
 
 
 def test_virtual_memory(guest: MakeGuest) -> None:
@@ -438,10 +438,10 @@ def test_an_exception_on_another_vcpus_thread_comes_out_of_run(guest: MakeGuest)
 def test_registers_taken_from_the_page_bring_no_interrupt_of_the_past(guest: MakeGuest) -> None:
     """KVM adds each that it injects to the bitmap in the page, and takes none out."""
     cpu = guest("F4   hlt").vcpus[0]
-    everything = cpu.everything()
+    everything = cpu.engine.sync_regs()
     everything.sregs.cr2 = 0x1234
     end = 304 + 144 + 312  # the end of kvm_sregs in the page
-    cpu.page[end - 32 : end] = b"\xff" * 32
-    cpu.take_special()
+    cpu.engine.page[end - 32 : end] = b"\xff" * 32
+    cpu.engine.commit_sregs()
     assert cpu.regs.cr2 == 0x1234
     assert cpu.kvm.get_sregs().interrupt_bitmap == [0, 0, 0, 0]

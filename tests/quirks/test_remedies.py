@@ -116,7 +116,7 @@ def test_a_loop_by_hand_sees_none_of_it(guests: Path) -> None:
     with Machine(guests / "syscall.elf") as machine:
         seen: list[type[Exit]] = []
         with pytest.raises(GuestExit) as ended:
-            for exit in machine.vcpus[0].exits(timeout=20):
+            for exit in machine.vcpus[0].raw_exits(timeout=20):
                 seen.append(type(exit))
                 machine.handle(exit)
     assert set(seen) == {IoOut, IoIn}
@@ -129,7 +129,7 @@ def test_a_loop_by_hand_after_a_run_sees_none_of_it() -> None:
         cpu = machine.vcpus[0]
         assert machine.run(timeout=20).outcome is Outcome.HALTED
         cpu.state = _ring_3()
-        exits = cpu.exits(timeout=20)
+        exits = cpu.raw_exits(timeout=20)
         assert next(exits) == Hlt()
         exits.close()
         vector = PAGE_FAULT if has("syscall") else INVALID_OPCODE
@@ -149,7 +149,7 @@ def test_a_loop_by_hand_sees_no_msr_being_written() -> None:
         state = beginning(0)
         state.rax, state.rdx = 0x1234, 0
         cpu.state = state
-        exits = cpu.exits(timeout=20)
+        exits = cpu.raw_exits(timeout=20)
         assert next(exits) == Hlt()
         exits.close()
         assert cpu.kvm.get_msrs([LSTAR]) == {LSTAR: 0x1234}
@@ -165,7 +165,7 @@ def _ring_3() -> CpuState:
 @pytest.mark.needs_host(INT_N_ERROR)
 def test_a_run_after_a_loop_by_hand_has_it_again(guests: Path) -> None:
     with Machine(guests / "int80.elf") as machine:
-        exits = machine.vcpus[0].exits(timeout=20)
+        exits = machine.vcpus[0].raw_exits(timeout=20)
         for _ in range(5):
             machine.handle(next(exits))
         exits.close()
@@ -257,7 +257,7 @@ def test_an_interrupt_comes_once_however_many_system_calls_follow(
         cpu.state = _ring_3()
         cpu.kvm.interrupt(vector)
         # KVM_RUN that enters no guest, and so shows what waits to be injected.
-        assert lib.pykvm_complete(cpu.core) == 0
+        assert lib.pykvm_complete(cpu.engine.core) == 0
         result = machine.run(timeout=20)
         assert result.outcome is Outcome.HALTED, result
         assert machine.memory.u64(COUNTERS) == 8

@@ -1,0 +1,167 @@
+"""What executes a vCPU's instructions, as loop, interrupt controllers and emulator see it.
+
+KVM does, by `pykvm.vcpu.kvm_engine.KvmEngine`, the only engine so far.  Another one would have to
+give the same: registers in the layout of KVM's structs, a kvm_run page, and the ioctls below.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import TypeVar
+
+    from pykvm.bus.dispatch import Dispatch
+    from pykvm.exits import RunPage
+
+    T = TypeVar("T")
+
+__all__ = ["Engine", "Ioctls"]
+
+
+class Ioctls(Protocol):
+    """The state of a vCPU beyond its registers: methods of `pykvm.kvm.VCPU`, where each is told."""
+
+    def interrupt(self, vector: int) -> None:
+        """KVM_INTERRUPT."""
+
+    def nmi(self) -> None:
+        """KVM_NMI."""
+
+    def get_cpuid2(self) -> Sequence[Any]:
+        """KVM_GET_CPUID2."""
+
+    def get_msrs(self, indices: Iterable[int], *, partial: bool = False) -> dict[int, int]:
+        """KVM_GET_MSRS."""
+
+    def set_msrs(self, values: Mapping[int, int], *, partial: bool = False) -> Any:
+        """KVM_SET_MSRS."""
+
+    def get_mp_state(self) -> int:
+        """KVM_GET_MP_STATE."""
+
+    def set_debugregs(self, value: Any) -> None:
+        """KVM_SET_DEBUGREGS."""
+
+    def set_vcpu_events(self, value: Any) -> None:
+        """KVM_SET_VCPU_EVENTS."""
+
+    def get_tsc_khz(self) -> int:
+        """KVM_GET_TSC_KHZ."""
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """KVM_SET_TSC_KHZ."""
+
+    def get_device_attr(self, group: int, attr: int) -> int:
+        """KVM_GET_DEVICE_ATTR: the TSC offset."""
+
+    def set_device_attr(self, group: int, attr: int, value: int) -> None:
+        """KVM_SET_DEVICE_ATTR."""
+
+
+class Engine(Protocol):
+    """One vCPU's engine.  All but `kick` and `attend` belong to the thread that runs the vCPU."""
+
+    @property
+    def index(self) -> int:
+        """The vCPU's number."""
+
+    @property
+    def kvm(self) -> Ioctls:
+        """State beyond the registers."""
+
+    # -- registers ---------------------------------------------------------------------------
+
+    def regs(self) -> Any:
+        """The current struct kvm_regs; call `dirty_regs` before a change."""
+
+    def dirty_regs(self) -> None:
+        """The general registers are about to change: the next entry takes them."""
+
+    def sregs(self) -> Any:
+        """The current struct kvm_sregs; a change counts once `set_sregs` is called."""
+
+    def set_sregs(self, sregs: Any) -> None:
+        """Set segment, table and control registers."""
+
+    def replace_regs(self, values: Mapping[str, int]) -> None:
+        """Set all general registers, whatever they are now."""
+
+    def sync_regs(self) -> Any:
+        """The current struct kvm_sync_regs, at an exit that has left no instruction half done.
+
+        A change counts once `commit_regs`, `commit_sregs` or `commit_events` is called for it.
+        """
+
+    def commit_regs(self) -> None:
+        """Have the general registers of `sync_regs` taken by the next entry."""
+
+    def commit_sregs(self) -> None:
+        """Set the kvm_sregs of `sync_regs`."""
+
+    def commit_events(self) -> None:
+        """Set the kvm_vcpu_events of `sync_regs`."""
+
+    def finish_instruction(self) -> None:
+        """Complete the instruction of the last exit, without entering the guest.
+
+        Raises StateError while a read of it waits for an answer.
+        """
+
+    def abandon_instruction(self) -> None:
+        """Forget the instruction of the last exit."""
+
+    def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
+        """KVM_SET_GUEST_DEBUG, from the registers as they are now."""
+
+    # -- the kvm_run page --------------------------------------------------------------------
+
+    @property
+    def page(self) -> Any:
+        """The kvm_run page as bytes; offsets in it are `pykvm.kvm.run_page`'s."""
+
+    @property
+    def run_page(self) -> RunPage:
+        """The kvm_run page as `pykvm.exits` reads it."""
+
+    # -- running -----------------------------------------------------------------------------
+
+    def use(self, dispatch: Dispatch) -> None:
+        """Answer accesses by these devices from now on."""
+
+    def hold(self, run: Callable[[], T], timeout_ns: int | None = None, turn: int = 0) -> T:
+        """Call `run` with this vCPU as the calling thread's own.
+
+        `turn` is the run of the machine's claim that this is for, 0 if it is for none.  Raises
+        StateError, ClosedError, ResourceError, KVMError.
+        """
+
+    def wait(self) -> int:
+        """Wait outside the guest until `attend`, a kick, the alarm, a tick or the deadline."""
+
+    def kick(self, turn: int = 0) -> bool:
+        """From any thread: take the vCPU out of the guest, if it is running for that run.
+
+        Returns whether a run was in progress; if so, it notices the kick exactly once.
+        """
+
+    def attend(self) -> None:
+        """From any thread: have the loop come to `Handlers.take_attention` before it goes on.
+
+        If the vCPU is not running, its next run begins with that.
+        """
+
+    def heed(self) -> None:
+        """It is about to look at what `attend` was called for so far."""
+
+    @property
+    def attended(self) -> bool:
+        """Whether `attend` was called since `heed`."""
+
+    def set_alarm(self, when: int | None) -> None:
+        """Come to `Handlers.take_attention` at this host time: ns of CLOCK_MONOTONIC, or never."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the calling thread is the one that runs this vCPU."""

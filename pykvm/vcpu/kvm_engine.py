@@ -1,0 +1,346 @@
+"""KVM as a vCPU's engine: registers in the kvm_run page, and the ways into the guest and out."""
+
+from __future__ import annotations
+
+import time
+from errno import ENOMEM
+from typing import TYPE_CHECKING, Any
+
+from pykvm._core import ffi, hold_vcpu, lib
+from pykvm.errors import KVMError, ResourceError, StateError, resource_error
+from pykvm.kvm.run_page import (
+    DIRTY_REGS,
+    EVENTS,
+    INTERRUPT_BITMAP,
+    REGS,
+    SREGS,
+    SYNC_END,
+    VALID_REGS,
+)
+from pykvm.kvm.uapi import (
+    KVM_GET_SREGS,
+    KVM_GET_VCPU_EVENTS,
+    KVM_SET_REGS,
+    KVM_SET_SREGS,
+    KVM_SET_VCPU_EVENTS,
+)
+from pykvm.vcpu.claim import refusal
+from pykvm.vcpu.registers import GENERAL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn, TypeVar
+
+    from pykvm import kvm
+    from pykvm.bus.dispatch import Dispatch
+    from pykvm.errors import PykvmError
+    from pykvm.exits import RunPage
+    from pykvm.vcpu.claim import Claim
+
+    T = TypeVar("T")
+
+__all__ = ["KvmEngine"]
+
+PAGE = 4096
+
+# KVM_SYNC_X86_REGS, _SREGS, and both with _EVENTS.
+_SYNC_REGS = 1
+_SYNC_SREGS = 2
+_SYNC_ALL = 7
+
+
+def _no_memory(index: int) -> ResourceError:
+    return resource_error(f"no room for the buffers of vCPU {index}", ENOMEM)
+
+
+def _gone(*, forked: bool) -> PykvmError:
+    return refusal(lib.PYKVM_FORKED if forked else lib.PYKVM_SHUT, "", 0)
+
+
+class _NoPage:
+    """In place of the kvm_run page of a vCPU that was closed: a touch raises ClosedError."""
+
+    def __init__(self, *, forked: bool = False) -> None:
+        self._forked = forked
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise _gone(forked=self._forked)
+
+    def __setitem__(self, index: object, value: object) -> None:
+        raise _gone(forked=self._forked)
+
+    def release(self) -> None:
+        """As a memoryview that was released already."""
+
+
+class KvmEngine:
+    """See `pykvm.vcpu.engine.Engine`."""
+
+    def __init__(
+        self,
+        vcpu: kvm.VCPU,
+        *,
+        ring: tuple[int, int] | None = None,
+        claim: Claim | None = None,
+    ) -> None:
+        """`ring` is the page and the number of entries of the coalescing ring, if it is used.
+
+        `claim` is the one of the machine for whose runs this vCPU is entered.  Raises
+        ResourceError.
+        """
+        self.kvm = vcpu
+        self.index: int = vcpu.id
+        self.page: Any = memoryview(vcpu.run_page)
+        self._run_page: RunPage | None = None
+        self._page_handle = ffi.from_buffer(vcpu.run_page)
+        base = ffi.cast("char *", self._page_handle)
+        #: Whether the kernel may collect writes to sinks without an exit.
+        self.coalesces = ring is not None
+        ring_page, entries = ring or (0, 0)
+        core = lib.pykvm_vcpu_new(
+            vcpu.fd, base, base + ring_page * PAGE if ring else ffi.NULL, entries
+        )
+        if core == ffi.NULL:
+            raise _no_memory(self.index)
+        #: struct pykvm_vcpu; None once the engine is closed.
+        self.core: Any = ffi.gc(core, lib.pykvm_vcpu_free)
+        self._claim = claim
+        if claim is not None and lib.pykvm_join(core, claim.core) < 0:
+            raise _no_memory(self.index)
+        self._forked = False
+        self._closing: Any = None
+        #: The kvm_run page as the core takes it.
+        self.run_address: Any = base
+        # The kvm_regs of the page, and the run that they are of.
+        self._regs: Any = ffi.cast("struct kvm_regs *", base + REGS)
+        self._regs_at = -1
+        self._sregs: Any = None
+        self._sregs_at = -1
+        self._sync_regs: Any = ffi.cast("struct kvm_sync_regs *", base + REGS)
+        # From which run on, if any, each exit brings all registers and events into the page, and
+        # at which of them what lies there was overtaken by an ioctl.
+        self._synced_from: int | None = None
+        self._overtaken_at = -1
+
+    def close(self) -> None:
+        """Free what belongs to this vCPU.  Closing twice is harmless.
+
+        A loop by hand that is inside the guest, in another thread, is taken out first.
+        """
+        # An exception may come in anywhere: what is not done then, the next call does.
+        self._closing = core = self.core or self._closing
+        self.core = None
+        while core is not None and lib.pykvm_shut(core):
+            time.sleep(0.001)  # it is on its way out
+        if self._run_page is not None:
+            self._run_page.release()
+        self._regs = self._sync_regs = self.run_address = None
+        page, self.page = self.page, _NoPage(forked=self._forked)
+        page.release()
+        ffi.release(self._page_handle)
+        self.kvm.close()
+        self._closing = None
+
+    def forget(self) -> None:
+        """In the child of a fork: the vCPU is the parent's, and cannot be used here."""
+        core, self.core = self.core, None
+        self._forked = True
+        # The kvm_run page is the parent's own, not a copy.
+        self.page = _NoPage(forked=True)
+        if core is not None:
+            lib.pykvm_forget(core)
+        self.kvm.close()
+
+    def living(self) -> Any:
+        """The core.  Raises ClosedError once there is none."""
+        if self.core is None:
+            raise _gone(forked=self._forked)
+        return self.core
+
+    # -- registers ---------------------------------------------------------------------------
+
+    def regs(self) -> Any:
+        """See `Engine`."""
+        core = self.living()
+        runs = core.runs
+        if self._regs_at != runs:
+            if runs == 0 or not self.page[VALID_REGS] & _SYNC_REGS:
+                current = self.kvm.get_regs()
+                for name in GENERAL:
+                    setattr(self._regs, name, getattr(current, name))
+                # From the next KVM_RUN on the kernel does this by itself.
+                self.page[VALID_REGS] |= _SYNC_REGS
+            self._regs_at = runs
+        return self._regs
+
+    def dirty_regs(self) -> None:
+        """See `Engine`."""
+        self.finish_instruction()
+        self.regs()
+        self.page[DIRTY_REGS] |= _SYNC_REGS
+
+    def replace_regs(self, values: Mapping[str, int]) -> None:
+        """See `Engine`."""
+        # All of them: what the page held does not matter.
+        self._regs_at = self.living().runs
+        for name in GENERAL:
+            setattr(self._regs, name, values[name])
+        self.page[DIRTY_REGS] |= _SYNC_REGS
+
+    def sregs(self) -> Any:
+        """See `Engine`."""
+        runs = self.living().runs
+        self._settle_sregs()
+        if self._sregs_at != runs or self._sregs is None:
+            self._sregs = self.kvm.get_sregs()
+            self._sregs_at = runs
+        return self._sregs
+
+    def set_sregs(self, sregs: Any) -> None:
+        """KVM_SET_SREGS."""
+        self._sregs = None
+        self.finish_instruction()
+        self._overtaken_at = self.living().runs
+        self.kvm.set_sregs(sregs)
+        self.page[DIRTY_REGS] &= ~_SYNC_SREGS
+
+    def _settle_sregs(self) -> None:
+        """Set the registers that the core has left in the page for the next KVM_RUN."""
+        if self.page[DIRTY_REGS] & _SYNC_SREGS:
+            self.page[DIRTY_REGS] &= ~_SYNC_SREGS
+            self.commit_sregs()
+
+    # At exits that leave no instruction half done (InternalError, Debug), 100,000 times: nothing
+    # is completed, nothing copied.
+
+    def sync_regs(self) -> Any:
+        """See `Engine`: the one in the kvm_run page."""
+        core, page = self.living(), self.page
+        runs = core.runs
+        self.regs()
+        self._settle_sregs()
+        if self._synced_from is None:
+            # From the next KVM_RUN on the kernel brings them by itself.
+            page[VALID_REGS] |= _SYNC_ALL
+            self._synced_from = runs + 1
+        if runs < self._synced_from or self._overtaken_at == runs:
+            self.kvm.ioctl(KVM_GET_SREGS, page[SREGS:EVENTS])
+            self.kvm.ioctl(KVM_GET_VCPU_EVENTS, page[EVENTS:SYNC_END])
+            self._overtaken_at = -1
+        return self._sync_regs
+
+    def commit_regs(self) -> None:
+        """See `Engine`."""
+        self.page[DIRTY_REGS] |= _SYNC_REGS
+
+    def commit_sregs(self) -> None:
+        """KVM_SET_SREGS with the ones in the page."""
+        self._sregs = None
+        # KVM only ever adds bits to the bitmap in the page, and would inject all of them again.
+        self.page[INTERRUPT_BITMAP:EVENTS] = bytes(EVENTS - INTERRUPT_BITMAP)
+        self.kvm.ioctl(KVM_SET_SREGS, self.page[SREGS:EVENTS])
+
+    def commit_events(self) -> None:
+        """KVM_SET_VCPU_EVENTS with the ones in the page."""
+        self.kvm.ioctl(KVM_SET_VCPU_EVENTS, self.page[EVENTS:SYNC_END])
+
+    def finish_instruction(self) -> None:
+        """See `Engine`: KVM would overwrite registers when it completes an I/O instruction."""
+        core = self.living()
+        if core.runs == 0 or (self._regs_at == core.runs and self.page[DIRTY_REGS]):
+            return
+        self.end_exit()
+        if lib.pykvm_complete(core):
+            raise StateError(
+                "registers cannot be set in the middle of an instruction that is not done",
+                hint="answer the read (and the exits that follow it) first",
+            )
+
+    def abandon_instruction(self) -> None:
+        """See `Engine`."""
+        lib.pykvm_abandon(self.living())
+
+    def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
+        """KVM_SET_GUEST_DEBUG; `pykvm.vcpu.guest_debug` knows what all want of it.
+
+        KVM steps from the RIP that it has now, and forgets the step if that changes: registers
+        that wait for the next KVM_RUN are set first.
+        """
+        self.living()
+        if self.page[DIRTY_REGS] & _SYNC_REGS:
+            self.kvm.ioctl(KVM_SET_REGS, self.page[REGS:SREGS])
+            self.page[DIRTY_REGS] &= ~_SYNC_REGS
+        self.kvm.set_guest_debug(control, debugreg)
+
+    # -- the kvm_run page --------------------------------------------------------------------
+
+    @property
+    def run_page(self) -> RunPage:
+        """See `Engine`."""
+        if self._run_page is None:
+            self.living()
+            from pykvm.exits import RunPage
+
+            self._run_page = RunPage(self.page)
+        return self._run_page
+
+    def end_exit(self) -> None:
+        """What was handed out as an exit can no longer be answered."""
+        if self._run_page is not None:
+            self._run_page.current = None
+
+    # -- running -----------------------------------------------------------------------------
+
+    def use(self, dispatch: Dispatch) -> None:
+        """See `Engine`."""
+        lib.pykvm_set_map(self.living(), dispatch.map)
+
+    def hold(self, run: Callable[[], T], timeout_ns: int | None = None, turn: int = 0) -> T:
+        """See `Engine`."""
+        core = self.living()
+        deadline = 0 if timeout_ns is None else time.monotonic_ns() + timeout_ns
+        return hold_vcpu(int(ffi.cast("uintptr_t", core)), deadline, turn, run, self.refused)
+
+    def refused(self, code: int) -> NoReturn:
+        """Raise what one of enum pykvm_refusal means."""
+        raise refusal(code, f"vCPU {self.index}", self.living().error)
+
+    def failed(self) -> NoReturn:
+        """Raise what KVM_RUN returned."""
+        raise KVMError(
+            "KVM_RUN", self.living().error, hint="the host's kernel log may say why (dmesg)"
+        )
+
+    def wait(self) -> int:
+        """See `Engine`."""
+        return int(lib.pykvm_wait(self.living()))
+
+    def kick(self, turn: int = 0) -> bool:
+        """See `Engine`."""
+        core = self.core
+        return core is not None and lib.pykvm_kick(core, turn) == 1
+
+    def attend(self) -> None:
+        """See `Engine`."""
+        core = self.core
+        if core is not None:
+            lib.pykvm_attend(core)
+
+    def heed(self) -> None:
+        """See `Engine`."""
+        self.living().attention = 0
+
+    @property
+    def attended(self) -> bool:
+        """See `Engine`."""
+        return bool(self.living().attention)
+
+    def set_alarm(self, when: int | None) -> None:
+        """See `Engine`."""
+        lib.pykvm_set_alarm(self.living(), 0 if when is None else max(when, 1))
+
+    @property
+    def is_here(self) -> bool:
+        """See `Engine`."""
+        core = self.core
+        return core is not None and lib.pykvm_is_here(core) == 1

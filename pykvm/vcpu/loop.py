@@ -1,0 +1,231 @@
+"""The loop around KVM_RUN: what runs a vCPU, for a machine or by hand."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from pykvm._core import ffi, lib
+from pykvm.bus import odd_answer
+from pykvm.errors import StateError
+from pykvm.result import Ending, Outcome
+from pykvm.values.checks import seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from pykvm.bus.dispatch import Dispatch
+    from pykvm.exits import Exit
+    from pykvm.vcpu.cpu import CPU
+    from pykvm.vcpu.guest_debug import GuestDebug
+
+__all__ = ["OVER", "Handlers", "Loop"]
+
+_EXIT: int = lib.PYKVM_EXIT
+_AGAIN: int = lib.PYKVM_AGAIN
+_KICKED: int = lib.PYKVM_KICKED
+_DEADLINE: int = lib.PYKVM_DEADLINE
+_DRAIN: int = lib.PYKVM_DRAIN
+_ALARM: int = lib.PYKVM_ALARM
+_ATTENTION: int = lib.PYKVM_ATTENTION
+_OVER: int = lib.PYKVM_OVER
+_REFUSED: int = lib.PYKVM_REFUSED
+_READ: int = lib.PYKVM_READ
+
+_LIMIT = 1 << 64
+
+#: What `Loop.run` returns when the run has ended without this vCPU; no Result has it.
+OVER = Ending(Outcome.STOPPED, "the run is over")
+
+
+class Handlers(Protocol):
+    """What the loop hands over; an Ending ends the run."""
+
+    #: Called after each exit that Python sees and at each tick.
+    check: Callable[[], Ending | None] | None
+
+    def take_exit(self, cpu: CPU) -> Ending | None:
+        """An exit that no device answered by itself."""
+
+    def take_kick(self, cpu: CPU) -> Ending | None:
+        """The vCPU was kicked."""
+
+    def take_deadline(self, cpu: CPU) -> Ending:
+        """The time is up."""
+
+    def take_tick(self, cpu: CPU) -> Ending | None:
+        """Nothing happened for a while, or a signal of the host's did."""
+
+    def take_attention(self, cpu: CPU) -> Ending | None:
+        """`Engine.attend` was called, or the alarm went off: look at timers and interrupts."""
+
+
+class Loop:
+    """Runs one vCPU by its engine; what each exit means is the business of others."""
+
+    def __init__(self, cpu: CPU) -> None:
+        self._cpu = cpu
+        self._engine = cpu.engine
+        self._dispatch: Dispatch | None = None
+        # The number of the loop that began last, by `run` or by hand.
+        self._turn = 0
+        # The RIP behind the HLT in which the last run left this vCPU waiting.
+        self._halted: int | None = None
+        #: Called before and after each KVM_RUN of a loop by hand, for a clock that stands still
+        #: between them.
+        self.timing: tuple[Callable[[], None], Callable[[], None]] | None = None
+        #: Called as a loop begins: with True if pykvm runs the vCPU, False for a loop by hand, in
+        #: which nothing is to take part.
+        self.on_begin: Callable[[bool], None] | None = None
+        #: Breakpoints and single steps, once anyone has asked for them.
+        self.debug: GuestDebug | None = None
+
+    def use(self, dispatch: Dispatch) -> None:
+        """Answer exits by these devices from now on."""
+        self._dispatch = dispatch
+        self._engine.use(dispatch)
+
+    def abandon(self) -> None:
+        """End a loop by hand, as another loop does that takes the vCPU over."""
+        self._turn += 1
+
+    # -- HLT between runs --------------------------------------------------------------------
+
+    def left_in_hlt(self) -> None:
+        """A run ends while this vCPU waits in HLT: the next goes on waiting."""
+        self._halted = self._engine.regs().rip
+
+    def leave_hlt(self) -> bool:
+        """A run begins: whether it begins in HLT, as the last has left it.  Asked once."""
+        halted, self._halted = self._halted, None
+        # Somebody may have set it to work elsewhere.
+        return halted is not None and halted == self._engine.regs().rip
+
+    # -- for a machine -----------------------------------------------------------------------
+
+    def run(self, handlers: Handlers, *, surface: bool = False) -> Ending:
+        """Run until an Ending, inside `Engine.hold`.
+
+        With `surface` every exit goes to `handlers.take_exit`, else only those that no device
+        answers.  What a device raises passes.
+        """
+        engine, dispatch = self._engine, self._dispatch
+        core, run = engine.living(), lib.pykvm_run
+        if dispatch is None:
+            raise StateError("no devices were given to this vCPU")
+        self._turn += 1
+        engine.end_exit()
+        core.surface = surface
+        core.native = ffi.NULL  # until the emulator has looked at this run
+        if self.on_begin is not None:
+            self.on_begin(True)
+        if self.debug is not None and (self.debug.hit is not None or self.debug.stepping):
+            self.debug.begin(self._cpu.state.linear_rip)
+        dispatch.coalesce(not surface)
+        reads, writes, check = dispatch.reads, dispatch.writes, handlers.check
+        # offset, size and value, the first three words of struct pykvm_vcpu
+        access = memoryview(ffi.buffer(core, 24)).cast("Q")
+        if dispatch.waiting:
+            dispatch.deliver()
+        while True:
+            code = run(core)
+            if code >= 0:
+                writes[code](access[0], access[1], access[2])
+            elif code <= _READ:
+                answer = reads[_READ - code](access[0], access[1])
+                try:
+                    access[2] = answer
+                except (TypeError, ValueError):
+                    access[2] = self._odd_answer(answer, _READ - code)
+            elif code == _DRAIN:
+                dispatch.deliver()
+            else:
+                ending = self._hand_over(handlers, code)
+                if ending is not None:
+                    return ending
+            if check is not None:
+                ending = check()
+                if ending is not None:
+                    return ending
+
+    def _hand_over(self, handlers: Handlers, code: int) -> Ending | None:
+        if code == _EXIT:
+            return handlers.take_exit(self._cpu)
+        if code == _AGAIN:
+            return handlers.take_tick(self._cpu)
+        if code in (_ATTENTION, _ALARM):
+            self._engine.heed()
+            return handlers.take_attention(self._cpu)
+        if code == _KICKED:
+            return handlers.take_kick(self._cpu)
+        if code == _DEADLINE:
+            return handlers.take_deadline(self._cpu)
+        if code == _OVER:
+            return OVER
+        return self._engine.failed()
+
+    def _odd_answer(self, answer: object, slot: int) -> int:
+        """A number is taken modulo the size; anything else is a fault of the device."""
+        range_ = self._dispatch.bus.by_slot.get(slot) if self._dispatch else None
+        return odd_answer(range_.name if range_ else "?", answer) % _LIMIT
+
+    # -- by hand -----------------------------------------------------------------------------
+
+    def raw_exits(self, timeout: float | None) -> Generator[Exit, None, None]:
+        """See `CPU.raw_exits`."""
+        from pykvm.exits import Interrupted, decode
+
+        engine, step, timing = self._engine, lib.pykvm_step, self.timing
+        core = engine.living()
+        limit = None if timeout is None else int(seconds("timeout", timeout) * 1e9)
+        deadline = 0 if limit is None else time.monotonic_ns() + limit
+        refused = lib.pykvm_by_hand(core)
+        if refused:
+            engine.refused(refused)
+        self._turn = turn = self._turn + 1
+        try:
+            page = engine.run_page
+            core.surface = 1
+            self._uncoalesce()
+            if self.on_begin is not None:
+                self.on_begin(False)
+            while self._turn == turn:
+                if timing is None:
+                    code = step(core, deadline)
+                else:
+                    timing[0]()
+                    code = step(core, deadline)
+                    timing[1]()
+                if code == _EXIT:
+                    yield decode(page)
+                elif code == _KICKED:
+                    page.current = None
+                    yield Interrupted()
+                elif code == _DEADLINE:
+                    raise TimeoutError(f"vCPU {engine.index} still runs after {timeout} s")
+                elif code == _AGAIN:
+                    continue
+                elif code == _DRAIN:
+                    # Of a run that an exception ended.
+                    if self._dispatch is not None:
+                        self._dispatch.deliver()
+                elif code == _ATTENTION:
+                    core.attention = 0
+                    continue
+                elif code == _REFUSED:
+                    engine.refused(core.refusal)
+                else:
+                    engine.failed()
+            engine.living()
+            raise StateError("another loop has taken this vCPU over")
+        except ValueError:
+            engine.living()  # `close`, in another thread, has released the kvm_run page
+            raise
+        finally:
+            if self._turn == turn:
+                lib.pykvm_by_hand_ends(core)
+
+    def _uncoalesce(self) -> None:
+        """Make every write exit: the kernel is to collect none."""
+        if self._dispatch is not None:
+            self._dispatch.coalesce(False)
