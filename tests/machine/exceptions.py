@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import os
 import random
@@ -40,11 +41,20 @@ def real_alarm() -> Iterator[Callable[[float], None]]:
 
     def arm(delay: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, delay)
+        if not delay:
+            # Python looks here for a signal that has come already: none is left for later.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
+    # Python drops what is raised inside a __del__: the machines of other tests are not to go now.
+    gc.collect()
+    gc.disable()
     before = signal.signal(signal.SIGALRM, boom)
-    yield arm
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        yield arm
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        gc.enable()
 
 
 def make(vcpus: int) -> Machine:
@@ -92,8 +102,6 @@ def signals_at_the_ends(vcpus: int, count: int, alarm: Callable[[float], None]) 
             alarm(chance.uniform(10e-6, 2 * typical))
             machine.run(timeout=0)
             alarm(0)
-            # Python looks here for a signal that has come already: none is left behind.
-            signal.pthread_sigmask(signal.SIG_BLOCK, [])
         except Boom:
             struck += 1
         check(machine, blocked)
