@@ -11,8 +11,8 @@ period and `SHORTEST` nanoseconds; so a guest that counts interrupts to know the
 More than a second's worth is not made up for but counted in `Pit8254.missed`, and so is what the
 guest had not got yet when it programmed the channel anew.
 
-A counter that was read is lent to C (`pykvm.bus.published`), one at a time: it latches it and gives its
-two bytes until the guest does anything else to the chip.
+A counter that was read is lent to C (`pykvm.bus.published`), one at a time: it latches it and gives
+its two bytes until the guest does anything else to the chip.
 
 The line to the interrupt controller shows each rise of OUT.  In the modes where OUT is high at
 rest it falls just before the rise, not when OUT does: controllers look at the rise alone.
