@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pykvm.clock import ticks_at, time_of
+from pykvm.clock import NEVER, ticks_at, time_of
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class Timer(Protocol):
 class TimeSource(Protocol):
     """What the timer needs of the guest's clock."""
 
+    #: Whether KVM alone moves the TSC: what it reads stands still outside KVM_RUN.
+    tsc_by_kvm: bool
+
     def now(self) -> int:
         """Guest time, in ns.  Never goes back."""
 
@@ -82,6 +85,7 @@ class ApicTimer:
     __slots__ = (
         "_clock",
         "_cpu",
+        "_due",
         "_fire",
         "_hz",
         "_start",
@@ -123,6 +127,8 @@ class ApicTimer:
         self.divide = 0
         #: When the deadline mode's interrupt is due, as TSC value; 0 for never.
         self.deadline = 0
+        # Guest time at which the clock was last asked to call for it.
+        self._due = NEVER
         # Guest time at which tick 0 was; None while the count stands at 0.
         self._start: int | None = None
         # Ticks since then that are dealt with.
@@ -175,6 +181,7 @@ class ApicTimer:
         if self.mode == DEADLINE:
             self._settle(self._clock.now())
             self.deadline = tsc
+            self._due = NEVER
             self._rearm()
 
     def read_deadline(self) -> int:
@@ -224,7 +231,7 @@ class ApicTimer:
     def _settle(self, now: int) -> None:
         """Let everything happen that is due by `now`."""
         if self.deadline:
-            if self._clock.tsc(now, cpu=self._cpu) >= self.deadline:
+            if self._has_reached_deadline(now):
                 self.deadline = 0
                 if not self.masked:
                     self._fire()
@@ -241,6 +248,13 @@ class ApicTimer:
             elif not self.masked:
                 self.missed += due - 1 if self._fire() else due
 
+    def _has_reached_deadline(self, now: int) -> bool:
+        # A TSC that KVM keeps catches up only when the vCPU enters the guest (kvm_arch_vcpu_load
+        # with an unstable host TSC): a halted vCPU would wait for it for ever.
+        if self._clock.tsc_by_kvm and now >= self._due:
+            return True
+        return self._clock.tsc(now, cpu=self._cpu) >= self.deadline
+
     def _arm(self) -> None:
         """Arm the clock for the next expiry that will interrupt."""
         when = None if self.masked else self._next_expiry()
@@ -253,7 +267,8 @@ class ApicTimer:
         if self.deadline:
             # It was not due a moment ago; if the clock's rounding says now, look again later.
             due = self._clock.tsc_time(self.deadline, cpu=self._cpu)
-            return max(due, self._clock.now() + 1)
+            self._due = max(due, self._clock.now() + 1)
+            return self._due
         if self._start is None or self.mode > PERIODIC:
             return None
         step = 1

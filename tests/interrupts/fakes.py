@@ -28,6 +28,8 @@ class FakeTimer:
 class FakeClock:
     """Guest time that moves when told to, and a TSC of `tsc_khz` that starts at `tsc_offset`."""
 
+    tsc_by_kvm = False
+
     def __init__(self, *, tsc_khz: int = 2_000_000, tsc_offset: int = 0) -> None:
         self.time = 0
         self.tsc_khz = tsc_khz

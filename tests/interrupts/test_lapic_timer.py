@@ -381,6 +381,32 @@ class TestDeadline:
         assert board.clock.time == 110
         assert served(board.lapic)
 
+    def test_a_counter_that_kvm_keeps_stands_still_while_the_vcpu_is_halted(self) -> None:
+        """Guest time decides; the next deadline is not taken for the one that has passed."""
+
+        class Halted(FakeClock):
+            tsc_by_kvm = True
+
+            def tsc(self, now: int | None = None, *, cpu: int = 0) -> int:
+                return self.tsc_offset
+
+            def tsc_time(self, value: int, *, cpu: int = 0) -> int:
+                return self.time + (value - self.tsc_offset) * 1_000_000 // self.tsc_khz
+
+        board = Board(clock=Halted())
+        write(board.lapic, reg.SVR, 0x1FF)
+        write(board.lapic, reg.LVT_TIMER, VECTOR | DEADLINE)
+        for deadline in (2000, 5000):
+            board.lapic.write_msr(MSR_DEADLINE, deadline)
+            away = (deadline - board.clock.tsc_offset) // 2
+            assert board.clock.advance(away - 1) == 0
+            assert not served(board.lapic)
+            assert board.clock.advance(1) == 1
+            assert served(board.lapic)
+            assert board.lapic.read_msr(MSR_DEADLINE) == 0
+            # It enters the guest, and KVM catches up.
+            board.clock.tsc_offset = deadline
+
     def test_disabled_apic(self) -> None:
         board = self.deadline_board()
         board.lapic.write_msr(MSR_DEADLINE, 10**9)
