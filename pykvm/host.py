@@ -31,6 +31,7 @@ KVM_CAP_COALESCED_MMIO = 15
 KVM_CAP_MAX_VCPUS = 66
 KVM_CAP_TSC_DEADLINE_TIMER = 72
 KVM_CAP_COALESCED_PIO = 162
+KVM_CAP_EXIT_ON_EMULATION_FAILURE = 204
 
 # What the run loop is built on; Linux has all of it since 4.17.
 REQUIRED = {
@@ -62,6 +63,7 @@ class Host:
     _tables: dict[tuple[str, int, int, str, frozenset[str] | None], bytes] = {}  # noqa: RUF012 - one for the process, on purpose
     _max_vcpus = 0
     _ring: tuple[int, int] | None = None
+    _hands_over = False
 
     def __init__(self) -> None:
         self.system = System()
@@ -87,6 +89,7 @@ class Host:
             )
         Host._max_vcpus = extension(KVM_CAP_MAX_VCPUS) or extension(KVM_CAP_NR_VCPUS) or 4
         Host._ring = _coalescing_ring(extension)
+        Host._hands_over = bool(extension(KVM_CAP_EXIT_ON_EMULATION_FAILURE))
         Host._checked = True
 
     def check_vcpus(self, count: int) -> None:
@@ -102,11 +105,17 @@ class Host:
         """The page of a vCPU's mapping with the coalescing ring, and its number of entries."""
         return Host._ring
 
-    def create_vm(self) -> VM:
-        """A VM with room set aside for what Intel's processors need in real mode."""
+    def create_vm(self, *, hand_over: bool = False) -> VM:
+        """A VM with room set aside for what Intel's processors need in real mode.
+
+        With `hand_over` each instruction that KVM cannot emulate is an exit.  Without, and before
+        Linux 5.14, those of ring 3 are #UD on many hosts (handle_emulation_failure).
+        """
         vm = self.system.create_vm()
         vm.set_tss_addr(TSS_ADDRESS)
         vm.set_identity_map_addr(IDENTITY_MAP_ADDRESS)
+        if hand_over and Host._hands_over:
+            vm.enable_cap(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
         return vm
 
     def offered(self, irqchip: str) -> list[Record]:

@@ -37,11 +37,17 @@ class Mainboard:
     """What a machine is made of; `build` makes what takes KVM, and `close` gives all of it back.
 
     `memory` is the board's from now on.  `irqchip`, `policy` (of guest time) and `tsc_khz` are as
-    `Machine` has them.
+    `Machine` has them.  With `emulate` KVM hands over each instruction that it cannot emulate.
     """
 
     def __init__(
-        self, memory: GuestMemory, *, irqchip: str, policy: str, tsc_khz: int | None
+        self,
+        memory: GuestMemory,
+        *,
+        irqchip: str,
+        policy: str,
+        tsc_khz: int | None,
+        emulate: bool,
     ) -> None:
         self.memory = memory
         self.bus = Bus()
@@ -63,6 +69,7 @@ class Mainboard:
         self._irqchip = irqchip
         self._policy = policy
         self._tsc_khz = tsc_khz
+        self._emulate = emulate
         self._clock: Clock | None = None
 
     # -- making ------------------------------------------------------------------------------
@@ -75,7 +82,7 @@ class Mainboard:
         placements = list(devices)
         for placement in placements:
             check_placement(placement)
-        vm = self.vm = host.create_vm()
+        vm = self.vm = host.create_vm(hand_over=self._emulate)
         vm.warns = False  # the machine does
         self.memory.attach(vm)
         if self._irqchip in ("kernel", "split"):

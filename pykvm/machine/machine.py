@@ -159,6 +159,7 @@ class Machine:
                 irqchip=irqchip or guest.irqchip(clock),
                 policy=clock,
                 tsc_khz=tsc_khz,
+                emulate=emulate == "auto",
             )
             self._repairs = Repairs(
                 board,
