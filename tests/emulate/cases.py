@@ -13,8 +13,8 @@ from support.host import host_probe
 
 __all__ = [
     "ALL",
+    "LOOSE",
     "NOT_IN_RING_0",
-    "POINTERS",
     "Case",
     "Operands",
     "comparable",
@@ -33,12 +33,17 @@ CONDITIONS_DEFINED = {
     *("fxam", "ftst", "fcom", "fcompp", "fcomi", "fucomip", "fninit"),
     *("fnstenv", "fldenv", "fnsave", "frstor", "fnstenv16", "fnsave16"),
 }
-# Where the operand in memory has FOP, FIP and FDP with their selectors: processors differ in what
-# they keep of them (CPUID.7.0:EBX[13], CPUID.80000008H:EBX[2]; SDM 1 8.1.8, 13.5.1, APM 2 11.5).
-POINTERS = {
-    **dict.fromkeys(("fnstenv", "fnsave"), (12, 28)),
-    **dict.fromkeys(("fnstenv16", "fnsave16"), (6, 14)),
-    **dict.fromkeys(("xsave", "xsave64", "xsaveopt", "xsavec"), (6, 24)),
+# What processors may store as they like, as ranges of the operand in memory.  Of FOP, FIP and FDP,
+# with their selectors, they keep more or less (CPUID.7.0:EBX[13], CPUID.80000008H:EBX[2];
+# SDM 1 8.1.8, 13.5.1, APM 2 11.5).  Reserved are the upper halves of an environment's words
+# (SDM 1 figure 8-9) and what is above the ten bytes of an x87 register (SDM 1 table 10-2).
+ENVIRONMENT = ((2, 4), (6, 8), (10, 28))
+ENVIRONMENT_16 = ((6, 14),)
+AREA = ((6, 24), *((42 + 16 * number, 48 + 16 * number) for number in range(8)))
+LOOSE: dict[str, tuple[tuple[int, int], ...]] = {
+    **dict.fromkeys(("fnstenv", "fnsave"), ENVIRONMENT),
+    **dict.fromkeys(("fnstenv16", "fnsave16"), ENVIRONMENT_16),
+    **dict.fromkeys(("xsave", "xsave64", "xsaveopt", "xsavec"), AREA),
 }
 
 # By group, the extension that the host's processor needs: name, bytes, undefined flags.
@@ -295,6 +300,8 @@ CASES = {
         xsave           0f ae 27
         xsave64         48 0f ae 27
         xsaveopt        48 0f ae 37
+    """,
+    "xsavec": """
         xsavec          48 0f c7 27
     """,
     "avx": """
@@ -484,7 +491,7 @@ def operands(rig: Rig, seed: int, *, group: str = "sse") -> Operands:
         for number in range(8):
             start = 32 + 16 * number
             image[start : start + 10] = source.randbytes(8) + b"\xff\xff"
-    if group == "state":
+    if group in ("state", "xsavec"):
         registers |= {"rax": seed % 8, "rdx": 0, "rcx": 0}
         image[0:2] = b"\x7f\x02"
         data[0x240:0x280] = bytes(64)
@@ -501,8 +508,9 @@ def comparable(outcome: Outcome, case: Case) -> Outcome:
         status &= ~C0_C2_C3
     xsave[2:4] = status.to_bytes(2, "little")
     memory = bytearray(outcome.memory)
-    first, behind = (OPERAND - DATA + at for at in POINTERS.get(case.name, (0, 0)))
-    memory[first:behind] = bytes(behind - first)
+    for first, behind in LOOSE.get(case.name, ()):
+        at = OPERAND - DATA + first
+        memory[at : at + behind - first] = bytes(behind - first)
     return outcome._replace(
         flags=outcome.flags & ~case.undefined, xsave=bytes(xsave), memory=bytes(memory)
     )

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
+from emulate.facts import INT1, SOFT_EVENTS
 from emulate.rig import CODE, DATA, GDT, HANDLERS, IDT, KERNEL_STACK, STACK, Rig
 from pykvm import Machine, Mode
 from pykvm.x86 import descriptors
 from pykvm.x86.descriptors import idt, interrupt_gate
 from pykvm.x86.registers import RFLAGS
 from support.guest import MakeGuest
+from support.host import require_host
 from support.listing import assemble
+from support.ring_3 import BUSY_TSS
 
 pytestmark = pytest.mark.kvm
 
@@ -24,6 +27,10 @@ pytestmark = pytest.mark.kvm
 @pytest.mark.parametrize("forced", [False, True])
 def test_ring_0_of_long_mode(rig: Rig, code: str, vector: int, forced: bool) -> None:
     """RIP in the frame is behind the instruction."""
+    if forced and code != "f1":
+        require_host(SOFT_EVENTS)
+    elif code == "f1":
+        require_host(INT1)
     raw = bytes.fromhex(code)
     outcome = rig.run(raw, 0, forced=forced)
     assert outcome.exception is not None
@@ -68,6 +75,8 @@ def test_int_n_through_a_gate_that_is_damaged(
     exception: tuple[int, int] | None,
 ) -> None:
     """A segment that is not there, or no code for long mode, is found before anything is pushed."""
+    if exception is None:
+        require_host(SOFT_EVENTS)
     memory = rig.machine.memory
     old = memory.read(IDT, 0x1000), memory.read(GDT, 0x100)
     handler = interrupt_gate(descriptors.CODE64, HANDLERS + 16 * GATE, dpl=3)
@@ -179,6 +188,7 @@ BACK = """
 """
 
 
+@pytest.mark.needs_host(BUSY_TSS)
 def test_iret_to_ring_3_and_a_fault_back(guest: MakeGuest) -> None:
     machine = guest(TO_RING_3, mode=Mode.PROTECTED)
     machine.memory.write(0x5100, assemble(IN_RING_3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emulate.cases import ALL, Case, comparable, identity, operands
+from emulate.facts import require_processor
 from emulate.rig import DATA, DATA_SIZE, Rig
 from pykvm import Mode
 from pykvm.x86 import descriptors
@@ -12,7 +13,6 @@ from pykvm.x86.descriptors import decode_segment, flat_gdt
 from pykvm.x86.registers import CR4, RFLAGS
 from pykvm.x86.state import CpuState, SegmentRegister
 from support.guest import MakeGuest
-from support.host import require_host
 
 pytestmark = pytest.mark.kvm
 
@@ -50,7 +50,7 @@ def test_there_are_enough_of_them() -> None:
 
 @pytest.mark.parametrize("case", COMMON, ids=identity)
 def test_32_bit_code_does_what_64_bit_code_does(rig: Rig, case: Case) -> None:
-    require_host(f"processor-has-{case.group}")
+    require_processor(case)
     given = operands(rig, 1, group=case.group)
     registers = {name: value & 0xFFFF_FFFF for name, value in given.registers.items()}
     registers = {name: value for name, value in registers.items() if name[1] not in "189"}
