@@ -6,7 +6,6 @@ serves the doctests in pykvm/ too.
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from support.guest import guest
 from support.pc import pc
+from support.slowness import SLOWNESS, longer
 
 __all__ = ["guest", "guests", "pc", "root"]
 
@@ -56,10 +56,6 @@ def pytest_terminal_summary(
         )
 
 
-#: How many times longer a test may take here than its time limit says: a number.
-SLOWNESS = "PYKVM_SLOWNESS"
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
@@ -67,19 +63,18 @@ def pytest_runtest_makereport(
     """Tell why a test failed at once where the run's end is far, and may never come."""
     report = yield
     terminal = item.config.pluginmanager.get_plugin("terminalreporter")
-    if report.failed and SLOWNESS in os.environ and terminal is not None:
+    if report.failed and SLOWNESS != 1 and terminal is not None:
         terminal.write_line(f"\n{report.nodeid}\n{report.longreprtext}")
     return report
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Give each test more time on a host that is known to be slow, such as an emulated one."""
-    factor = float(os.environ.get(SLOWNESS, "1"))
-    if factor == 1:
+    if SLOWNESS == 1:
         return
     marker = item.get_closest_marker("timeout")
     limit = marker.args[0] if marker and marker.args else item.config.getini("timeout")
-    item.add_marker(pytest.mark.timeout(float(limit) * factor), append=False)
+    item.add_marker(pytest.mark.timeout(longer(float(limit))), append=False)
 
 
 @pytest.fixture(scope="session")

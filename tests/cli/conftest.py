@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from support.listing import assemble
+from support.slowness import longer
 
-DEADLINE = 30.0
+DEADLINE = longer(30.0)
 
 #: `done = pykvm("guest.elf", "--stats", stdin="text", NAME="in the environment")`
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]

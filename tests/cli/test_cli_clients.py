@@ -16,9 +16,10 @@ import pytest
 from pykvm.cli import pump as pumps
 from pykvm.cli.pump import Pump
 from pykvm.cli.waiting import PtyPort, UnixPort
+from support.slowness import longer
 
 Flat = Callable[[str], Path]
-DEADLINE = 30.0
+DEADLINE = longer(30.0)
 
 # Copies 6,000 characters from COM1 to the debug console, then exits with 0.
 COPIES = """

@@ -21,8 +21,9 @@ from pykvm.cli.options import Destination
 from pykvm.cli.output import LINGER, Linger, TimeLimit, Writer
 from pykvm.cli.ports import FifoPort, PathPort, open_file, open_port
 from pykvm.errors import HostError
+from support.slowness import longer
 
-DEADLINE = 20.0
+DEADLINE = longer(20.0)
 CAPACITY = 4096
 
 

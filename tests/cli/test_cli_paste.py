@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from support.slowness import longer
 from support.terminal import Terminal
 
 pytestmark = pytest.mark.kvm
 
-DEADLINE = 50.0
+DEADLINE = longer(50.0)
 END = b"\x04"
 TEXT = bytes(b" "[0] + number % 91 for number in range(6000))
 

@@ -19,11 +19,12 @@ import pytest
 
 from pykvm.cli.pump import Pump
 from pykvm.cli.waiting import BACKLOG, PtyPort, UnixPort
+from support.slowness import longer
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 Flat = Callable[[str], Path]
 
-DEADLINE = 20.0
+DEADLINE = longer(20.0)
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:

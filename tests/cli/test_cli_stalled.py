@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from support.slowness import longer
 from support.terminal import Terminal
 
 pytestmark = pytest.mark.kvm
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 Flat = Callable[[str], Path]
-DEADLINE = 30.0
+DEADLINE = longer(30.0)
 
 # Marks the debug console, then prints without end.
 PRINTS = """

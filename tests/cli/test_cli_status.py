@@ -12,6 +12,7 @@ import pytest
 
 from pykvm.cli.report import exit_status
 from pykvm.result import Ending, Outcome, Result
+from support.slowness import longer
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 Flat = Callable[[str], Path]
@@ -226,7 +227,7 @@ def test_signals(
         # The guest runs, so the signal handlers are in place.
         assert process.stdout.read(1) == "!"
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=longer(20))
     assert process.returncode == 128 + number
     assert told(stderr.splitlines()[0]).startswith(words[:-2])
     assert "rip=" in stderr

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from support.slowness import longer
+
 __all__ = ["ECHO_AND_LINES", "LFLAG", "Terminal"]
 
-DEADLINE = 20.0
+DEADLINE = longer(20.0)
 LFLAG = 3
 ECHO_AND_LINES = termios.ECHO | termios.ICANON
 # What the other side of a terminal has room for if it polls writable.
