@@ -4,14 +4,15 @@ from __future__ import annotations
 
 __all__ = ["SELECTIONS", "SHORT"]
 
-# pyproject.toml leaves out both marks; these boot Debian's kernel, which is quick there.
-WITH_STOCK = ("-m", "not soak")
+# pyproject.toml leaves out the marks `soak` and `stock`; the latter boot Debian's kernel, which is
+# quick there.  What needs no KVM is tested everywhere else, and what it executes can end QEMU.
+OF_KVM = ("-m", "kvm and not soak")
 
-#: What needs KVM, room by room; last what may take the emulator down (docs/hosts.md).
+#: What needs KVM, room by room.
 AMD = [
     *("tests/kvm", "tests/vcpu", "tests/irqchip", "tests/machine", "tests/guests"),
-    *("tests/quirks", "tests/cli", "tests/linux", "tests/emulate"),
-    *WITH_STOCK,
+    *("tests/boot", "tests/memory", "tests/quirks", "tests/emulate", "tests/cli", "tests/linux"),
+    *OF_KVM,
 ]
 
 #: Some of each room, one by one: in Bochs pytest's start takes minutes, and a test seconds.
@@ -19,6 +20,31 @@ INTEL = [
     *(
         f"tests/kvm/test_kvm_run.py::test_{name}"
         for name in ("a_byte_goes_out", "single_steps", "registers_are_synchronised")
+    ),
+    *(
+        f"tests/kvm/test_kvm_vm.py::test_{name}"
+        for name in (
+            "memory_slots",
+            "the_dirty_log_shows_the_pages_written",
+            "a_filtered_msr_exits",
+        )
+    ),
+    "tests/boot/test_boot_kvm.py",
+    "tests/boot/test_boot_linux_kvm.py::test_pvh",
+    *(
+        f"tests/machine/test_sinks.py::test_{name}"
+        for name in ("the_kernel_coalesces_once_there_are_many", "mmio")
+    ),
+    *(
+        f"tests/machine/test_published_exits.py::test_{name}"
+        for name in ("what_is_printed_comes_in_one_piece", "mmio_reads_of_the_hpet_go_on")
+    ),
+    *(
+        f"tests/machine/test_machine_memory.py::test_{name}"
+        for name in (
+            "memory_comes_and_goes_between_runs",
+            "a_slot_over_another_is_refused_while_the_machine_lives_on",
+        )
     ),
     "tests/machine/test_run.py::test_a_triple_fault_gets_its_own_cause_or_none",
     "tests/machine/test_run.py::test_triple_fault_is_explained",
@@ -30,6 +56,11 @@ INTEL = [
     "tests/quirks/test_remedies.py::test_a_guest_with_a_ring_3[int80-kernel]",
     "tests/quirks/test_remedies.py::test_a_guest_with_a_ring_3[syscall-user]",
     "tests/emulate/test_emulate_machine.py::test_hints_do_nothing",
+    *(
+        f"tests/emulate/test_emulate_faults.py::test_reading_a_device[f30f6f07-sizes0-{way}]"
+        for way in ("False-0", "False-3", "True-3")
+    ),
+    "tests/emulate/test_emulate_events.py::test_iret_to_ring_3_and_a_fault_back",
     "tests/interrupts/test_oracle_pic_ioapic.py::test_a_difference_of_entries",
     "tests/machine/test_crash.py",
     "tests/cli/test_cli_step.py::test_script",
@@ -44,5 +75,5 @@ SHORT = [
     "tests/machine/test_vcpu.py",
     "tests/quirks/test_remedies.py::test_a_guest_with_a_ring_3",
     "tests/linux/test_linux_stock.py::test_in_each_shape[1-kernel-host]",
-    *WITH_STOCK,
+    *OF_KVM,
 ]
