@@ -10,7 +10,14 @@ OF_KVM = ("-m", "kvm and not soak")
 
 #: What needs KVM, room by room.
 AMD = [
-    *("tests/kvm", "tests/vcpu", "tests/irqchip", "tests/machine", "tests/guests"),
+    *(
+        "tests/kvm",
+        "tests/vcpu",
+        "tests/machine",
+        "tests/irqchip",
+        "tests/interrupts",
+        "tests/guests",
+    ),
     *("tests/boot", "tests/memory", "tests/quirks", "tests/emulate", "tests/cli", "tests/linux"),
     *OF_KVM,
 ]

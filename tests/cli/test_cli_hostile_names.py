@@ -13,6 +13,7 @@ from boot.elfs import PT_INTERP, Part, Sym, elf
 from pykvm import Machine
 from pykvm.errors import GuestError, LoadError, PykvmError, RunError
 from support.listing import assemble
+from support.quirks import without
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -47,7 +48,7 @@ def assert_harmless(text: str) -> None:
     assert not any(line.startswith("pykvm: the guest exited") for line in text.splitlines())
 
 
-@pytest.mark.kvm
+@without("triple-fault")
 def test_symbols_in_every_report(pykvm: Pykvm, guest: Callable[[str], Path]) -> None:
     done = pykvm(guest(CRASHES), "--trace", "--dump-on-exit", "--debugcon", "none")
     assert done.returncode == 125
@@ -62,7 +63,7 @@ def test_symbols_in_every_report(pykvm: Pykvm, guest: Callable[[str], Path]) -> 
     assert_harmless(done.stdout)
 
 
-@pytest.mark.kvm
+@without("triple-fault")
 def test_symbols_in_the_api(guest: Callable[[str], Path]) -> None:
     with Machine(guest(CRASHES)) as machine:
         # For a program the name is what it is.

@@ -202,7 +202,7 @@ def test_everything_is_there_however_it_ends(
     path = tmp_path / "serial"
     options = ["--debugcon", f"file:{copy}"]
     if status == 124:
-        options += ["--timeout", "2"]
+        options += ["--timeout", f"{longer(2)}"]
     if kind == "fifo":
         os.mkfifo(path)
         options += ["--serial", f"file:{path}"]
