@@ -198,7 +198,7 @@ def soft_events_leave_rip_alone() -> str | None:
         events = vm.cpu.kvm.get_vcpu_events()
         events.interrupt.injected, events.interrupt.soft, events.interrupt.nr = 1, 1, VECTOR
         vm.cpu.kvm.set_vcpu_events(events)
-        exits = vm.cpu.exits(timeout=5)
+        exits = vm.cpu.raw_exits(timeout=5)
         stop = Stop(next(exits), vm.cpu.state)
         exits.close()
         if stop.vector == VECTOR and vm.memory.u64(stop.state.rsp) == KERNEL:
