@@ -66,7 +66,8 @@ class Host:
     _hands_over = False
 
     def __init__(self) -> None:
-        self.system = System()
+        # Machines and probes are what is forgotten to be closed, not their parts.
+        self.system = System(warns=False)
         try:
             self._check()
         except BaseException:

@@ -3,18 +3,19 @@
 `lib` has the functions, `ffi` the types.  `hold_claim` and `hold_vcpu` are what `with` would be if
 no exception could come between its parts: a signal handler may raise between any two instructions
 of Python, also between taking something and the `try` that would give it back.  These take it,
-call, and give it back in C (hold.c).
+call, and give it back in C (hold.c).  `owned` is for what is given back when it is collected.
 """
 
 from __future__ import annotations
 
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 from pykvm._core._native import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     T = TypeVar("T")
 
@@ -37,4 +38,13 @@ if TYPE_CHECKING:
 else:
     lib.pykvm_add_hold()  # makes both
 
-__all__ = ["ffi", "hold_claim", "hold_vcpu", "lib"]
+__all__ = ["ffi", "hold_claim", "hold_vcpu", "lib", "owned"]
+
+
+def owned(new: Callable[..., Any], free: Callable[[Any], None], *arguments: Any) -> Any:
+    """What ``new(*arguments)`` returns, a pointer or NULL, freed with the last reference to it.
+
+    Both are functions of `lib`.  Two calls would be too many: a signal handler that raises after
+    the first would leave what it has made to nobody.  This is one, of functions in C.
+    """
+    return next(map(ffi.gc, starmap(new, (arguments,)), (free,)))

@@ -64,7 +64,7 @@ ffibuilder.set_source(
     '#include <linux/kvm.h>\n#include "core.h"\n',
     sources=[
         f"pykvm/_core/{name}.c"
-        for name in ("core", "claim", "hold", "native", "published", "syscall")
+        for name in ("core", "claim", "descriptor", "hold", "native", "published", "syscall")
     ],
     include_dirs=["pykvm/_core"],
     depends=[f"pykvm/_core/{name}.h" for name in ("core", "claim", "published", "shared")],

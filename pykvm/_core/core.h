@@ -234,6 +234,22 @@ int pykvm_make_syscall_good(struct pykvm_syscall *syscall, void *page);
 int pykvm_read_guest(const struct pykvm_syscall *syscall, const void *page, uint64_t address,
                      void *buffer, uint64_t size);
 
+/*
+ * A descriptor and what it belongs to.  The functions that open one store it here before they return:
+ * an int that a system call has given to Python belongs to nothing until it is stored, and a signal's
+ * handler may raise before that.  They return 0 or a negative errno.
+ */
+struct pykvm_descriptor {
+    int32_t fd; /* -1: none */
+};
+int pykvm_open(struct pykvm_descriptor *descriptor, const char *path, int flags);
+int pykvm_open_memfd(struct pykvm_descriptor *descriptor, const char *name, unsigned flags);
+/* Any ioctl that returns a descriptor, and KVM_CREATE_DEVICE, which stores it in its argument. */
+int pykvm_open_ioctl(struct pykvm_descriptor *descriptor, int fd, uint64_t number, uint64_t argument);
+int pykvm_open_device(struct pykvm_descriptor *descriptor, int vm, uint32_t type);
+/* From any thread, any number of times. */
+void pykvm_close(struct pykvm_descriptor *descriptor);
+
 /* The signal that kicks use; pykvm gives it an empty handler, so that a stray one does nothing. */
 int pykvm_kick_signal(void);
 

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pykvm.boot.source import Source
+from pykvm.descriptor import Descriptor
 
 if TYPE_CHECKING:
     from pykvm.boot.source import Content
@@ -62,17 +63,14 @@ class LargeFile(Source):
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset` in the file on."""
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                if _stamp(os.fstat(fd)) != self._stamp:
+            with Descriptor.open(self._path, os.O_RDONLY | os.O_NONBLOCK) as file:
+                if _stamp(os.fstat(file.fileno())) != self._stamp:
                     raise self._changed()
                 while buffer:
-                    count = os.preadv(fd, [buffer], offset)
+                    count = os.preadv(file.fileno(), [buffer], offset)
                     if not count:
                         raise self._changed()
                     buffer, offset = buffer[count:], offset + count
-            finally:
-                os.close(fd)
         except OSError as error:
             raise self.error(f"cannot be read: {error.strerror}") from error
 

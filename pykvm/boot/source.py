@@ -6,6 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from pykvm.descriptor import Descriptor
 from pykvm.errors import LoadError
 from pykvm.values.frozen import NamedTuple
 
@@ -100,8 +101,8 @@ def read_source(path: str | os.PathLike[str], *, name: str | None = None) -> Sou
     path = os.fspath(path)
     try:
         # O_NONBLOCK: opening a FIFO by mistake would wait for its other end.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
+        with Descriptor.open(path, os.O_RDONLY | os.O_NONBLOCK) as opened:
+            fd = opened.fileno()
             status = os.fstat(fd)
             _check_kind(path, status)
             if status.st_size >= _LARGE:
@@ -110,8 +111,6 @@ def read_source(path: str | os.PathLike[str], *, name: str | None = None) -> Sou
                 return LargeFile(name if name is not None else os.path.basename(path), path, status)
             with open(fd, "rb", buffering=0, closefd=False) as file:
                 data = file.read()
-        finally:
-            os.close(fd)
     except (OSError, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "out of memory"
         raise LoadError(f"{path}: cannot be read: {reason}") from error

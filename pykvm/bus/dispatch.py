@@ -13,7 +13,7 @@ from errno import ENOMEM
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pykvm._core import ffi, lib
+from pykvm._core import ffi, lib, owned
 from pykvm.bus import Space
 from pykvm.bus.published import Published, Shared, as_accesses, as_writes
 from pykvm.errors import KVMError, resource_error
@@ -102,7 +102,7 @@ class Dispatch:
 
         Whatever a guest makes of its bus, there are no more maps than two a vCPU.
         """
-        new = ffi.gc(lib.pykvm_map_new(self.collected.core), lib.pykvm_map_free)
+        new = owned(lib.pykvm_map_new, lib.pykvm_map_free, self.collected.core)
         if new == ffi.NULL:
             raise resource_error("no room for the map of ports and addresses", ENOMEM)
         self._publish()

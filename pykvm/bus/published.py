@@ -37,7 +37,7 @@ from errno import ENOMEM
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pykvm._core import ffi, lib
+from pykvm._core import ffi, lib, owned
 from pykvm.errors import ConfigError, StateError, resource_error
 
 if TYPE_CHECKING:
@@ -181,11 +181,11 @@ class Shared:
     """What the vCPUs of a machine share in C: what was collected, and what the time is."""
 
     def __init__(self) -> None:
-        core = lib.pykvm_shared_new()
+        core = owned(lib.pykvm_shared_new, lib.pykvm_shared_free)
         if core == ffi.NULL:
             raise resource_error("no room for the buffers of collected writes", ENOMEM)
         #: struct pykvm_shared
-        self.core: Any = ffi.gc(core, lib.pykvm_shared_free)
+        self.core: Any = core
         #: Called, in any thread, when what a device published has changed while accesses wait for
         #: it: they are to be handed over soon.
         self.on_urgent: Callable[[], None] | None = None
@@ -345,13 +345,13 @@ class Published:
         if self.core is not None:
             raise StateError("a device's registers are laid out once")
         places = list(registers)
-        core = lib.pykvm_table_new(self.shared.core, self.tag, self.length, len(places), banks)
+        new, free = lib.pykvm_table_new, lib.pykvm_table_free
+        core = owned(new, free, self.shared.core, self.tag, self.length, len(places), banks)
         if core == ffi.NULL:
             raise ConfigError(
                 f"{len(places)} registers in {banks} banks over {self.length} offsets: "
                 "there are 1 to 65,535 of them, 1 to 256 banks and up to 65,536 offsets"
             )
-        core = ffi.gc(core, lib.pykvm_table_free)
         for number, (offset, size) in enumerate(places):
             if lib.pykvm_table_place(core, number, offset, size):
                 raise ConfigError(

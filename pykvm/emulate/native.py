@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pykvm._core import ffi, lib
+from pykvm._core import ffi, lib, owned
 from pykvm.emulate.fault import GP, MF, UD, XM, Fault, UnsupportedError
 from pykvm.emulate.fpu import check_avx, check_mmx, check_sse, check_x87, image_of, set_image
 from pykvm.x86.decode import MAP_0F, MAP_0F3A, MAP_0F38, opcodes
@@ -113,11 +113,11 @@ class Native:
     """
 
     def __init__(self) -> None:
-        core = lib.pykvm_native_new()
+        core = owned(lib.pykvm_native_new, lib.pykvm_native_free)
         if core == ffi.NULL:
             raise UnsupportedError("this host lets no program make code for itself")
         #: What the run loop in C completes learnt instructions with.
-        self.core: Any = ffi.gc(core, lib.pykvm_native_free)
+        self.core: Any = core
         self._state = ffi.buffer(core.state, _STATE)
         self._scratch = ffi.buffer(core.scratch, 64)
         self._places: dict[bytes, int] = {}

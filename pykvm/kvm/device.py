@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pykvm.kvm.handle import Attributes
+
+if TYPE_CHECKING:
+    from pykvm.descriptor import Descriptor
 
 __all__ = ["Device"]
 
@@ -13,6 +18,6 @@ class Device(Attributes):
     `type` is its KVM_DEV_TYPE_...: on x86, KVM_DEV_TYPE_VFIO.
     """
 
-    def __init__(self, fd: int, type: int) -> None:
-        super().__init__(fd, "KVM device")
+    def __init__(self, descriptor: Descriptor, type: int, *, warns: bool = True) -> None:
+        super().__init__(descriptor, "KVM device", warns=warns)
         self.type = type

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import warnings
 from array import array
 from errno import E2BIG
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pykvm.descriptor import Descriptor
 from pykvm.errors import ClosedError, ConfigError, KVMError, KVMResourceError, is_exhaustion
 from pykvm.kvm import uapi
 from pykvm.kvm.hints import hint_for
@@ -81,6 +81,11 @@ def _names() -> dict[int, str]:
     return {number: name for name, number in vars(uapi).items() if name.startswith("KVM_")}
 
 
+def _check_word(number: int, word: int) -> None:
+    if not 0 <= word < 1 << 64:
+        raise ConfigError(f"{name_of(number)}: {word:#x} is no unsigned 64-bit integer")
+
+
 class Handle:
     """One KVM file descriptor.
 
@@ -89,20 +94,18 @@ class Handle:
     the kernel refuses and ClosedError after `close`.
     """
 
-    #: Whether a handle that was forgotten is warned of; False where its owner does that.
-    warns = True
-
-    def __init__(self, fd: int, what: str) -> None:
-        # A list, since list.pop is atomic: two threads that close at once close one descriptor.
-        self._fds = [fd]
+    def __init__(self, descriptor: Descriptor, what: str, *, warns: bool = True) -> None:
+        """`warns` is False for a handle whose owner warns of itself when it was forgotten."""
+        self._descriptor = descriptor
         self._what = what
+        self._warns = warns
 
     @property
     def fd(self) -> int:
         """The file descriptor.  Raises ClosedError once the handle is closed."""
         try:
-            return self._fds[0]
-        except IndexError:
+            return self._descriptor.fileno()
+        except ValueError:
             raise ClosedError(f"this {self._what} is closed") from None
 
     def fileno(self) -> int:
@@ -112,15 +115,11 @@ class Handle:
     @property
     def closed(self) -> bool:
         """Whether the handle has been closed."""
-        return not self._fds
+        return self._descriptor.closed
 
     def close(self) -> None:
         """Close the file descriptor; closing twice does nothing."""
-        try:
-            fd = self._fds.pop()
-        except IndexError:
-            return
-        os.close(fd)
+        self._descriptor.close()
 
     def __enter__(self) -> Self:
         self.fd  # noqa: B018  a closed handle is refused here
@@ -135,15 +134,16 @@ class Handle:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fds", None):
-            if self.warns:
-                message = f"{self!r} was never closed"
+        # The descriptor closes itself; whoever keeps the warning has this handle with it.
+        if getattr(self, "_warns", False) and not self.closed:
+            message = f"{self!r} was never closed"
+            try:
                 warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
-            # Not self.close(): the VM of a vCPU in use may be collected before it.
-            Handle.close(self)
+            finally:
+                self._descriptor.close()
 
     def __repr__(self) -> str:
-        state = f"fd {self._fds[0]}" if self._fds else "closed"
+        state = "closed" if self.closed else f"fd {self.fd}"
         return f"<pykvm.kvm.{type(self).__name__} {state}>"
 
     def ioctl(self, number: int, arg: int | bytearray | memoryview = 0) -> int:
@@ -157,8 +157,7 @@ class Handle:
         """Issue an ioctl with an unsigned integer of 64 bits, of which fcntl.ioctl takes 31."""
         if 0 <= word <= _INT_MAX:
             return self.ioctl(number, word)
-        if not 0 <= word < 1 << 64:
-            raise ConfigError(f"{name_of(number)}: {word:#x} is no unsigned 64-bit integer")
+        _check_word(number, word)
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
@@ -166,6 +165,14 @@ class Handle:
         if result < 0:
             raise self._refused(number, ctypes.get_errno())
         return result
+
+    def ioctl_open(self, number: int, word: int = 0) -> Descriptor:
+        """Issue an ioctl that returns a file descriptor, with an unsigned integer of 64 bits."""
+        _check_word(number, word)
+        try:
+            return Descriptor.ioctl(self.fd, number, word)
+        except OSError as error:
+            raise self._refused(number, error.errno or 0) from None
 
     def ioctl_read(self, number: int, layout: StructLayout) -> Record:
         """Issue an ioctl that fills in a struct."""
@@ -234,13 +241,13 @@ class Enabling(Handle):
         value = {"cap": int(cap), "flags": flags, "args": padded}
         return self.ioctl_write(uapi.KVM_ENABLE_CAP, uapi.kvm_enable_cap, value)
 
-    def get_stats_fd(self) -> int:
+    def get_stats_fd(self) -> Descriptor:
         """Return a new file descriptor of the binary statistics; the caller closes it.
 
         `pykvm.kvm.stats.read_stats` decodes what it holds.  Needs KVM_CAP_BINARY_STATS_FD.
         KVM_GET_STATS_FD, api.rst 4.133.
         """
-        return self.ioctl(uapi.KVM_GET_STATS_FD)
+        return self.ioctl_open(uapi.KVM_GET_STATS_FD)
 
 
 class Attributes(Handle):

@@ -9,15 +9,17 @@ import os
 import struct
 
 from pykvm.kvm import uapi
+from pykvm.kvm.handle import fd_of
 
 __all__ = ["read_stats"]
 
 
-def read_stats(fd: int) -> dict[str, int | list[int]]:
-    """Return the statistics behind `fd` by name; histograms are lists.
+def read_stats(file: int | object) -> dict[str, int | list[int]]:
+    """Return the statistics by name, of what `get_stats_fd` returned; histograms are lists.
 
     Counters count from the creation of the VM or vCPU.
     """
+    fd = fd_of(file)
     header = uapi.kvm_stats_header.unpack(os.pread(fd, uapi.kvm_stats_header.size, 0))
     step = uapi.kvm_stats_desc.size + header.name_size
     descriptors = os.pread(fd, header.num_desc * step, header.desc_offset)

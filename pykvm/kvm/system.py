@@ -6,6 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from pykvm.descriptor import Descriptor
 from pykvm.errors import HostError, KVMError, is_exhaustion, resource_error
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import KVM_API_VERSION
@@ -50,15 +51,16 @@ class System(Extensions, Attributes):
     12
     """
 
-    def __init__(self, path: str = "/dev/kvm") -> None:
+    def __init__(self, path: str = "/dev/kvm", *, warns: bool = True) -> None:
+        """`warns` is False for one whose VMs warn of nothing: see `Handle`."""
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = Descriptor.open(path, os.O_RDWR)
         except OSError as error:
             if is_exhaustion(error.errno):
                 raise resource_error(f"cannot open {path}", error.errno or 0) from None
             advice = _ADVICE.get(error.errno or 0, "")
             raise HostError(f"cannot open {path}: {error.strerror}", hint=advice) from None
-        super().__init__(fd, "KVM system")
+        super().__init__(descriptor, "KVM system", warns=warns)
         try:
             version = self.api_version()
         except KVMError as error:
@@ -92,7 +94,8 @@ class System(Extensions, Attributes):
         from pykvm.kvm.vm import VM
 
         mmap_size = self.vcpu_mmap_size()
-        return VM(self.ioctl_word(uapi.KVM_CREATE_VM, type), mmap_size)
+        descriptor = self.ioctl_open(uapi.KVM_CREATE_VM, type)
+        return VM(descriptor, mmap_size, warns=self._warns)
 
     def vcpu_mmap_size(self) -> int:
         """Return the size in bytes of the page, and more, that a vCPU shares with its VMM.

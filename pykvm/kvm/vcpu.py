@@ -17,6 +17,7 @@ from pykvm.kvm.vcpu_state import State
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pykvm.descriptor import Descriptor
     from pykvm.kvm.handle import Fields
     from pykvm.kvm.records import Record
 
@@ -37,12 +38,20 @@ class VCPU(State, Enabling, Attributes):
     extended state (KVM_CAP_XSAVE2).
     """
 
-    def __init__(self, fd: int, id: int, mmap_size: int, xsave_size: int = 0) -> None:
-        super().__init__(fd, "vCPU")
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        id: int,
+        mmap_size: int,
+        xsave_size: int = 0,
+        *,
+        warns: bool = True,
+    ) -> None:
+        super().__init__(descriptor, "vCPU", warns=warns)
         self.id = id
         self.xsave_size = max(xsave_size, uapi.kvm_xsave.size)
         try:
-            self._page: mmap.mmap | None = mmap.mmap(fd, mmap_size)
+            self._page: mmap.mmap | None = mmap.mmap(self.fd, mmap_size)
         except OSError as error:
             self.close()
             raise resource_error(

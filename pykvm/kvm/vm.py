@@ -7,6 +7,7 @@ from contextlib import suppress
 from errno import ENOENT
 from typing import TYPE_CHECKING
 
+from pykvm.descriptor import Descriptor
 from pykvm.errors import ConfigError, KVMError
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import (
@@ -17,6 +18,7 @@ from pykvm.kvm.constants import (
 from pykvm.kvm.device import Device
 from pykvm.kvm.handle import Enabling, Extensions, address_of, bytes_of, fd_of
 from pykvm.kvm.vm_interrupts import Interrupts
+from pykvm.values.checks import unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,16 +44,18 @@ class VM(Interrupts, Enabling, Extensions):
     `close` closes its vCPUs and devices too; the kernel frees the VM with the last of them.
     """
 
-    def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
-        super().__init__(fd, "VM")
+    def __init__(self, descriptor: Descriptor, vcpu_mmap_size: int, *, warns: bool = True) -> None:
+        super().__init__(descriptor, "VM", warns=warns)
         self._vcpu_mmap_size = vcpu_mmap_size
         self._children: list[VCPU | Device] = []
         self._slot_pages: dict[int, int] = {}
 
     def close(self) -> None:
         """Close the vCPUs and devices of this VM, then the VM."""
-        while self._children:
-            self._children.pop().close()
+        # Not taken out of the list before: what an exception leaves open the next call closes.
+        for child in self._children:
+            child.close()
+        self._children.clear()
         super().close()
 
     def create_vcpu(self, id: int) -> VCPU:
@@ -63,8 +67,8 @@ class VM(Interrupts, Enabling, Extensions):
         from pykvm.kvm.vcpu import VCPU
 
         xsave_size = self.check_extension(KVM_CAP_XSAVE2)
-        fd = self.ioctl_word(uapi.KVM_CREATE_VCPU, id)
-        vcpu = VCPU(fd, id, self._vcpu_mmap_size, xsave_size)
+        descriptor = self.ioctl_open(uapi.KVM_CREATE_VCPU, id)
+        vcpu = VCPU(descriptor, id, self._vcpu_mmap_size, xsave_size, warns=self._warns)
         self._children.append(vcpu)
         return vcpu
 
@@ -105,15 +109,14 @@ class VM(Interrupts, Enabling, Extensions):
         value = uapi.kvm_userspace_memory_region2.unpack(packed)
         self._slot_pages[value.slot] = value.memory_size // PAGE
 
-    def create_guest_memfd(self, size: int, flags: int = 0) -> int:
+    def create_guest_memfd(self, size: int, flags: int = 0) -> Descriptor:
         """Return a file descriptor of `size` bytes of memory bound to this VM; close it yourself.
 
         `flags` are GUEST_MEMFD_FLAG_..., as KVM_CAP_GUEST_MEMFD_FLAGS offers.  Needs
         KVM_CAP_GUEST_MEMFD.  KVM_CREATE_GUEST_MEMFD, api.rst 4.142.
         """
-        value = {"size": size, "flags": flags}
-        layout = uapi.kvm_create_guest_memfd
-        return self.ioctl_write(uapi.KVM_CREATE_GUEST_MEMFD, layout, value)
+        packed = uapi.kvm_create_guest_memfd.pack({"size": size, "flags": flags})
+        return self.ioctl_open(uapi.KVM_CREATE_GUEST_MEMFD, address_of(packed))
 
     def set_memory_attributes(self, address: int, size: int, attributes: int) -> None:
         """Make guest-physical memory private (KVM_MEMORY_ATTRIBUTE_PRIVATE) or shared (0).
@@ -296,9 +299,11 @@ class VM(Interrupts, Enabling, Extensions):
         Needs KVM_CAP_DEVICE_CTRL.  Raises KVMError: ENODEV for a type that the host does not
         have, EEXIST for a second one.  KVM_CREATE_DEVICE, api.rst 4.79.
         """
-        data = uapi.kvm_create_device.pack({"type": type})
-        self.ioctl(uapi.KVM_CREATE_DEVICE, data)
-        device = Device(uapi.kvm_create_device.unpack(data).fd, type)
+        try:
+            descriptor = Descriptor.kvm_device(self.fd, unsigned("type", type, 32))
+        except OSError as error:
+            raise self._refused(uapi.KVM_CREATE_DEVICE, error.errno or 0) from None
+        device = Device(descriptor, type, warns=self._warns)
         self._children.append(device)
         return device
 

@@ -53,8 +53,6 @@ class Mainboard:
         self.bus = Bus()
         # What KVM answers itself, before any device of the bus.
         self._kernels: tuple[Area, ...] = ()
-        self.bus.fixed = self._fixed
-        memory.on_add = self._check_memory
         #: The devices by name.
         self.devices: dict[str, Device] = {}
         self.vcpus: list[CPU] = []
@@ -82,8 +80,9 @@ class Mainboard:
         placements = list(devices)
         for placement in placements:
             check_placement(placement)
+        # Not sooner: these are loops of references, and only `close` breaks them.
+        self.bus.fixed, self.memory.on_add = self._fixed, self._check_memory
         vm = self.vm = host.create_vm(hand_over=self._emulate)
-        vm.warns = False  # the machine does
         self.memory.attach(vm)
         if self._irqchip in ("kernel", "split"):
             from pykvm.irqchip.kernel import KernelChipset
@@ -118,7 +117,6 @@ class Mainboard:
         for index in range(count):
             cpuid = host.cpuid(model, index, count, irqchip=self._irqchip, hidden=hidden)
             vcpu = vm.create_vcpu(index)
-            vcpu.warns = False
             ring = host.coalescing_ring if count == 1 else None
             self.vcpus.append(CPU(vcpu, self.memory, ring=ring, claim=self.claim))
             vcpu.set_cpuid2(cpuid)

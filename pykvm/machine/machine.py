@@ -152,33 +152,34 @@ class Machine:
         self._remarks = guest.remarks
         self._kernel_watch: KernelWatch | None = None
         self._ear: Ear | None = None
-        with exhausted("this machine could not be made"), closing(Host()) as host:
-            host.check_vcpus(vcpus)
-            board = self._board = Mainboard(
-                memory_of(memory),
-                irqchip=irqchip or guest.irqchip(clock),
-                policy=clock,
-                tsc_khz=tsc_khz,
-                emulate=emulate == "auto",
-            )
-            self._repairs = Repairs(
-                board,
-                emulate=emulate == "auto",
-                floating=self._float,
-                on_emulated=self._emulated,
-            )
-            self.memory, self.bus = board.memory, board.bus
-            #: The devices by name.
-            self.devices = board.devices
-            try:
+        # What an exception finds half made is given back, also one that comes out of this `with`.
+        try:
+            with exhausted("this machine could not be made"), closing(Host()) as host:
+                host.check_vcpus(vcpus)
+                board = self._board = Mainboard(
+                    memory_of(memory),
+                    irqchip=irqchip or guest.irqchip(clock),
+                    policy=clock,
+                    tsc_khz=tsc_khz,
+                    emulate=emulate == "auto",
+                )
+                self._repairs = Repairs(
+                    board,
+                    emulate=emulate == "auto",
+                    floating=self._float,
+                    on_emulated=self._emulated,
+                )
+                self.memory, self.bus = board.memory, board.bus
+                #: The devices by name.
+                self.devices = board.devices
                 board.build(host, vcpus, cpu, guest.devices() if devices is None else devices)
                 board.dispatch.collected.floats = self._float
                 if quirks == "on" or (quirks == "auto" and may_meet_quirks(guest.image)):
                     self._repairs.add_remedies()
                 self._load(fw_cfg or {})
-            except BaseException:
-                self._release()
-                raise
+        except BaseException:
+            self._release()
+            raise
 
     def _emulated(self, cpu: CPU, name: str, result: str) -> bool:
         if self.on_emulated is None:
@@ -691,11 +692,17 @@ class Machine:
         self._release()
 
     def _release(self) -> None:
-        self._board.closed = True
-        for cpu in self._board.vcpus:
+        """Give back what there is: a machine that could not be made may have neither."""
+        board: Mainboard | None = getattr(self, "_board", None)
+        repairs: Repairs | None = getattr(self, "_repairs", None)
+        if board is None:
+            return
+        board.closed = True
+        for cpu in board.vcpus:
             cpu.close()
-        self._repairs.close()
-        self._board.close()
+        if repairs is not None:
+            repairs.close()
+        board.close()
 
     def __enter__(self) -> Machine:
         self._check_open()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from pykvm._core import ffi
+from pykvm.descriptor import Descriptor
 from pykvm.errors import (
     ClosedError,
     ConfigError,
@@ -72,20 +73,26 @@ def host_memory(path: str = "/proc/meminfo") -> dict[str, int]:
 class HostMapping:
     """A writable mapping in this process that backs one region of guest memory.
 
-    `address` is where it starts (HVA), `size` its bytes, `fd` the memfd behind it or None.
+    `address` is where it starts (HVA), `size` its bytes.
 
     Closing it unmaps at once, unless someone still holds a memoryview of it: then the mapping goes
     away with the last such view, so that no view ever points at nothing.
     """
 
-    __slots__ = ("_map", "_view", "address", "fd", "size")
+    __slots__ = ("_map", "_memfd", "_view", "address", "size")
 
-    def __init__(self, mapped: mmap.mmap, fd: int | None = None) -> None:
+    def __init__(self, mapped: mmap.mmap, memfd: Descriptor | None = None) -> None:
         self._map: mmap.mmap | None = mapped
         self.address = host_address(mapped)
         self._view = memoryview(mapped)
         self.size = len(mapped)
-        self.fd = fd
+        self._memfd = memfd
+
+    @property
+    def fd(self) -> int | None:
+        """The memfd that is mapped; None for other backings, and once it is closed."""
+        memfd = self._memfd
+        return None if memfd is None or memfd.closed else memfd.fileno()
 
     def slice(self, offset: int, length: int) -> memoryview:
         """A writable view of `length` bytes from `offset` on.  Raises ClosedError."""
@@ -125,16 +132,16 @@ class HostMapping:
 
     def close(self) -> None:
         """Unmap.  Closing twice is harmless."""
-        mapped, self._map = self._map, None
-        if mapped is None:
-            return
+        # Each step may be done twice: after an exception in here the next call goes on.
         self._view.release()
-        # A view that a caller still has holds the mapping; without our reference it dies with it.
-        with suppress(BufferError):
-            mapped.close()
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+        if self._map is not None:
+            # A view that a caller still has holds the mapping; without our reference it dies with
+            # it.
+            with suppress(BufferError):
+                self._map.close()
+            self._map = None
+        if self._memfd is not None:
+            self._memfd.close()
 
 
 def map_memory(size: int, backing: Backing, *, shared: bool, huge_pages: HugePages) -> HostMapping:
@@ -182,24 +189,20 @@ def _map_anonymous(size: int, *, reserved: bool) -> HostMapping:
 
 
 def _map_memfd(size: int, *, hugetlb: bool) -> HostMapping:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if hugetlb else 0)
-    fd = os.memfd_create("pykvm-guest", flags)
-    try:
-        os.ftruncate(fd, size)
-        # Whoever the fd is passed to must not be able to shrink it: our next access would SIGBUS.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        return HostMapping(mmap.mmap(fd, size, flags=mmap.MAP_SHARED), fd)
-    except BaseException:
-        os.close(fd)
-        raise
+    flags = os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if hugetlb else 0)
+    memfd = Descriptor.memfd("pykvm-guest", flags)
+    fd = memfd.fileno()
+    os.ftruncate(fd, size)
+    # Whoever the fd is passed to must not be able to shrink it: our next access would SIGBUS.
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return HostMapping(mmap.mmap(fd, size, flags=mmap.MAP_SHARED), memfd)
 
 
 def _map_file(size: int, path: str, *, shared: bool) -> HostMapping:
     # O_NONBLOCK: opening a FIFO by mistake must not hang; it means nothing for a regular file.
-    access = (os.O_RDWR if shared else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
-    fd = os.open(path, access)
-    try:
-        actual = os.fstat(fd).st_size
+    access = (os.O_RDWR if shared else os.O_RDONLY) | os.O_NONBLOCK
+    with Descriptor.open(path, access) as file:
+        actual = os.fstat(file.fileno()).st_size
         # Pages past the end of the file would SIGBUS this process when touched.
         if actual < size:
             raise ConfigError(
@@ -207,9 +210,7 @@ def _map_file(size: int, path: str, *, shared: bool) -> HostMapping:
                 hint=f"make the file longer (truncate -s {size} FILE) or the region smaller",
             )
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | _MAP_NORESERVE
-        return HostMapping(mmap.mmap(fd, size, flags=flags))
-    finally:
-        os.close(fd)
+        return HostMapping(mmap.mmap(file.fileno(), size, flags=flags))
 
 
 def _check_huge_pages(size: int, backing: Backing) -> None:

@@ -12,7 +12,7 @@ import weakref
 from errno import ENOMEM, errorcode
 from typing import TYPE_CHECKING, Any
 
-from pykvm._core import ffi, hold_claim, lib
+from pykvm._core import ffi, hold_claim, lib, owned
 from pykvm.errors import (
     ClosedError,
     KVMError,
@@ -66,10 +66,10 @@ class Claim:
     """The right to run a machine.  Raises ResourceError if there is no memory for it."""
 
     def __init__(self) -> None:
-        core = lib.pykvm_claim_new()
+        core = owned(lib.pykvm_claim_new, lib.pykvm_claim_free)
         if core == ffi.NULL:
             raise resource_error("no room for another machine", ENOMEM)
-        self.core: Any = ffi.gc(core, lib.pykvm_claim_free)
+        self.core: Any = core
         #: Whether this process is a fork of the one that made the machine.
         self.forked = False
         # Called in the child of a fork; weak, so that no cycle holds a machine that is forgotten.

@@ -62,7 +62,8 @@ class CPU:
         self.parked = vcpu.id != 0
         self.memory = memory
         self.regs = Registers(self.engine)
-        #: What runs it: for `Machine`.
+        #: What runs it: for `Machine`.  Last, since it is a loop of references: what an exception
+        #: leaves half made goes at once.
         self.loop = Loop(self)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import time
 from errno import ENOMEM
 from typing import TYPE_CHECKING, Any
 
-from pykvm._core import ffi, hold_vcpu, lib
+from pykvm._core import ffi, hold_vcpu, lib, owned
 from pykvm.errors import KVMError, ResourceError, StateError, resource_error
 from pykvm.kvm.run_page import (
     DIRTY_REGS,
@@ -97,13 +97,13 @@ class KvmEngine:
         #: Whether the kernel may collect writes to sinks without an exit.
         self.coalesces = ring is not None
         ring_page, entries = ring or (0, 0)
-        core = lib.pykvm_vcpu_new(
-            vcpu.fd, base, base + ring_page * PAGE if ring else ffi.NULL, entries
-        )
+        ring_at = base + ring_page * PAGE if ring else ffi.NULL
+        new, free = lib.pykvm_vcpu_new, lib.pykvm_vcpu_free
+        core = owned(new, free, vcpu.fd, base, ring_at, entries)
         if core == ffi.NULL:
             raise _no_memory(self.index)
         #: struct pykvm_vcpu; None once the engine is closed.
-        self.core: Any = ffi.gc(core, lib.pykvm_vcpu_free)
+        self.core: Any = core
         self._claim = claim
         if claim is not None and lib.pykvm_join(core, claim.core) < 0:
             raise _no_memory(self.index)

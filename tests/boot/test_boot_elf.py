@@ -29,6 +29,7 @@ from boot.elfs import (
 from pykvm import boot
 from pykvm.boot.elf import read_header, read_program_headers
 from pykvm.boot.source import Source
+from pykvm.descriptor import Descriptor
 from pykvm.errors import ConfigError, LoadError
 from pykvm.x86.state import Mode
 
@@ -347,11 +348,11 @@ class TestFiles:
             boot.load("/dev/zero")
 
     def test_unreadable(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def deny(path: str, flags: int) -> int:
+        def deny(path: str, flags: int) -> Descriptor:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
         # chmod would not do: root, which tests may run as, reads every file.
-        monkeypatch.setattr(os, "open", deny)
+        monkeypatch.setattr(Descriptor, "open", deny)
         with pytest.raises(LoadError) as caught:
             boot.load("/boot/secret.elf")
         assert str(caught.value) == "/boot/secret.elf: cannot be read: Permission denied"

@@ -14,6 +14,7 @@ import pytest
 from boot.elfs import Part, elf
 
 from pykvm.cli import main
+from pykvm.descriptor import Descriptor
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -94,14 +95,14 @@ def test_no_kvm_and_what_to_do(
     number: int,
     advice: str,
 ) -> None:
-    host_open = os.open
+    host_open = Descriptor.open
 
-    def refuse(path: Any, *rest: Any, **options: Any) -> int:
+    def refuse(path: Any, flags: int) -> Descriptor:
         if path == "/dev/kvm":
             raise OSError(number, os.strerror(number))
-        return host_open(path, *rest, **options)
+        return host_open(path, flags)
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Descriptor, "open", refuse)
     path = tmp_path / "guest.elf"
     path.write_bytes(elf())
     assert main([command, str(path)]) == 126

@@ -6,10 +6,12 @@ import errno
 import os
 import re
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
 
+from pykvm.descriptor import Descriptor
 from pykvm.errors import ClosedError, ConfigError, HostError, KVMError
 from pykvm.kvm import System, uapi
 from pykvm.kvm.handle import Handle, address_of, bytes_of, fd_of, name_of
@@ -18,7 +20,7 @@ from pykvm.kvm.hints import HINTS, NEEDS, hint_for
 
 @pytest.fixture
 def handle() -> Handle:
-    return Handle(os.open(os.devnull, os.O_RDWR), "thing")
+    return Handle(Descriptor.open(os.devnull, os.O_RDWR), "thing")
 
 
 def test_with_closes(handle: Handle) -> None:
@@ -50,28 +52,39 @@ def test_what_is_closed_is_refused(handle: Handle) -> None:
         handle.__enter__()
 
 
-def test_forgetting_to_close_closes(handle: Handle) -> None:
+@pytest.mark.parametrize("warns", [True, False])
+def test_forgetting_to_close_closes(warns: bool) -> None:
+    handle = Handle(Descriptor.open(os.devnull, os.O_RDWR), "thing", warns=warns)
     fd = handle.fd
-    with pytest.warns(ResourceWarning, match="was never closed"):
-        handle.__del__()
-    assert handle.closed
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del handle
+    assert [str(each.message) for each in caught] == [
+        f"<pykvm.kvm.Handle fd {fd}> was never closed"
+    ] * warns
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
 
 
-def test_many_threads_close_once(monkeypatch: pytest.MonkeyPatch, handle: Handle) -> None:
-    closed: list[int] = []
-    real = os.close
-    monkeypatch.setattr(os, "close", closed.append)
-    fd = handle.fd
-    threads = [threading.Thread(target=handle.close) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    monkeypatch.setattr(os, "close", real)
-    real(fd)
-    assert closed == [fd]
+def test_many_threads_close_once() -> None:
+    """A second close would take away what another thread has opened meanwhile."""
+
+    def close_and_open() -> None:
+        start.wait()
+        handle.close()
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+
+    for _ in range(50):
+        handle = Handle(Descriptor.open(os.devnull, os.O_RDWR), "thing")
+        opened: list[int] = []
+        start = threading.Barrier(8)
+        threads = [threading.Thread(target=close_and_open) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for fd in opened:
+            os.close(fd)
 
 
 def test_an_error_names_the_ioctl_and_what_to_do(handle: Handle) -> None:
@@ -114,7 +127,7 @@ class Full(Handle):
 
 @pytest.mark.parametrize(("tells", "asked"), [(True, [100, 300]), (False, [100, 200, 400])])
 def test_lists_are_asked_for_until_they_fit(tells: bool, asked: list[int]) -> None:
-    with Full(os.open(os.devnull, os.O_RDWR), "thing") as full:
+    with Full(Descriptor.open(os.devnull, os.O_RDWR), "thing") as full:
         full.tells, full.asked = tells, []
         buffer = full.ioctl_growing(uapi.KVM_GET_MSR_INDEX_LIST, uapi.kvm_msr_list, 100)
         assert full.asked == asked
@@ -126,7 +139,7 @@ def test_a_list_that_never_fits_is_an_error() -> None:
         def ioctl(self, number: int, arg: int | bytearray | memoryview = 0) -> int:
             raise KVMError("KVM_GET_MSR_INDEX_LIST", errno.E2BIG)
 
-    with Never(os.open(os.devnull, os.O_RDWR), "thing") as never, pytest.raises(KVMError):
+    with Never(Descriptor.open(os.devnull, os.O_RDWR), "thing") as never, pytest.raises(KVMError):
         never.ioctl_growing(uapi.KVM_GET_MSR_INDEX_LIST, uapi.kvm_msr_list, 1)
 
 
@@ -163,10 +176,10 @@ def test_a_missing_device_says_how_to_get_it(tmp_path: Path) -> None:
 def test_a_forbidden_device_says_how_to_get_at_it(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def refuse(*_: object) -> int:
+    def refuse(*_: object) -> Descriptor:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Descriptor, "open", refuse)
     with pytest.raises(HostError, match="cannot open /dev/kvm") as caught:
         System()
     assert "usermod -aG kvm" in caught.value.hint

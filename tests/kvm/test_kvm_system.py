@@ -103,14 +103,10 @@ def test_a_vm_outlives_the_system(system: System) -> None:
 
 
 def test_statistics_of_vms_and_vcpus(vm: VM) -> None:
-    import os
-
     require_cap(vm, Cap.KVM_CAP_BINARY_STATS_FD)
     vcpu = vm.create_vcpu(0)
-    for fd, name in ((vm.get_stats_fd(), "remote_tlb_flush"), (vcpu.get_stats_fd(), "exits")):
-        try:
-            stats = read_stats(fd)
-        finally:
-            os.close(fd)
+    for file, name in ((vm.get_stats_fd(), "remote_tlb_flush"), (vcpu.get_stats_fd(), "exits")):
+        with file:
+            stats = read_stats(file)
         assert name in stats
         assert all(isinstance(value, int | list) for value in stats.values())

@@ -115,11 +115,8 @@ def test_guest_memfd_is_a_file_of_its_size_or_refused(vm: VM) -> None:
         with pytest.raises(KVMError, match="needs KVM_CAP_GUEST_MEMFD"):
             vm.create_guest_memfd(MEMORY)
         return
-    fd = vm.create_guest_memfd(MEMORY)
-    try:
-        assert os.fstat(fd).st_size == MEMORY
-    finally:
-        os.close(fd)
+    with vm.create_guest_memfd(MEMORY) as file:
+        assert os.fstat(file.fileno()).st_size == MEMORY
 
 
 def test_memory_attributes_or_why_not(vm: VM) -> None:

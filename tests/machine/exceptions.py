@@ -1,24 +1,33 @@
-"""Exceptions aimed at the instants of a run, and what must hold after each of them."""
+"""Exceptions aimed at the instants of a machine's life, and what must hold after each of them."""
 
 from __future__ import annotations
 
-import ast
+import dis
 import gc
-import inspect
 import os
 import random
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
-from types import FrameType
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 from pykvm import Machine, Mode, Outcome
 from support.listing import assemble
 
-__all__ = ["SPIN", "Boom", "ctrl_c_at_lines", "real_alarm", "signals_at_the_ends"]
+__all__ = [
+    "SPIN",
+    "Boom",
+    "ctrl_c_in_a_run",
+    "ctrl_c_while_closing",
+    "ctrl_c_while_making",
+    "real_alarm",
+    "signals_at_the_ends",
+]
 
 SPIN = assemble("""
     FA           cli
@@ -32,18 +41,19 @@ class Boom(Exception):
     """What the handler raises."""
 
 
-def boom(number: int, frame: FrameType | None) -> None:
-    raise Boom
-
-
 def real_alarm() -> Iterator[Callable[[float], None]]:
     """What the fixture `alarm` yields."""
+    stopped = False
+
+    def boom(number: int, frame: FrameType | None) -> None:
+        # Another thread may have taken the signal, and be late with it.
+        if not stopped:
+            raise Boom
 
     def arm(delay: float) -> None:
+        nonlocal stopped
+        stopped = delay == 0
         signal.setitimer(signal.ITIMER_REAL, delay)
-        if not delay:
-            # Python looks here for a signal that has come already: none is left for later.
-            signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     # Python drops what is raised inside a __del__: the machines of other tests are not to go now.
     gc.collect()
@@ -111,84 +121,137 @@ def signals_at_the_ends(vcpus: int, count: int, alarm: Callable[[float], None]) 
 
 
 @cache
-def with_lines(module: str) -> frozenset[int]:
-    """The lines on which a module's `with` statements begin."""
-    try:
-        source = inspect.getsource(sys.modules[module])
-    except (OSError, TypeError, KeyError):
-        return frozenset()
-    return frozenset(n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.With))
+def looks(code: CodeType) -> frozenset[int]:
+    """Where Python looks at its signals in a function: at its start and after each call."""
+    found = set()
+    after = True
+    for instruction in dis.get_instructions(code):
+        if after and instruction.opname not in ("CACHE", "RESUME"):
+            found.add(instruction.offset)
+            after = False
+        after = after or instruction.opname.startswith("CALL")
+    return frozenset(found)
 
 
-class Injector:
-    """Sends SIGINT at the n-th line that a run executes inside pykvm."""
+class CtrlC:
+    """Raises KeyboardInterrupt at the n-th time that Python could, inside pykvm."""
 
-    def __init__(self, line: int) -> None:
-        self.left = line
+    def __init__(self, number: int) -> None:
+        self.left = number
         self.place = ""
-        self._entered: dict[int, set[int]] = {}
 
     def call(self, frame: FrameType, event: str, arg: object) -> Any:
-        name = frame.f_code.co_filename
-        return self.line if any(part in name for part in PACKAGES) else None
+        code = frame.f_code
+        # What is raised in a __del__ Python prints and drops, whatever it is.
+        if code.co_name == "__del__" or not any(part in code.co_filename for part in PACKAGES):
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        return self.instruction
 
-    def line(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "line" and not self._leaves_with(frame):
+    def instruction(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "opcode" and frame.f_lasti in looks(frame.f_code):
             self.left -= 1
             if self.left == 0:
                 self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
                 sys.settrace(None)
-                os.kill(os.getpid(), signal.SIGINT)
-        return self.line
-
-    def _leaves_with(self, frame: FrameType) -> bool:
-        """Whether this line is a `with` again, on the way out.
-
-        A trace function may raise there, before `__exit__` is called; a signal's handler cannot.
-        """
-        if frame.f_lineno not in with_lines(frame.f_globals.get("__name__", "")):
-            return False
-        entered = self._entered.setdefault(id(frame), set())
-        if frame.f_lineno in entered:
-            entered.discard(frame.f_lineno)
-            return True
-        entered.add(frame.f_lineno)
-        return False
+                raise KeyboardInterrupt
+        return self.instruction
 
 
-def strike(machine: Machine, line: int) -> str:
-    """Run with Ctrl-C at that line; the place, empty if the run has not so many."""
-    injector = Injector(line)
-    sys.settrace(injector.call)
+def strike(action: Callable[[], object], number: int) -> str:
+    """Do it with Ctrl-C at that instant; the place, empty if it has not so many."""
+    ctrl_c = CtrlC(number)
+    before = sys.gettrace()
+    sys.settrace(ctrl_c.call)
     try:
-        machine.run(timeout=0.001)
+        action()
     except KeyboardInterrupt:
         pass
     finally:
-        sys.settrace(None)
-    return injector.place
+        sys.settrace(before)
+    return ctrl_c.place
 
 
-def ctrl_c_at_lines(vcpus: int, step: int) -> int:
-    """Ctrl-C at every `step`-th line of a run, one after the other; how many lines that were."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    tracer = sys.gettrace()
+def ctrl_c_in_a_run(vcpus: int, step: int) -> int:
+    """Ctrl-C at every `step`-th instant of a run, one after the other; how many those were."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    line, tried = 1, 0
-    try:
-        before = threads()
-        while True:
-            machine = make(vcpus)
-            machine.run(timeout=0)
-            place = strike(machine, line)
-            if not place:
-                machine.close()
-                return tried
+    before = threads()
+    for number in range(1, 1 << 20, step):
+        machine = make(vcpus)
+        machine.run(timeout=0)
+        place = strike(partial(machine.run, 0.001), number)
+        if place:
             check(machine, blocked)
-            machine.close()
-            assert settled(before), place
-            tried += 1
-            line += step
+        machine.close()
+        if not place:
+            return number // step
+        assert settled(before), place
+    raise AssertionError("a run without end")
+
+
+# The guest's memory, which is not touched: what is mapped beside it is far less.
+LARGE = 1 << 30
+
+
+def held() -> tuple[int, int, int]:
+    """Descriptors, what is mapped in all, and run pages of vCPUs."""
+    size = pages = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        size += end - start
+        pages += "kvm-vcpu" in line
+    return len(os.listdir("/proc/self/fd")), size, pages
+
+
+def check_held(before: tuple[int, int, int], place: str) -> None:
+    """That as much is held as before, but for what Python keeps for itself."""
+    descriptors, size, pages = held()
+    assert (descriptors, pages) == (before[0], before[2]), place
+    assert size < before[1] + LARGE // 2, place
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """What is given back is given back at once."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        sys.settrace(tracer)
+        gc.enable()
+
+
+def ctrl_c_while_making(step: int, **options: Any) -> int:
+    """Ctrl-C at every `step`-th instant of making a machine; how many those were."""
+
+    def make() -> None:
+        machines.append(Machine(SPIN, mode=Mode.REAL, memory=LARGE, **options))
+
+    machines: list[Machine] = []
+    make()
+    machines.pop().close()
+    with no_collector():
+        before = held()
+        for number in range(1, 1 << 20, step):
+            place = strike(make, number)
+            if not place:
+                machines.pop().close()
+                return number // step
+            assert not machines
+            check_held(before, place)
+    raise AssertionError("a machine that is never made")
+
+
+def ctrl_c_while_closing(step: int, **options: Any) -> int:
+    """Ctrl-C at every `step`-th instant of closing one, and closed again; how many those were."""
+    with no_collector():
+        before = held()
+        for number in range(1, 1 << 20, step):
+            machine = Machine(SPIN, mode=Mode.REAL, memory=LARGE, **options)
+            machine.run(timeout=0)
+            place = strike(machine.close, number)
+            machine.close()
+            check_held(before, place)
+            if not place:
+                return number // step
+    raise AssertionError("a machine that is never closed")

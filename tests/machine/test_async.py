@@ -14,7 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from machine.exceptions import SPIN, Boom, ctrl_c_at_lines, real_alarm, signals_at_the_ends
+from machine.exceptions import (
+    SPIN,
+    Boom,
+    ctrl_c_in_a_run,
+    ctrl_c_while_closing,
+    ctrl_c_while_making,
+    real_alarm,
+    signals_at_the_ends,
+)
 
 from pykvm import Outcome
 from pykvm.x86 import state as x86
@@ -48,8 +56,18 @@ def test_signals_at_the_ends_of_a_short_run(vcpus: int, alarm: Callable[[float],
 
 
 @pytest.mark.parametrize(("vcpus", "step"), [(1, 4), (2, 9)])
-def test_ctrl_c_at_lines_of_a_run(vcpus: int, step: int) -> None:
-    assert ctrl_c_at_lines(vcpus, step) > 20
+def test_ctrl_c_at_instants_of_a_run(vcpus: int, step: int) -> None:
+    assert ctrl_c_in_a_run(vcpus, step) > 20
+
+
+def test_ctrl_c_at_instants_of_making_a_machine() -> None:
+    """Nothing is left of it: no descriptor, no memory, and no warning."""
+    assert ctrl_c_while_making(97) > 20
+
+
+def test_ctrl_c_at_instants_of_closing_a_machine() -> None:
+    """The next `close` gives back what is left."""
+    assert ctrl_c_while_closing(3) > 20
 
 
 def test_guest_memory_stands_still_after_an_exception(
@@ -66,8 +84,6 @@ def test_guest_memory_stands_still_after_an_exception(
             alarm(0)
         except Boom:
             pass
-        finally:
-            alarm(0)
         seen = machine.memory.u16(0x500)
         time.sleep(0.0005)
         assert machine.memory.u16(0x500) == seen

@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine.exceptions import ctrl_c_at_lines, real_alarm, signals_at_the_ends
+from machine.exceptions import (
+    ctrl_c_in_a_run,
+    ctrl_c_while_closing,
+    ctrl_c_while_making,
+    real_alarm,
+    signals_at_the_ends,
+)
 from machine.test_hostile import CODE, ENDINGS
 from machine.test_kick import MIXED, no_sink
 from machine.test_life import descriptors, live, mappings, resident
@@ -121,5 +127,12 @@ def test_fifty_thousand_signals_at_the_ends_of_a_run(
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
-def test_ctrl_c_at_every_line_of_a_run(vcpus: int) -> None:
-    assert ctrl_c_at_lines(vcpus, 1) > 200
+def test_ctrl_c_at_every_instant_of_a_run(vcpus: int) -> None:
+    assert ctrl_c_in_a_run(vcpus, 1) > 200
+
+
+@pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+def test_ctrl_c_at_every_instant_of_a_machines_making_and_closing(irqchip: str) -> None:
+    options = {"irqchip": irqchip, "vcpus": 2, "quirks": "on"}
+    assert ctrl_c_while_making(1, **options) > 2000
+    assert ctrl_c_while_closing(1, **options) > 50
