@@ -84,15 +84,17 @@ class RunPage:
     """The mapped kvm_run page of one vCPU, and the exit that it holds.
 
     `current` is the last exit that `decode` made, while it may still be answered; None after that.
+    `taken` says whether it was answered.
     """
 
-    __slots__ = ("current", "view", "words")
+    __slots__ = ("current", "taken", "view", "words")
 
     def __init__(self, view: memoryview) -> None:
         """`view` is writable and as long as KVM_GET_VCPU_MMAP_SIZE says."""
         self.view = view
         self.words = view.cast("I")
         self.current: Exit | None = None
+        self.taken = False
 
     def release(self) -> None:
         """Let go of the page: the exit that it holds is over, and another cannot be decoded."""
@@ -126,6 +128,22 @@ class Exit(_Decoded, Frozen):
     def _put(self, offset: int, data: bytes) -> None:
         view = self._view()
         view[offset : offset + len(data)] = data
+        self._page.taken = True
+
+    def take(self) -> None:
+        """Keep the exit from the devices: what comes to ``for exit in machine.exits()`` is yours.
+
+        A write then goes nowhere else, a read that was not answered gives all ones, and the guest
+        goes on past a HLT.  To answer an exit takes it as well.  Raises StateError if the vCPU has
+        run on since.
+        """
+        self._view()
+        self._page.taken = True
+
+    @property
+    def taken(self) -> bool:
+        """Whether it was answered or taken, and the vCPU has not run on since."""
+        return hasattr(self, "_page") and self._page.current is self and self._page.taken
 
     def __repr__(self) -> str:
         names = type(self).__fields__
@@ -597,5 +615,5 @@ def decode(page: RunPage) -> Exit:
     else:
         exit = decoder(page)
     _set_page(exit, page)
-    page.current = exit
+    page.current, page.taken = exit, False
     return exit

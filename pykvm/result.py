@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pykvm.errors import (
@@ -209,6 +210,16 @@ class Result:
         self.error = ending.error
         self.matched = ending.matched
         self.match = ending.match
+
+    def include(self, before: Result) -> None:
+        """Add the figures of an earlier part of the same run."""
+        self.exits = Counter(before.exits) + Counter(self.exits)
+        self.seconds += before.seconds
+        self.guest_seconds += before.guest_seconds
+        self.outside_seconds += before.outside_seconds
+        self.emulated = Counter(before.emulated) + Counter(self.emulated)
+        self.emulated_seconds += before.emulated_seconds
+        self.made_good = Counter(before.made_good) + Counter(self.made_good)
 
     @property
     def ok(self) -> bool:

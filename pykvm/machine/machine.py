@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pykvm.devices.uart import Uart16550
     from pykvm.exits import Debug, Exit, IoIn, IoOut, MmioRead, MmioWrite
     from pykvm.machine.config import File
+    from pykvm.machine.exits import Exits
     from pykvm.machine.linux_console import KernelWatch
     from pykvm.machine.until import Awaited, Conditions, Ear
     from pykvm.memory import GuestMemory
@@ -397,7 +398,64 @@ class Machine:
             timeout = checks.seconds("timeout", timeout)
         if on_exit is not None:
             checks.callback("on_exit", on_exit)
+        self._board.dispatch.collected.forget_drops()
         return self._board.claim.hold(partial(self._run, timeout, until, on_exit, fail))
+
+    def exits(
+        self,
+        timeout: float | None = None,
+        until: Awaited | Sequence[Awaited] | None = None,
+        fail: Awaited | Sequence[Awaited] | None = None,
+    ) -> Exits:
+        """Run the guest, and stop at every VM exit of every vCPU.
+
+        ::
+
+            exits = machine.exits(timeout=5)
+            for exit in exits:
+                match exit:
+                    case IoIn(port=0x60):
+                        exit.answer(0x1C)
+                    case IoOut(port=0x80):
+                        exit.take()
+            print(exits.result)
+
+        An exit that you neither answer nor `take` goes where it would in `run` once you ask for the
+        next: to its device, to the interrupt controllers, to the emulator; a HLT waits for an
+        interrupt.  Timers and interrupts come as in `run`, and the iteration ends as a run does:
+        `result` of what is returned says how, `cpu` of which vCPU the last exit was.
+
+        Between two exits no vCPU runs: look at and change what you like.  Setting a register first
+        completes the instruction of the exit, so a read that you want to answer is answered before.
+        Leave the loop when you like; the next `run` or `exits` goes on from there.  A breakpoint
+        is an exit like others, and `until` and `fail` are as for `run`, each looked at anew from
+        one exit to the next.  `timeout` counts the time that the guest runs.
+
+        Raises what `run` does.
+        """
+        if timeout is not None:
+            timeout = checks.seconds("timeout", timeout)
+        self._check_open()
+        from pykvm.machine.exits import Exits
+
+        def run(left: float | None) -> tuple[Result, bool]:
+            result = self._board.claim.hold(
+                partial(self._run, left, until, None, fail, self._stops)
+            )
+            return result, self._board.run is not None and self._board.run.at_exit
+
+        self._board.dispatch.collected.forget_drops()
+        return Exits(self.vcpus, run, timeout)
+
+    def _stops(self, cpu: CPU, exit: Exit) -> bool:
+        """Whether `exits` stops here: not at breakpoints and steps that pykvm needs for itself."""
+        from pykvm.exits import Debug
+        from pykvm.vcpu.guest_debug import DR6_BS
+
+        if not isinstance(exit, Debug):
+            return True
+        past = exit.dr6 & DR6_BS and cpu.debug.stepped()
+        return not (past or self._repairs.take(cpu, exit))
 
     def _run(
         self,
@@ -405,6 +463,7 @@ class Machine:
         until: Awaited | Sequence[Awaited] | None,
         on_exit: Callable[[CPU, Exit], None] | None,
         fail: Awaited | Sequence[Awaited] | None,
+        stops: Callable[[CPU, Exit], bool] | None = None,
     ) -> Result:
         """The run, inside the machine's claim."""
         with self._conditions(until, fail) as conditions, self._kernel() as kernel:
@@ -416,6 +475,7 @@ class Machine:
                 timeout=timeout,
                 check=None if conditions is None else conditions.check,
                 on_exit=on_exit,
+                stops=stops,
                 interrupts=board.chipset.timekeeper if board.chipset else None,
                 look=repairs.look,
             )
@@ -424,9 +484,10 @@ class Machine:
             if conditions is not None:
                 run.end(conditions.ending)
             before = repairs.tally()
-            board.dispatch.collected.forget_drops()
             result = self._in_guest_time(run)
             repairs.tell(result, before)
+            if run.at_exit:
+                return result
             if kernel is not None and result.outcome in _MAY_BE_DEAD:
                 death = kernel.death()
                 if death is not None:

@@ -20,7 +20,7 @@ from pykvm.kvm.uapi import KVM_EXIT_HLT
 from pykvm.machine.guest_ends import ending_of
 from pykvm.result import Ending, Outcome, Place, Result
 from pykvm.vcpu.claim import LateError
-from pykvm.vcpu.loop import OVER
+from pykvm.vcpu.loop import OVER, Pending
 from pykvm.vcpu.reset import can_reset
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from pykvm.vcpu import CPU
     from pykvm.vcpu.claim import Claim
 
-__all__ = ["SENT_INIT", "Interrupts", "Run"]
+__all__ = ["AT_EXIT", "SENT_INIT", "Interrupts", "Run"]
+
+#: The end of a run that was to stop at an exit; no Result that a user sees has it.
+AT_EXIT = Ending(Outcome.STOPPED, "stopped at a VM exit")
 
 #: Where no firmware is to begin in.
 SENT_INIT = "the guest sent INIT to its first vCPU"
@@ -125,12 +128,15 @@ class Run:
         timeout: float | None,
         check: Callable[[], Ending | None] | None = None,
         on_exit: Callable[[CPU, Exit], None] | None = None,
+        stops: Callable[[CPU, Exit], bool] | None = None,
         interrupts: Interrupts | None = None,
         look: Callable[[CPU], None] | None = None,
     ) -> None:
         """`cpus` are to run within `claim`, which the caller holds.
 
         `take` answers an exit or says how the run ends; `on_exit` sees each of them before.
+        With `stops` the run stops at each exit for which that is true, `AT_EXIT`, with the exit as
+        its vCPU's `Loop.pending`; else `stops` has dealt with it.
         `interrupts` is what wakes halted vCPUs, and starts parked ones; None if nothing does.
         `look` is called whenever there is an occasion to look at a vCPU.
         """
@@ -143,6 +149,8 @@ class Run:
         ]
         self._take = take
         self._on_exit = on_exit
+        self._stops = stops
+        self._surface = on_exit is not None or stops is not None
         self._look = look
         self._timeout = timeout
         self._claim = claim
@@ -174,30 +182,50 @@ class Run:
         return True
 
     @property
+    def at_exit(self) -> bool:
+        """Whether it has ended for nothing but an exit to stop at."""
+        return self._ending is AT_EXIT
+
+    @property
     def under_way(self) -> bool:
         """Whether its vCPUs may still enter the guest."""
         return self._claim.running == self._turn
 
     @property
     def _ending(self) -> Ending | None:
-        """The first ending, but for one that the host asked for and the guest's own replaces."""
+        """The first ending, but for one that the host asked for and the guest's own replaces.
+
+        To stop at an exit gives way to all others.
+        """
         endings = self._endings
         if not endings:
             return None
-        return next((end for end in endings if end.outcome not in _ASKED_FOR), endings[0])
+        of_no_vcpu = (AT_EXIT, OVER, self._failed)
+        asked = next((end for end in endings if end not in of_no_vcpu), endings[0])
+        return next((end for end in endings if end.outcome not in _ASKED_FOR), asked)
 
     # -- the Handlers of every vCPU -------------------------------------------------------------
 
     def take_exit(self, cpu: CPU) -> Ending | None:
         """See `pykvm.vcpu.loop.Handlers`."""
         reason = cpu.engine.page[EXIT_REASON]
-        if self._on_exit is None and reason == KVM_EXIT_HLT:
+        if not self._surface and reason == KVM_EXIT_HLT:
             return self._halt(cpu)
-        from pykvm.exits import Hlt, IrqWindowOpen, SetTpr, decode
+        from pykvm.exits import decode
 
         exit = decode(cpu.engine.run_page)
         if self._on_exit is not None:
             self._on_exit(cpu, exit)
+        if self._stops is None:
+            return self._answer(cpu, exit)
+        if not self._stops(cpu, exit):
+            return None
+        cpu.loop.pending = Pending(exit)
+        return AT_EXIT
+
+    def _answer(self, cpu: CPU, exit: Exit) -> Ending | None:
+        from pykvm.exits import Hlt, IrqWindowOpen, SetTpr
+
         if isinstance(exit, Hlt):
             return self._halt(cpu)
         if isinstance(exit, (IrqWindowOpen, SetTpr)):
@@ -375,13 +403,24 @@ class Run:
             # The end may have come before this vCPU could be kicked.
             ending = self.take_kick(cpu)
             if ending is None:
-                if cpu.loop.leave_hlt():
-                    ending = self._halt(cpu)
-                elif cpu.parked:
-                    ending = self._wait(cpu)
-            return ending or cpu.loop.run(self, surface=self._on_exit is not None)
+                ending = self._go_on(cpu)
+            if ending is None and self.check is not None:
+                ending = self.check()
+            return ending or cpu.loop.run(self, surface=self._surface)
         except GuestEnd as end:
             return ending_of(end, cpu)
+
+    def _go_on(self, cpu: CPU) -> Ending | None:
+        """Begin where the last run left this vCPU: at an exit, in HLT, or parked."""
+        pending, cpu.loop.pending = cpu.loop.pending, None
+        if pending is not None and not pending.exit.taken:
+            ending = self._answer(cpu, pending.exit)
+            # A breakpoint that was handed out has stopped the run already.
+            if ending is not None and ending.outcome is not Outcome.DEBUG:
+                return ending
+        if cpu.loop.leave_hlt():
+            return self._halt(cpu)
+        return self._wait(cpu) if cpu.parked else None
 
     def _run_other(self, cpu: CPU) -> None:
         """The thread of a vCPU that is not the first."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pykvm.vcpu.cpu import CPU
     from pykvm.vcpu.guest_debug import GuestDebug
 
-__all__ = ["OVER", "Handlers", "Loop"]
+__all__ = ["OVER", "Handlers", "Loop", "Pending"]
 
 _EXIT: int = lib.PYKVM_EXIT
 _AGAIN: int = lib.PYKVM_AGAIN
@@ -60,6 +60,16 @@ class Handlers(Protocol):
         """`Engine.attend` was called, or the alarm went off: look at timers and interrupts."""
 
 
+class Pending:
+    """An exit at which a run stopped: `shown` once it was handed out."""
+
+    __slots__ = ("exit", "shown")
+
+    def __init__(self, exit: Exit) -> None:
+        self.exit = exit
+        self.shown = False
+
+
 class Loop:
     """Runs one vCPU by its engine; what each exit means is the business of others."""
 
@@ -71,6 +81,8 @@ class Loop:
         self._turn = 0
         # The RIP behind the HLT in which the last run left this vCPU waiting.
         self._halted: int | None = None
+        #: The exit at which the last run stopped, for the next to deal with.
+        self.pending: Pending | None = None
         #: Called before and after each KVM_RUN of a loop by hand, for a clock that stands still
         #: between them.
         self.timing: tuple[Callable[[], None], Callable[[], None]] | None = None
@@ -183,6 +195,7 @@ class Loop:
         if refused:
             engine.refused(refused)
         self._turn = turn = self._turn + 1
+        self.pending = None
         try:
             page = engine.run_page
             core.surface = 1

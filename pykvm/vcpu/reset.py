@@ -34,6 +34,7 @@ def reset_by_init(cpu: CPU) -> None:
 
     engine = cpu.engine
     engine.abandon_instruction()
+    cpu.loop.pending = None
     leaf = next((leaf for leaf in engine.kvm.get_cpuid2() if leaf.function == 1), None)
     cpu.state = after_init(cpu.state, signature=leaf.eax if leaf is not None else _SIGNATURE)
     engine.kvm.set_debugregs({"db": [0] * 4, "dr6": _DR6_INIT, "dr7": _DR7_INIT})
