@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from pykvm.exits import Exit
     from pykvm.machine.board import Mainboard
     from pykvm.quirks.remedies import Remedies
+    from pykvm.quirks.signs import Signs
     from pykvm.result import Result
     from pykvm.vcpu import CPU
+    from pykvm.vcpu.msr_exits import MsrExits
 
 __all__ = ["REMEDIABLE", "Repairs", "may_meet_quirks"]
 
@@ -61,17 +63,40 @@ class Repairs:
         self._floating = floating
         self._on_emulated = on_emulated
         self._emulator: Emulator | None = None
+        # What is looked out for until this host was asked, and what came of it.
+        self._signs: Signs | None = None
         self._remedies: Remedies | None = None
+        self._msr_exits: MsrExits | None = None
 
     def add_remedies(self) -> None:
         """Make good the quirks that this host has, from now on; the vCPUs must have been made."""
+        from pykvm.quirks.signs import Signs
+
+        self._msr_exits = self._board.msr_exits()
+        self._signs = Signs(self._board.vcpus, self._msr_exits, self._ask)
+
+    def _ask(self, cpu: CPU) -> None:
+        """The guest may come to meet them: find out which this host has."""
         from pykvm.quirks import found
         from pykvm.quirks.remedies import MADE_GOOD, Remedies
+        from pykvm.quirks.signs import OWNER
 
-        here = found(MADE_GOOD)
-        if here:
-            board = self._board
-            self._remedies = Remedies(board.vcpus, board.memory, board.msr_exits(), here)
+        board, msr_exits = self._board, self._msr_exits
+        with board.dispatch.lock:
+            signs = self._signs
+            if signs is not None and msr_exits is not None:
+                here = found(MADE_GOOD)
+                if here:
+                    self._remedies = Remedies(
+                        board.vcpus, board.memory, msr_exits, here, by_hand=signs.by_hand
+                    )
+                else:
+                    msr_exits.ask(OWNER)
+                    for each in board.vcpus:
+                        each.loop.on_begin = None
+                self._signs = None
+        if self._remedies is not None:
+            self._remedies.look(cpu)
 
     def take(self, cpu: CPU, exit: Exit) -> bool:
         """Set the vCPU right after one of the REMEDIABLE exits, so that the guest goes on.
@@ -79,9 +104,23 @@ class Repairs:
         False if nobody can.  Raises GuestError where the guest cannot go on, and what devices
         raise.
         """
+        if self._signs is not None:
+            self._signs.take(cpu, exit)
         if self._remedies is not None and self._remedies.take(cpu, exit):
             return True
+        if self._msr_exits is not None and self._remedies is None and self._pass_on(cpu, exit):
+            return True
         return self._emulate and (self._emulator or self.emulator()).take(cpu, exit)
+
+    def _pass_on(self, cpu: CPU, exit: Exit) -> bool:
+        """Carry out a write that only exits because this host might have had a quirk."""
+        from pykvm.exits import WrMsr
+        from pykvm.quirks.signs import MSRS, write_msr
+
+        if not isinstance(exit, WrMsr) or exit.index not in MSRS:
+            return False
+        write_msr(cpu, exit)
+        return True
 
     def emulator(self) -> Emulator:
         """What completes the instructions that KVM refuses; made for the first of them."""
@@ -102,7 +141,13 @@ class Repairs:
     @property
     def look(self) -> Callable[[CPU], None] | None:
         """What wants to look at a vCPU whenever there is an occasion."""
-        return self._remedies.look if self._remedies is not None else None
+        return self._look if self._signs is not None or self._remedies is not None else None
+
+    def _look(self, cpu: CPU) -> None:
+        if self._signs is not None:
+            self._signs.look(cpu)
+        elif self._remedies is not None:
+            self._remedies.look(cpu)
 
     def refusal(self, cpu: CPU) -> tuple[str, str]:
         """Which instruction the emulator refused last, and why; empty if none."""

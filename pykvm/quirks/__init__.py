@@ -11,13 +11,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import PykvmError
-from pykvm.quirks.probe_vm import ProbeVM
 from pykvm.quirks.quirk import Quirk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pykvm.quirks.catalogue import QUIRKS
+    from pykvm.quirks.probe_vm import ProbeVM
 
 __all__ = ["QUIRKS", "Quirk", "found"]
 
@@ -42,6 +42,8 @@ def found(quirks: Iterable[Quirk] | None = None) -> frozenset[str]:
     asked = tuple(__getattr__("QUIRKS") if quirks is None else quirks)
     new = [quirk for quirk in asked if quirk.name not in _known]
     if new:
+        from pykvm.quirks.probe_vm import ProbeVM
+
         with closing(ProbeVM()) as vm:
             for quirk in new:
                 _known[quirk.name] = _probe(quirk, vm)

@@ -12,9 +12,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, lib
-from pykvm.errors import ConfigError, KVMError, MemoryRangeError
+from pykvm.errors import ConfigError, MemoryRangeError
 from pykvm.exits import Debug, Shutdown, WrMsr
 from pykvm.quirks import software_interrupt, syscall
+from pykvm.quirks.signs import LSTAR, MSRS, OCCASIONS, OWNER, STAR, write_msr
 from pykvm.quirks.software_interrupt import arrival
 from pykvm.x86.descriptors import Gate
 from pykvm.x86.registers import EFER
@@ -31,14 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MADE_GOOD", "Remedies"]
 
-OWNER = "quirks"
 MADE_GOOD = (syscall.QUIRK, software_interrupt.QUIRK)
 
 PAGE_FAULT, INVALID_OPCODE = 14, 6
 _GATE_SIZE = 16
 _GATES = (0xE, 0xF)  # interrupt and trap gate
-# So many exits in a row are an occasion to look at the gates.
-_OCCASIONS = 64
 _CANONICAL = 47
 # DR6 (SDM 3B 18.2.3): the exit was a single step.
 _BS = 1 << 14
@@ -53,12 +51,17 @@ class Remedies:
         memory: GuestMemory,
         msr_exits: MsrExits,
         quirks: frozenset[str],
+        *,
+        by_hand: bool = True,
     ) -> None:
-        """`quirks` are the names of those that the host has."""
+        """`quirks` are the names of those that the host has.
+
+        Unless `by_hand`, a run is under way, and writes of SYSCALL's MSRs exit already.
+        """
         self._memory = memory
         self._msr_exits = msr_exits
         self._lock = threading.Lock()
-        self._by_hand = True
+        self._by_hand = by_hand
         self._regions: tuple[Region, ...] = ()
         self._table: Any = ffi.NULL
         self._views: list[Any] = []
@@ -67,6 +70,8 @@ class Remedies:
             _Vcpu(cpu, syscalls=self._syscall, interrupts=software_interrupt.QUIRK.name in quirks)
             for cpu in cpus
         ]
+        if not self._syscall:
+            msr_exits.ask(OWNER)
         for vcpu in self._vcpus:
             vcpu.cpu.loop.on_begin = lambda pykvm, vcpu=vcpu: self._begin(vcpu, pykvm)
 
@@ -74,7 +79,7 @@ class Remedies:
         """A loop begins, of pykvm's (`pykvm`) or by hand, which sees no exit of ours."""
         with self._lock:
             if self._syscall and self._by_hand == pykvm:
-                self._msr_exits.ask(OWNER, writes=syscall.MSRS if pykvm else ())
+                self._msr_exits.ask(OWNER, writes=MSRS if pykvm else ())
                 self._by_hand = not pykvm
             if pykvm:
                 self._follow_memory()
@@ -107,13 +112,20 @@ class Remedies:
 
     def look(self, cpu: CPU) -> None:
         """An occasion to see whether the guest has other handlers now."""
-        self._vcpus[cpu.index].look()
+        self._begun(cpu).look()
+
+    def _begun(self, cpu: CPU) -> _Vcpu:
+        """The one of a vCPU, whose loop may have begun before these were made."""
+        vcpu = self._vcpus[cpu.index]
+        if not vcpu.begun and not self._by_hand:
+            self._begin(vcpu, pykvm=True)
+        return vcpu
 
     def take(self, cpu: CPU, exit: Exit) -> bool:
         """Set the vCPU right after `exit`, so that the guest goes on; False if it is not ours."""
-        vcpu = self._vcpus[cpu.index]
+        vcpu = self._begun(cpu)
         match exit:
-            case WrMsr(index=index) if index in syscall.MSRS:
+            case WrMsr(index=index) if index in MSRS:
                 vcpu.write_msr(exit)
                 return True
             case Debug() | Shutdown() if vcpu.makes_syscall_good():
@@ -142,6 +154,8 @@ class _Vcpu:
         self.core: Any = ffi.new("struct pykvm_syscall *")
         #: INT n that were taken where they lead.
         self.interrupts = 0
+        #: Whether a loop has begun since these were made.
+        self.begun = False
         self._wants_syscall, self._wants_interrupts = syscalls, interrupts
         self._gates: tuple[bytes, bytes] = (b"", b"")
         self._invalid_opcode: int | None = None
@@ -155,6 +169,7 @@ class _Vcpu:
 
     def begin(self, pykvm: bool) -> None:
         """A loop begins; see `Remedies`."""
+        self.begun = True
         # The end of the last one may have come before that of a step.
         self.cpu.debug.stepped()
         if pykvm:
@@ -170,28 +185,24 @@ class _Vcpu:
             self.cpu.debug.hide(OWNER)
 
     def _watch(self) -> None:
-        self.cpu.engine.core.watched = _OCCASIONS
+        self.cpu.engine.core.watched = OCCASIONS
 
     def _read_msrs(self) -> None:
-        for index, value in self.cpu.kvm.get_msrs(syscall.MSRS, partial=True).items():
+        for index, value in self.cpu.kvm.get_msrs(MSRS, partial=True).items():
             self._know_msr(index, value)
 
     def _know_msr(self, index: int, value: int) -> None:
-        if index == syscall.STAR:
+        if index == STAR:
             self.core.cs = syscall.selector_of(value)
-        elif index == syscall.LSTAR:
+        elif index == LSTAR:
             self.core.lstar = value
         else:
             self.core.fmask = value
 
     def write_msr(self, exit: WrMsr) -> None:
         """The guest says where SYSCALL is to lead."""
-        try:
-            self.cpu.kvm.set_msrs({exit.index: exit.value})
-        except KVMError:
-            exit.fail()
+        if not write_msr(self.cpu, exit):
             return
-        exit.accept()
         self._know_msr(exit.index, exit.value)
         self._arm()
         self.look()

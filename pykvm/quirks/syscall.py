@@ -16,17 +16,14 @@ from typing import TYPE_CHECKING
 
 from pykvm.quirks.probe_vm import HLT, KERNEL, beginning
 from pykvm.quirks.quirk import Quirk
+from pykvm.quirks.signs import LSTAR, STAR, SYSCALL_MASK
 from pykvm.x86.descriptors import CODE64
 from pykvm.x86.registers import EFER
 
 if TYPE_CHECKING:
     from pykvm.quirks.probe_vm import ProbeVM
 
-__all__ = ["LSTAR", "MSRS", "QUIRK", "STAR", "SYSCALL_MASK", "selector_of"]
-
-STAR, LSTAR, SYSCALL_MASK = 0xC000_0081, 0xC000_0082, 0xC000_0084
-#: What says where SYSCALL leads (SDM 4 table 2-2).
-MSRS = (STAR, LSTAR, SYSCALL_MASK)
+__all__ = ["QUIRK", "selector_of"]
 
 PAGE_FAULT = 14
 SYSCALL = bytes.fromhex("0F05")

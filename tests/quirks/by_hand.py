@@ -7,7 +7,7 @@ from typing import Any
 
 from pykvm import Machine
 from pykvm.quirks.probe_vm import KERNEL, STACK_TOP, TSS, USER, beginning, lay_out
-from pykvm.quirks.syscall import LSTAR, STAR, SYSCALL_MASK
+from pykvm.quirks.signs import LSTAR, STAR, SYSCALL_MASK
 from pykvm.x86.descriptors import CODE64, USER_CODE32
 from pykvm.x86.registers import EFER, RFLAGS
 from pykvm.x86.tss import tss64

@@ -19,7 +19,7 @@ from pykvm.memory import GuestMemory
 from pykvm.quirks import QUIRKS, found
 from pykvm.quirks.probe_vm import HANDLERS, IDT, KERNEL, PD, TSS, USER, beginning, map_page
 from pykvm.quirks.remedies import MADE_GOOD
-from pykvm.quirks.syscall import LSTAR
+from pykvm.quirks.signs import LSTAR
 from pykvm.vcpu import CPU
 from pykvm.x86.registers import EFER, RFLAGS
 from pykvm.x86.state import CpuState
@@ -243,7 +243,7 @@ def test_an_interrupt_comes_once_however_many_system_calls_follow(
 ) -> None:
     """KVM keeps a bit of each interrupt among the registers in the page, and never clears it."""
     # No look at the gates after an exit, which would hide what the core does alone.
-    monkeypatch.setattr("pykvm.quirks.remedies._OCCASIONS", 0)
+    monkeypatch.setattr("pykvm.quirks.remedies.OCCASIONS", 0)
     count_and_return = assemble("""
         48 FF 04 25 40 80 20 00    inc qword [0x208040]
         48 CF                      iretq

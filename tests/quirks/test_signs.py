@@ -1,0 +1,98 @@
+"""When this host is asked for its quirks: at the first sign that the guest may meet one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pykvm import Machine, Outcome, ResourceError, quirks
+from pykvm.exits import Hlt
+from pykvm.quirks.probe_vm import KERNEL, beginning, lay_out
+from pykvm.quirks.signs import LSTAR
+from support.listing import assemble
+
+pytestmark = pytest.mark.kvm
+
+WRITES_LSTAR = """
+    B9 82 00 00 C0   mov ecx, LSTAR
+    B8 00 A0 00 00   mov eax, 0xA000
+    31 D2            xor edx, edx
+    0F 30            wrmsr
+    FF C0            inc eax
+    0F 30            wrmsr
+    F4               hlt
+"""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
+    """What became of each question; the answer is that this host has none."""
+    answers: list[frozenset[str]] = []
+
+    def found(quirks: Iterable[quirks.Quirk] | None = None) -> frozenset[str]:
+        answers.append(frozenset())
+        return answers[-1]
+
+    monkeypatch.setattr(quirks, "found", found)
+    return answers
+
+
+def test_a_kernel_that_stays_in_ring_0(guests: Path, asked: list[object]) -> None:
+    with Machine(guests / "pvh.elf") as machine:
+        assert machine.run(timeout=20).exit_code == 0
+    assert asked == []
+
+
+@pytest.mark.parametrize("irqchip", ["none", "user"])
+def test_a_guest_that_sets_lstar(asked: list[object], irqchip: str) -> None:
+    """It is asked once, and where the host has none no write exits from then on."""
+    with Machine(assemble(WRITES_LSTAR), mode="long", quirks="on", irqchip=irqchip) as machine:
+        result = machine.run(timeout=20)
+        assert result.outcome is Outcome.HALTED
+        assert result.exits["WrMsr"] == 1
+        assert machine.vcpus[0].kvm.get_msrs([LSTAR]) == {LSTAR: 0xA001}
+    assert len(asked) == 1
+
+
+@pytest.fixture
+def with_idt() -> Iterator[Machine]:
+    """A machine that is about to halt in 64-bit mode, with an IDT."""
+    with Machine(memory="8M", quirks="on", irqchip="none") as machine:
+        lay_out(machine.memory)
+        machine.memory.write(KERNEL, b"\xf4")
+        machine.vcpus[0].state = beginning(0)
+        yield machine
+
+
+def test_a_guest_that_has_an_idt_in_64_bit_mode(asked: list[object], with_idt: Machine) -> None:
+    assert asked == []
+    assert with_idt.run(timeout=20).outcome is Outcome.HALTED
+    assert len(asked) == 1
+
+
+def test_a_loop_by_hand_asks_nothing(asked: list[object], with_idt: Machine) -> None:
+    assert next(with_idt.vcpus[0].raw_exits()) == Hlt()
+    assert asked == []
+
+
+def test_a_triple_fault_of_a_guest_without_one(asked: list[object]) -> None:
+    with Machine(b"\x0f\x0b", mode="long", quirks="on", irqchip="none") as machine:
+        assert machine.run(timeout=20).outcome is Outcome.CRASHED
+    assert len(asked) == 1
+
+
+def test_where_no_vm_is_to_be_had_the_run_says_so(
+    monkeypatch: pytest.MonkeyPatch, with_idt: Machine
+) -> None:
+    """The next run asks again."""
+
+    def refuse(quirks: object = None) -> frozenset[str]:
+        raise ResourceError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quirks, "found", refuse)
+        with pytest.raises(ResourceError, match="no more"):
+            with_idt.run(timeout=20)
+    assert with_idt.run(timeout=20).outcome is Outcome.HALTED
