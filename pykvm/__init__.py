@@ -9,9 +9,14 @@ manuals define.  Names load on first use, so that importing pykvm costs little.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+# As pykvm.typed has it, which stays unloaded: importing pykvm loads no module of it.
+TYPE_CHECKING = False
+
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pykvm.bus import (
         Device,
         GuestEnd,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import NoReturn
 
 from pykvm.cli import main
 from pykvm.cli.output import attach_standard_streams
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["run"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from errno import EINTR
-from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, lib
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import Any
 
     from typing_extensions import Self
 

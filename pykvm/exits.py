@@ -19,15 +19,16 @@ at the next KVM_RUN.  Without one a read gives all ones, as a bus that nobody dr
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, ClassVar
 
 from pykvm.errors import ConfigError, StateError
 from pykvm.kvm.run_page import EXIT_REASON, PAYLOAD, PAYLOAD_SIZE
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, word
 from pykvm.values.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any, ClassVar
 
     _Setter = Callable[[Any, Any], None]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import VM, System
 from pykvm.tables.e820 import KVM_PAGES
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import show
 from pykvm.x86.cpuid import LAPIC_FEATURES, Specification, select, with_topology, without
 

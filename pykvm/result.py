@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from pykvm.errors import (
     ConfigError,
@@ -14,6 +13,7 @@ from pykvm.errors import (
     RunTimeout,
     with_console,
 )
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import show
 from pykvm.values.frozen import NamedTuple
 

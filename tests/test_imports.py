@@ -29,6 +29,7 @@ ROWS = (
     ("values",),
     ("errors",),
     ("printable",),
+    ("typed",),
 )
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
@@ -80,6 +81,17 @@ def test_nothing_above_is_loaded(room: str, root: Path) -> None:
     modules = [name for name in result.stdout.split() if name.startswith(f"{PACKAGE}.")]
     assert f"{PACKAGE}.{room}" in modules
     assert [name for name in modules if not allowed(f"{PACKAGE}.{room}", name)] == []
+
+
+def test_a_run_loads_neither_typing_nor_re(root: Path) -> None:
+    """They take a tenth of a short run: see pykvm/typed.py."""
+    rooms = "pykvm.cli.run, pykvm.boot.pvh, pykvm.machine, pykvm.quirks.signs, pykvm.irqchip.user"
+    program = f"import sys; before = set(sys.modules); import {rooms}; "
+    program += "print(*sorted({'typing', 're', 'dataclasses'} & sys.modules.keys() - before))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert (result.stdout.split(), result.stderr) == ([], "")
 
 
 def test_upward_imports_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

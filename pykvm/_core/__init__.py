@@ -9,9 +9,9 @@ call, and give it back in C (hold.c).  `owned` is for what is given back when it
 from __future__ import annotations
 
 from itertools import starmap
-from typing import TYPE_CHECKING
 
 from pykvm._core._native import ffi, lib
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,6 @@ description is the name.  That one then takes it, whatever else the file looks l
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
 
 from pykvm.boot.elf import ELFMAG
 from pykvm.boot.image import Entry, Image, Module, Range, Segment, Setup
@@ -25,6 +24,7 @@ from pykvm.boot.real_start import RealAddress
 from pykvm.boot.source import Request, Source, source_of
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     import os

@@ -21,13 +21,13 @@ it overflows into the first page, not into the page tables.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from pykvm.boot.c_strings import c_string
 from pykvm.boot.image import Entry, Range, Setup
 from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
 from pykvm.boot.real_start import RealAddress, RealStart
 from pykvm.errors import LoadError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.paging import identity

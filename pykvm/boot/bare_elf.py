@@ -11,8 +11,6 @@ is linked at 1 MiB or above already, and its relative relocations are applied.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot import bare, elf
 from pykvm.boot.elf_segments import (
     check_entry,
@@ -23,6 +21,7 @@ from pykvm.boot.elf_segments import (
 )
 from pykvm.boot.image import Image
 from pykvm.boot.symbols import Symbols, read_symbols
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 from pykvm.x86.state import Mode
 

@@ -10,10 +10,9 @@ Source: BIOS Boot Specification 1.01, 6.5.1; the disk's signature is older than 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot import bare, flat
 from pykvm.boot.source import Source
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Entry, Image, Setup

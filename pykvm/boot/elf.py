@@ -11,8 +11,8 @@ Source: System V ABI, generic part (gABI 4.1), chapters 4 and 5; psABI supplemen
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
 
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ Which program headers take memory, where they go, and whether code lies at the e
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from pykvm.boot import elf
 from pykvm.boot.image import Segment
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

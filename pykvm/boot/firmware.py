@@ -17,8 +17,6 @@ Platform Initialization 1.7 volume 3, 3.2.1; EDK II, OvmfPkg/ResetVector (the ta
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot.elf import ELFMAG
 from pykvm.boot.image import Entry, Image, Range, Segment
 from pykvm.boot.linux_header import missing_header
@@ -26,6 +24,7 @@ from pykvm.boot.placement import FreeMemory, describe, ram_ranges
 from pykvm.boot.reset_vector import VECTOR_SIZE, escape
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError, LoadError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 from pykvm.x86.state import Mode, reset
 

@@ -7,12 +7,11 @@ real mode it may be entered elsewhere, with segments and a stack of the caller's
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot import bare
 from pykvm.boot.image import Image, Segment
 from pykvm.boot.real_start import RealStart
 from pykvm.boot.symbols import Symbols
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:

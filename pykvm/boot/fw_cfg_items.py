@@ -6,14 +6,13 @@ docs/Runtime_config.md, for the files that it reads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.devices.fw_cfg import Contents, Key, check_files
 from pykvm.errors import ConfigError
 from pykvm.tables import acpi_tables
 from pykvm.tables.e820 import KVM_PAGES, E820Entry, E820Type
 from pykvm.tables.loader import loader_files
 from pykvm.tables.smbios import smbios_tables
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,13 +8,13 @@ Source: Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.boot.c_strings import command_line
 from pykvm.boot.image import Range
 from pykvm.boot.linux_header import missing_header, read_setup_header
 from pykvm.devices.fw_cfg import Key
 from pykvm.errors import LoadError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.values.sizes import format_size
 

@@ -9,10 +9,10 @@ with SIGBUS.  One that has changed since it was first looked at is refused inste
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from pykvm.boot.source import Source
 from pykvm.descriptor import Descriptor
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.boot.source import Content

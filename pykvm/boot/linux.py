@@ -9,11 +9,10 @@ Source: Linux, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot.elf import ELF64, ELFMAG, read_header
 from pykvm.boot.linux_header import XLF_KERNEL_64, missing_header, read_setup_header
 from pykvm.boot.notes import LINUX, XEN, XEN_ELFNOTE_PHYS32_ENTRY, read_notes
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Entry, Image, Setup

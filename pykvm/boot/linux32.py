@@ -7,10 +7,9 @@ Source: Linux, Documentation/arch/x86/boot.rst, "32-bit Boot Protocol".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot import linux
 from pykvm.boot.linux_header import missing_header
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Image

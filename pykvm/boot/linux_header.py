@@ -7,8 +7,8 @@ Fields"; the fields keep their names.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
 
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ Source: Linux, Documentation/arch/x86/boot.rst, "32-bit Boot Protocol" and "64-b
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from pykvm.boot import bare, elf
 from pykvm.boot.elf_segments import (
@@ -30,6 +29,7 @@ from pykvm.boot.notes import LINUX, has_note
 from pykvm.boot.payload import CannotUnpack, unpack
 from pykvm.boot.source import Source
 from pykvm.boot.symbols import Symbols, read_symbols
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.state import Mode
 

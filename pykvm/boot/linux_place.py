@@ -10,7 +10,6 @@ Source: Linux, Documentation/arch/x86/boot.rst.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from pykvm.boot.c_strings import command_line
 from pykvm.boot.image import Entry, Range
@@ -26,6 +25,7 @@ from pykvm.boot.zero_page import (
     zero_page,
 )
 from pykvm.errors import LoadError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 from pykvm.x86.descriptors import CODE64, DATA, code, data, decode_segment, flat_gdt, gdt
 from pykvm.x86.paging import identity

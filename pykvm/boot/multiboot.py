@@ -14,9 +14,9 @@ Source: Multiboot Specification 0.6.96.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from pykvm.boot.multiboot_search import find_words
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ Source: Multiboot2 Specification 2.0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot.multiboot_search import find_words
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

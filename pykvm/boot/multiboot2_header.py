@@ -6,7 +6,6 @@ Source: Multiboot2 Specification 2.0, 3.1.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from pykvm.boot.multiboot_kernel import (
     AddressFields,
@@ -19,6 +18,7 @@ from pykvm.boot.multiboot_kernel import (
 )
 from pykvm.boot.plan import free_memory
 from pykvm.errors import LoadError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

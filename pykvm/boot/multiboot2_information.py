@@ -9,7 +9,6 @@ Source: Multiboot2 Specification 2.0, 3.6.
 from __future__ import annotations
 
 from struct import Struct, pack
-from typing import TYPE_CHECKING
 
 from pykvm.boot.multiboot_kernel import (
     LOADER_NAME,
@@ -18,6 +17,7 @@ from pykvm.boot.multiboot_kernel import (
     memory_kib,
     place_modules,
 )
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,8 +9,6 @@ Sources: Multiboot Specification 0.6.96, 3.1.3 and 3.2; Multiboot2 Specification
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot import elf
 from pykvm.boot.c_strings import c_string
 from pykvm.boot.elf_segments import loaded_headers, physical_addresses, place_segments
@@ -18,6 +16,7 @@ from pykvm.boot.image import Image, Segment
 from pykvm.boot.multiboot_sections import Sections, read_sections
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.tables import E820Type
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86 import descriptors
 from pykvm.x86.state import Mode, SegmentRegister, TableRegister, protected_mode

@@ -8,8 +8,7 @@ Source: Multiboot Specification 0.6.96, 3.3 (syms); Multiboot2 Specification 2.0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -11,12 +11,11 @@ include/hw/elf_ops.h; Xen, common/libelf/libelf-dominfo.c, which looks at sectio
 
 from __future__ import annotations
 
-import re
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from pykvm.boot.elf import ELFMAG, read_header, read_program_headers
 from pykvm.errors import LoadError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ _MOST_BYTES = 64 << 10
 _MOST_SEARCHED = 16 << 20
 _MOST_SECTIONS = 4096
 # The type and the owner of a PVH note, wherever they stand.
-_ENTRY_NOTE = re.compile(re.escape(XEN_ELFNOTE_PHYS32_ENTRY.to_bytes(4, "little") + b"Xen"))
+_ENTRY_NOTE = XEN_ELFNOTE_PHYS32_ENTRY.to_bytes(4, "little") + b"Xen"
 
 
 class Note(NamedTuple):
@@ -107,9 +106,9 @@ def unreadable_entry_note(source: Source) -> int | None:
     For a file of whose notes `read_notes` gives no XEN_ELFNOTE_PHYS32_ENTRY.
     """
     for area, content in _contents(source, _MOST_SEARCHED):
-        found = _ENTRY_NOTE.search(content)
-        if found:
-            return area.offset + found.start()
+        at = content.find(_ENTRY_NOTE)
+        if at >= 0:
+            return area.offset + at
     return None
 
 

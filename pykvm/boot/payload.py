@@ -11,8 +11,8 @@ lz4_Frame_format.md, "Legacy frame".
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot.image import Range
 from pykvm.errors import LoadError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 
 if TYPE_CHECKING:

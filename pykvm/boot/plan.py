@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot.image import Range
 from pykvm.boot.placement import (
     FreeMemory,
@@ -15,6 +13,7 @@ from pykvm.boot.placement import (
 from pykvm.errors import LoadError
 from pykvm.tables import E820Type, Tables, build, memory_map
 from pykvm.tables.e820 import KEPT
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

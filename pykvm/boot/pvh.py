@@ -5,14 +5,13 @@ Source: Xen, public/elfnote.h (XEN_ELFNOTE_PHYS32_ENTRY).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot.notes import (
     XEN,
     XEN_ELFNOTE_PHYS32_ENTRY,
     has_note,
     unreadable_entry_note,
 )
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Entry, Image, Setup

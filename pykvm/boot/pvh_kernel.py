@@ -9,7 +9,6 @@ Source: Xen, public/arch-x86/hvm/start_info.h, and docs/misc/pvh.pandoc for the 
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from pykvm.boot import bare, elf
 from pykvm.boot.c_strings import c_string, command_line
@@ -31,6 +30,7 @@ from pykvm.boot.notes import (
 )
 from pykvm.boot.plan import Plan
 from pykvm.boot.symbols import Symbols, read_symbols
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.registers import CR0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from pykvm.errors import LoadError, UnknownSymbol
 from pykvm.printable import printable
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import show
 from pykvm.values.frozen import NamedTuple
 

@@ -9,9 +9,9 @@ sentinel: a loader that cleared the page is believed.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.boot.linux_header import HEADER_OFFSET
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from typing import TYPE_CHECKING
 
 from pykvm.bus.access import MASKS, SIZES, accessors
 from pykvm.bus.device import Placement, Space, check_device, check_placement, odd_answer
 from pykvm.errors import BusConflict, ConfigError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, show, word
 from pykvm.values.frozen import NamedTuple
 

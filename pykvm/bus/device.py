@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import Enum
 from operator import index
-from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import integer, show, unsigned, wrong
 from pykvm.values.frozen import NamedTuple
 

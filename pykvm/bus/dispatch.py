@@ -11,16 +11,17 @@ from collections import deque
 from contextlib import nullcontext, suppress
 from errno import ENOMEM
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib, owned
 from pykvm.bus import Space
 from pykvm.bus.published import Published, Shared, as_accesses, as_writes
 from pykvm.errors import KVMError, resource_error
+from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
+    from typing import Any
 
     from pykvm.bus import Bus, Device, Range
     from pykvm.bus.published import Access

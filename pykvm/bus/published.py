@@ -35,13 +35,15 @@ import itertools
 import struct
 from errno import ENOMEM
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pykvm._core import ffi, lib, owned
 from pykvm.errors import ConfigError, StateError, resource_error
+from pykvm.typed import TYPE_CHECKING, Protocol
+from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
 
 __all__ = [
     "ALWAYS",

@@ -9,11 +9,11 @@ import os
 import sys
 import time
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from pykvm.cli.options import UsageError, parse
 from pykvm.cli.status import Status
 from pykvm.errors import ConfigError, LoadError, PykvmError
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,12 +6,12 @@ import os
 import signal
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from pykvm.cli.ports import StdoutPort, open_port
 from pykvm.cli.pump import Pump
 from pykvm.cli.report import say, tell
 from pykvm.devices.debugcon import DebugConsole
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from pykvm.bus import Space
 from pykvm.exits import IoIn, IoOut, MmioRead, MmioWrite
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pykvm.exits import Exit
     from pykvm.machine import Machine
     from pykvm.vcpu import CPU

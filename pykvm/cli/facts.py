@@ -6,10 +6,13 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pykvm.errors import PykvmError
 from pykvm.kvm import Cap, System
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["collect", "device", "modules", "processor"]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from pykvm.cli.facts import collect
 from pykvm.cli.report import show
 from pykvm.cli.status import Status
 from pykvm.host import REQUIRED
 from pykvm.kvm import Cap
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from pykvm.cli.options import Options
 

@@ -9,15 +9,15 @@ Importing argparse alone would cost a third of a small guest's whole run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import LONGEST_WAIT
 from pykvm.values.frozen import NamedTuple
 from pykvm.values.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
 __all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "UsageError", "parse"]
 

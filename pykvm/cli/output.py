@@ -12,7 +12,8 @@ import select
 import stat
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+
+from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,10 @@ import select
 import stat
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
 
 from pykvm.cli.output import Writer
 from pykvm.errors import ConfigError, HostError
+from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable

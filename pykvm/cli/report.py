@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from pykvm.cli.output import TimeLimit, Writer
 from pykvm.cli.status import Status
 from pykvm.errors import HostError
 from pykvm.printable import printable, printable_lines
 from pykvm.result import Outcome
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.result import Result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from pykvm.cli.consoles import Consoles
 from pykvm.cli.exit_port import hint, watch
@@ -13,6 +12,7 @@ from pykvm.cli.output import TimeLimit
 from pykvm.cli.report import ending_line, exit_status, say, tell
 from pykvm.cli.status import Status
 from pykvm.result import Outcome
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.cli.options import Options

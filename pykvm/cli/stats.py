@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.bus import Space
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections import Counter

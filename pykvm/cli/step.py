@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from pykvm.cli.dump import code_line, hex_dump, stack_lines
 from pykvm.cli.machine import machine_of
@@ -12,11 +11,13 @@ from pykvm.cli.report import show
 from pykvm.cli.stepper import Stepper
 from pykvm.errors import ConfigError, HostError, PykvmError
 from pykvm.printable import printable
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.vcpu.registers import CONTROL, GENERAL, SEGMENTS, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
 
     from pykvm.cli.options import Options
 

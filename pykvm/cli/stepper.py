@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 from pykvm.bus import GuestExit, GuestReset
 from pykvm.cli.consoles import Lines
@@ -24,6 +23,7 @@ from pykvm.exits import (
 from pykvm.machine.crash import crash_of
 from pykvm.printable import printable_lines
 from pykvm.result import Outcome
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

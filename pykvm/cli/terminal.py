@@ -7,10 +7,12 @@ import signal
 import termios
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["ESCAPE_HELP", "Escape", "RawTerminal"]
 

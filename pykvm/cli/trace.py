@@ -6,14 +6,16 @@ import json
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
 
 from pykvm.cli.describe import device_name, exit_fields, linear_rip, location, target
 from pykvm.cli.output import Writer
 from pykvm.cli.ports import FilePort, open_file
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pykvm.bus import Space
     from pykvm.cli.interrupts import Interrupts
     from pykvm.cli.options import Options

@@ -17,10 +17,10 @@ import threading
 import time
 import tty
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from pykvm.cli.output import Linger
 from pykvm.cli.ports import NoPort
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,10 +27,10 @@ from __future__ import annotations
 import threading
 import time
 from bisect import insort
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pykvm.clock.tsc import Tsc
 from pykvm.errors import ConfigError, StateError
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import callback as check_callback
 from pykvm.values.checks import integer, one_of, unsigned
 
@@ -85,7 +85,6 @@ def time_of(tick: int, hz: int) -> int:
     return -(-tick * _SECOND // hz)
 
 
-@runtime_checkable
 class Timed(Protocol):
     """A device that does some of its work in its own time."""
 

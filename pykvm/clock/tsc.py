@@ -11,9 +11,8 @@ asked for each reading.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.errors import ConfigError, HostError
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

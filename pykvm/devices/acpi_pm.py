@@ -10,13 +10,13 @@ S5 only: SLP_EN with another SLP_TYP does nothing, and the guest runs on.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from pykvm.bus import GuestPowerOff
 from pykvm.clock import ticks_at, time_of
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.pm_timer import PM_TIMER_HZ
 from pykvm.tables.ports import SLP_TYP_S5
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.clock import Timer, TimeSource

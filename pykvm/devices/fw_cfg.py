@@ -14,9 +14,9 @@ import enum
 import struct
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import ConfigError, MemoryRangeError
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

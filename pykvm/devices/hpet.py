@@ -21,10 +21,10 @@ in level-triggered mode only.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from pykvm.bus.published import Counter, Rule
 from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

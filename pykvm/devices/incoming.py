@@ -10,7 +10,8 @@ receiving, whatever its speed.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

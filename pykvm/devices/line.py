@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import wrong
 
 if TYPE_CHECKING:
@@ -64,7 +63,6 @@ def _checked(line: InterruptLine) -> InterruptLine:
     return line
 
 
-@runtime_checkable
 class Interrupting(Protocol):
     """A device with an interrupt output."""
 
@@ -72,7 +70,6 @@ class Interrupting(Protocol):
         """Drive `line` with it from now on."""
 
 
-@runtime_checkable
 class Inlet(Protocol):
     """A device that something outside the machine can make interrupt the guest, at any time."""
 
@@ -81,7 +78,6 @@ class Inlet(Protocol):
         """Whether it would: the guest has that interrupt enabled."""
 
 
-@runtime_checkable
 class LineDriver(Protocol):
     """A device that drives ISA interrupt lines of the guest's choice."""
 

@@ -8,9 +8,8 @@ Source: QEMU, hw/misc/pc-testdev.c (layout and widths), facts only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.bus import Placement, Space
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,12 +21,12 @@ rest it falls just before the rise, not when OUT does: controllers look at the r
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from pykvm.bus.published import CAPTURED, Counter, Rule
 from pykvm.clock import ticks_at, time_of
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.pit_channel import CONTROL_RW_SHIFT, Channel
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.bus.published import Published

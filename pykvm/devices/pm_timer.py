@@ -9,11 +9,10 @@ at each change of its top bit (TMR_STS, 4.8.3.1.1) is the business of `pykvm.dev
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.bus.published import Counter, Rule
 from pykvm.clock import ticks_at
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.bus.published import Published

@@ -5,7 +5,7 @@ Source: Intel ICH9 data sheet (316972), 13.7.1 "NMI_SC - NMI Status and Control 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.clock import TimeSource

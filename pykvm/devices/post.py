@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import integer
 
 if TYPE_CHECKING:

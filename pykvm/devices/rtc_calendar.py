@@ -7,8 +7,7 @@ A time of day is one number here: the seconds since 1 January 1970, as the regis
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.bus import Placement, Space
 from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
@@ -13,6 +11,7 @@ from pykvm.devices.post import PostPort
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.uart import Uart16550
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import words
 
 if TYPE_CHECKING:

@@ -25,17 +25,18 @@ from __future__ import annotations
 import threading
 from collections import deque
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
 
 from pykvm.bus.published import Published, Rule
 from pykvm.devices.incoming import Incoming
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, flag
 from pykvm.values.checks import callback as check_callback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import ClassVar
 
     from pykvm.bus.published import Access
     from pykvm.clock import TimeSource

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, lib
 from pykvm.emulate.events import inject, inject_step
@@ -24,6 +23,7 @@ from pykvm.emulate.refused import Refused, code_bits
 from pykvm.emulate.table import Plan, plan_of
 from pykvm.errors import GuestError, MemoryRangeError
 from pykvm.exits import InternalError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.cpuid import CpuidTable
 from pykvm.x86.decode import (
     LONGEST,
@@ -37,6 +37,7 @@ from pykvm.x86.registers import RFLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from pykvm.emulate.native import Native
     from pykvm.exits import Exit

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from pykvm._core import ffi, lib
 from pykvm.emulate.fault import GP, UD, Fault
 from pykvm.kvm import uapi
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR4, RFLAGS
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.emulate.fault import DB, GP, NP, PF, Fault, UnsupportedError
 from pykvm.emulate.segments import lookup
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR0, DR6, EFER, RFLAGS
 
 if TYPE_CHECKING:

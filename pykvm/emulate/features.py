@@ -6,9 +6,8 @@ encoding is among the reserved NOPs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.emulate.spelling import spellings
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.decode import MAP_0F, MAP_0F3A, MAP_0F38, ONE_BYTE, opcodes
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from pykvm.emulate.fault import NM, UD, Fault
 from pykvm.kvm import uapi
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR0, CR4
 from pykvm.x86.xsave import MXCSR, Component, components, fill
 

@@ -6,10 +6,9 @@ code may contain them for any processor (SDM 2B NOP, RDSSP, ENDBR64, CLDEMOTE, B
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.emulate.fault import UnsupportedError
 from pykvm.emulate.features import HINTS
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR4
 
 if TYPE_CHECKING:

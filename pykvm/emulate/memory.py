@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
 from pykvm.bus import Space
 from pykvm.emulate.fault import PF, Fault
 from pykvm.errors import GuestError, MemoryRangeError
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from typing import Any, Literal
 
     from pykvm.bus import Bus
     from pykvm.memory import GuestMemory

@@ -12,16 +12,18 @@ instruction signals it, the result is dropped and the exception raised (SDM 1 8.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, lib, owned
 from pykvm.emulate.fault import GP, MF, UD, XM, Fault, UnsupportedError
 from pykvm.emulate.fpu import check_avx, check_mmx, check_sse, check_x87, image_of, set_image
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.decode import MAP_0F, MAP_0F3A, MAP_0F38, opcodes
 from pykvm.x86.registers import CR4, RFLAGS
 from pykvm.x86.xsave import FCW, FDP, FIP, FOP, FSW, MXCSR
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pykvm.emulate.refused import Refused
     from pykvm.emulate.units import Unit
     from pykvm.memory import GuestMemory, Region

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from pykvm._core import ffi
 from pykvm.emulate.fault import GP, SS, UD, Fault
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     from pykvm.emulate.memory import LinearMemory
     from pykvm.vcpu import CPU

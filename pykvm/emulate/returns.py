@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pykvm.emulate.events import unblock_nmi
 from pykvm.emulate.fault import GP, NP, SS, Fault, UnsupportedError
 from pykvm.emulate.segments import load, lookup
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR0, EFER, RFLAGS
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pykvm.emulate.fault import UD, Fault
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import SegmentDescriptor
 from pykvm.x86.registers import CR0, EFER, RFLAGS

@@ -8,7 +8,7 @@ VEX begin with ``vex``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

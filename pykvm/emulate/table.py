@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.emulate.bits import BIT_OPERATIONS
 from pykvm.emulate.control import CONTROL_OPERATIONS
 from pykvm.emulate.events import EVENT_OPERATIONS
@@ -17,6 +15,7 @@ from pykvm.emulate.units import Unit, unit_of
 from pykvm.emulate.vector import VECTOR_OPERATIONS
 from pykvm.emulate.x87 import X87_OPERATIONS
 from pykvm.emulate.xstate import XSTATE_OPERATIONS
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

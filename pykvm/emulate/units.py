@@ -7,12 +7,13 @@ masked moves, and all that changes the flow of control.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.decode import MAP_0F, MAP_0F3A, MAP_0F38, ONE_BYTE, opcodes
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from pykvm.x86.decode import Instruction
 
 __all__ = ["Unit", "unit_of"]

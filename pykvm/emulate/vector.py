@@ -6,10 +6,10 @@ What kernels use them for: copying, XOR of blocks, and accesses to devices wider
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pykvm.emulate.fault import GP, UD, Fault
 from pykvm.emulate.fpu import check_avx, image_of, layout_of, set_image
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.xsave import XMM0
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ What computes runs on this processor (`native`); this is what must not.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pykvm.emulate.fault import GP, MF, NM, Fault, UnsupportedError
 from pykvm.emulate.fpu import check_mmx, check_sse, check_x87, image_of, set_image
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR0
 from pykvm.x86.xsave import FCW, FSW, FTW, MXCSR, MXCSR_MASK, ST0, X87_INITIAL
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pykvm.emulate.fault import GP, NM, UD, Fault
 from pykvm.emulate.fpu import XCR0_VALUE, image_of, layout_of, set_image, xcr0_of
 from pykvm.errors import KVMError
 from pykvm.kvm import uapi
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR0, CR4
 from pykvm.x86.xsave import (
     COMPACTED,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from pykvm.interrupts.message import (
     FIXED,
@@ -12,6 +11,7 @@ from pykvm.interrupts.message import (
     SHORTHAND_OTHERS,
     SHORTHAND_SELF,
 )
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

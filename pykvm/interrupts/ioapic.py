@@ -7,11 +7,11 @@ May 1996), by section.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError
 from pykvm.interrupts.message import FIXED, LOWEST_PRIORITY, STARTUP, Message
 from pykvm.interrupts.source import Source
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

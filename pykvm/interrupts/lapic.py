@@ -14,16 +14,16 @@ KVM's own differs from the manual, and so from this one, where the guest does wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
 from pykvm.interrupts import lapic_registers as reg
 from pykvm.interrupts.lapic_core import PIN_ENTRIES, ApicCore, CpuPort
 from pykvm.interrupts.lapic_registers import GpFault
 from pykvm.interrupts.lapic_timer import DEFAULT_HZ
 from pykvm.interrupts.message import FIXED, LOWEST_PRIORITY, SHORTHAND_SELF, Message
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import ClassVar
 
     from pykvm.interrupts.lapic_timer import TimeSource
 

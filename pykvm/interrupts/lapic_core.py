@@ -6,12 +6,12 @@ The registers that software sees are in `pykvm.interrupts.lapic`.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
 
 from pykvm.interrupts import lapic_registers as reg
 from pykvm.interrupts.lapic_registers import GpFault
 from pykvm.interrupts.lapic_timer import ApicTimer
 from pykvm.interrupts.message import EXTINT, FIXED, INIT, LOWEST_PRIORITY, NMI, STARTUP
+from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable

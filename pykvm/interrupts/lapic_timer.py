@@ -11,10 +11,9 @@ a count of ticks plus `missed` is exact.  Interrupts of a periodic timer are at 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 from pykvm.clock import NEVER, ticks_at, time_of
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable

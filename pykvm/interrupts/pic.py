@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, ClassVar
 
 from pykvm.bus.published import Published, Rule
 from pykvm.devices.line import InterruptLine, Unconnected
 from pykvm.errors import ConfigError
 from pykvm.interrupts.source import Source
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import ClassVar
 
     from pykvm.bus.published import Access
 

@@ -6,14 +6,13 @@ request_interrupt_window, ready_for_interrupt_injection, if_flag, cr8).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.kvm.run_page import (
     CR8,
     IF_FLAG,
     READY_FOR_INTERRUPT_INJECTION,
     REQUEST_INTERRUPT_WINDOW,
 )
+from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.reset import can_reset, reset_by_init
 from pykvm.x86.state import after_start_up
 

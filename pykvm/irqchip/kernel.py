@@ -10,8 +10,6 @@ Source: Documentation/virt/kvm/api.rst, 4.24, 4.25, 4.71, 4.72, 5 (KVM_EXIT_IOAP
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.bus import Area, Placement, Space
 from pykvm.errors import ConfigError
 from pykvm.interrupts.source import Source
@@ -30,6 +28,7 @@ from pykvm.kvm.constants import (
 )
 from pykvm.kvm.run_page import IF_FLAG, READY_FOR_INTERRUPT_INJECTION, REQUEST_INTERRUPT_WINDOW
 from pykvm.kvm.uapi import KVM_CAP_SPLIT_IRQCHIP
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,11 +7,11 @@ of it: a guest that needs no interrupt and no clock does not pay for them.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from pykvm.bus import Placement, Space
 from pykvm.errors import ConfigError, KVMError
 from pykvm.kvm.run_page import APIC_BASE
+from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.msr_exits import MsrExits
 
 if TYPE_CHECKING:

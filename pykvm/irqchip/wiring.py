@@ -6,8 +6,6 @@ It knows interrupts and devices, never KVM: what a processor does with an interr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 from pykvm.devices.hpet import Hpet
 from pykvm.devices.pit import Pit8254
 from pykvm.devices.pm_timer import AcpiPmTimer
@@ -18,6 +16,7 @@ from pykvm.interrupts.ioapic import MASKED, PINS, IoApic
 from pykvm.interrupts.lapic import LocalApic
 from pykvm.interrupts.message import NMI
 from pykvm.interrupts.pic import Pic8259Pair
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

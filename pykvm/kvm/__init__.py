@@ -17,7 +17,7 @@ those of Documentation/virt/kvm/api.rst in the Linux sources.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm.capabilities import Cap

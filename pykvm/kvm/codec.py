@@ -13,14 +13,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ConfigError
 from pykvm.kvm.records import Overlay, Record, show
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     # Anything with the buffer protocol, which Python 3.10 has no name for.
     Buffer: TypeAlias = Any

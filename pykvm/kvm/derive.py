@@ -9,7 +9,6 @@ derived module.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from construct import (
     Array,
@@ -29,9 +28,11 @@ from construct import (
 
 from pykvm.kvm.codec import BitsLayout, Repeat, StructLayout, UnionLayout, size_of
 from pykvm.kvm.flexible import FlexibleLayout
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from pykvm.kvm.codec import Type
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import struct
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ConfigError
 from pykvm.kvm.codec import StructLayout, check, size_of
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pykvm.kvm.codec import Buffer, Type
     from pykvm.kvm.records import Record
 

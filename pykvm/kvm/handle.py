@@ -7,17 +7,17 @@ import warnings
 from array import array
 from errno import E2BIG
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
 from pykvm.descriptor import Descriptor
 from pykvm.errors import ClosedError, ConfigError, KVMError, KVMResourceError, is_exhaustion
 from pykvm.kvm import uapi
 from pykvm.kvm.hints import hint_for
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     from typing_extensions import Self
 

@@ -7,10 +7,10 @@ out; a reason that is not here comes as the plain number.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import KVM_INTERNAL_ERROR_EMULATION
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm.codec import Buffer, StructLayout

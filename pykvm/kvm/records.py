@@ -7,9 +7,11 @@ of a C union: one run of bytes, read as any of its members.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
     from pykvm.kvm.codec import StructLayout, UnionLayout
 
 __all__ = ["Overlay", "Record"]

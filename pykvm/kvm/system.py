@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from pykvm.descriptor import Descriptor
 from pykvm.errors import HostError, KVMError, is_exhaustion, resource_error
@@ -12,6 +11,7 @@ from pykvm.kvm import uapi
 from pykvm.kvm.constants import KVM_API_VERSION
 from pykvm.kvm.handle import Attributes, Extensions
 from pykvm.kvm.msrs import read_msrs
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

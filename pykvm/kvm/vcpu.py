@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError, resource_error
 from pykvm.kvm import uapi
@@ -13,6 +12,7 @@ from pykvm.kvm.constants import KVM_DIRTY_LOG_PAGE_OFFSET, KVM_GUESTDBG_ENABLE
 from pykvm.kvm.handle import Attributes, Enabling
 from pykvm.kvm.msrs import read_msrs, write_msrs
 from pykvm.kvm.vcpu_state import State
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.errors import ConfigError
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import (
@@ -16,6 +14,7 @@ from pykvm.kvm.constants import (
     KVM_X86_REG_TYPE_MSR,
 )
 from pykvm.kvm.handle import Handle, address_of, bytes_of
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm.handle import Fields

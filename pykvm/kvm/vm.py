@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from contextlib import suppress
 from errno import ENOENT
-from typing import TYPE_CHECKING
 
 from pykvm.descriptor import Descriptor
 from pykvm.errors import ConfigError, KVMError
@@ -18,6 +17,7 @@ from pykvm.kvm.constants import (
 from pykvm.kvm.device import Device
 from pykvm.kvm.handle import Enabling, Extensions, address_of, bytes_of, fd_of
 from pykvm.kvm.vm_interrupts import Interrupts
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import unsigned
 
 if TYPE_CHECKING:

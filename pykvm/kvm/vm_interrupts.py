@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import (
     KVM_IOEVENTFD_FLAG_DATAMATCH,
@@ -13,6 +11,7 @@ from pykvm.kvm.constants import (
     KVM_IRQFD_FLAG_RESAMPLE,
 )
 from pykvm.kvm.handle import Handle, fd_of
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot import Module, RealAddress, Setup, load, protocol_of, source_of
 from pykvm.clock import POLICIES
 from pykvm.errors import ConfigError
@@ -11,6 +9,7 @@ from pykvm.irqchip.user import IRQCHIPS, check_chipset
 from pykvm.memory import GuestMemory
 from pykvm.memory.backing import PAGE_SIZE
 from pykvm.memory.regions import ADDRESS_LIMIT
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
 from pykvm.values.frozen import NamedTuple
 from pykvm.values.sizes import parse_size

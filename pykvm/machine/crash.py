@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.errors import GuestError, MemoryRangeError, PykvmError
 from pykvm.exits import (
     FailEntry,
@@ -16,6 +14,7 @@ from pykvm.exits import (
     Shutdown,
     SystemEvent,
 )
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.bus import GuestExit, GuestPanic, GuestPowerOff, GuestReset
 from pykvm.errors import GuestError
 from pykvm.result import Ending, Outcome
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.bus import GuestEnd

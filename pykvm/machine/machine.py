@@ -6,7 +6,6 @@ import os
 import warnings
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pykvm._core import lib
 from pykvm.boot import Entry, place
@@ -20,6 +19,7 @@ from pykvm.machine.guest_ends import ending_of
 from pykvm.machine.run import SENT_INIT, Run
 from pykvm.machine.workarounds import REMEDIABLE, Repairs, may_meet_quirks
 from pykvm.result import Ending, Outcome, Unclaimed
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
 from pykvm.vcpu.claim import refusal
 

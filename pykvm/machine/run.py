@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm._core import ffi, lib
 from pykvm.bus import GuestEnd
@@ -19,12 +18,14 @@ from pykvm.kvm.run_page import EXIT_REASON
 from pykvm.kvm.uapi import KVM_EXIT_HLT
 from pykvm.machine.guest_ends import ending_of
 from pykvm.result import Ending, Outcome, Place, Result
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.vcpu.claim import LateError
 from pykvm.vcpu.loop import OVER, Pending
 from pykvm.vcpu.reset import can_reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from pykvm.exits import Exit
     from pykvm.vcpu import CPU

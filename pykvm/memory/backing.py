@@ -7,7 +7,6 @@ import fcntl
 import mmap
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal
 
 from pykvm._core import ffi
 from pykvm.descriptor import Descriptor
@@ -19,11 +18,12 @@ from pykvm.errors import (
     is_exhaustion,
     resource_error,
 )
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import one_of
 from pykvm.values.sizes import format_size
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from typing import Literal, TypeAlias
 
     Backing: TypeAlias = str | os.PathLike[str]
     HugePages: TypeAlias = Literal[False, True, "transparent"]

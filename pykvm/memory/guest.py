@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from struct import Struct
 from struct import error as struct_error
-from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError, MemoryRangeError
 from pykvm.memory.backing import PAGE_SIZE
 from pykvm.memory.regions import ADDRESS_LIMIT, RegionMap, bytes_of, flat
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer as bytes_like
 from pykvm.values.checks import integer, show, wrong
 

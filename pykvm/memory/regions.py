@@ -6,16 +6,17 @@ import os
 import threading
 from bisect import bisect_right
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, Protocol
 
 from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
 from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import buffer, flag, integer, show, text, wrong
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
+    from typing import Literal
 
     from typing_extensions import Buffer, Self
 

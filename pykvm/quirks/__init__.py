@@ -8,13 +8,14 @@ has none of them nothing here is active.  docs/quirks.md is the reader's page.
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import PykvmError
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from pykvm.quirks.catalogue import QUIRKS
     from pykvm.quirks.probe_vm import ProbeVM

@@ -8,9 +8,8 @@ own and x86-64-v3.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.quirks.probe_vm import ProbeVM

@@ -6,12 +6,11 @@ breakpoint in a debug register works in ring 0 alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.exits import Debug
 from pykvm.kvm.constants import KVM_GUESTDBG_USE_SW_BP
 from pykvm.quirks.probe_vm import USER
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.guest_debug import GuestDebug
 
 if TYPE_CHECKING:

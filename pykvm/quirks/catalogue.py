@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.quirks import (
     bit_counts,
     breakpoints,
@@ -17,6 +15,7 @@ from pykvm.quirks import (
     syscall,
     triple_fault,
 )
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.quirks.quirk import Quirk

@@ -8,9 +8,9 @@ where to forbid that (`clearcpuid=`, `noxsave` for Linux).
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.quirks.probe_vm import ProbeVM

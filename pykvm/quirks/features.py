@@ -11,13 +11,13 @@ Source: Documentation/virt/kvm/x86/cpuid.rst, msr.rst and hypercalls.rst; SDM 4,
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
 
 from pykvm.errors import PykvmError
 from pykvm.exits import IoOut, WrMsr
 from pykvm.host import Host
 from pykvm.memory import GuestMemory
 from pykvm.quirks import found, hypercall
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.vcpu import CPU
 from pykvm.vcpu.msr_exits import MsrExits

@@ -5,10 +5,9 @@ Source: Documentation/virt/kvm/x86/hypercalls.rst.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.exits import Hlt
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.quirks.probe_vm import ProbeVM

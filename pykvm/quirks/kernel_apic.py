@@ -9,12 +9,12 @@ long as the line is up, and a device that lowers its line in the handler is serv
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
 
 from pykvm.exits import IoOut
 from pykvm.host import Host
 from pykvm.memory import GuestMemory
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu import CPU
 from pykvm.x86.state import real_mode
 

@@ -10,9 +10,8 @@ Source: Documentation/admin-guide/kernel-parameters.txt.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.quirks import bit_counts, cpuid, found, software_interrupt, syscall
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ handler for that ends in a triple fault at an instruction that is right.
 from __future__ import annotations
 
 from struct import pack
-from typing import TYPE_CHECKING
 
 from pykvm.exits import Hlt
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR0, CR4, EFER
 from pykvm.x86.state import Mode, protected_mode
 

@@ -7,11 +7,11 @@ vector has a HLT of its own, and `Stop.vector` tells which it was.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from pykvm.exits import Hlt
 from pykvm.host import Host
 from pykvm.memory import GuestMemory
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.vcpu import CPU
 from pykvm.x86.descriptors import CODE64, USER_CODE64, USER_DATA, flat_gdt, idt, interrupt_gate

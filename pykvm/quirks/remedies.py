@@ -9,7 +9,6 @@ when SYSCALL's MSRs are written, which exit for that purpose.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError, MemoryRangeError
@@ -17,11 +16,13 @@ from pykvm.exits import Debug, Shutdown, WrMsr
 from pykvm.quirks import software_interrupt, syscall
 from pykvm.quirks.signs import LSTAR, MSRS, OCCASIONS, OWNER, STAR, write_msr
 from pykvm.quirks.software_interrupt import arrival
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.descriptors import Gate
 from pykvm.x86.registers import EFER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from pykvm.exits import Exit
     from pykvm.memory import GuestMemory

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pykvm.errors import KVMError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import EFER
 
 if TYPE_CHECKING:

@@ -6,12 +6,11 @@ until it comes back there.  `pykvm step` says so where it happens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.exits import Debug
 from pykvm.kvm.constants import KVM_GUESTDBG_SINGLESTEP
 from pykvm.quirks.probe_vm import USER
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.quirks.probe_vm import ProbeVM

@@ -8,10 +8,10 @@ gate n, or to #GP or #NP where the gate is not for ring 3 (SDM 2A, INT n; SDM 3A
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import ConfigError, MemoryRangeError
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import Gate, decode_segment
 from pykvm.x86.registers import RFLAGS

@@ -7,10 +7,9 @@ does (a reset to a snapshot, into the same VM) has to delete the memory slots an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.quirks.probe_vm import OTHER, SPARE, map_page
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.quirks.probe_vm import ProbeVM

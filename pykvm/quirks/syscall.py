@@ -12,11 +12,10 @@ leave CR2 alone, refuse SYSCALL where EFER.SCE is clear, or help where LSTAR's p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.quirks.probe_vm import HLT, KERNEL, beginning
 from pykvm.quirks.quirk import Quirk
 from pykvm.quirks.signs import LSTAR, STAR, SYSCALL_MASK
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.descriptors import CODE64
 from pykvm.x86.registers import EFER
 

@@ -6,11 +6,10 @@ there is nothing to remedy: the registers are gone when it comes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.exits import Shutdown
 from pykvm.quirks.probe_vm import KERNEL
 from pykvm.quirks.quirk import Quirk
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.quirks.probe_vm import ProbeVM

@@ -7,10 +7,10 @@ named below); for HPET, IA-PC HPET Specification 1.0a, 3.2.4.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.tables import ports
 from pykvm.tables.table import Checksum, Pointer, Table
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

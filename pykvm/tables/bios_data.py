@@ -8,10 +8,10 @@ section 3.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.tables.e820 import EBDA_START
 from pykvm.tables.table import Piece
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.tables.hardware import Hardware

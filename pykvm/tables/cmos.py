@@ -7,7 +7,7 @@ data area" (0x0e to 0x33); QEMU, hw/i386/pc.c for what has no place there: memor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

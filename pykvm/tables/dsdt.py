@@ -10,10 +10,9 @@ they run each device through an interpreter, which takes long where KVM emulates
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.tables import aml, ports
 from pykvm.tables.acpi import description_table
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

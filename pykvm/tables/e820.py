@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import TYPE_CHECKING
 
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ Source: ACPI Specification 6.5, 5.2.9 "Fixed ACPI Description Table (FADT)", tab
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from pykvm.tables import ports
 from pykvm.tables.acpi import HEADER, description_table, generic_address
 from pykvm.tables.table import Pointer
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.tables.hardware import Hardware

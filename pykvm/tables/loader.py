@@ -9,7 +9,8 @@ Source: QEMU, hw/acpi/bios-linker-loader.c, which describes the commands.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,10 +8,10 @@ and .13 (local x2APIC NMI).
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.tables import ports
 from pykvm.tables.acpi import description_table
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.tables.hardware import Hardware

@@ -7,10 +7,10 @@ pointer), 4.2 (header) and 4.3 (entries).
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.tables import ports
 from pykvm.tables.table import Checksum, Pointer, Table
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.tables.hardware import Hardware

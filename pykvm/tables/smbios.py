@@ -7,9 +7,9 @@ points), 6.1 (structures) and 7 (types; the sections of which are named below).
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.tables.table import Checksum, Pointer, Table
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.tables.hardware import Hardware

@@ -7,8 +7,7 @@ addresses, or a firmware by the commands of fw_cfg's etc/table-loader, which say
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

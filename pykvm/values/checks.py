@@ -11,12 +11,13 @@ pykvm.errors.ConfigError: vcpus is an integer from 1 on, not '2'
 from __future__ import annotations
 
 from operator import index
-from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
 
     Check = Callable[[str, Any], object]
 

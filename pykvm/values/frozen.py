@@ -7,12 +7,12 @@ classes, and takes some 50 ms in all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from inspect import Signature
-    from typing import NamedTuple
+    from typing import Any, NamedTuple
 
     from typing_extensions import dataclass_transform
 else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import weakref
 from errno import ENOMEM, errorcode
-from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, hold_claim, lib, owned
 from pykvm.errors import (
@@ -21,10 +20,11 @@ from pykvm.errors import (
     StateError,
     resource_error,
 )
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn, TypeVar
+    from typing import Any, NoReturn, TypeVar
 
     T = TypeVar("T")
 

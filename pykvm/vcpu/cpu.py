@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from pykvm.errors import MemoryRangeError, TranslationError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, integer, unsigned, wrong
 from pykvm.vcpu.kvm_engine import KvmEngine
 from pykvm.vcpu.loop import Loop
@@ -13,7 +12,7 @@ from pykvm.x86.state import CpuState, SegmentRegister, TableRegister, check_reco
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from typing import Literal
+    from typing import Any, Literal
 
     from pykvm import kvm
     from pykvm.exits import Exit

@@ -6,11 +6,11 @@ give the same: registers in the layout of KVM's structs, a kvm_run page, and the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     from pykvm.bus.dispatch import Dispatch
     from pykvm.exits import RunPage

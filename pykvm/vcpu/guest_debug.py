@@ -9,9 +9,8 @@ their place): a debugger inside the guest finds its breakpoints silent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import each, flag, text, unsigned
 
 if TYPE_CHECKING:

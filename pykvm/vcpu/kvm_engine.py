@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from errno import ENOMEM
-from typing import TYPE_CHECKING, Any
 
 from pykvm._core import ffi, hold_vcpu, lib, owned
 from pykvm.errors import KVMError, ResourceError, StateError, resource_error
@@ -24,12 +23,13 @@ from pykvm.kvm.uapi import (
     KVM_SET_SREGS,
     KVM_SET_VCPU_EVENTS,
 )
+from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.claim import refusal
 from pykvm.vcpu.registers import GENERAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import NoReturn, TypeVar
+    from typing import Any, NoReturn, TypeVar
 
     from pykvm import kvm
     from pykvm.bus.dispatch import Dispatch

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
 
 from pykvm._core import ffi, lib
 from pykvm.bus import odd_answer
 from pykvm.errors import StateError
 from pykvm.result import Ending, Outcome
+from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import seconds
 
 if TYPE_CHECKING:

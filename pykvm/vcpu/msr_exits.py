@@ -5,7 +5,7 @@ KVM_X86_SET_MSR_FILTER is one for the whole VM, and setting it replaces what was
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,13 +7,13 @@ KVM_GET_SREGS and KVM_SET_SREGS.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, overload
-
+from pykvm.typed import TYPE_CHECKING, Protocol, overload
 from pykvm.values.checks import word
 from pykvm.x86.state import SegmentRegister, TableRegister, check_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 __all__ = ["CONTROL", "GENERAL", "SEGMENTS", "TABLES", "Registers"]
 

@@ -12,9 +12,9 @@ the fields of kvm_cpuid_entry2) and a specification such as ``"baseline,+avx2,-x
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.cpuid_features import ALIASES, FEATURES, REGISTERS, WORDS, canonical
 

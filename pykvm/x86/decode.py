@@ -6,8 +6,7 @@ and how long they are, not what they do, nor whether a given processor has them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

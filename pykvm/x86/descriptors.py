@@ -12,13 +12,13 @@ in bytes, as in the hidden part of a segment register: the last valid offset.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
-
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import TypeAlias
 
 __all__ = [
     "CODE16",

@@ -7,8 +7,7 @@ processor did.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import Gate, SegmentDescriptor
 from pykvm.x86.paging import PAGE_SIZE, walk

@@ -5,7 +5,7 @@ The chapter is number 11 in older editions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

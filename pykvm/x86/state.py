@@ -13,8 +13,8 @@ A state is plain values: build one, look at it, change it, then set it on a vCPU
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
 
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import unsigned, wrong
 from pykvm.x86 import descriptors
 from pykvm.x86.descriptors import SegmentDescriptor, decode_segment, flat_gdt

@@ -11,9 +11,9 @@ bitmap; the 16 and 32-bit ones also hold the registers of a suspended task.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,8 +6,7 @@ standard format, as KVM_GET_XSAVE gives it; an area is what lies in the guest's 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

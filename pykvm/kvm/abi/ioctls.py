@@ -6,8 +6,6 @@ reads, yet is _IOR): <linux/kvm.h> is the authority.
 
 from __future__ import annotations
 
-from typing import Any
-
 from pykvm.kvm.abi.cpu import (
     kvm_cpuid,
     kvm_cpuid2,
@@ -62,6 +60,10 @@ from pykvm.kvm.abi.vm import (
     kvm_userspace_memory_region2,
 )
 from pykvm.kvm.derive import sizeof
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 KVMIO = 0xAE
 

@@ -11,8 +11,6 @@ it leaves to the compiler are `hole(n)` here.  Three idioms of C need a word:
 
 from __future__ import annotations
 
-from typing import Any
-
 from construct import (
     Array,
     BitsInteger,
@@ -35,6 +33,11 @@ from construct import (
     Union,
     this,
 )
+
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "Array",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.paging.modes import PAGE_SIZE, PTE, LevelFormat, PagingMode
 from pykvm.x86.paging.tables import IdentityTables, PageTables, identity
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.errors import ConfigError
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.paging.modes import PAGE_SIZE, PTE, LevelFormat, PagingMode
 from pykvm.x86.registers import CR0, CR4, EFER, PageFaultError, names
