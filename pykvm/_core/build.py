@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 # Headers are C for the compiler and declarations for cffi, which knows no preprocessor.
 DECLARATIONS = "\n".join(
     line
-    for header in ("published.h", "core.h")
+    for header in ("line.h", "published.h", "core.h")
     for line in (HERE / header).read_text().splitlines()
     if not line.startswith("#")
 )
@@ -64,9 +64,12 @@ ffibuilder.set_source(
     '#include <linux/kvm.h>\n#include "core.h"\n',
     sources=[
         f"pykvm/_core/{name}.c"
-        for name in ("core", "claim", "descriptor", "hold", "native", "published", "syscall")
+        for name in (
+            *("core", "claim", "descriptor", "hold"),
+            *("line", "native", "published", "syscall"),
+        )
     ],
     include_dirs=["pykvm/_core"],
-    depends=[f"pykvm/_core/{name}.h" for name in ("core", "claim", "published", "shared")],
+    depends=[f"pykvm/_core/{name}.h" for name in ("core", "claim", "line", "published", "shared")],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )

@@ -9,6 +9,7 @@
 #define PYKVM_CORE_H
 #include <stdint.h>
 
+#include "line.h"
 #include "published.h"
 
 /*

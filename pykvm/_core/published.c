@@ -51,6 +51,8 @@ struct pykvm_table {
     uint32_t banks;
     uint32_t bank;
     uint64_t captured;
+    struct pykvm_line *line; /* or NULL */
+    uint64_t levels;
     uint16_t *at; /* by offset: the number of the register, plus one */
     struct place *places;
     struct pykvm_rule *rules; /* by register, then by bank */
@@ -263,6 +265,7 @@ void pykvm_table_free(struct pykvm_table *table)
     free(table->at);
     free(table->places);
     free(table->rules);
+    pykvm_line_free(table->line);
     pykvm_shared_free(table->shared);
     free(table);
 }
@@ -311,6 +314,71 @@ int pykvm_table_set(struct pykvm_table *table, uint32_t number, uint32_t bank,
     return wait;
 }
 
+/*
+ * Under the lock.  What KVM_IRQ_LINE could fail for, a VM without interrupt controllers or a number too
+ * large, is found when the line is made.
+ */
+static void drive(const struct pykvm_table *table, uint32_t bank)
+{
+    if (table->line)
+        pykvm_line_set(table->line, table->levels >> bank & 1);
+}
+
+static void go_to(struct pykvm_table *table, uint32_t bank)
+{
+    table->bank = bank;
+    drive(table, bank);
+}
+
+int pykvm_table_wire(struct pykvm_table *table, struct pykvm_line *line, uint64_t levels)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+    struct pykvm_line *before;
+
+    if (line && table->banks > 64)
+        return -EINVAL;
+    if (line)
+        pykvm_line_hold(line);
+    lock(&p->lock);
+    before = table->line;
+    table->line = line;
+    table->levels = levels;
+    drive(table, table->bank);
+    unlock(&p->lock);
+    pykvm_line_free(before);
+    return 0;
+}
+
+int pykvm_table_drive(struct pykvm_table *table, uint64_t levels, uint32_t bank)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+    int wait;
+
+    if (bank >= table->banks && bank != PYKVM_ALL_BANKS)
+        return -EINVAL;
+    lock(&p->lock);
+    table->levels = levels;
+    go_to(table, bank == PYKVM_ALL_BANKS ? table->bank : bank);
+    wait = posts_wait(table);
+    unlock(&p->lock);
+    return wait;
+}
+
+int pykvm_table_pulse(struct pykvm_table *table, uint32_t bank, uint32_t other)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+
+    if (bank >= table->banks || other >= table->banks)
+        return -EINVAL;
+    lock(&p->lock);
+    if (table->bank == bank) {
+        drive(table, other);
+        drive(table, bank);
+    }
+    unlock(&p->lock);
+    return 0;
+}
+
 int pykvm_table_exchange(struct pykvm_table *table, uint32_t bank, uint32_t *before,
                          uint64_t *captured)
 {
@@ -322,7 +390,7 @@ int pykvm_table_exchange(struct pykvm_table *table, uint32_t bank, uint32_t *bef
     lock(&p->lock);
     *before = table->bank;
     *captured = table->captured;
-    table->bank = bank;
+    go_to(table, bank);
     wait = posts_wait(table);
     unlock(&p->lock);
     return wait;
@@ -390,9 +458,9 @@ static int value_of(const struct pykvm_table *table, const struct pykvm_rule *ru
 static void change_bank(struct pykvm_table *table, int16_t next, uint64_t written)
 {
     if (next >= 0)
-        table->bank = (uint32_t)next;
+        go_to(table, (uint32_t)next);
     else if (next == PYKVM_WRITTEN_BANK)
-        table->bank = (uint32_t)(written % table->banks);
+        go_to(table, (uint32_t)(written % table->banks));
 }
 
 /* Returns PYKVM_ANSWERED or PYKVM_HAND_OVER. */

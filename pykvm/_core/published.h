@@ -6,6 +6,8 @@
 #define PYKVM_PUBLISHED_H
 #include <stdint.h>
 
+struct pykvm_line; /* line.h */
+
 /* One access that was collected; Python reads these with struct as "<QIIQQ". */
 struct pykvm_write {
     uint64_t offset; /* from the start of the range; of a table's registers, as the device sees it */
@@ -157,6 +159,17 @@ uint32_t pykvm_table_bank(const struct pykvm_table *table);
  */
 int pykvm_table_exchange(struct pykvm_table *table, uint32_t bank, uint32_t *before,
                          uint64_t *captured);
+
+/*
+ * The table drives `line`, or no line any more (NULL, which leaves it at its level): while bank n is
+ * chosen it has the level of bit n in `levels`.  So a table of a line has 64 banks at most.
+ * Returns 0 or -EINVAL.
+ */
+int pykvm_table_wire(struct pykvm_table *table, struct pykvm_line *line, uint64_t levels);
+/* Other levels and, unless it is PYKVM_ALL_BANKS, another bank.  Returns as pykvm_table_choose(). */
+int pykvm_table_drive(struct pykvm_table *table, uint64_t levels, uint32_t bank);
+/* If `bank` is chosen, give the line the level of another one for a moment. */
+int pykvm_table_pulse(struct pykvm_table *table, uint32_t bank, uint32_t other);
 
 enum pykvm_answer {
     PYKVM_UNANSWERED = 0,

@@ -1,6 +1,7 @@
-/* What core.c and published.c share; Python does not see it. */
+/* What core.c, line.c and published.c share; Python does not see it. */
 #ifndef PYKVM_SHARED_H
 #define PYKVM_SHARED_H
+#include "line.h"
 #include "published.h"
 
 #include <linux/futex.h>
@@ -62,6 +63,7 @@ static inline uint64_t load(const void *data, uint32_t size)
 
 void pykvm_shared_hold(struct pykvm_shared *shared);
 void pykvm_table_hold(struct pykvm_table *table);
+void pykvm_line_hold(struct pykvm_line *line);
 
 /* A collected write that lies in a table: it is posted, whatever the rule says by now. */
 void pykvm_table_post(struct pykvm_table *table, uint64_t offset, uint32_t size, uint64_t value);

@@ -325,6 +325,8 @@ class Published:
         self.tag = next(_tags)
         self.core: Any = None
         self.banks = 1
+        #: Whether C drives the device's interrupt line; see `wire`.
+        self.wired = False
         #: The offsets whose writes are always posted.
         self.always: tuple[int, ...] = ()
         self._rules: dict[tuple[int, int], Rule | None] = {}
@@ -407,8 +409,30 @@ class Published:
         self._note(lib.pykvm_table_exchange(self.core, bank, before, captured))
         return int(before[0]), int(captured[0])
 
+    def wire(self, line: object, levels: int = 0) -> bool:
+        """Have C drive `line` from now on, if it can: return whether it does, as `wired` says.
+
+        While bank n is chosen, the line has the level of bit n in `levels`, and the device leaves
+        it alone.  C can drive those of KVM's own interrupt controllers, for up to 64 banks.
+        """
+        core = getattr(line, "core", ffi.NULL)
+        self._note(lib.pykvm_table_wire(self.core, core, levels))
+        self.wired = core != ffi.NULL
+        return self.wired
+
+    def drive(self, levels: int, *, bank: int | None = None) -> None:
+        """Give the banks of the line other levels, and choose `bank`, if any, at that moment."""
+        number = lib.PYKVM_ALL_BANKS if bank is None else bank
+        self._note(lib.pykvm_table_drive(self.core, levels, number))
+
+    def pulse(self, bank: int, *, through: int) -> None:
+        """If `bank` is chosen, give the line the level of another bank for a moment."""
+        self._note(lib.pykvm_table_pulse(self.core, bank, through))
+
     def withdraw(self) -> None:
-        """Have the device asked, whatever it is."""
+        """Have the device asked, whatever it is, and drive its line itself."""
+        if self.wired:
+            self.wire(None)
         for register in {register for register, _ in self._rules}:
             self.set(register, None)
 

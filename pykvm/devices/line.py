@@ -42,11 +42,12 @@ class Output:
 
     def __init__(self, line: InterruptLine | None = None) -> None:
         self.level = False
-        self._line: InterruptLine = Unconnected() if line is None else _checked(line)
+        #: What it ends at.
+        self.line: InterruptLine = Unconnected() if line is None else _checked(line)
 
     def connect(self, line: InterruptLine) -> None:
         """Drive `line` from now on."""
-        self._line = _checked(line)
+        self.line = _checked(line)
         if self.level:
             line.set(True)
 
@@ -54,7 +55,7 @@ class Output:
         """Drive the wire high or low, which it sees only if that is a change."""
         if level != self.level:
             self.level = level
-            self._line.set(level)
+            self.line.set(level)
 
 
 def _checked(line: InterruptLine) -> InterruptLine:

@@ -11,9 +11,10 @@ print.
 
 Where C can answer for this device it does so (`pykvm.bus.published`): while no input waits, status
 registers are values, and what is printed is posted.  With the transmitter's interrupt enabled, that
-interrupt then comes like that of a line with a speed: when the guest has filled the FIFO, does
-anything else, or half a character's time at 115,200 bits per second later.  Where a guest without
-FIFOs was seen to print a character at each such interrupt, it comes at once.
+interrupt comes at once where C can drive the line, too, which it can where KVM has the interrupt
+controllers.  Elsewhere it comes like that of a line with a speed: when the guest has filled the
+FIFO, does anything else, or half a character's time at 115,200 bits per second later; but where a
+guest without FIFOs was seen to print a character at each such interrupt, it comes at once.
 
 The host heeds RTS where a guest that receives by interrupts uses it: one that has raised RTS since
 it enabled them gets nothing while it takes RTS away (ITU-T V.24, circuit 133, "ready for
@@ -153,6 +154,8 @@ class Uart16550(OutputLog):
         self._published: Published | None = None
         self._published_for: object = None
         self._bank: bool | None = None
+        # Of the wired line, by bank, as last published.
+        self._levels: int | None = None
         # Master reset leaves these three alone; at power-on they hold anything.
         self._divisor = 12
         self._scratch = 0
@@ -209,6 +212,8 @@ class Uart16550(OutputLog):
         """Drive `line` with the interrupt output from now on."""
         with self._lock:
             self._irq.connect(line)
+            self._wire()
+            self._republish()
 
     def follow(self, clock: TimeSource) -> None:
         """Let input come in bursts from now on, so that a guest is not interrupted for good."""
@@ -246,26 +251,56 @@ class Uart16550(OutputLog):
                 self._published.withdraw()
             published.lay_out([(offset, 1) for offset in range(REGISTERS)], banks=BANKS)
             self._published = published
-            self._published_for = self._bank = None
+            self._bank = None
+            self._wire()
             self._republish()
+
+    def _wire(self) -> None:
+        """Have C drive the interrupt line, if it can."""
+        published = self._published
+        if published is None:
+            return
+        self._levels = None
+        # Until it is told by `_republish`, it goes on as it is.
+        published.wire(self._irq.line, (1 << BANKS) - 1 if self._irq.level else 0)
+        self._published_for = None
 
     def replay(self, accesses: Sequence[Access]) -> None:
         """See `pykvm.bus.published.Replaying`."""
         printed = bytes([value for _, _, read, value, _ in accesses if not read])
         with self._lock:
-            if self._ier & IER_THR_EMPTY:
-                self._driven = self._driven or (bool(accesses[0][2]) and _by_interrupts(accesses))
-                # The first of them takes the request away, the last one makes it.
-                if printed:
-                    self._thr_empty_due = False
-                    self._drive()
-                # C has chosen the bank by itself.
-                self._bank = self._thr_empty_due = not accesses[-1][2]
-                self._update()
-            else:
+            if not self._ier & IER_THR_EMPTY:
                 self._thr_empty_due = True
+            elif self._published is not None and self._published.wired:
+                self._follow_wired(accesses, self._published)
+            else:
+                self._follow_unwired(accesses, printed)
         if printed:
             self.emit(printed)
+
+    def _follow_wired(self, accesses: Sequence[Access], published: Published) -> None:
+        """C has chosen the bank and driven the line, but that each byte makes a new request.
+
+        A byte takes away the request that is due (PC16550D table III) and makes one at once.  Where
+        it came on top of one, C has left the line high, so the controller has not seen that.
+        """
+        due, again = self._thr_empty_due, False
+        for _, _, read, _, _ in accesses:
+            due, again = not read, not read and (due or again)
+        self._bank = self._thr_empty_due = due
+        if again:
+            published.pulse(DUE, through=0)
+        self._update()
+
+    def _follow_unwired(self, accesses: Sequence[Access], printed: bytes) -> None:
+        """C has chosen the bank by itself."""
+        self._driven = self._driven or (bool(accesses[0][2]) and _by_interrupts(accesses))
+        # The first of them takes the request away, the last one makes it.
+        if printed:
+            self._thr_empty_due = False
+            self._drive()
+        self._bank = self._thr_empty_due = not accesses[-1][2]
+        self._update()
 
     def _subscribers_changed(self) -> None:
         with self._lock:
@@ -276,9 +311,15 @@ class Uart16550(OutputLog):
         published = self._published
         if published is None:
             return
+        bank = None
         if self._ier & IER_THR_EMPTY and self._bank is not self._thr_empty_due:
-            self._bank = self._thr_empty_due
-            published.choose(self._bank)
+            bank = self._bank = self._thr_empty_due
+        levels = self._levels_by_bank() if published.wired else None
+        if levels is not None and (bank is not None or levels != self._levels):
+            self._levels = levels
+            published.drive(levels, bank=bank)
+        elif bank is not None:
+            published.choose(bank)
         state = (
             (self._ier, self._lcr, self._mcr, self._msr, self._scratch, self._fifo, self._errors),
             bool(self._incoming),
@@ -307,14 +348,22 @@ class Uart16550(OutputLog):
             published.set(register, Rule(reads=value) if quiet and value is not None else None)
         for due in range(BANKS):
             published.set(IIR, self._iir_rule(bool(due)) if quiet else None, bank=due)
-        published.set(DATA, None if divisor else self._thr_rule())
+            published.set(DATA, None if divisor else self._thr_rule(bool(due)), bank=due)
 
-    def _thr_rule(self) -> Rule | None:
+    def _levels_by_bank(self) -> int:
+        return sum((self._interrupt(bool(due)) != IIR_NONE) << due for due in range(BANKS))
+
+    def _thr_rule(self, due: bool) -> Rule | None:
         prompt = self._prompt
         if prompt is None or self._mcr & MCR_LOOP:
             return None
         if not self._ier & IER_THR_EMPTY:
             return Rule(posts=True, prompt=prompt)
+        if self._published is not None and self._published.wired:
+            # See `_follow_wired`.
+            return Rule(
+                posts=True, prompt=prompt, after_write=DUE, within=LONGEST_WAIT if due else 0
+            )
         if self._driven and not self._fifo:
             return None
         return Rule(posts=True, prompt=prompt, after_write=DUE, within=LONGEST_WAIT, most=FIFO_SIZE)
@@ -567,7 +616,12 @@ class Uart16550(OutputLog):
         self._republish()
 
     def _drive(self) -> None:
-        self._irq.set(self._interrupt(self._thr_empty_due) != IIR_NONE)
+        level = self._interrupt(self._thr_empty_due) != IIR_NONE
+        if self._published is not None and self._published.wired:
+            # `_republish` publishes what drives the line.
+            self._irq.level = level
+        else:
+            self._irq.set(level)
 
 
 def _by_interrupts(accesses: Sequence[Access]) -> bool:

@@ -10,9 +10,9 @@ Source: Documentation/virt/kvm/api.rst, 4.24, 4.25, 4.71, 4.72, 5 (KVM_EXIT_IOAP
 
 from __future__ import annotations
 
+from pykvm._core import ffi, lib
 from pykvm.bus import Area, Placement, Space
-from pykvm.errors import ConfigError
-from pykvm.interrupts.source import Source
+from pykvm.errors import ConfigError, KVMError
 from pykvm.irqchip.timekeeper import Timers
 from pykvm.irqchip.user import set_kvmclock, set_tsc_offsets
 from pykvm.kvm.constants import (
@@ -32,6 +32,7 @@ from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from pykvm.bus import Bus, Device
     from pykvm.bus.published import Published
@@ -229,6 +230,25 @@ class _Wire:
             self._attend()
 
 
+class KernelLine:
+    """One of the wires to an input of KVM's own, which is asserted while any of them is."""
+
+    def __init__(self, vm: VM, lines: Any, irq: int) -> None:
+        self._vm = vm
+        core = lib.pykvm_line_new(lines, irq)
+        if core == ffi.NULL:
+            raise ConfigError(f"an interrupt line of KVM's has a number below {PINS}, not {irq}")
+        #: struct pykvm_line, for `Published.wire`.
+        self.core: Any = ffi.gc(core, lib.pykvm_line_free)
+
+    def set(self, level: bool) -> None:
+        """Assert the input, or stop doing so.  Raises ClosedError once the VM is closed."""
+        self._vm.fd  # noqa: B018  a closed handle is refused here
+        result = lib.pykvm_line_set(self.core, level)
+        if result:
+            raise KVMError("KVM_IRQ_LINE", -result)
+
+
 class KernelChipset:
     """The kernel's interrupt controllers, and around them the clocks that it has not."""
 
@@ -248,7 +268,7 @@ class KernelChipset:
         self._cpus: Sequence[CPU] = ()
         self._lapics: list[bytes] = []
         self._pit: Record | None = None
-        self._asserted = [0] * PINS
+        self._lines: Any = ffi.gc(lib.pykvm_lines_new(vm.fd), lib.pykvm_lines_free)
         if split:
             vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, PINS)
         else:
@@ -319,13 +339,7 @@ class KernelChipset:
             if irq >= ISA_IRQS:
                 return self.ioapic.line(irq)
             return Both(self.pic.line(irq), self.ioapic.line(2 if irq == 0 else irq))
-        return Source(self._drive, irq)
-
-    def _drive(self, irq: int, step: int) -> None:
-        before = self._asserted[irq]
-        self._asserted[irq] = now = before + step
-        if (before > 0) is not (now > 0):
-            self._vm.irq_line(irq, now > 0)
+        return KernelLine(self._vm, self._lines, irq)
 
     def send_msi(self, address: int, data: int) -> bool:
         """Send a message-signalled interrupt, and return whether a local APIC took it."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pykvm._core import ffi, lib
 from pykvm.clock import Clock
 from pykvm.devices import Uart16550, pit
 from pykvm.devices.hpet import CAPABILITIES, CONFIGURATION, COUNTER, ENABLE_CNF, Hpet
@@ -36,11 +37,30 @@ class Line:
         self.rises += level
 
 
+class InC:
+    """A line that C can drive, as those of KVM's own interrupt controllers, which leads nowhere."""
+
+    def __init__(self) -> None:
+        lines = ffi.gc(lib.pykvm_lines_new(-1), lib.pykvm_lines_free)
+        self.core = ffi.gc(lib.pykvm_line_new(lines, 4), lib.pykvm_line_free)
+
+    def set(self, level: bool) -> None:
+        assert lib.pykvm_line_set(self.core, level) == 0
+
+    @property
+    def level(self) -> bool:
+        return bool(lib.pykvm_line_changes(self.core) % 2)
+
+    @property
+    def rises(self) -> int:
+        return int(lib.pykvm_line_changes(self.core) + 1) // 2
+
+
 class Side:
     """A UART and what can be done to it, by the guest and by the host."""
 
-    def __init__(self, published: bool) -> None:
-        self.line = Line()
+    def __init__(self, published: bool, *, line: Line | InC | None = None) -> None:
+        self.line = line or Line()
         self.uart = Uart16550(line=self.line)
         self.heard: list[bytes] = []
         self.forget: Callable[[], None] | None = None
@@ -94,7 +114,10 @@ class Side:
             name: value
             for name, value in vars(self.uart).items()
             if not name.startswith(
-                ("_lock", "_keep", "_pub", "_irq", "_subscribers", "_incoming", "_driven", "_bank")
+                (
+                    *("_lock", "_keep", "_pub", "_irq", "_subscribers", "_incoming", "_driven"),
+                    *("_bank", "_levels"),
+                )
             )
         }
         # Without its interrupt enabled nobody can tell, and enabling it makes it due.
@@ -129,6 +152,18 @@ def test_a_uart(steps: list[tuple[str, int, int]]) -> None:
     for number, step in enumerate(steps):
         assert published.step(*step) == plain.step(*step), (number, step)
     assert published.end() == plain.end()
+
+
+@given(st.lists(STEP, max_size=80))
+def test_a_uart_whose_line_c_drives(steps: list[tuple[str, int, int]]) -> None:
+    plain, published = Side(False), Side(True, line=InC())
+    for number, step in enumerate(steps):
+        assert published.step(*step) == plain.step(*step), (number, step)
+        # The line is right at once, and not only when what waits has been handed over.
+        assert published.line.level == plain.line.level, (number, step)
+    assert published.end() == plain.end()
+    assert published.uart._irq.level == plain.line.level
+    assert published.line.rises <= plain.line.rises
 
 
 def printing(uart: Uart16550, *, ier: int = 0) -> Front:
@@ -170,6 +205,85 @@ def test_status_with_the_transmitters_interrupt_in_use() -> None:
     assert [front.read(IIR), front.read(IIR)] == [IIR_THR_EMPTY, IIR_NONE]
     assert front.answered == 2
     assert uart.text == "AAAAAB"
+
+
+def wired() -> tuple[Uart16550, InC, Front]:
+    line = InC()
+    uart = Uart16550(line=line)
+    front = printing(uart, ier=IER_THR_EMPTY)
+    return uart, line, front
+
+
+def high(line: InC) -> bool:
+    return line.level
+
+
+def is_wired(front: Front) -> bool:
+    return front.published.wired
+
+
+def test_c_drives_the_line_of_a_uart() -> None:
+    uart, line, front = wired()
+    for rises in range(1, 4):
+        assert (high(line), line.rises) == (True, rises)
+        assert front.read(IIR) == IIR_THR_EMPTY
+        assert not high(line)
+        front.write(DATA, 0x41)
+    assert front.answered == 6
+    front.dispatch.deliver()
+    assert (uart.text, line.level, line.rises) == ("AAA", True, 4)
+
+
+def test_a_byte_on_top_of_a_request_makes_one_of_its_own() -> None:
+    _, line, front = wired()
+    front.write(DATA, 0x41)
+    assert (high(line), line.rises) == (True, 1)
+    front.dispatch.deliver()
+    assert (high(line), line.rises) == (True, 2)
+    # One that the guest has asked for since is none.
+    front.write(DATA, 0x41)
+    front.read(IIR)
+    front.write(DATA, 0x41)
+    front.dispatch.deliver()
+    assert (high(line), line.rises) == (True, 3)
+    front.write(DATA, 0x41)
+    front.read(IIR)
+    front.dispatch.deliver()
+    assert (high(line), line.rises) == (False, 3)
+
+
+def test_the_line_of_a_uart_may_change_hands() -> None:
+    uart, line, front = wired()
+    assert is_wired(front)
+    front.read(IIR)
+    assert not high(line)
+    # Nothing of C's any more, with a read that waits.
+    other = Line()
+    uart.connect(other)
+    assert not is_wired(front)
+    front.dispatch.deliver()
+    front.write(DATA, 0x41)
+    front.dispatch.deliver()
+    assert (high(line), other.level) == (False, True)
+    uart.connect(line)
+    assert (is_wired(front), high(line)) == (True, True)
+    front.bus.remove(uart)
+    front.dispatch.rebuild()
+    uart.write(IER, 1, 0)
+    assert not high(line)
+
+
+def test_input_from_elsewhere_raises_a_line_that_c_has_lowered() -> None:
+    uart, line, front = wired()
+    front.write(IER, IER_THR_EMPTY | 1)
+    front.read(IIR)
+    assert not high(line)
+    uart.send("x")
+    assert high(line)
+    assert front.urgent
+    front.settle()
+    assert high(line)
+    assert front.read(IIR) & 0x0F == 4
 
 
 def test_what_is_due_stays_so_from_one_delivery_to_the_next() -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pykvm._core import lib
 from pykvm.bus import Bus
-from pykvm.errors import ConfigError
+from pykvm.errors import ConfigError, KVMError
 from pykvm.interrupts import Message
-from pykvm.irqchip.kernel import KernelChipset, msi_of
+from pykvm.irqchip.kernel import KernelChipset, KernelLine, msi_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pykvm.devices.line import InterruptLine
 
 
 class FakeVm:
-    """Writes down what it is asked for."""
+    """Writes down what it is asked for; its interrupt lines lead nowhere."""
+
+    fd = -1
 
     def __init__(self) -> None:
         self.asked: list[tuple[object, ...]] = []
@@ -52,16 +60,43 @@ def test_irq_0_is_on_pin_2_of_the_ioapic_and_2_nowhere() -> None:
 
 
 def test_wires_to_one_input_are_ored() -> None:
-    vm = FakeVm()
-    made = chipset(vm, split=False)
-    first, second = made.line(5), made.line(5)
-    del vm.asked[:]
-    for line, level in ((first, True), (second, True), (first, False), (second, False)):
+    made = chipset(FakeVm(), split=False)
+    first, second, other = map(kernel_line, (made.line(5), made.line(5), made.line(6)))
+    changes = []
+    for line, level in (
+        (first, True),
+        (first, True),
+        (second, True),
+        (first, False),
+        (second, False),
+        (second, False),
+        (second, True),
+    ):
         line.set(level)
-    assert [(name, bool(level)) for name, _, level in vm.asked] == [
-        ("irq_line", True),
-        ("irq_line", False),
-    ]
+        changes.append(lib.pykvm_line_changes(first.core))
+    assert changes == [1, 1, 1, 1, 2, 2, 3]
+    assert lib.pykvm_line_changes(other.core) == 0
+
+
+def kernel_line(line: InterruptLine) -> KernelLine:
+    assert isinstance(line, KernelLine)
+    return line
+
+
+def test_an_input_that_kvm_has_not() -> None:
+    with pytest.raises(ConfigError, match="below 24, not 24"):
+        chipset(FakeVm(), split=False).line(24)
+
+
+def test_a_line_that_kvm_refuses(tmp_path: Path) -> None:
+    file = (tmp_path / "no vm").open("w")
+
+    class Refusing(FakeVm):
+        fd = file.fileno()
+
+    with pytest.raises(KVMError, match="KVM_IRQ_LINE: .*ENOTTY"):
+        chipset(Refusing(), split=False).line(5).set(True)
+    file.close()
 
 
 def test_messages_as_kvm_takes_them() -> None:

@@ -367,6 +367,65 @@ def test_random_accesses_with_every_clock_and_controller_end(guest: MakeGuest) -
     assert machine.run(timeout=20).outcome in (Outcome.HALTED, Outcome.RESET, Outcome.TIMEOUT)
 
 
+# Prints the string at 0x1000, a character at each interrupt of COM1 (IRQ 4 at vector 12), and ends
+# after it.  {iir} reads the IIR, {out} prints.
+INTERRUPTS = """
+    FA              cli
+    FC              cld
+    C7 06 30 00 39 7C  mov word [0x30], 0x7c39
+    C7 06 32 00 00 00  mov word [0x32], 0
+    B0 11 E6 20     out 0x20, 0x11
+    B0 08 E6 21     out 0x21, 8
+    B0 04 E6 21     out 0x21, 4
+    B0 01 E6 21     out 0x21, 1
+    B0 EF E6 21     out 0x21, 0xef
+    BE 00 10        mov si, 0x1000
+    BA F9 03        mov dx, 0x3f9
+    B0 02           mov al, 2
+    EE              out dx, al
+    FA              cli
+    80 3E 00 20 00  cmp byte [0x2000], 0
+    75 04           jne $+6
+    FB              sti
+    F4              hlt
+    EB F4           jmp $-10
+    E6 F4           out 0xf4, al
+    BA FA 03        mov dx, 0x3fa
+    {iir}           in al, dx
+    BA F8 03        mov dx, 0x3f8
+    AC              lodsb
+    84 C0           test al, al
+    74 04           jz $+6
+    {out}           out dx, al
+    EB 06           jmp $+8
+    42              inc dx
+    EE              out dx, al
+    FE 06 00 20     inc byte [0x2000]
+    B0 20 E6 20     out 0x20, 0x20
+    CF              iret
+"""
+
+
+@pytest.mark.parametrize("irqchip", ["user", "kernel"])
+@pytest.mark.parametrize(
+    ("iir", "out", "times"),
+    [("EC", "EE 90", 1), ("EC", "EE EE", 2), ("90", "EE 90", 1), ("90", "EE EE", 2)],
+    ids=["byte", "bytes", "byte-unasked", "bytes-unasked"],
+)
+def test_a_guest_that_prints_by_interrupts(
+    guest: MakeGuest, irqchip: str, iir: str, out: str, times: int
+) -> None:
+    """Also one that leaves the IIR alone: each byte makes a request of its own."""
+    uart = CountingUart()
+    machine = guest(INTERRUPTS.format(iir=iir, out=out), devices=with_com1(uart), irqchip=irqchip)
+    machine.memory.write(0x1000, b"by interrupts\0")
+    assert machine.run(timeout=30).outcome is Outcome.EXITED
+    assert uart.output == bytes(byte for byte in b"by interrupts" for _ in range(times))
+    if irqchip == "kernel":
+        # To enable the interrupt, and to disable it.
+        assert uart.calls == 2
+
+
 # Twenty counts of counter 0, which goes round in 256.
 LATCHES = """
     B0 34        mov al, 0x34
