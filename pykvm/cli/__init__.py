@@ -10,8 +10,9 @@ import sys
 import time
 from importlib import import_module
 
-from pykvm.cli.options import UsageError, parse
+from pykvm.cli.options import parse
 from pykvm.cli.status import Status
+from pykvm.cli.usage import UsageError
 from pykvm.errors import ConfigError, LoadError, PykvmError
 from pykvm.typed import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             until = time.monotonic() + options.timeout
         return _command(options)
     except UsageError as error:
-        return _complain(Status.WRONG_USE, f"{error} (pykvm --help shows what there is)")
+        return _complain(Status.WRONG_USE, f"{error} ({error.see})")
     except KeyboardInterrupt:
         return _complain(Status.INTERRUPTED, "stopped by Ctrl-C", until=0.0)
     except BrokenPipeError:

@@ -9,6 +9,7 @@ Importing argparse alone would cost a third of a small guest's whole run.
 
 from __future__ import annotations
 
+from pykvm.cli.usage import UsageError
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import LONGEST_WAIT
@@ -19,16 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-__all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "UsageError", "parse"]
+__all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "parse"]
 
 COMMANDS = ("run", "step", "info")
 
-# Without a unit, a size of memory below this is a mistake.
-_SMALL = 1 << 20
-
-
-class UsageError(Exception):
-    """The command line makes no sense; the message is one line."""
+# A number of MiB with more digits is one of bytes.
+_DIGITS = 6
 
 
 class Destination(NamedTuple):
@@ -133,11 +130,13 @@ def _size(text: str) -> int:
 
 
 def _memory(text: str) -> int:
-    size = _size(text)
-    if text.isdecimal() and size < _SMALL:
-        # Bytes are meant here, and MiB in QEMU.
-        raise ValueError(f"a size with its unit, as {text}M or {text}K")
-    return size
+    # "size=" is QEMU's, too.
+    number = text.removeprefix("size=")
+    if not number.isdecimal():
+        return _size(number)
+    if len(number) > _DIGITS:
+        raise ValueError(f"a size with its unit, as 64M ({number} alone would be MiB)")
+    return _size(f"{number}M")
 
 
 def _limit(text: str) -> int | None:
@@ -248,7 +247,7 @@ GENERAL = "General"
 OPTIONS: tuple[Option, ...] = (
     Option(
         "--memory", "SIZE", _memory, MACHINE,
-        "RAM, as 64M or 2G; beyond 3G it goes on above 4G (default 64M)",
+        "RAM, as 64M or 2G, a number alone in MiB; beyond 3G it goes on above 4G (default 64M)",
         _GUESTS, short="-m",
     ),
     Option("--smp", "N", _count, MACHINE, "number of vCPUs (default 1)"),
@@ -331,7 +330,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--kernel", "FILE", str, GUEST,
-        "a Linux kernel that the guest file, which is firmware, is to boot (fw_cfg)",
+        "a Linux kernel that the guest file, which is firmware, is to boot (fw_cfg); without a "
+        "guest file it is the guest itself",
         _GUESTS,
     ),
     Option(
@@ -418,6 +418,11 @@ def parse(argv: Sequence[str]) -> Options:
             options.arguments = tuple(reversed(rest))
             break
         if word.startswith("-") and word != "-":
+            if _is_qemus(word):
+                from pykvm.cli.qemu import translate
+
+                rest += reversed(translate(word.lstrip("-"), rest))
+                continue
             option, value = _option(word, rest)
             if option.repeats:
                 value = (*getattr(options, option.field), value)
@@ -435,6 +440,8 @@ def parse(argv: Sequence[str]) -> Options:
 def _option(word: str, rest: list[str]) -> tuple[Option, Any]:
     """The option that `word` names and its value, taken from `rest` where it stands apart."""
     flag, equals, text = word.partition("=")
+    if word[:2] == "-m" and word[2:3].isdecimal():
+        flag, equals, text = "-m", "=", word[2:]
     option = _BY_FLAG.get(flag)
     if option is None:
         raise UsageError(f"unknown option {flag}{_suggestion(flag)}")
@@ -450,6 +457,15 @@ def _option(word: str, rest: list[str]) -> tuple[Option, Any]:
         return option, option.convert(text)
     except ValueError as error:
         raise UsageError(f"{flag} takes {error}, not {text!r}") from None
+
+
+def _is_qemus(word: str) -> bool:
+    """Whether `word` is an option of QEMU's that is none of pykvm's."""
+    if word.partition("=")[0] in _BY_FLAG:
+        return False
+    from pykvm.cli.qemu import knows
+
+    return knows(word.lstrip("-"))
 
 
 def _suggestion(flag: str) -> str:
@@ -469,6 +485,8 @@ def _check(options: Options, words: Sequence[str], given: Sequence[Option]) -> N
         if words or options.arguments:
             raise UsageError(f"info takes no guest: unexpected {[*words, *options.arguments][0]!r}")
         return
+    if not words and options.kernel is not None:
+        words, options.kernel = [options.kernel], None
     if not words:
         raise UsageError("no guest file given")
     if len(words) > 1:

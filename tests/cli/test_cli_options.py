@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pykvm.cli.help import help_text
-from pykvm.cli.options import OPTIONS, Destination, Options, UsageError, parse
+from pykvm.cli.options import OPTIONS, Destination, Options, parse
+from pykvm.cli.usage import UsageError
 
 SECONDS = "above zero and up to 1000000000"
 
@@ -29,6 +30,10 @@ def test_run_is_the_default(words: list[str]) -> None:
         (["--memory", "1G"], "memory", 1 << 30),
         (["-m", "16M"], "memory", 16 << 20),
         (["--memory=2M"], "memory", 2 << 20),
+        (["-m", "64"], "memory", 64 << 20),
+        (["-m64"], "memory", 64 << 20),
+        (["-m64M"], "memory", 64 << 20),
+        (["--memory", "4096"], "memory", 4 << 30),
         (["--smp", "4"], "smp", 4),
         (["--smp=-1"], "smp", -1),
         (["--cpu", "host"], "cpu", "host"),
@@ -100,8 +105,10 @@ def test_commands_are_first_words_only() -> None:
             "--cpu: there is no CPUID feature 'tsc-deadlin' (did you mean tsc_deadline_timer?)",
         ),
         (["--cpu", "max", "a"], "--cpu: there is no CPU model 'max' (QEMU's max is host)"),
-        (["-m", "64", "a"], "-m takes a size with its unit, as 64M or 64K, not '64'"),
-        (["-m", "4096", "a"], "-m takes a size with its unit, as 4096M or 4096K, not '4096'"),
+        (
+            ["-m", "67108864", "a"],
+            "-m takes a size with its unit, as 64M (67108864 alone would be MiB), not '67108864'",
+        ),
         (["--cpu", "+avx,-avx", "a"], "--cpu: the CPU '+avx,-avx' both adds and removes avx"),
         (["--quirks", "no", "a"], "--quirks takes one of auto, on, off, not 'no'"),
         (["--memroy", "1G", "a"], "unknown option --memroy (did you mean --memory?)"),

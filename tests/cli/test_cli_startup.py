@@ -21,7 +21,7 @@ NEEDLESS = {
         f"pykvm.cli.{name}"
         for name in (
             *("describe", "dump", "facts", "help", "info", "probes", "stats", "step", "stepper"),
-            *("terminal", "trace", "waiting"),
+            *("qemu", "terminal", "trace", "waiting"),
         )
     ),
 }
