@@ -36,7 +36,18 @@ INTEL = [
             "a_filtered_msr_exits",
         )
     ),
-    "tests/boot/test_boot_kvm.py",
+    *(
+        f"tests/boot/test_boot_kvm.py::test_{name}"
+        for name in (
+            "long_mode",
+            "protected_mode",
+            "real_mode",
+            "a_pie_finds_its_pointers_relocated",
+            "pvh_by_a_note_that_is_in_no_segment",
+            "firmware_that_turns_interrupts_off_before_it_jumps",
+            "a_kernel_that_wants_video_starts_without",
+        )
+    ),
     "tests/boot/test_boot_linux_kvm.py::test_pvh",
     *(
         f"tests/machine/test_sinks.py::test_{name}"

@@ -7,8 +7,9 @@ with the manual, not with pykvm.  QEMU's own processor fails all of them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from types import MappingProxyType
 from typing import NamedTuple
 
 from emulate.cases import Case
@@ -57,10 +58,11 @@ class Fact(NamedTuple):
     otherwise: str
     code: str
     holds: Callable[[Outcome], bool]
-    registers: dict[str, int] = {}  # noqa: RUF012 - nobody changes it
+    registers: Mapping[str, int] = MappingProxyType({})
     flags: int = 0
     data: bytes = b""
-    image: dict[int, bytes] = {}  # noqa: RUF012
+    #: Bytes of the XSAVE image, by offset.
+    image: Mapping[int, bytes] = MappingProxyType({})
     cr4: int = 0
 
 
@@ -156,7 +158,7 @@ def executed(rig: Rig, fact: Fact) -> Outcome:
     return rig.run(
         bytes.fromhex(fact.code),
         3,
-        registers=fact.registers,
+        registers=dict(fact.registers),
         flags=fact.flags,
         data=fact.data,
         xsave=bytes(image),
