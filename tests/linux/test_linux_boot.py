@@ -8,6 +8,7 @@ import pytest
 
 from pykvm import Machine, Outcome
 from support.linux import DEADLINE, Boot, Linux, checks, last_lines
+from support.once import cpu_for
 
 pytestmark = pytest.mark.timeout(DEADLINE + 20)
 
@@ -34,7 +35,9 @@ def test_two_processors_and_a_compressed_kernel(boot: Boot, linux: Linux) -> Non
     machine = boot(linux.bzimage, vcpus=2)
     found = run_checks(machine)
     assert found["processors"] == "2"
-    assert found["clocksource"] in ("kvm-clock", "tsc")
+    # On what it takes for bare metal it has no kvm-clock, and not every host's TSC is stable.
+    others = ("hpet", "acpi_pm") if "-hypervisor" in cpu_for("kernel") else ()
+    assert found["clocksource"] in ("kvm-clock", "tsc", *others)
     assert "smp: Brought up 1 node, 2 CPUs" in machine.serial.text
 
 
