@@ -392,7 +392,7 @@ class Machine:
 
         What a device, `until` or `on_exit` raises comes out of here as it is, as does Ctrl-C in
         the main thread; the machine stays usable.  Otherwise raises ClosedError, StateError (it
-        runs already) and KVMError.
+        runs already), KVMError, and HostError where no VM is to be had for the probes of quirks.
         """
         if timeout is not None:
             timeout = checks.seconds("timeout", timeout)
