@@ -85,17 +85,15 @@ class RunPage:
     """The mapped kvm_run page of one vCPU, and the exit that it holds.
 
     `current` is the last exit that `decode` made, while it may still be answered; None after that.
-    `taken` says whether it was answered.
     """
 
-    __slots__ = ("current", "taken", "view", "words")
+    __slots__ = ("current", "view", "words")
 
     def __init__(self, view: memoryview) -> None:
         """`view` is writable and as long as KVM_GET_VCPU_MMAP_SIZE says."""
         self.view = view
         self.words = view.cast("I")
         self.current: Exit | None = None
-        self.taken = False
 
     def release(self) -> None:
         """Let go of the page: the exit that it holds is over, and another cannot be decoded."""
@@ -104,16 +102,20 @@ class RunPage:
 
 
 class _Decoded:
-    """The page that an exit was decoded from, which is no part of its value."""
+    """The page that an exit was decoded from, and what became of it: no part of its value."""
 
-    __slots__ = ("_page",)
+    __slots__ = ("_page", "_taken")
     _page: RunPage
+    _taken: bool
 
 
 class Exit(_Decoded, Frozen):
     """Base of every exit.  `reason` is the kernel's KVM_EXIT_ number."""
 
     reason: ClassVar[int]
+
+    #: Whether the guest's instruction waits for an answer.
+    awaits_answer: ClassVar[bool] = False
 
     def _view(self) -> memoryview:
         """The page to put an answer into."""
@@ -129,7 +131,7 @@ class Exit(_Decoded, Frozen):
     def _put(self, offset: int, data: bytes) -> None:
         view = self._view()
         view[offset : offset + len(data)] = data
-        self._page.taken = True
+        _set_taken(self, True)
 
     def take(self) -> None:
         """Keep the exit from the devices: what comes to ``for exit in machine.exits()`` is yours.
@@ -139,12 +141,17 @@ class Exit(_Decoded, Frozen):
         run on since.
         """
         self._view()
-        self._page.taken = True
+        _set_taken(self, True)
 
     @property
     def taken(self) -> bool:
-        """Whether it was answered or taken, and the vCPU has not run on since."""
-        return hasattr(self, "_page") and self._page.current is self and self._page.taken
+        """Whether it was answered or taken."""
+        return getattr(self, "_taken", False)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it can no longer be answered: the vCPU has run on, or a register was set."""
+        return not hasattr(self, "_page") or self._page.current is not self
 
     def __repr__(self) -> str:
         names = type(self).__fields__
@@ -191,6 +198,7 @@ class IoIn(Exit):
     """
 
     reason = 2
+    awaits_answer = True
     port: int
     size: int
     count: int = 1
@@ -237,6 +245,7 @@ class Hypercall(Exit):
     """KVM_EXIT_HYPERCALL: a hypercall that KVM_CAP_EXIT_HYPERCALL sends to user space."""
 
     reason = 3
+    awaits_answer = True
     nr: int
     args: tuple[int, ...]
     flags: int = 0
@@ -266,6 +275,7 @@ class MmioRead(Exit):
     """KVM_EXIT_MMIO, read: the guest reads `size` bytes where there is no memory."""
 
     reason = 6
+    awaits_answer = True
     address: int
     size: int
 
@@ -401,6 +411,7 @@ class RdMsr(Exit):
     """
 
     reason = 29
+    awaits_answer = True
     index: int
     why: int
 
@@ -422,6 +433,7 @@ class WrMsr(Exit):
     """
 
     reason = 30
+    awaits_answer = True
     index: int
     value: int
     why: int
@@ -473,6 +485,7 @@ class UnknownReason(Exit):
 # The four exits that come by the million are made past __init__: it pays dearly for every field.
 _new = object.__new__
 _set_page: _Setter = vars(_Decoded)["_page"].__set__
+_set_taken: _Setter = vars(_Decoded)["_taken"].__set__
 
 
 def _setters(cls: type[Exit]) -> Iterator[_Setter]:
@@ -616,5 +629,5 @@ def decode(page: RunPage) -> Exit:
     else:
         exit = decoder(page)
     _set_page(exit, page)
-    page.current, page.taken = exit, False
+    page.current = exit
     return exit

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
-from pykvm.bus import GuestExit, GuestReset
 from pykvm.cli.consoles import Lines
-from pykvm.cli.describe import device_name, linear_rip, location, target
-from pykvm.cli.report import ending_line
-from pykvm.errors import GuestError, MemoryRangeError, StateError
+from pykvm.cli.describe import linear_rip, location
+from pykvm.cli.instruction import instruction_at, instruction_of
+from pykvm.cli.sentences import answer, reason
+from pykvm.cli.source_lines import SourceLines
+from pykvm.errors import StateError
 from pykvm.exits import (
     Debug,
     FailEntry,
-    Hlt,
-    InternalError,
     IoIn,
     MemoryFault,
     MmioRead,
@@ -21,7 +18,7 @@ from pykvm.exits import (
     Shutdown,
 )
 from pykvm.machine.crash import crash_of
-from pykvm.printable import printable_lines
+from pykvm.printable import printable, printable_lines
 from pykvm.result import Outcome
 from pykvm.typed import TYPE_CHECKING
 
@@ -30,99 +27,166 @@ if TYPE_CHECKING:
 
     from pykvm.exits import Exit
     from pykvm.machine import Machine
+    from pykvm.result import Result
+    from pykvm.vcpu import CPU
 
 __all__ = ["Stepper"]
 
 # Seconds after which a guest that does not exit is given back to the prompt.
 PATIENCE = 10.0
 STEP_PATIENCE = 2.0
-_LONGEST_INSTRUCTION = 15
-_CODE = 8
 
+_LONGEST_INSTRUCTION = 15
+_OWNER = "step"
+
+# Ends after which there is nothing to go on with.
 _OVER = frozenset({Outcome.EXITED, Outcome.RESET, Outcome.HALTED, Outcome.CRASHED})
 
 
 class Stepper:
-    """The first vCPU of a machine at one VM exit.
+    """A machine that stands at one VM exit.
 
-    `show` prints a line.  `exit` is where the guest stands (None at the start), `count` how many
-    there were.  `settled` tells whether the exit was answered, by its device or by hand.  `ending`
+    `show` prints a line, and `strong` marks text that stands out.  `cpu` is the vCPU that is looked
+    at, `exit` where it stands (None at the start), `count` how many exits there were.  `ending`
     says how the guest ended, once it has.
     """
 
-    def __init__(self, machine: Machine, show: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        show: Callable[[str], object],
+        *,
+        image: str = "",
+        strong: Callable[[str], str] = str,
+    ) -> None:
+        """`image` is the guest's file, for its lines of source."""
         self.machine = machine
-        self.cpu = machine.vcpus[0]
+        self.cpu: CPU = machine.vcpus[0]
         self.show = show
         self.exit: Exit | None = None
         self.count = 0
-        self.settled = True
         self.ending = ""
+        self.breakpoints: list[int] = []
+        self._strong = strong
+        self._source = SourceLines(image)
         self._lines = Lines(self._show_lines)
         machine.serial.on_output(self._lines.write)
+        machine.on_emulated = self._show_emulated
+
+    # -- where it stands ---------------------------------------------------------------------
 
     @property
     def place(self) -> str:
         """Where the vCPU is, with its symbol."""
         return location(self.machine, linear_rip(self.cpu))
 
+    @property
+    def answered(self) -> bool:
+        """Whether the exit was answered or taken by hand."""
+        return self.exit is not None and self.exit.taken
+
+    def describe(self) -> None:
+        """Show the exit: why, who answers, and the instruction with its symbol and line."""
+        exit = self.exit
+        if exit is None:
+            self.show(self._instruction_line())
+            return
+        several = len(self.machine.vcpus) > 1
+        who = f"vCPU {self.cpu.index}" if several else "the guest"
+        answers = answer(self.machine, exit)
+        self.show(
+            f"[{self.count}] {self._strong(f'{who} {reason(exit)}')}"
+            + (f"; {answers}" if answers else "")
+        )
+        if isinstance(exit, (Shutdown, FailEntry, MemoryFault)):
+            self.show(f"    {crash_of(self.cpu, exit, self.machine.symbol_at).message}")
+        self.show(self._instruction_line())
+
+    def _instruction_line(self) -> str:
+        exit = self.exit
+        instruction = (
+            instruction_at(self.cpu, linear_rip(self.cpu))
+            if exit is None or isinstance(exit, Debug)
+            else instruction_of(self.cpu, exit, self._function())
+        )
+        line = printable(self._source.at(instruction.address))
+        where = location(self.machine, instruction.address)
+        return "  ".join(filter(None, (f"    {where}", line, str(instruction))))
+
+    def _function(self) -> int | None:
+        """Where the function begins that the vCPU stands in."""
+        entry, rip = self.machine.entry, linear_rip(self.cpu)
+        found = entry.symbols.find(rip) if entry is not None else None
+        return rip - found[1] if found is not None else None
+
+    # -- going on ----------------------------------------------------------------------------
+
     def next(self) -> None:
-        """Let the device answer, if nobody did by hand, and run to the next exit."""
-        self.settle()
+        """Let the exit be answered, if it was not by hand, and run to the next one."""
         if self._alive() and self._run_to_exit(PATIENCE):
-            self._show_exit()
+            self.describe()
 
     def step(self) -> None:
         """Run one instruction, or to the exit in its middle."""
-        self.settle()
         if not self._alive():
             return
-        before = linear_rip(self.cpu)
-        self.cpu.debug.single_step(True)
+        cpu, before = self.cpu, linear_rip(self.cpu)
+        cpu.debug.single_step(True)
         try:
             stopped = self._run_to_exit(STEP_PATIENCE)
         finally:
-            self.cpu.debug.single_step(False)
+            cpu.debug.single_step(False)
         if stopped:
-            self._show_exit()
-        if not isinstance(self.exit, Debug) or not stopped:
+            self.describe()
+        if not (self.ending or (stopped and isinstance(self.exit, Debug))):
             self._explain_missed_step(before)
 
-    def finish(self) -> None:
-        """Let the devices answer everything until the guest is done."""
-        self.settle()
+    def finish(self, until: str | None = None) -> None:
+        """Let everything be answered until the guest is done, a breakpoint comes, or a text."""
         if not self._alive():
             return
-        self.exit = None
-        result = self.machine.run()
-        self._lines.flush()
-        # Without the console's last lines: they are on this terminal.
-        self.show(ending_line(result.sentence + result.where, result))
-        if result.outcome in _OVER:
-            self.ending = result.sentence
+        self._settle(self.machine.run(until=until))
+
+    def run_to(self, address: int) -> None:
+        """Go on to this linear address, or to the end."""
+        self._set(*self.breakpoints, address)
+        try:
+            self.finish()
+        finally:
+            self._set(*self.breakpoints)
 
     def answer(self, value: int) -> None:
         """Answer the read that the guest waits for.  Raises StateError if it waits for none."""
-        if self.settled or not isinstance(self.exit, (IoIn, MmioRead, RdMsr)):
+        if self.answered or not isinstance(self.exit, (IoIn, MmioRead, RdMsr)):
             raise StateError("the guest waits for no answer here")
         self.exit.answer(value)
-        self.settled = True
 
-    def settle(self) -> None:
-        """Have the exit done with: by its device, unless it was answered by hand."""
-        exit = self.exit
-        if self.settled or exit is None:
-            return
-        self.settled = True
-        try:
-            if not self.machine.handle(exit) and target(exit) is not None:
-                self.show("nobody is there: reads give all ones, writes go nowhere")
-        except GuestExit as ended:
-            self.ending = f"the guest exited with code {ended.code}"
-        except GuestReset as reset:
-            self.ending = f"the guest asked for a reset ({reset.how})"
-        if self.ending:
-            self._lines.flush()
+    def take(self) -> None:
+        """Keep the exit from whoever would answer it.  Raises StateError if there is none."""
+        if self.exit is None:
+            raise StateError("the guest is at no exit")
+        self.exit.take()
+
+    def look_at(self, index: int) -> None:
+        """Look at another vCPU."""
+        self.cpu = self.machine.vcpus[index]
+
+    def _set(self, *addresses: int) -> None:
+        for cpu in self.machine.vcpus:
+            cpu.debug.set_breakpoints(_OWNER, addresses)
+
+    def add_breakpoint(self, address: int) -> None:
+        """Stop the guest whenever it comes to this linear address."""
+        self._set(*self.breakpoints, address)
+        if address not in self.breakpoints:
+            self.breakpoints.append(address)
+
+    def remove_breakpoint(self, address: int) -> None:
+        """No longer.  Raises StateError if there is none."""
+        if address not in self.breakpoints:
+            raise StateError(f"there is no breakpoint at {address:#x}")
+        self.breakpoints.remove(address)
+        self._set(*self.breakpoints)
 
     def _alive(self) -> bool:
         if self.ending:
@@ -131,76 +195,43 @@ class Stepper:
 
     def _run_to_exit(self, patience: float) -> bool:
         """Run to the next exit; False, and a line that says so, if none comes."""
-        # A loop of its own each time: the clock must not tick while a person thinks.
-        exits = self.cpu.raw_exits(timeout=patience)
-        try:
-            with closing(exits):
-                self.exit = next(exits)
-        except TimeoutError:
-            self.exit = None
-            self.show(f"no exit within {patience:g} s, at {self.place}")
-            return False
-        self.count += 1
-        self.settled = target(self.exit) is None and not isinstance(self.exit, RdMsr)
-        return True
-
-    def _show_exit(self) -> None:
-        exit = self.exit
-        assert exit is not None
-        match exit:
-            case Debug():
-                self.show(f"[{self.count}] stepped to {self.place}: {self._code()}")
-                return
-            case InternalError() if self._made_good(exit):
-                return
-        device = device_name(self.machine, exit)
-        who = f" for {device}" if device else ""
-        self.show(f"[{self.count}] {exit!r}{who} at {self.place}")
-        match exit:
-            case Hlt():
-                self.show("    nothing here can wake it; n goes on behind the HLT")
-            case Shutdown() | InternalError() | FailEntry() | MemoryFault():
-                self.show(f"    {crash_of(self.cpu, exit, self.machine.symbol_at).message}")
-
-    def _made_good(self, exit: InternalError) -> bool:
-        """Whether the instruction that KVM refused was done all the same; then it says so."""
-        machine = self.machine
-
-        def done(_: object, name: str, result: str) -> None:
-            self.show(
-                f"[{self.count}] {name}, which KVM refused: {result}, on at {self.place}: "
-                f"{self._code()}"
-            )
-
-        machine.on_emulated = done
-        try:
-            return machine.make_good(self.cpu, exit)
-        except GuestError as error:
-            self.show(f"    {error.message}")
-            return False
-        except GuestExit as ended:
-            self.ending = f"the guest exited with code {ended.code}"
+        exits = self.machine.exits(timeout=patience)
+        self.exit = None
+        for exit in exits:
+            self.exit, self.cpu = exit, exits.cpu
+            self.count += 1
             return True
-        except GuestReset as reset:
-            self.ending = f"the guest asked for a reset ({reset.how})"
-            return True
-        finally:
-            machine.on_emulated = None
+        assert exits.result is not None
+        if exits.result.outcome is Outcome.TIMEOUT:
+            self._lines.flush()
+            self.show(f"no exit within {patience:g} s: the guest is at {self.place}")
+        else:
+            self._settle(exits.result)
+        return False
 
-    def _code(self) -> str:
-        """The bytes of the next instruction and what follows it."""
-        try:
-            return self.cpu.read(linear_rip(self.cpu), _CODE).hex(" ")
-        except MemoryRangeError:
-            return "not readable"
+    def _settle(self, result: Result) -> None:
+        """A run has ended."""
+        self._lines.flush()
+        self.exit = None
+        self.show(f"{result.sentence}{result.where}")
+        if result.error is not None and result.error.hint:
+            self.show(f"    {result.error.hint}")
+        if result.outcome in _OVER:
+            self.ending = result.sentence
+        else:
+            self.show(self._instruction_line())
+
+    # -- what is shown on the way ------------------------------------------------------------
+
+    def _show_emulated(self, cpu: CPU, name: str, result: str) -> None:
+        self.show(f"    {name}, which KVM refused: {result}")
 
     def _explain_missed_step(self, before: int) -> None:
         """Say so if the guest ran on although it was to stop after one instruction."""
         if not before <= linear_rip(self.cpu) <= before + _LONGEST_INSTRUCTION:
-            ring = self.cpu.state.cpl
             self.show(
                 f"    it did not stop after one instruction: this host's KVM does not "
-                f"single-step everywhere (the guest is in ring {ring})"
+                f"single-step everywhere (the guest is in ring {self.cpu.state.cpl})"
             )
 
     def _show_lines(self, text: bytes) -> None:

@@ -414,7 +414,9 @@ class Run:
     def _go_on(self, cpu: CPU) -> Ending | None:
         """Begin where the last run left this vCPU: at an exit, in HLT, or parked."""
         pending, cpu.loop.pending = cpu.loop.pending, None
-        if pending is not None and not pending.exit.taken:
+        if pending is not None and not (
+            pending.exit.taken or (pending.exit.is_over and pending.exit.awaits_answer)
+        ):
             ending = self._answer(cpu, pending.exit)
             # A breakpoint that was handed out has stopped the run already.
             if ending is not None and ending.outcome is not Outcome.DEBUG:

@@ -249,6 +249,12 @@ class KvmEngine:
         core = self.living()
         if core.runs == 0 or (self._regs_at == core.runs and self.page[DIRTY_REGS]):
             return
+        exit = self._run_page.current if self._run_page is not None else None
+        if exit is not None and exit.awaits_answer and not exit.taken:
+            raise StateError(
+                f"registers cannot be set while {exit!r} waits for an answer",
+                hint="answer it first; after take() a read gives all ones",
+            )
         self.end_exit()
         if lib.pykvm_complete(core):
             raise StateError(

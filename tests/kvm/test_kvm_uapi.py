@@ -48,7 +48,7 @@ def test_every_ioctl_has_a_method_that_explains_it() -> None:
     package = Path(derive.__file__).parent
     text = "".join(path.read_text() for path in package.glob("*.py"))
     issued = set(re.findall(r"uapi\.(KVM_\w+)", text))
-    ioctls = {name for name in vars(uapi) if name.startswith("KVM_")}
+    ioctls = {name for name in vars(abi.ioctls) if name.startswith("KVM_")}
     assert ioctls - explained == set()
     assert ioctls - issued == set()
 

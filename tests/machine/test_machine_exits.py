@@ -86,10 +86,33 @@ def test_a_read_that_is_taken_and_not_answered_gives_all_ones(guest: MakeGuest, 
 def test_an_exit_is_over_once_the_next_is_asked_for(guest: MakeGuest, port: Port) -> None:
     exits = with_port(guest, port).exits(timeout=20)
     first = next(exits)
+    before = first.is_over
     next(exits)
-    assert not first.taken
+    assert [before, first.is_over] == [False, True]
     with pytest.raises(StateError, match="is over: the vCPU has run on"):
         first.take()
+
+
+def test_registers_cannot_be_set_while_a_read_waits(guest: MakeGuest, port: Port) -> None:
+    """The device could not be asked any more."""
+    machine = with_port(guest, port)
+    exits = machine.exits(timeout=20)
+    first = next(exits)
+    with pytest.raises(StateError, match=r"while IoIn\(.*\) waits for an answer"):
+        machine.vcpus[0].regs.rbx = 1
+    first.take()
+    machine.vcpus[0].regs.rbx = 1
+    assert list(exits) == [IoOut(0x91, 1, b"\x00"), IoOut(0xF4, 1, b"\xff")]
+
+
+def test_what_was_taken_stays_taken_when_a_register_is_set(guest: MakeGuest, port: Port) -> None:
+    machine = with_port(guest, port)
+    exits = machine.exits(timeout=20)
+    next(exits)
+    next(exits).take()
+    machine.vcpus[0].regs.rbx = 1
+    assert list(exits) == [IoOut(0xF4, 1, b"\x01")]
+    assert port.written == []
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 2])
