@@ -101,9 +101,9 @@ MSR = 6
 SCRATCH = 7
 REGISTERS = 8
 
-# What is published depends on whether a transmitter interrupt is due: the number of the bank.
-BANKS = 2
-DUE = 1
+# What is published depends on the transmitter's interrupt: enabled, due, or not enabled at all.
+BANKS = 3
+IDLE, DUE, OFF = range(BANKS)
 
 FIFO_SIZE = 16
 #: The longest, in ns, that what was printed waits for the transmitter interrupt that it causes.
@@ -153,7 +153,7 @@ class Uart16550(OutputLog):
         self._drained: tuple[Callable[[], object], ...] = ()
         self._published: Published | None = None
         self._published_for: object = None
-        self._bank: bool | None = None
+        self._bank: int | None = None
         # Of the wired line, by bank, as last published.
         self._levels: int | None = None
         # Master reset leaves these three alone; at power-on they hold anything.
@@ -267,12 +267,13 @@ class Uart16550(OutputLog):
 
     def replay(self, accesses: Sequence[Access]) -> None:
         """See `pykvm.bus.published.Replaying`."""
-        printed = bytes([value for _, _, read, value, _ in accesses if not read])
+        printed = bytes([a[3] for a in accesses if a[0] == DATA])
         with self._lock:
-            if not self._ier & IER_THR_EMPTY:
+            published = self._published
+            if published is not None and (published.wired or any(a[0] == IER for a in accesses)):
+                self._follow_wired(accesses, published)
+            elif not self._ier & IER_THR_EMPTY:
                 self._thr_empty_due = True
-            elif self._published is not None and self._published.wired:
-                self._follow_wired(accesses, self._published)
             else:
                 self._follow_unwired(accesses, printed)
         if printed:
@@ -285,11 +286,18 @@ class Uart16550(OutputLog):
         it came on top of one, C has left the line high, so the controller has not seen that.
         """
         due, again = self._thr_empty_due, False
-        for _, _, read, _, _ in accesses:
-            due, again = not read, not read and (due or again)
-        self._bank = self._thr_empty_due = due
+        for offset, _, _, value, _ in accesses:
+            if offset == DATA:
+                due, again = True, bool(self._ier & IER_THR_EMPTY) and (due or again)
+            elif offset == IIR:
+                due = again = False
+            else:
+                due, again = due or bool(value & IER_THR_EMPTY), False
+                self._ier = value
+        self._thr_empty_due = due
+        self._bank = self._bank_now
         if again:
-            published.pulse(DUE, through=0)
+            published.pulse(DUE, through=IDLE)
         self._update()
 
     def _follow_unwired(self, accesses: Sequence[Access], printed: bytes) -> None:
@@ -312,8 +320,8 @@ class Uart16550(OutputLog):
         if published is None:
             return
         bank = None
-        if self._ier & IER_THR_EMPTY and self._bank is not self._thr_empty_due:
-            bank = self._bank = self._thr_empty_due
+        if self._bank != self._bank_now:
+            bank = self._bank = self._bank_now
         levels = self._levels_by_bank() if published.wired else None
         if levels is not None and (bank is not None or levels != self._levels):
             self._levels = levels
@@ -321,7 +329,15 @@ class Uart16550(OutputLog):
         elif bank is not None:
             published.choose(bank)
         state = (
-            (self._ier, self._lcr, self._mcr, self._msr, self._scratch, self._fifo, self._errors),
+            (
+                self._ier & ~IER_THR_EMPTY,
+                self._lcr,
+                self._mcr,
+                self._msr,
+                self._scratch,
+                self._fifo,
+                self._errors,
+            ),
             bool(self._incoming),
             self._received and (len(self._received), max(self._received)),
             self._trigger,
@@ -335,7 +351,6 @@ class Uart16550(OutputLog):
     def _publish_registers(self, published: Published) -> None:
         divisor = self._lcr & LCR_DIVISOR_LATCH
         values = {
-            IER: None if divisor else self._ier,
             LCR: self._lcr,
             MCR: self._mcr,
             LSR: None if self._errors else self._line_status(),
@@ -346,33 +361,61 @@ class Uart16550(OutputLog):
         quiet = not self._incoming
         for register, value in values.items():
             published.set(register, Rule(reads=value) if quiet and value is not None else None)
-        for due in range(BANKS):
-            published.set(IIR, self._iir_rule(bool(due)) if quiet else None, bank=due)
-            published.set(DATA, None if divisor else self._thr_rule(bool(due)), bank=due)
+        for bank in range(BANKS):
+            published.set(IIR, self._iir_rule(bank) if quiet else None, bank=bank)
+            published.set(DATA, None if divisor else self._thr_rule(bank), bank=bank)
+            published.set(IER, self._ier_rule(bank) if quiet and not divisor else None, bank=bank)
+
+    @property
+    def _bank_now(self) -> int:
+        if not self._ier & IER_THR_EMPTY:
+            return OFF
+        return DUE if self._thr_empty_due else IDLE
+
+    def _source_in(self, bank: int) -> int:
+        return self._interrupt(self._ier_in(bank), thr_empty_due=bank == DUE)
+
+    def _ier_in(self, bank: int) -> int:
+        return self._ier & ~IER_THR_EMPTY | (0 if bank == OFF else IER_THR_EMPTY)
 
     def _levels_by_bank(self) -> int:
-        return sum((self._interrupt(bool(due)) != IIR_NONE) << due for due in range(BANKS))
+        return sum((self._source_in(bank) != IIR_NONE) << bank for bank in range(BANKS))
 
-    def _thr_rule(self, due: bool) -> Rule | None:
+    def _ier_rule(self, bank: int) -> Rule:
+        """Where C drives the line, it enables the transmitter's interrupt and disables it, too."""
+        ier = self._ier_in(bank)
+        if self._published is None or not self._published.wired:
+            return Rule(reads=ier)
+        others = bytes(byte for byte in range(256) if byte != ier ^ IER_THR_EMPTY)
+        # Enabling it while the THR is empty, as it always is, makes it due.
+        after = DUE if bank == OFF else OFF
+        return Rule(reads=ier, posts=True, prompt=others, after_write=after)
+
+    def _thr_rule(self, bank: int) -> Rule | None:
         prompt = self._prompt
         if prompt is None or self._mcr & MCR_LOOP:
             return None
-        if not self._ier & IER_THR_EMPTY:
+        if bank == OFF:
             return Rule(posts=True, prompt=prompt)
         if self._published is not None and self._published.wired:
             # See `_follow_wired`.
             return Rule(
-                posts=True, prompt=prompt, after_write=DUE, within=LONGEST_WAIT if due else 0
+                posts=True,
+                prompt=prompt,
+                after_write=DUE,
+                within=LONGEST_WAIT if bank == DUE else 0,
             )
         if self._driven and not self._fifo:
             return None
         return Rule(posts=True, prompt=prompt, after_write=DUE, within=LONGEST_WAIT, most=FIFO_SIZE)
 
-    def _iir_rule(self, due: bool) -> Rule:
-        source = self._interrupt(due)
+    def _iir_rule(self, bank: int) -> Rule:
+        source = self._source_in(bank)
         value = source | (IIR_FIFO if self._fifo else 0)
         return (
-            Rule(reads=value, told=True, after_read=0) if source == IIR_THR_EMPTY else Rule(value)
+            Rule(reads=value, told=True, after_read=IDLE)
+            if source == IIR_THR_EMPTY
+            else Rule(value)
         )
 
     # The guest's side
@@ -427,7 +470,7 @@ class Uart16550(OutputLog):
         return self._ier
 
     def _read_iir(self) -> int:
-        source = self._interrupt(self._thr_empty_due)
+        source = self._interrupt(self._ier, self._thr_empty_due)
         if source == IIR_THR_EMPTY:
             self._thr_empty_due = False
         return source | (IIR_FIFO if self._fifo else 0)
@@ -595,9 +638,8 @@ class Uart16550(OutputLog):
             changed &= ~MSR_RING_ENDED
         self._msr = now | self._msr & 0x0F | changed
 
-    def _interrupt(self, thr_empty_due: bool) -> int:
+    def _interrupt(self, ier: int, thr_empty_due: bool) -> int:
         """What the IIR names: the most urgent source that is enabled and due."""
-        ier = self._ier
         if ier & IER_LINE_STATUS and self._errors:
             return IIR_LINE_STATUS
         if ier & IER_RECEIVED and self._received:
@@ -616,7 +658,7 @@ class Uart16550(OutputLog):
         self._republish()
 
     def _drive(self) -> None:
-        level = self._interrupt(self._thr_empty_due) != IIR_NONE
+        level = self._interrupt(self._ier, self._thr_empty_due) != IIR_NONE
         if self._published is not None and self._published.wired:
             # `_republish` publishes what drives the line.
             self._irq.level = level

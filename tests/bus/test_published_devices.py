@@ -234,6 +234,27 @@ def test_c_drives_the_line_of_a_uart() -> None:
     assert (uart.text, line.level, line.rises) == ("AAA", True, 4)
 
 
+def test_enabling_and_disabling_it_needs_no_python() -> None:
+    uart, line, front = wired()
+    for rises in range(2, 5):
+        front.write(IER, 0)
+        assert (high(line), front.read(IER), front.read(IIR)) == (False, 0, IIR_NONE)
+        front.write(DATA, 0x41)
+        assert not high(line)
+        front.write(IER, IER_THR_EMPTY)
+        assert (high(line), line.rises, front.read(IER)) == (True, rises, IER_THR_EMPTY)
+    assert front.read(IIR) == IIR_THR_EMPTY
+    assert front.answered == 3 * 6 + 1
+    front.write(IER, IER_THR_EMPTY | 1)
+    assert front.answered == 3 * 6 + 1
+    assert (uart.text, uart._ier, high(line)) == ("AAA", IER_THR_EMPTY | 1, False)
+    uart.send("x")
+    front.settle()
+    front.write(IER, 1)
+    assert (high(line), front.read(DATA)) == (True, ord("x"))
+    assert not high(line)
+
+
 def test_a_byte_on_top_of_a_request_makes_one_of_its_own() -> None:
     _, line, front = wired()
     front.write(DATA, 0x41)
