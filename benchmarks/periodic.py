@@ -53,7 +53,7 @@ class Ran(NamedTuple):
 
 def _missed(machine: Machine) -> int:
     """What the timer in software has counted; the kernel's does not count."""
-    platform = getattr(machine._board.chipset, "platform", None)
+    platform = getattr(machine._board.irqchip, "platform", None)
     return platform.lapics[0].timer.missed if platform is not None else 0
 
 

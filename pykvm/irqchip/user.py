@@ -1,6 +1,6 @@
-"""The machine's interrupt controllers and clocks, as `irqchip=` and `clock=` choose them.
+"""``irqchip="user"``: interrupt controllers and clocks are all in software.
 
-``user`` is all in software (`pykvm.irqchip.wiring`).  It is made when the guest first touches any
+`pykvm.irqchip.wiring` has them.  It is made when the guest first touches any
 of it: a guest that needs no interrupt and no clock does not pay for them.
 """
 
@@ -10,41 +10,26 @@ import threading
 
 from pykvm.bus import Placement, Space
 from pykvm.errors import ConfigError, KVMError
+from pykvm.irqchip.places import PLACES, placements
+from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offset, set_tsc_offsets
 from pykvm.kvm.run_page import APIC_BASE
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.msr_exits import MsrExits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from pykvm.bus import Bus, Range
+    from pykvm.bus import Area, Bus, Device, Range
     from pykvm.clock import Clock
     from pykvm.devices.line import Inlet, InterruptLine
     from pykvm.exits import RdMsr, WrMsr
+    from pykvm.irqchip.delivery import UserInterrupts
     from pykvm.irqchip.injector import Injector
-    from pykvm.irqchip.timekeeper import Timekeeper
     from pykvm.irqchip.wiring import ApicTraits, Platform
     from pykvm.kvm import VM
     from pykvm.vcpu import CPU
 
-__all__ = ["IRQCHIPS", "PLACES", "OnDemand", "UserChipset"]
-
-IRQCHIPS = ("user", "kernel", "split", "none")
-POLICIES = ("realtime", "paused", "warp")  # of pykvm.clock, which few runs need
-
-# Where everything stands, before anything of it exists: (name, space, address, length).
-PLACES = (
-    ("pic-master", Space.PIO, 0x20, 2),
-    ("pit", Space.PIO, 0x40, 4),
-    ("port61", Space.PIO, 0x61, 1),
-    ("rtc", Space.PIO, 0x70, 2),
-    ("pic-slave", Space.PIO, 0xA0, 2),
-    ("pic-elcr", Space.PIO, 0x4D0, 2),
-    ("pm-timer", Space.PIO, 0x608, 4),
-    ("ioapic", Space.MMIO, 0xFEC00000, 0x1000),
-    ("hpet", Space.MMIO, 0xFED00000, 0x400),
-    ("lapic", Space.MMIO, 0xFEE00000, 0x1000),
-)
+__all__ = ["OnDemand", "UserIrqChip", "apic_traits"]
 
 PAGE = 0x1000
 
@@ -76,8 +61,11 @@ class OnDemand:
         self._make(self.name).write(offset, size, value)
 
 
-class UserChipset:
+class UserIrqChip:
     """Interrupt controllers and clocks in software, over a VM that has none of its own."""
+
+    #: KVM answers nothing itself.
+    areas: tuple[Area, ...] = ()
 
     def __init__(
         self,
@@ -85,9 +73,9 @@ class UserChipset:
         bus: Bus,
         clock: Callable[[], Clock],
         *,
-        on_made: Callable[[UserChipset], None],
+        on_made: Callable[[Mapping[str, Device]], None],
     ) -> None:
-        """`clock` makes the machine's clock; `on_made` is called once the platform exists."""
+        """See `make_irqchip`."""
         self._vm = vm
         self._bus = bus
         self._make_clock = clock
@@ -96,7 +84,7 @@ class UserChipset:
         self._cpus: Sequence[CPU] = ()
         self.injectors: tuple[Injector, ...] = ()
         self.platform: Platform | None = None
-        self.timekeeper: Timekeeper | None = None
+        self.interrupts: UserInterrupts | None = None
         #: What can interrupt the guest from outside.
         self.inlets: list[Inlet] = []
         #: Whether somebody outside the machine has wires to it, and may use them at any time.
@@ -106,41 +94,41 @@ class UserChipset:
         # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
         self.msr_exits = MsrExits(vm, unknown=True)
 
-    def placements(self, others: Sequence[Placement]) -> list[Placement]:
-        """What goes on the bus until the platform is made, beside `others`."""
-        return [
-            Placement(OnDemand(name, self._touch), space, address, length)
-            for name, space, address, length in PLACES
-            # Whoever put a device of their own there wants that one.
-            if not any(
-                other.space is space
-                and other.address < address + length
-                and address < other.address + other.length
-                for other in others
-            )
-        ]
-
-    def attach(self, cpus: Sequence[CPU]) -> None:
-        """These are the machine's vCPUs."""
+    def attach(self, cpus: Sequence[CPU], others: Sequence[Placement]) -> list[Placement]:
+        """See `IrqChip`: the devices, or what stands for them until the first touch."""
         self._cpus = cpus
         if len(cpus) > 1:
-            self.make()
+            return placements(self._make().devices, others)
+        return placements({name: OnDemand(name, self._touch) for name in PLACES}, others)
 
     def _touch(self, name: str) -> Range:
         self.make()
         return next(range_ for range_ in self._bus.ranges if range_.name == name)
 
-    def make(self) -> Platform:
-        """The platform, which is made now if there was none."""
+    def make(self) -> UserInterrupts:
+        """See `IrqChip`."""
+        self._platform()
+        assert self.interrupts is not None
+        return self.interrupts
+
+    def _platform(self) -> Platform:
+        """The platform, which is made now, and replaces its placeholders, if there was none."""
         with self._lock:
             if self.platform is None:
-                self._make()
+                platform = self._make()
+                devices = {
+                    range_.name: platform.devices[range_.name]
+                    for range_ in self._bus.ranges
+                    if isinstance(range_.device, OnDemand)
+                }
+                self._bus.replace(devices)
+                self._on_made(devices)
             assert self.platform is not None
             return self.platform
 
-    def _make(self) -> None:
+    def _make(self) -> Platform:
+        from pykvm.irqchip.delivery import UserInterrupts
         from pykvm.irqchip.injector import Injector
-        from pykvm.irqchip.timekeeper import Timekeeper
         from pykvm.irqchip.wiring import Platform
 
         self.injectors = tuple(Injector(cpu) for cpu in self._cpus)
@@ -156,7 +144,7 @@ class UserChipset:
             if base and base != lapic.base:
                 lapic.base = base
         self.injectors[0].pic = platform.pic
-        self.timekeeper = Timekeeper(
+        self.interrupts = UserInterrupts(
             platform.clock,
             self.injectors,
             waits_for_host=self._waits_for_host,
@@ -167,12 +155,8 @@ class UserChipset:
         # Under "warp" guest time steps at every wait, and KVM_SET_CLOCK costs as much as an exit.
         self._kvmclock = platform.clock.policy != "warp"
         self._filter_msrs()
-        present = {
-            range_.name for range_ in self._bus.ranges if isinstance(range_.device, OnDemand)
-        }
-        self._bus.replace({name: platform.devices[name] for name in present})
         self.platform = platform
-        self._on_made(self)
+        return platform
 
     def _waits_for_host(self) -> bool:
         return self.has_outside_lines or any(inlet.receives for inlet in self.inlets)
@@ -183,7 +167,7 @@ class UserChipset:
         if not self._make_clock().tsc_by_kvm:
             indices += IA32_TSC, IA32_TSC_ADJUST
         writes = indices if self._kvmclock else (*indices, *KVMCLOCK_MSRS)
-        self.msr_exits.ask("chipset", reads=indices, writes=writes)
+        self.msr_exits.ask("irqchip", reads=indices, writes=writes)
 
     def _earlier(self, queue: int) -> None:
         if queue < len(self._cpus):
@@ -199,14 +183,14 @@ class UserChipset:
         )
 
     def line(self, irq: int) -> InterruptLine:
-        """Where a device's interrupt request goes."""
-        return self.make().line(irq)
+        """See `IrqChip`."""
+        return self._platform().line(irq)
 
     def send_msi(self, address: int, data: int) -> bool:
-        """Send a message-signalled interrupt, and return whether a local APIC took it."""
+        """See `IrqChip`."""
         from pykvm.interrupts import Message
 
-        return self.make().apics.deliver(Message.from_msi(address, data))
+        return self._platform().apics.deliver(Message.from_msi(address, data))
 
     def irqfd(self, fd: int, irq: int) -> None:
         """Nothing listens to an eventfd here."""
@@ -231,10 +215,10 @@ class UserChipset:
     # -- MSRs --------------------------------------------------------------------------------
 
     def read_msr(self, cpu: CPU, exit: RdMsr) -> None:
-        """Answer a RDMSR that KVM has left to us, or let it be #GP."""
+        """See `IrqChip`."""
         from pykvm.interrupts import GpFault
 
-        clock = self.make().clock
+        clock = self._platform().clock
         if exit.index == IA32_TSC:
             exit.answer(clock.tsc(cpu=cpu.index))
         elif exit.index == IA32_TSC_ADJUST:
@@ -248,10 +232,10 @@ class UserChipset:
                 exit.fail()
 
     def write_msr(self, cpu: CPU, exit: WrMsr) -> None:
-        """Carry out a WRMSR that KVM has left to us, or let it be #GP."""
+        """See `IrqChip`."""
         from pykvm.interrupts import GpFault
 
-        platform = self.make()
+        platform = self._platform()
         exit.accept()
         if exit.index == IA32_TSC:
             platform.clock.write_tsc(cpu.index, exit.value)
@@ -275,7 +259,7 @@ class UserChipset:
                 self._rebase(cpu, lapic.base)
 
     def _move_tsc(self, cpu: CPU) -> None:
-        platform = self.make()
+        platform = self._platform()
         if platform.clock.tsc_movable:
             set_tsc_offset(cpu, platform.clock.vcpu_tsc_offset(cpu.index))
         platform.lapics[cpu.index].timer.tsc_moved()
@@ -284,7 +268,7 @@ class UserChipset:
         """The guest asks for kvmclock: have KVM do it, and follow guest time from now on."""
         self._kvmclock = True
         self._filter_msrs()
-        set_kvmclock(self._vm, self.make().clock)
+        set_kvmclock(self._vm, self._platform().clock)
         try:
             cpu.kvm.set_msrs({exit.index: exit.value})
         except KVMError:
@@ -293,7 +277,7 @@ class UserChipset:
     def _rebase(self, cpu: CPU, base: int) -> None:
         """IA32_APIC_BASE was written: KVM has to know, and the bus where the page stands."""
         cpu.regs.apic_base = base
-        platform = self.make()
+        platform = self._platform()
         page = platform.devices["lapic"]
         # Two vCPUs may write theirs at once: the later look is the one that counts.
         with self._lock:
@@ -304,34 +288,6 @@ class UserChipset:
                 self._bus.move(
                     page, [Placement(page, Space.MMIO, address, PAGE) for address in sorted(wanted)]
                 )
-
-
-def set_kvmclock(vm: VM, clock: Clock) -> None:
-    """Set KVM's paravirtual clock to guest time."""
-    vm.set_clock({"clock": clock.now()})
-
-
-def set_tsc_offsets(cpus: Sequence[CPU], clock: Clock) -> None:
-    """Set the TSC offsets to what guest time makes of them, where this host keeps them."""
-    if clock.tsc_movable:
-        for cpu in cpus:
-            set_tsc_offset(cpu, clock.vcpu_tsc_offset(cpu.index))
-
-
-# <asm/kvm.h>: the group KVM_VCPU_TSC_CTRL and its attribute KVM_VCPU_TSC_OFFSET
-_TSC_CTRL = 0
-_TSC_OFFSET = 0
-
-
-def set_tsc_offset(cpu: CPU, offset: int) -> None:
-    """Set what KVM adds to the host's TSC (signed)."""
-    cpu.kvm.set_device_attr(_TSC_CTRL, _TSC_OFFSET, offset % (1 << 64))
-
-
-def tsc_offset(cpu: CPU) -> int:
-    """What KVM adds to the host's TSC (signed)."""
-    value = cpu.kvm.get_device_attr(_TSC_CTRL, _TSC_OFFSET)
-    return value - (1 << 64) if value >> 63 else value
 
 
 def apic_traits(cpu: CPU) -> ApicTraits:
@@ -347,72 +303,3 @@ def apic_traits(cpu: CPU) -> ApicTraits:
         cmci=bool(machine_check & MCG_CMCI_P),
         physical_bits=table.maxphyaddr,
     )
-
-
-def check_chipset(irqchip: str, clock: str) -> None:
-    """Raise ConfigError unless there is such an irqchip, and such a policy of time with it."""
-    if irqchip not in IRQCHIPS:
-        raise ConfigError(f"irqchip is one of {', '.join(IRQCHIPS)}, not {irqchip!r}")
-    if clock not in POLICIES:
-        raise ConfigError(f"clock is one of {', '.join(POLICIES)}, not {clock!r}")
-    if clock == "warp" and irqchip in ("kernel", "split"):
-        raise ConfigError(
-            f"clock='warp' does not go with irqchip={irqchip!r}: the kernel's timers skip no time",
-            hint="irqchip='user' has all of them in software",
-        )
-
-
-def clock_of(cpus: Sequence[CPU], policy: str, tsc_khz: int | None = None) -> Clock:
-    """The clock of a machine with these vCPUs, whose TSC is to run at `tsc_khz` (else the host's).
-
-    Raises ConfigError where this host shows guests its own TSC and cannot have it run otherwise.
-    """
-    from pykvm._core import lib
-    from pykvm.clock import Clock
-    from pykvm.clock.tsc import signed
-
-    first = cpus[0]
-    host_khz = first.kvm.get_tsc_khz()
-    before = tsc_offset(first)
-    movable = offset_is_kept(first, before)
-    by_kvm = not movable and not _is_near(_tsc_of(first), lib.pykvm_cycles(), host_khz)
-    clock = Clock(
-        policy,
-        host_tsc=lib.pykvm_cycles,
-        host_tsc_khz=host_khz,
-        tsc_khz=tsc_khz,
-        tsc_movable=movable,
-        tsc_of_kvm=(lambda index: _tsc_of(cpus[index])) if by_kvm else None,
-    )
-    if by_kvm:
-        return clock
-    # What the guest has seen so far: KVM started this vCPU's TSC at 0 when it was made, and has
-    # kept the MSRs until now.
-    adjusted = [cpu.kvm.get_msrs([IA32_TSC_ADJUST], partial=True) for cpu in cpus]
-    for cpu, found in zip(cpus, adjusted, strict=True):
-        if found.get(IA32_TSC_ADJUST):
-            clock.write_tsc_adjust(cpu.index, found[IA32_TSC_ADJUST])
-    if movable:
-        clock.tsc_offset = before - signed(adjusted[0].get(IA32_TSC_ADJUST, 0))
-        if clock.tsc_khz != host_khz:
-            for cpu in cpus:
-                cpu.kvm.set_tsc_khz(clock.tsc_khz)
-    return clock
-
-
-def _tsc_of(cpu: CPU) -> int:
-    return cpu.kvm.get_msrs([IA32_TSC])[IA32_TSC]
-
-
-def _is_near(one: int, other: int, khz: int) -> bool:
-    """Whether two readings of a TSC are less than a tenth of a second apart."""
-    return abs(one - other) < khz * 100
-
-
-def offset_is_kept(cpu: CPU, offset: int) -> bool:
-    """Probe: whether this host's KVM keeps a TSC offset it is given, and so shows it to guests."""
-    moved = offset + (1 << 20)
-    set_tsc_offset(cpu, moved)
-    kept = tsc_offset(cpu) == moved
-    set_tsc_offset(cpu, offset)
-    return kept

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pykvm.devices.line import InterruptLine
     from pykvm.interrupts.lapic_core import CpuPort
 
-__all__ = ["ApicPage", "ApicTraits", "Platform", "Processor"]
+__all__ = ["ApicPage", "ApicTraits", "Platform", "Processor", "isa_line"]
 
 ISA_IRQS = 16
 
@@ -42,6 +42,14 @@ class Both:
         """Drive all of them."""
         for line in self._lines:
             line.set(level)
+
+
+def isa_line(pic: Pic8259Pair, ioapic: IoApic, irq: int) -> InterruptLine:
+    """An ISA interrupt request: input `irq` of the 8259, pin `irq` of the I/O APIC.
+
+    IRQ 0 is on pin 2, as an interrupt source override of the MADT tells kernels.
+    """
+    return Both(pic.line(irq), ioapic.line(2 if irq == 0 else irq))
 
 
 class Virtual8259Wire:
@@ -109,7 +117,7 @@ class ApicTraits(NamedTuple):
 class Platform:
     """All of it, for the processors behind `ports`.
 
-    `devices` has what goes on the bus, by name (`pykvm.irqchip.user.PLACES`); `line` is where a
+    `devices` has what goes on the bus, by name (`pykvm.irqchip.places.PLACES`); `line` is where a
     device's interrupt request goes.
     """
 
@@ -151,11 +159,8 @@ class Platform:
         }
 
     def line(self, irq: int) -> InterruptLine:
-        """An ISA interrupt request: input `irq` of the 8259, pin `irq` of the I/O APIC.
-
-        IRQ 0 is on pin 2, as an interrupt source override of the MADT tells kernels.
-        """
-        return Both(self.pic.line(irq), self.ioapic.line(2 if irq == 0 else irq))
+        """See `isa_line`."""
+        return isa_line(self.pic, self.ioapic, irq)
 
     def has_nmi_source(self) -> bool:
         """Whether anything but another processor could send an NMI."""

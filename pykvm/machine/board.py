@@ -1,4 +1,4 @@
-"""The hardware of a machine: memory, vCPUs, chipset and devices, made and wired together."""
+"""The hardware of a machine: memory, vCPUs, irqchip and devices, made and wired together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pykvm.bus import Area, Bus, Space, check_device, check_free, check_placemen
 from pykvm.bus.dispatch import Dispatch
 from pykvm.devices.line import Unconnected
 from pykvm.errors import ConfigError
-from pykvm.irqchip.user import UserChipset
+from pykvm.irqchip import make_irqchip
 from pykvm.tables import Hardware
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu import CPU
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.host import Host
-    from pykvm.irqchip.kernel import KernelChipset
+    from pykvm.irqchip import IrqChip
     from pykvm.kvm import VM
     from pykvm.machine.run import Run
     from pykvm.memory import GuestMemory
@@ -56,14 +56,14 @@ class Mainboard:
         self.devices: dict[str, Device] = {}
         self.vcpus: list[CPU] = []
         self.vm: VM | None = None
-        self.chipset: UserChipset | KernelChipset | None = None
+        self.irqchip: IrqChip | None = None
         #: The right to run it.
         self.claim = Claim()
         self.claim.on_fork(self.forget)
         #: The run in progress, or the last one: see `claim`.
         self.run: Run | None = None
         self.closed = False
-        self._irqchip = irqchip
+        self._irqchip_kind = irqchip
         self._policy = policy
         self._tsc_khz = tsc_khz
         self._emulate = emulate
@@ -72,7 +72,7 @@ class Mainboard:
     # -- making ------------------------------------------------------------------------------
 
     def build(self, host: Host, vcpus: int, model: str, devices: Iterable[Placement]) -> None:
-        """Make the VM, so many vCPUs of this CPUID model, the chipset, and place the devices.
+        """Make the VM, so many vCPUs of this CPUID model, the irqchip, and place the devices.
 
         Raises HostError, ConfigError and KVMError; what was made until then is for `close`.
         """
@@ -83,19 +83,16 @@ class Mainboard:
         self.bus.fixed, self.memory.on_add = self._fixed, self._check_memory
         vm = self.vm = host.create_vm(hand_over=self._emulate)
         self.memory.attach(vm)
-        if self._irqchip in ("kernel", "split"):
-            from pykvm.irqchip.kernel import KernelChipset
-
-            self.chipset = KernelChipset(
-                vm, self.bus, lambda: self.clock, split=self._irqchip == "split"
-            )
-            self._kernels = self.chipset.areas
+        irqchip = self.irqchip = make_irqchip(
+            self._irqchip_kind, vm, self.bus, lambda: self.clock, on_made=self._irqchip_made
+        )
+        if irqchip is not None and irqchip.areas:
+            self._kernels = irqchip.areas
             for region in self.memory.regions:
                 self._check_memory(region.name, region.start, region.size, region.readonly)
         self._add_vcpus(vm, host, vcpus, model)
-        if self._irqchip == "user":
-            self.chipset = UserChipset(vm, self.bus, lambda: self.clock, on_made=self._made)
-            placements += self.chipset.placements(placements)
+        if irqchip is not None:
+            placements += irqchip.attach(self.vcpus, placements)
         self.place(placements)
         # The ring is the VM's; vCPUs that share it could not keep their writes in order.
         alone = vcpus == 1
@@ -106,7 +103,7 @@ class Mainboard:
         self.bus.on_change = self._bus_changed
         for cpu in self.vcpus:
             cpu.loop.use(self.dispatch)
-        self._attach()
+        self._connect()
         if self._tsc_khz is not None:
             # Not left to the guest's first look at a clock: the host may not be able to.
             _ = self.clock
@@ -114,7 +111,7 @@ class Mainboard:
     def _add_vcpus(self, vm: VM, host: Host, count: int, model: str) -> None:
         hidden = self._unusable(model)
         for index in range(count):
-            cpuid = host.cpuid(model, index, count, irqchip=self._irqchip, hidden=hidden)
+            cpuid = host.cpuid(model, index, count, irqchip=self._irqchip_kind, hidden=hidden)
             vcpu = vm.create_vcpu(index)
             ring = host.coalescing_ring if count == 1 else None
             self.vcpus.append(CPU(vcpu, self.memory, ring=ring, claim=self.claim))
@@ -129,28 +126,25 @@ class Mainboard:
             return None
         from pykvm.quirks.features import hidden
 
-        return hidden(self._irqchip, model)
+        return hidden(self._irqchip_kind, model)
 
-    def _attach(self) -> None:
-        """Connect the chipset with the vCPUs."""
-        if isinstance(self.chipset, UserChipset):
-            self.chipset.attach(self.vcpus)
-            if self._policy != "realtime":
-                # A clock that stands still between runs has to be there from the first one on.
-                self.chipset.make()
-        elif self.chipset is not None:
-            self.devices.update(self.chipset.attach(self.vcpus))
-            self._wire(self.chipset)
+    def _connect(self) -> None:
+        """Connect the devices with the irqchip, if that is no placeholder."""
+        if self.irqchip is None:
+            return
+        if self.irqchip.interrupts is not None:
+            self._wire(self.irqchip)
+        elif self._policy != "realtime":
+            # A clock that stands still between runs has to be there from the first one on.
+            self.irqchip.make()
 
-    def _made(self, chipset: UserChipset) -> None:
+    def _irqchip_made(self, devices: Mapping[str, Device]) -> None:
         """The guest has touched an interrupt controller or a clock: now they exist."""
-        platform = chipset.make()
-        self.devices.update(
-            (name, device) for name, device in platform.devices.items() if name in self.devices
-        )
-        self._wire(chipset)
+        assert self.irqchip is not None
+        self.devices.update(devices)
+        self._wire(self.irqchip)
         if self.run is not None:
-            self.run.interrupts = chipset.timekeeper
+            self.run.interrupts = self.irqchip.interrupts
 
     # -- devices -----------------------------------------------------------------------------
 
@@ -188,20 +182,20 @@ class Mainboard:
         check_free(area, (*self.bus.ranges, *self._kernels))
 
     def _isa_line(self, irq: int) -> InterruptLine:
-        return Unconnected() if self.chipset is None else self.chipset.line(irq)
+        return Unconnected() if self.irqchip is None else self.irqchip.line(irq)
 
-    def _wire(self, chipset: UserChipset | KernelChipset) -> None:
+    def _wire(self, irqchip: IrqChip) -> None:
         """Connect the devices on the ISA bus to their interrupts, and to the clock."""
         from pykvm.tables.ports import ISA_IRQS
 
         for name, irq in ISA_IRQS.items():
             device: object = self.devices.get(name)
             if hasattr(device, "connect"):
-                device.connect(chipset.line(irq))
+                device.connect(irqchip.line(irq))
             if hasattr(device, "follow"):
                 device.follow(self.clock)
             if hasattr(device, "receives"):
-                chipset.inlets.append(device)
+                irqchip.inlets.append(device)
         if "acpi-pm" in self.devices:
             self._furnish()
 
@@ -225,16 +219,16 @@ class Mainboard:
         for cpu in self.vcpus:
             cpu.engine.attend()
 
-    def interrupts(self) -> UserChipset | KernelChipset:
-        """The chipset.  Raises ConfigError if there is none."""
-        if self.chipset is None:
+    def need_irqchip(self) -> IrqChip:
+        """The irqchip.  Raises ConfigError if there is none."""
+        if self.irqchip is None:
             raise ConfigError("this machine has no interrupt controller (irqchip='none')")
-        return self.chipset
+        return self.irqchip
 
     def msr_exits(self) -> MsrExits:
-        """Where to ask for exits by MSRs, beside the chipset."""
-        if isinstance(self.chipset, UserChipset):
-            return self.chipset.msr_exits
+        """Where to ask for exits by MSRs, beside the irqchip."""
+        if self.irqchip is not None:
+            return self.irqchip.msr_exits
         from pykvm.vcpu.msr_exits import MsrExits
 
         assert self.vm is not None
@@ -247,7 +241,7 @@ class Mainboard:
         leaves = {leaf.function: leaf for leaf in self.vcpus[0].kvm.get_cpuid2()}
         return Hardware(
             len(self.vcpus),
-            self._irqchip,
+            self._irqchip_kind,
             frozenset(self.devices),
             tuple(ram_ranges(self.memory)),
             leaves[1].eax if 1 in leaves else 0,
@@ -293,9 +287,10 @@ class Mainboard:
 
     def _timers(self) -> Clock | None:
         """The clock whose timers run while the guest does; None if none do."""
-        if isinstance(self.chipset, UserChipset):
-            self.chipset.make()
-        return None if self.chipset is None else self.clock
+        if self.irqchip is None:
+            return None
+        self.irqchip.make()
+        return self.clock
 
     # -- time --------------------------------------------------------------------------------
 
@@ -303,7 +298,7 @@ class Mainboard:
     def clock(self) -> Clock:
         """Guest time, from the first look at it on."""
         if self._clock is None:
-            from pykvm.irqchip.user import clock_of
+            from pykvm.irqchip.tsc_offset import clock_of
 
             self._clock = clock_of(self.vcpus, self._policy, self._tsc_khz)
             if hasattr(self, "dispatch"):
@@ -329,15 +324,15 @@ class Mainboard:
         """The guest is about to run."""
         if self._clock is not None:
             self._clock.start()
-            if self.chipset is not None:
-                self.chipset.resume()
+            if self.irqchip is not None:
+                self.irqchip.resume()
 
     def stop_clock(self) -> None:
         """The guest runs no more."""
         if self._clock is not None:
             self._clock.stop()
-            if self._policy != "realtime" and self.chipset is not None and not self.closed:
-                self.chipset.pause()
+            if self._policy != "realtime" and self.irqchip is not None and not self.closed:
+                self.irqchip.pause()
 
     def forget(self) -> None:
         """In the child of a fork: VM and vCPUs are the parent's.  The memory stays, as a copy."""

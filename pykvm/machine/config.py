@@ -5,7 +5,7 @@ from __future__ import annotations
 from pykvm.boot import Module, RealAddress, Setup, load, protocol_of, source_of
 from pykvm.clock import POLICIES
 from pykvm.errors import ConfigError
-from pykvm.irqchip.user import IRQCHIPS, check_chipset
+from pykvm.irqchip import IRQCHIPS, check_irqchip
 from pykvm.memory import GuestMemory
 from pykvm.memory.backing import PAGE_SIZE
 from pykvm.memory.regions import ADDRESS_LIMIT
@@ -89,7 +89,7 @@ def check_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
     ConfigError.
     """
     checked = {name: _CHECKS[name](name, value) for name, value in options.items()}
-    check_chipset(options["irqchip"] or "user", options["clock"])
+    check_irqchip(options["irqchip"] or "user", options["clock"])
     return {**options, **{name: checked[name] for name in _NUMBERS}}
 
 

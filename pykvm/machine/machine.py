@@ -265,9 +265,9 @@ class Machine:
         irq = checks.integer("irq", irq, 0, ISA_IRQS - 1, hint=_IRQS)
         if irq == 2:
             raise ConfigError("irq=2: the second 8259 has it", hint=_IRQS)
-        chipset = self._board.interrupts()
-        chipset.has_outside_lines = True
-        return chipset.line(irq)
+        irqchip = self._board.need_irqchip()
+        irqchip.has_outside_lines = True
+        return irqchip.line(irq)
 
     def send_msi(self, address: int, data: int) -> bool:
         """Send a message-signalled interrupt: `data` written to `address` (SDM 3A 11.11).
@@ -277,7 +277,7 @@ class Machine:
         self._check_open()
         address = checks.unsigned("address", address, 64)
         data = checks.unsigned("data", data, 32)
-        return self._board.interrupts().send_msi(address, data)
+        return self._board.need_irqchip().send_msi(address, data)
 
     def irqfd(self, fd: int, irq: int) -> None:
         """Pulse ISA interrupt `irq` whenever the eventfd `fd` is written to, without pykvm.
@@ -287,7 +287,7 @@ class Machine:
         self._check_open()
         fd = checks.integer("fd", fd, 0, 0x7FFF_FFFF)
         irq = checks.integer("irq", irq, 0, ISA_IRQS - 1)
-        self._board.interrupts().irqfd(fd, irq)
+        self._board.need_irqchip().irqfd(fd, irq)
 
     def press_power_button(self) -> None:
         """Press the power button: the guest is told of it by ACPI, and may switch itself off.
@@ -476,7 +476,7 @@ class Machine:
                 check=None if conditions is None else conditions.check,
                 on_exit=on_exit,
                 stops=stops,
-                interrupts=board.chipset.timekeeper if board.chipset else None,
+                interrupts=board.irqchip.interrupts if board.irqchip else None,
                 look=repairs.look,
             )
             board.run = run
@@ -689,20 +689,20 @@ class Machine:
         )
 
     def _answer(self, cpu: CPU, exit: Exit) -> bool:
-        """Let the devices or the chipset answer an exit; False if it is for none of them."""
+        """Let the devices or the irqchip answer an exit; False if it is for none of them."""
         from pykvm.exits import IoapicEoi, IoIn, IoOut, MmioRead, MmioWrite, RdMsr, SetTpr, WrMsr
 
-        chipset = self._board.chipset
+        irqchip = self._board.irqchip
         match exit:
             case IoIn() | IoOut() | MmioRead() | MmioWrite():
                 with self._board.dispatch.lock:
                     return self.handle(exit) or self._drop(exit)
-            case RdMsr() if chipset is not None:
-                chipset.read_msr(cpu, exit)
-            case WrMsr() if chipset is not None:
-                chipset.write_msr(cpu, exit)
-            case IoapicEoi(vector=vector) if chipset is not None:
-                chipset.end_of_interrupt(vector)
+            case RdMsr() if irqchip is not None:
+                irqchip.read_msr(cpu, exit)
+            case WrMsr() if irqchip is not None:
+                irqchip.write_msr(cpu, exit)
+            case IoapicEoi(vector=vector) if irqchip is not None:
+                irqchip.end_of_interrupt(vector)
         return isinstance(exit, (RdMsr, WrMsr, SetTpr, IoapicEoi))
 
     def _drop(self, exit: IoIn | IoOut | MmioRead | MmioWrite) -> bool:

@@ -18,7 +18,7 @@ from pykvm.kvm.run_page import EXIT_REASON
 from pykvm.kvm.uapi import KVM_EXIT_HLT
 from pykvm.machine.guest_ends import ending_of
 from pykvm.result import Ending, Outcome, Place, Result
-from pykvm.typed import TYPE_CHECKING, Protocol
+from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.claim import LateError
 from pykvm.vcpu.loop import OVER, Pending
 from pykvm.vcpu.reset import can_reset
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pykvm.exits import Exit
+    from pykvm.irqchip import Interrupts
     from pykvm.vcpu import CPU
     from pykvm.vcpu.claim import Claim
 
-__all__ = ["AT_EXIT", "SENT_INIT", "Interrupts", "Run"]
+__all__ = ["AT_EXIT", "SENT_INIT", "Run"]
 
 #: The end of a run that was to stop at an exit; no Result that a user sees has it.
 AT_EXIT = Ending(Outcome.STOPPED, "stopped at a VM exit")
@@ -74,40 +75,6 @@ _NAMES = {
     37: "Notify",
     39: "MemoryFault",
 }
-
-
-class Interrupts(Protocol):
-    """What interrupt controllers and clock are to a run; see `pykvm.irqchip.timekeeper`."""
-
-    #: Whether the guest can start parked vCPUs.
-    can_start: bool
-
-    def run_timers(self, cpu: CPU) -> None:
-        """Run the timers of `cpu` that are due."""
-
-    def set_alarm(self, cpu: CPU) -> None:
-        """Before `cpu` enters the guest: have it come out when its next timer is due."""
-
-    def reset_by_init(self, cpu: CPU) -> bool:
-        """Whether an INIT came; all but the first vCPU are parked then."""
-
-    def awake(self, cpu: CPU) -> bool:
-        """Whether a halted or parked vCPU would go on."""
-
-    def start(self, cpu: CPU) -> bool:
-        """Let a vCPU that is awake go on; whether it needs attention first."""
-
-    def serve(self, cpu: CPU) -> None:
-        """Inject what can be injected."""
-
-    def can_wake(self, cpus: Sequence[CPU]) -> bool:
-        """Whether anything may still wake one of these vCPUs, all of them idle."""
-
-    def warp(self) -> bool:
-        """Skip to the next deadline, if the clock does so."""
-
-    def dead(self, cpu: CPU) -> bool:
-        """Whether `cpu`, if it waits in the kernel, does so for good."""
 
 
 class Run:

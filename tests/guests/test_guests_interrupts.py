@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from pykvm import Machine, Outcome
-from pykvm.irqchip.user import offset_is_kept, tsc_offset
+from pykvm.irqchip.tsc_offset import offset_is_kept, tsc_offset
 from support.host import require_host
 from support.interrupts import DEADLINE, IN_KERNEL_PRIORITIES, with_deadline
 

@@ -37,7 +37,7 @@ class FakeKvm:
 
 
 class FakeCpu:
-    """A `pykvm.vcpu.CPU`, and its engine, as an `Injector` and a `Timekeeper` see them."""
+    """A `pykvm.vcpu.CPU`, and its engine, as an `Injector` and a `UserInterrupts` see them."""
 
     def __init__(self, index: int = 0) -> None:
         self.index = index

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pykvm._core import lib
-from pykvm.bus import Bus
 from pykvm.errors import ConfigError, KVMError
 from pykvm.interrupts import Message
-from pykvm.irqchip.kernel import KernelChipset, KernelLine, msi_of
+from pykvm.irqchip.kernel import KernelIrqChip, KernelLine
+from pykvm.irqchip.split import SplitIrqChip, msi_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,14 +30,18 @@ class FakeVm:
         return lambda *arguments: self.asked.append((name, *arguments))
 
 
-def chipset(vm: Any, *, split: bool) -> KernelChipset:
-    return KernelChipset(vm, Bus(), lambda: pytest.fail("no clock is needed"), split=split)
+def kernel(vm: Any) -> KernelIrqChip:
+    return KernelIrqChip(vm, lambda: pytest.fail("no clock is needed"))
+
+
+def split(vm: Any) -> SplitIrqChip:
+    return SplitIrqChip(vm, lambda: pytest.fail("no clock is needed"))
 
 
 def test_all_of_it_or_half() -> None:
     whole, half = FakeVm(), FakeVm()
-    chipset(whole, split=False)
-    chipset(half, split=True)
+    kernel(whole)
+    split(half)
 
     assert [name for name, *_ in whole.asked] == [
         "create_irqchip",
@@ -49,7 +53,7 @@ def test_all_of_it_or_half() -> None:
 
 def test_irq_0_is_on_pin_2_of_the_ioapic_and_2_nowhere() -> None:
     vm = FakeVm()
-    chipset(vm, split=False)
+    kernel(vm)
     routes: Any = next(asked[1] for asked in vm.asked if asked[0] == "set_gsi_routing")
     to_ioapic = {
         route["gsi"]: route["u"]["irqchip"]["pin"]
@@ -60,7 +64,7 @@ def test_irq_0_is_on_pin_2_of_the_ioapic_and_2_nowhere() -> None:
 
 
 def test_wires_to_one_input_are_ored() -> None:
-    made = chipset(FakeVm(), split=False)
+    made = kernel(FakeVm())
     first, second, other = map(kernel_line, (made.line(5), made.line(5), made.line(6)))
     changes = []
     for line, level in (
@@ -85,7 +89,7 @@ def kernel_line(line: InterruptLine) -> KernelLine:
 
 def test_an_input_that_kvm_has_not() -> None:
     with pytest.raises(ConfigError, match="below 24, not 24"):
-        chipset(FakeVm(), split=False).line(24)
+        kernel(FakeVm()).line(24)
 
 
 def test_a_line_that_kvm_refuses(tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def test_a_line_that_kvm_refuses(tmp_path: Path) -> None:
         fd = file.fileno()
 
     with pytest.raises(KVMError, match="KVM_IRQ_LINE: .*ENOTTY"):
-        chipset(Refusing(), split=False).line(5).set(True)
+        kernel(Refusing()).line(5).set(True)
     file.close()
 
 
@@ -106,4 +110,4 @@ def test_messages_as_kvm_takes_them() -> None:
 
 def test_an_irqfd_needs_the_kernels_ioapic() -> None:
     with pytest.raises(ConfigError, match="I/O APIC"):
-        chipset(FakeVm(), split=True).irqfd(3, 5)
+        split(FakeVm()).irqfd(3, 5)

@@ -12,7 +12,9 @@ import pytest
 from pykvm import Machine
 from pykvm.bus import Bus, Placement, Range, Space
 from pykvm.errors import ConfigError
-from pykvm.irqchip.user import PLACES, OnDemand, UserChipset, apic_traits, check_chipset
+from pykvm.irqchip import check_irqchip
+from pykvm.irqchip.places import PLACES
+from pykvm.irqchip.user import OnDemand, UserIrqChip, apic_traits
 from pykvm.irqchip.wiring import ApicTraits
 from pykvm.x86.cpuid import CpuidEntry
 from support.interrupts import platform_of, poke
@@ -41,12 +43,16 @@ class Vm:
         self.capabilities.append(arguments)
 
 
-def chipset(bus: Bus) -> UserChipset:
+# A vCPU that is asked nothing.
+ONE: Any = None
+
+
+def irqchip(bus: Bus) -> UserIrqChip:
     def never(*arguments: Any) -> Any:
         raise AssertionError("nobody touched anything")
 
     vm: Any = Vm()
-    made = UserChipset(vm, bus, never, on_made=never)
+    made = UserIrqChip(vm, bus, never, on_made=never)
     assert vm.capabilities == [(188, 5)], "MSRs that KVM does not know are exits"
     return made
 
@@ -76,20 +82,20 @@ class TestOnDemand:
 class TestPlaces:
     def test_everything_and_nothing_of_it_made(self) -> None:
         bus = Bus()
-        made = chipset(bus)
-        bus.add_all(made.placements([]))
-        assert sorted(range_.name for range_ in bus.ranges) == sorted(name for name, *_ in PLACES)
+        made = irqchip(bus)
+        bus.add_all(made.attach([ONE], []))
+        assert sorted(range_.name for range_ in bus.ranges) == sorted(PLACES)
         assert made.platform is None
 
     def test_who_puts_a_device_of_his_own_there_keeps_it(self) -> None:
         others = [Placement(Register(), Space.PIO, 0x43, 2)]
-        names = [placement.name for placement in chipset(Bus()).placements(others)]
+        names = [placement.name for placement in irqchip(Bus()).attach([ONE], others)]
         assert "pit" not in names
         assert len(names) == len(PLACES) - 1
 
     def test_the_same_number_in_the_other_space_is_no_conflict(self) -> None:
         others = [Placement(Register(), Space.MMIO, 0x40, 4)]
-        assert len(chipset(Bus()).placements(others)) == len(PLACES)
+        assert len(irqchip(Bus()).attach([ONE], others)) == len(PLACES)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,7 @@ class TestPlaces:
 )
 def test_what_there_is_not(irqchip: str, clock: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_chipset(irqchip, clock)
+        check_irqchip(irqchip, clock)
 
 
 def test_a_local_apic_is_as_cpuid_and_the_machine_check_say() -> None:

@@ -19,7 +19,7 @@ from pykvm._core import lib
 from pykvm.bus import Space
 from pykvm.devices import standard_devices
 from pykvm.devices.pc import pc_devices
-from pykvm.irqchip.user import UserChipset
+from pykvm.irqchip.user import UserIrqChip
 from pykvm.kvm import System
 
 if TYPE_CHECKING:
@@ -114,12 +114,12 @@ class Storm:
 
     def _calm(self) -> None:
         """Reset the local APICs: a timer that sends INIT would end every run from now on."""
-        chipset = self.machine._board.chipset
+        irqchip = self.machine._board.irqchip
         if self._in_kernel:
             for cpu, registers in zip(self.machine.vcpus, self._lapics, strict=True):
                 cpu.kvm.set_lapic(registers)
-        elif isinstance(chipset, UserChipset) and chipset.platform is not None:
-            for lapic in chipset.platform.lapics:
+        elif isinstance(irqchip, UserIrqChip) and irqchip.platform is not None:
+            for lapic in irqchip.platform.lapics:
                 lapic.init()
 
     def _done(self, count: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pykvm import BusConflict, GuestMemory, Machine, Mode
+from pykvm import BusConflict, GuestMemory, Machine, Mode, Placement, Space
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
@@ -125,3 +125,12 @@ def test_memory_over_interrupt_controllers_is_refused(irqchip: str) -> None:
     memory = GuestMemory()
     memory.add_ram(0xFEE00000, 0x1000)
     Machine(memory=memory, irqchip="none").close()
+
+
+@pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
+def test_a_device_of_the_users_stands_where_a_clock_would(irqchip: str) -> None:
+    devices = [Placement(Sensor(), Space.PIO, 0x71, 1)]
+    with Machine(irqchip=irqchip, devices=devices) as machine:
+        assert machine.bus.read(Space.PIO, 0x71, 1) == 7
+        assert machine.bus.read(Space.PIO, 0x608, 4) is not None, "the PM timer has its place"
+        assert "rtc" not in machine.devices

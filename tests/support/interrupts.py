@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pykvm import ConfigError, Machine
 from pykvm.bus import Space
-from pykvm.irqchip.user import UserChipset
+from pykvm.irqchip.user import UserIrqChip
 from support.host import host_probe
 from support.listing import assemble
 
@@ -73,9 +73,11 @@ def with_deadline(irqchip: str) -> str:
 
 def platform_of(machine: Machine) -> Platform:
     """The interrupt controllers and clocks of a machine, which exist from now on."""
-    chipset = machine._board.chipset
-    assert isinstance(chipset, UserChipset)
-    return chipset.make()
+    irqchip = machine._board.irqchip
+    assert isinstance(irqchip, UserIrqChip)
+    irqchip.make()
+    assert irqchip.platform is not None
+    return irqchip.platform
 
 
 def poke(machine: Machine, address: int, value: int, size: int = 4) -> None:

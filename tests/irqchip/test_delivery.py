@@ -9,8 +9,8 @@ from irqchip.fake_cpu import FakeCpu
 from pykvm.clock import Clock
 from pykvm.interrupts import LocalApic
 from pykvm.interrupts import lapic_registers as reg
+from pykvm.irqchip.delivery import UserInterrupts
 from pykvm.irqchip.injector import Injector
-from pykvm.irqchip.timekeeper import Timekeeper
 
 MS = 1_000_000
 HOUR = 3600 * 1_000_000_000
@@ -29,7 +29,7 @@ class Board:
             injector.lapic.write(reg.SVR << 4, 4, 0x1FF)
         self.waits_for_host = False
         self.nmi_source = False
-        self.keeper = Timekeeper(
+        self.keeper = UserInterrupts(
             self.clock,
             self.injectors,
             waits_for_host=lambda: self.waits_for_host,

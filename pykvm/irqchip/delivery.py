@@ -1,17 +1,20 @@
-"""Timers and software interrupts during a run: `pykvm.machine.run.Interrupts`."""
+"""Timers and interrupts during a run: `pykvm.irqchip.Interrupts` for each irqchip."""
 
 from __future__ import annotations
 
+from pykvm.kvm.constants import KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED
+from pykvm.kvm.run_page import IF_FLAG, READY_FOR_INTERRUPT_INJECTION, REQUEST_INTERRUPT_WINDOW
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pykvm.clock import Clock
+    from pykvm.interrupts.pic import Pic8259Pair
     from pykvm.irqchip.injector import Injector
     from pykvm.vcpu import CPU
 
-__all__ = ["Timekeeper", "Timers"]
+__all__ = ["KernelInterrupts", "SplitInterrupts", "UserInterrupts"]
 
 
 # How often to look, in ns, whether the guest has lowered CR8 for an interrupt that waits for it:
@@ -26,18 +29,18 @@ class Timers:
         self.clock = clock
 
     def run_timers(self, cpu: CPU) -> None:
-        """See `pykvm.machine.run.Interrupts`."""
+        """See `Interrupts`."""
         self.clock.run_due(cpu.index)
         # Those that came due called the vCPU that is looking already.
         cpu.engine.heed()
 
     def set_alarm(self, cpu: CPU) -> None:
-        """See `pykvm.machine.run.Interrupts`."""
+        """See `Interrupts`."""
         cpu.engine.set_alarm(self.clock.alarm(cpu.index))
 
 
-class Timekeeper(Timers):
-    """The vCPUs' timers, and their interrupts where these are in software.
+class UserInterrupts(Timers):
+    """The vCPUs' timers and interrupts, all of them in software.
 
     `waits_for_host` says whether a device could still interrupt because of something outside the
     machine (input to a serial port, say), `nmi_source` whether any could send an NMI; `on_warp` is
@@ -62,7 +65,7 @@ class Timekeeper(Timers):
         self._on_warp = on_warp
 
     def set_alarm(self, cpu: CPU) -> None:
-        """See `pykvm.machine.run.Interrupts`."""
+        """See `Interrupts`."""
         if self._injectors[cpu.index].held_by_priority:
             # Some KVMs have no exit for a CR8 that falls (KVM_EXIT_SET_TPR): look again soon.
             due = self.clock.next_deadline(cpu.index)
@@ -72,15 +75,15 @@ class Timekeeper(Timers):
             cpu.engine.set_alarm(self.clock.alarm(cpu.index))
 
     def reset_by_init(self, cpu: CPU) -> bool:
-        """See `pykvm.machine.run.Interrupts`."""
+        """See `Interrupts`."""
         return self._injectors[cpu.index].take_init()
 
     def awake(self, cpu: CPU) -> bool:
-        """See `pykvm.machine.run.Interrupts`."""
+        """See `Interrupts`."""
         return self._injectors[cpu.index].awake
 
     def start(self, cpu: CPU) -> bool:
-        """See `pykvm.machine.run.Interrupts`."""
+        """See `Interrupts`."""
         injector = self._injectors[cpu.index]
         if injector.init_pending:
             return True
@@ -89,11 +92,11 @@ class Timekeeper(Timers):
         return False
 
     def serve(self, cpu: CPU) -> None:
-        """See `pykvm.machine.run.Interrupts`."""
+        """See `Interrupts`."""
         self._injectors[cpu.index].serve()
 
     def can_wake(self, cpus: Sequence[CPU]) -> bool:
-        """See `pykvm.machine.run.Interrupts`."""
+        """See `Interrupts`."""
         halted = False
         for cpu in cpus:
             if not cpu.parked:
@@ -109,7 +112,7 @@ class Timekeeper(Timers):
         return self._waits_for_host()
 
     def warp(self) -> bool:
-        """See `pykvm.machine.run.Interrupts`."""
+        """See `Interrupts`."""
         if self.clock.policy != "warp" or self._waits_for_tsc():
             return False
         due = [self.clock.next_deadline(injector.cpu.index) for injector in self._injectors]
@@ -130,3 +133,58 @@ class Timekeeper(Timers):
     def dead(self, cpu: CPU) -> bool:
         """Never asked: a halted vCPU waits outside the kernel."""
         return False
+
+
+class KernelInterrupts(Timers):
+    """The vCPUs' timers in software; interrupts are KVM's."""
+
+    #: Parked vCPUs wait for their start-up IPI inside KVM_RUN.
+    can_start = False
+
+    def reset_by_init(self, cpu: CPU) -> bool:
+        """The kernel carries out INIT."""
+        return False
+
+    def awake(self, cpu: CPU) -> bool:
+        """HLT waits in the kernel."""
+        return True
+
+    def start(self, cpu: CPU) -> bool:
+        """Nothing to do."""
+        return False
+
+    def serve(self, cpu: CPU) -> None:
+        """Nothing to do: KVM injects."""
+
+    def can_wake(self, cpus: Sequence[CPU]) -> bool:
+        """Never asked: no vCPU waits outside KVM_RUN."""
+        return True
+
+    def warp(self) -> bool:
+        """Time in the kernel cannot be skipped."""
+        return False
+
+    def dead(self, cpu: CPU) -> bool:
+        """Whether this vCPU has halted with interrupts off, or was never started."""
+        state = cpu.kvm.get_mp_state()
+        if state == KVM_MP_STATE_UNINITIALIZED:
+            return True
+        return state == KVM_MP_STATE_HALTED and not cpu.engine.page[IF_FLAG]
+
+
+class SplitInterrupts(KernelInterrupts):
+    """As `KernelInterrupts`, with an 8259 of ours at the first vCPU."""
+
+    def __init__(self, clock: Clock, pic: Pic8259Pair) -> None:
+        super().__init__(clock)
+        self._pic = pic
+
+    def serve(self, cpu: CPU) -> None:
+        """Hand the kernel the 8259's vector."""
+        if cpu.index:
+            return
+        page = cpu.engine.page
+        if self._pic.pending and page[READY_FOR_INTERRUPT_INJECTION]:
+            page[READY_FOR_INTERRUPT_INJECTION] = 0
+            cpu.kvm.interrupt(self._pic.acknowledge())
+        page[REQUEST_INTERRUPT_WINDOW] = self._pic.pending

@@ -1,0 +1,130 @@
+"""Local APICs in KVM: what the irqchips "kernel" and "split" share.
+
+RTC, HPET and PM timer are in software in either.
+
+Source: Documentation/virt/kvm/api.rst, 4.57 (KVM_GET_LAPIC) and 4.70 (KVM_SIGNAL_MSI).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from pykvm.bus import Area, Space
+from pykvm.irqchip.places import placements
+from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offsets
+from pykvm.typed import TYPE_CHECKING
+from pykvm.vcpu.msr_exits import MsrExits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pykvm.bus import Device, Placement
+    from pykvm.clock import Clock
+    from pykvm.devices.hpet import Hpet
+    from pykvm.devices.line import Inlet, InterruptLine
+    from pykvm.exits import RdMsr, WrMsr
+    from pykvm.irqchip.delivery import KernelInterrupts
+    from pykvm.kvm import VM
+    from pykvm.vcpu import CPU
+
+__all__ = ["ISA_IRQS", "LOCAL_APIC", "PINS", "KernelLapics"]
+
+PINS = 24
+ISA_IRQS = 16
+
+LOCAL_APIC = Area("KVM's local APIC", Space.MMIO, 0xFEE00000, 0xFEE00FFF)
+
+
+class KernelLapics(ABC):
+    """The half of `pykvm.irqchip.IrqChip` that is KVM's in both.
+
+    A class made from it has `line`, `irqfd` and `_make_devices`.
+    """
+
+    areas: tuple[Area, ...] = (LOCAL_APIC,)
+
+    def __init__(self, vm: VM, clock: Callable[[], Clock]) -> None:
+        self._vm = vm
+        self._make_clock = clock
+        self._clock: Clock | None = None
+        self._cpus: Sequence[CPU] = ()
+        self._lapics: list[bytes] = []
+        self._msr_exits: MsrExits | None = None
+        self.inlets: list[Inlet] = []
+        # The kernel's HLT with interrupts on waits anyway.
+        self.has_outside_lines = False
+        self.interrupts: KernelInterrupts | None = None
+
+    @abstractmethod
+    def line(self, irq: int) -> InterruptLine:
+        """A driver of ISA interrupt `irq`, or of that pin of the I/O APIC from 16 on."""
+
+    @abstractmethod
+    def _make_devices(self, clock: Clock) -> tuple[dict[str, Device], KernelInterrupts]:
+        """What KVM has not: devices by name, and what a run asks."""
+
+    def attach(self, cpus: Sequence[CPU], others: Sequence[Placement]) -> list[Placement]:
+        """See `IrqChip`."""
+        self._cpus = cpus
+        for cpu in cpus:
+            cpu.parked = False
+        clock = self._clock = self._make_clock()
+        devices, self.interrupts = self._make_devices(clock)
+        clock.on_earlier = self._earlier
+        return placements(devices, others)
+
+    def _make_hpet(self, clock: Clock) -> Hpet:
+        from pykvm.devices.hpet import Hpet
+
+        return Hpet(clock, {irq: self.line(irq) for irq in range(PINS) if irq != 2})
+
+    def _make_clocks(self, clock: Clock, hpet: Hpet) -> dict[str, Device]:
+        from pykvm.devices.pm_timer import AcpiPmTimer
+        from pykvm.devices.rtc import Rtc146818
+
+        return {"rtc": Rtc146818(clock, hpet.behind(8)), "pm-timer": AcpiPmTimer(clock)}
+
+    def _earlier(self, queue: int) -> None:
+        if queue < len(self._cpus):
+            self._cpus[queue].engine.attend()
+
+    def make(self) -> KernelInterrupts:
+        """See `IrqChip`."""
+        assert self.interrupts is not None, "attach comes first"
+        return self.interrupts
+
+    def send_msi(self, address: int, data: int) -> bool:
+        """See `IrqChip`."""
+        return self._vm.signal_msi(address, data) > 0
+
+    # -- time --------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Take the time out of the kernel's timers: the machine stands still."""
+        self._lapics = [cpu.kvm.get_lapic() for cpu in self._cpus]
+
+    def resume(self) -> None:
+        """Let them go on from where they were, and kvmclock and TSC follow the clock."""
+        for cpu, registers in zip(self._cpus, self._lapics, strict=False):
+            cpu.kvm.set_lapic(registers)
+        self._lapics = []
+        if self._clock is not None:
+            set_kvmclock(self._vm, self._clock)
+            set_tsc_offsets(self._cpus, self._clock)
+
+    # -- MSRs: all of them are the kernel's --------------------------------------------------
+
+    @property
+    def msr_exits(self) -> MsrExits:
+        """See `IrqChip`."""
+        if self._msr_exits is None:
+            self._msr_exits = MsrExits(self._vm)
+        return self._msr_exits
+
+    def read_msr(self, cpu: CPU, exit: RdMsr) -> None:
+        """KVM does not know it: #GP."""
+        exit.fail()
+
+    def write_msr(self, cpu: CPU, exit: WrMsr) -> None:
+        """KVM does not know it: #GP."""
+        exit.fail()
