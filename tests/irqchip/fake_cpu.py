@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from pykvm.kvm.run_page import CR8, IF_FLAG
@@ -50,6 +51,7 @@ class FakeCpu:
         self.heeded = 0
         self.alarms: list[int | None] = []
         self.state: Any = reset()
+        self.loop = SimpleNamespace(pending=None)
 
     @property
     def inits(self) -> int:
