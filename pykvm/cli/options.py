@@ -250,7 +250,7 @@ OPTIONS: tuple[Option, ...] = (
         "RAM, as 64M or 2G, a number alone in MiB; beyond 3G it goes on above 4G (default 64M)",
         _GUESTS, short="-m",
     ),
-    Option("--smp", "N", _count, MACHINE, "number of vCPUs (default 1)"),
+    Option("--smp", "N", _count, MACHINE, "number of vCPUs (default 1)", _GUESTS),
     Option(
         "--cpu", "MODEL", _cpu, MACHINE,
         "what CPUID shows: baseline, the same on every host (default), host, all that this one "
@@ -275,15 +275,18 @@ OPTIONS: tuple[Option, ...] = (
         "--unclaimed", "WHAT", one_of("stop", "float"), MACHINE,
         "an access where neither memory nor a device is: stop ends the run as a crash (default for "
         "bare guests), float reads all ones and ignores writes (default for kernels)",
+        _GUESTS,
     ),
     Option(
         "--quirks", "auto|on|off", one_of("auto", "on", "off"), MACHINE,
         "make good what this host's KVM gets wrong in the guest's sight: auto for guests that may "
         "meet it (default), on for any, off to see the host bare; `pykvm info` lists what it finds",
+        _GUESTS,
     ),
     Option(
         "--emulate", "auto|off", one_of("auto", "off"), MACHINE,
         "execute instructions that KVM refuses (default), or let the run end at the first",
+        _GUESTS,
     ),
     Option(
         "--boot", "NAME", str, GUEST,
@@ -343,16 +346,19 @@ OPTIONS: tuple[Option, ...] = (
         "--serial", "DEST", _destination, CONSOLE,
         "serial port COM1: stdio (default), file:PATH (output only; the file is replaced), "
         "pty, unix:PATH (a socket, one client at a time) or none",
+        _GUESTS,
     ),
     Option(
         "--debugcon", "DEST", _debugcon, CONSOLE,
         "output of the debug console, port 0xe9: the same, or serial (default) for wherever the "
         "serial port goes",
+        _GUESTS,
     ),
     Option(
         "--output-limit", "SIZE|none", _limit, CONSOLE,
         "the most that a file of --serial, --debugcon or --trace-file takes (default 1G): the "
         "guest goes on, what does not fit is dropped and counted",
+        _GUESTS,
     ),
     Option("--timeout", "SECONDS", _seconds, ENDING, "stop the guest after this time"),
     Option(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
+from pykvm.cli.consoles import Consoles
+from pykvm.cli.interrupts import Interrupts
 from pykvm.cli.machine import machine_of
-from pykvm.cli.report import show
+from pykvm.cli.output import TimeLimit
+from pykvm.cli.report import say, show
 from pykvm.cli.step_commands import Leave, command, words_like
 from pykvm.cli.stepper import Stepper
 from pykvm.errors import HostError
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pykvm.cli.options import Options
+    from pykvm.machine import Machine
 
 __all__ = ["main"]
 
@@ -27,14 +31,28 @@ _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 def main(options: Options) -> int:
     """Step through the guest that `options` describe and return the exit status."""
-    with machine_of(options) as machine:
-        stepper = Stepper(machine, _show_line, image=options.guest, strong=_strong())
+    with machine_of(options) as machine, _consoles(machine, options):
+        here = options.serial.kind == "stdio"
+        stepper = Stepper(machine, _show_line, image=options.guest, strong=_strong(), console=here)
         place = f"{printable(options.guest)} is about to start at {stepper.place}"
         _show_line(f"{place}; help lists the commands")
         with suppress(Leave):
             for line in _lines(stepper):
                 command(stepper, line)
     return 0
+
+
+@contextmanager
+def _consoles(machine: Machine, options: Options) -> Iterator[None]:
+    """Connect a serial port that is to go elsewhere; here its lines are shown between exits."""
+    if options.serial.kind == "stdio":
+        yield
+        return
+    # Signals stay Python's own: Ctrl-C comes back to the prompt.
+    with Consoles(machine, options, Interrupts(machine.stop), TimeLimit()) as consoles:
+        yield
+    for remark in consoles.remarks:
+        say(remark)
 
 
 def _strong() -> type[str] | _Bold:

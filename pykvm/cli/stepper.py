@@ -58,8 +58,12 @@ class Stepper:
         *,
         image: str = "",
         strong: Callable[[str], str] = str,
+        console: bool = True,
     ) -> None:
-        """`image` is the guest's file, for its lines of source."""
+        """`image` is the guest's file, for its lines of source.
+
+        `console` says whether lines on the serial port are shown, too.
+        """
         self.machine = machine
         self.cpu: CPU = machine.vcpus[0]
         self.show = show
@@ -70,7 +74,8 @@ class Stepper:
         self._strong = strong
         self._source = SourceLines(image)
         self._lines = Lines(self._show_lines)
-        machine.serial.on_output(self._lines.write)
+        if console:
+            machine.serial.on_output(self._lines.write)
         machine.on_emulated = self._show_emulated
 
     # -- where it stands ---------------------------------------------------------------------

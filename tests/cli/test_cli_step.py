@@ -343,3 +343,18 @@ def test_the_end_of_the_script_is_the_end(pykvm: Pykvm, guests: Path) -> None:
 
 def test_wrong_file(pykvm: Pykvm) -> None:
     assert pykvm("step", "nowhere.elf").returncode == 2
+
+
+@pytest.mark.kvm
+def test_options_of_run_that_make_sense(pykvm: Pykvm, guests: Path, tmp_path: Path) -> None:
+    output = tmp_path / "serial"
+    done = pykvm(
+        *("step", "--smp", "2", "--irqchip", "split", "--serial", f"file:{output}"),
+        guests / "smp.elf",
+        stdin="n\ncpu\nc\nq\n",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[1] vCPU 0 " in done.stdout
+    assert "* 0 long" in done.stdout
+    assert "    | " not in done.stdout
+    assert output.read_text().startswith("SMP: 2 processors")
