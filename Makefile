@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# How many of the slowest tests `make test` lists at its end.
+SLOWEST ?= 15
 KUT ?=
 KUT_ARGS ?=
 
@@ -28,7 +30,17 @@ run: $(VENV)/run.stamp $(extension) guests ## run the first guest: guests/build/
 
 .PHONY: test
 test: venv guests optional-linux lint types ## everything CI checks: lint, types, tests (PYTEST_ARGS="-k name")
-	$(python) -m pytest $(PYTEST_ARGS)
+	$(python) -m pytest --durations=$(SLOWEST) $(PYTEST_ARGS)
+
+# Of what needs neither KVM nor much time: the facts of the repository, and rooms that are pure logic.
+quick := tests/test_imports.py tests/test_repository.py tests/docs/test_docs_facts.py tests/exits \
+         tests/result tests/tables tests/values/test_frozen.py tests/x86/test_x86_descriptors.py
+
+.PHONY: quick quick-tests
+quick: lint quick-tests ## ruff and the tests that need neither KVM nor much time; for pre-commit
+
+quick-tests: venv
+	@$(python) -m pytest -q -m "not kvm" $(quick)
 
 .PHONY: lint
 lint: venv ## ruff: lint, and check the format

@@ -171,6 +171,15 @@ def test_what_is_to_be_installed_can_be(path: Path) -> None:
             assert set(named.split(",")) <= set(known), words
 
 
+def test_hooks_before_a_commit_are_local_make_targets() -> None:
+    config = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"repo: (.*)", config) == ["local"]
+    targets = re.findall(r"entry: make --silent (\S+)$", config, re.MULTILINE)
+    assert len(targets) == config.count("- id:") > 0
+    makefile = (ROOT / "Makefile").read_text()
+    assert [t for t in targets if not re.search(rf"^{t}:", makefile, re.MULTILINE)] == []
+
+
 def test_make_help_lists_all_that_is_explained() -> None:
     makefile = (ROOT / "Makefile").read_text()
     explained = re.findall(r"^([^#\s:][^:]*):[^#\n]*## (.*)$", makefile, re.MULTILINE)
