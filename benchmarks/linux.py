@@ -21,7 +21,7 @@ from benchmarks.measure import Pair, alone, in_turns
 from benchmarks.process import environment_of
 from benchmarks.row import Row
 from pykvm import Machine, Outcome
-from pykvm.quirks.kernel_options import spare
+from pykvm.quirks.kernel_options import add_workarounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,7 @@ def words() -> str:
     A KVM in software shows guests XSAVE and then refuses it in ring 0; pykvm's machine has none.
     And QEMU does not live to see the driver of the serial port, so the early console has to tell.
     """
-    return spare("noxsave earlyprintk=ttyS0 console=ttyS0", vcpus=1)[0]
+    return add_workarounds("noxsave earlyprintk=ttyS0 console=ttyS0", vcpus=1)[0]
 
 
 def pykvm_command() -> list[str]:
@@ -178,7 +178,7 @@ def _measure_share(rig: Rig, pairs: int) -> Measured:
         f"{last.outside_seconds:.1f} s outside, {last.emulated_seconds:.1f} s of these for KVM",
         _counts("exits", last.exits),
         _counts("completed for KVM", last.emulated),
-        _counts("made good", last.made_good),
+        _counts("workarounds", last.workarounds),
     )
     return Measured(tuple(alone(_share(result)) for result in results), notes)
 

@@ -149,8 +149,8 @@ class Result:
     kernels may (Machine(unclaimed="float")).
 
     `emulated` counts the instructions that KVM refused and pykvm completed, by name, and
-    `emulated_seconds`, a part of `outside_seconds`, is the time that took.  `made_good` counts what
-    the host got wrong otherwise and pykvm has put right: what, and how often.
+    `emulated_seconds`, a part of `outside_seconds`, is the time that took.  `workarounds` counts
+    by name how often each workaround for a quirk of this host was needed.
 
     `notes` says what this host did not do as asked: a sentence each.
     """
@@ -165,7 +165,6 @@ class Result:
         "exit_code",
         "exits",
         "guest_seconds",
-        "made_good",
         "match",
         "matched",
         "notes",
@@ -175,6 +174,7 @@ class Result:
         "seconds",
         "sentence",
         "unclaimed",
+        "workarounds",
     )
 
     def __init__(
@@ -199,7 +199,7 @@ class Result:
         self.emulated: Mapping[str, int] = {}
         self.emulated_seconds = 0.0
         self.notes: tuple[str, ...] = ()
-        self.made_good: Mapping[str, int] = {}
+        self.workarounds: Mapping[str, int] = {}
 
     def end(self, ending: Ending) -> None:
         """Let this be how it ended."""
@@ -219,7 +219,7 @@ class Result:
         self.outside_seconds += before.outside_seconds
         self.emulated = Counter(before.emulated) + Counter(self.emulated)
         self.emulated_seconds += before.emulated_seconds
-        self.made_good = Counter(before.made_good) + Counter(self.made_good)
+        self.workarounds = Counter(before.workarounds) + Counter(self.workarounds)
 
     @property
     def ok(self) -> bool:

@@ -66,8 +66,8 @@ INTEL = [
         f"tests/guests/test_guests_interrupts.py::test_it_shows_what_it_is_for[{name}]"
         for name in ("pit-kernel-realtime", "nmi-user-paused", "tasks-user-warp")
     ),
-    "tests/quirks/test_remedies.py::test_a_guest_with_a_ring_3[int80-kernel]",
-    "tests/quirks/test_remedies.py::test_a_guest_with_a_ring_3[syscall-user]",
+    "tests/quirks/test_workarounds.py::test_a_guest_with_a_ring_3[int80-kernel]",
+    "tests/quirks/test_workarounds.py::test_a_guest_with_a_ring_3[syscall-user]",
     "tests/emulate/test_emulate_machine.py::test_hints_do_nothing",
     *(
         f"tests/emulate/test_emulate_faults.py::test_reading_a_device[f30f6f07-sizes0-{way}]"
@@ -91,7 +91,7 @@ SHORT = [
     "tests/kvm",
     "tests/machine/test_run.py",
     "tests/machine/test_vcpu.py",
-    "tests/quirks/test_remedies.py::test_a_guest_with_a_ring_3",
+    "tests/quirks/test_workarounds.py::test_a_guest_with_a_ring_3",
     "tests/linux/test_linux_stock.py::test_in_each_shape[1-kernel-host]",
     *OF_KVM,
 ]

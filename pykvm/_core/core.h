@@ -53,7 +53,7 @@ struct pykvm_syscall {
     uint64_t handler;   /* where the guest's #PF handler begins and a breakpoint stands, or 0 */
     uint64_t lstar;
     uint64_t fmask;
-    uint64_t made_good; /* SYSCALLs so far */
+    uint64_t worked_around; /* SYSCALLs so far */
     uint64_t passed_on; /* page faults that were none */
     const struct pykvm_region *regions;
     uint32_t region_count;

@@ -218,7 +218,7 @@ int pykvm_make_syscall_good(struct pykvm_syscall *s, void *page)
     if (is_syscall(s, sregs, &frame)) {
         enter_ring_0(s, regs, sregs, &frame);
         run->kvm_dirty_regs |= both;
-        s->made_good++;
+        s->worked_around++;
         return 1;
     }
     if (shut_down || s->shared || !execute_first(s, run))

@@ -59,7 +59,12 @@ def _find_quirks() -> list[dict[str, Any]]:
     except PykvmError:
         return []
     return [
-        {"quirk": quirk.name, "wrong": quirk.wrong, "made_good": quirk.remedy, "cost": quirk.cost}
+        {
+            "quirk": quirk.name,
+            "wrong": quirk.wrong,
+            "workaround": quirk.workaround,
+            "cost": quirk.cost,
+        }
         for quirk in QUIRKS
         if quirk.name in here
     ]
@@ -180,7 +185,7 @@ def _quirks(quirks: Iterable[dict[str, Any]]) -> Iterable[tuple[str, str]]:
         yield quirk["quirk"], quirk["wrong"]
         yield (
             "",
-            f"made good: {quirk['made_good']}" if quirk["made_good"] else "not made good",
+            f"workaround: {quirk['workaround']}" if quirk["workaround"] else "no workaround",
         )
 
 

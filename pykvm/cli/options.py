@@ -279,7 +279,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--quirks", "auto|on|off", one_of("auto", "on", "off"), MACHINE,
-        "make good what this host's KVM gets wrong in the guest's sight: auto for guests that may "
+        "work around what this host's KVM gets wrong for the guest: auto for guests that may "
         "meet it (default), on for any, off to see the host bare; `pykvm info` lists what it finds",
         _GUESTS,
     ),

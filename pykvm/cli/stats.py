@@ -21,9 +21,9 @@ def stats_text(result: Result, places: Counter[tuple[str, Space, int, str]] | No
     rows = [("VM exits", f"{total}", "")]
     for name, count in sorted(result.exits.items(), key=lambda item: (-item[1], item[0])):
         rows.append((f"  {name}", f"{count}", f"{100 * count / total:.1f} %"))
-    if result.made_good:
-        rows.append(("made good", f"{sum(result.made_good.values())}", ""))
-        rows += [(f"  {what}", f"{count}", "") for what, count in result.made_good.items()]
+    if result.workarounds:
+        rows.append(("workarounds", f"{sum(result.workarounds.values())}", ""))
+        rows += [(f"  {what}", f"{count}", "") for what, count in result.workarounds.items()]
     unclaimed = result.unclaimed
     if unclaimed.reads or unclaimed.writes:
         rows.append(("went nowhere", f"{unclaimed.reads + unclaimed.writes}", ""))

@@ -32,7 +32,7 @@ class Timers:
         """See `Interrupts`."""
         self.clock.run_due(cpu.index)
         # Those that came due called the vCPU that is looking already.
-        cpu.engine.heed()
+        cpu.engine.clear_attention()
 
     def set_alarm(self, cpu: CPU) -> None:
         """See `Interrupts`."""

@@ -197,10 +197,10 @@ class Mainboard:
             if hasattr(device, "receives"):
                 irqchip.inlets.append(device)
         if "acpi-pm" in self.devices:
-            self._furnish()
+            self._fill_cmos()
 
-    def _furnish(self) -> None:
-        """Write to the RAM behind the clock of a PC what its firmware does."""
+    def _fill_cmos(self) -> None:
+        """Fill the CMOS as firmware would."""
         from pykvm.devices.rtc import Rtc146818
         from pykvm.tables.cmos import cmos
 
@@ -265,10 +265,10 @@ class Mainboard:
         for cpu in self.vcpus:
             cpu.kvm.set_msrs(msrs)
 
-    def tell(self, setup: Setup, files: Mapping[str, bytes]) -> None:
-        """Have fw_cfg tell of this machine, and of a kernel and files for the guest.
+    def populate_fw_cfg(self, setup: Setup, files: Mapping[str, bytes]) -> None:
+        """Put this machine's data, a kernel and files for the guest into fw_cfg.
 
-        Raises ConfigError if there is none that could, and as `fw_cfg_items.connect` does.
+        Raises ConfigError if there is no fw_cfg for them, and as `fw_cfg_items.connect` does.
         """
         device = self.devices.get("fw-cfg")
         if device is not None:
@@ -281,7 +281,7 @@ class Mainboard:
                 return
         if files or setup.kernel is not None:
             raise ConfigError(
-                "this machine has no fw_cfg (a device named fw-cfg) to tell of files or a kernel",
+                "this machine has no fw_cfg (a device named fw-cfg) for files or a kernel",
                 hint="kernels and firmware have one; for others, `pykvm.devices.pc.pc_devices`",
             )
 

@@ -139,9 +139,9 @@ def read_guest(
         )
     remark = ""
     if loaded.kind == "linux" and not append_only:
-        from pykvm.quirks.kernel_options import spare
+        from pykvm.quirks.kernel_options import add_workarounds
 
-        append, remark = spare(append, vcpus)
+        append, remark = add_workarounds(append, vcpus)
     setup = Setup(
         append=append,
         args=tuple(args),

@@ -17,7 +17,7 @@ from pykvm.machine.board import Mainboard
 from pykvm.machine.config import check_options, memory_of, read_guest
 from pykvm.machine.guest_ends import ending_of
 from pykvm.machine.run import SENT_INIT, Run
-from pykvm.machine.workarounds import REMEDIABLE, Repairs, may_meet_quirks
+from pykvm.machine.workarounds import WORKAROUND_EXITS, Workarounds, may_meet_quirks
 from pykvm.result import Ending, Outcome, Unclaimed
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
@@ -87,7 +87,7 @@ class Machine:
     for KVM's local APICs and the rest in software, "none" for nowhere; `clock` is the policy of
     guest time, "realtime", "paused" or "warp" (`pykvm.clock`), and `tsc_khz` the frequency of the
     guest's TSC, where this host can scale it.
-    `quirks` is "auto" to make good what this host's KVM gets wrong in the guest's sight, for
+    `quirks` is "auto" to work around what this host's KVM gets wrong for the guest, for
     kernels and for bare guests whose code shows that they may meet it, "on" for any guest (one that
     is put together by hand), "off" to see the host bare; `emulate` is "auto" to execute
     instructions that KVM refuses, or "off".
@@ -164,7 +164,7 @@ class Machine:
                     tsc_khz=tsc_khz,
                     emulate=emulate == "auto",
                 )
-                self._repairs = Repairs(
+                self._workarounds = Workarounds(
                     board,
                     emulate=emulate == "auto",
                     floating=self._float,
@@ -176,7 +176,7 @@ class Machine:
                 board.build(host, vcpus, cpu, guest.devices() if devices is None else devices)
                 board.dispatch.collected.floats = self._float
                 if quirks == "on" or (quirks == "auto" and may_meet_quirks(guest.image)):
-                    self._repairs.add_remedies()
+                    self._workarounds.add_quirk_workarounds()
                 self._load(fw_cfg or {})
         except BaseException:
             self._release()
@@ -200,7 +200,7 @@ class Machine:
             board.vcpus[0].state = self.entry.state
         if guest.follows_firmware:
             board.set_memory_types()
-        board.tell(setup, files)
+        board.populate_fw_cfg(setup, files)
 
     # -- devices -----------------------------------------------------------------------------
 
@@ -455,7 +455,7 @@ class Machine:
         if not isinstance(exit, Debug):
             return True
         past = exit.dr6 & DR6_BS and cpu.debug.stepped()
-        return not (past or self._repairs.take(cpu, exit))
+        return not (past or self._workarounds.take(cpu, exit))
 
     def _run(
         self,
@@ -467,7 +467,7 @@ class Machine:
     ) -> Result:
         """The run, inside the machine's claim."""
         with self._conditions(until, fail) as conditions, self._kernel() as kernel:
-            repairs, board = self._repairs, self._board
+            workarounds, board = self._workarounds, self._board
             run = Run(
                 board.vcpus,
                 board.claim,
@@ -477,15 +477,15 @@ class Machine:
                 on_exit=on_exit,
                 stops=stops,
                 interrupts=board.irqchip.interrupts if board.irqchip else None,
-                look=repairs.look,
+                look=workarounds.look,
             )
             board.run = run
             self._check_open()  # `close` may not have seen it
             if conditions is not None:
                 run.end(conditions.ending)
-            before = repairs.tally()
+            before = workarounds.tally()
             result = self._in_guest_time(run)
-            repairs.tell(result, before)
+            workarounds.add_to(result, before)
             if run.at_exit:
                 return result
             if kernel is not None and result.outcome in _MAY_BE_DEAD:
@@ -625,20 +625,20 @@ class Machine:
                 return value is not None
         return False
 
-    def make_good(self, cpu: CPU, exit: Exit) -> bool:
+    def work_around(self, cpu: CPU, exit: Exit) -> bool:
         """Do what KVM could not at `exit`: an instruction that it refused, for one.
 
         `run` does so by itself; this is for ``for exit in vcpu``.  False if nobody can.  Raises
         GuestError where the guest cannot go on, and what devices raise.
         """
         self._check_open()
-        return self._repairs.take(cpu, exit)
+        return self._workarounds.take(cpu, exit)
 
     def _take_exit(self, cpu: CPU, exit: Exit) -> Ending | None:
         """What becomes of an exit that the fast path left over."""
-        if getattr(exit, "reason", None) in REMEDIABLE:
+        if getattr(exit, "reason", None) in WORKAROUND_EXITS:
             try:
-                if self.make_good(cpu, exit):
+                if self.work_around(cpu, exit):
                     return None
             except GuestError as error:
                 from pykvm.machine.crash import located
@@ -661,8 +661,8 @@ class Machine:
         ending = self._sent_init(cpu, exit)
         if ending is not None:
             return ending
-        refusal = self._repairs.refusal(cpu)
-        limit = self._repairs.limit(cpu, exit)
+        refusal = self._workarounds.refusal(cpu)
+        limit = self._workarounds.limit(cpu, exit)
         return _crash(crash_of(cpu, exit, self.symbol_at, refusal, limit), exit)
 
     def _sent_init(self, cpu: CPU, exit: Exit) -> Ending | None:
@@ -755,14 +755,14 @@ class Machine:
     def _release(self) -> None:
         """Give back what there is: a machine that could not be made may have neither."""
         board: Mainboard | None = getattr(self, "_board", None)
-        repairs: Repairs | None = getattr(self, "_repairs", None)
+        workarounds: Workarounds | None = getattr(self, "_workarounds", None)
         if board is None:
             return
         board.closed = True
         for cpu in board.vcpus:
             cpu.close()
-        if repairs is not None:
-            repairs.close()
+        if workarounds is not None:
+            workarounds.close()
         board.close()
 
     def __enter__(self) -> Machine:

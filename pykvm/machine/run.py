@@ -309,7 +309,7 @@ class Run:
                 interrupts.set_alarm(cpu)
             code = cpu.engine.wait()
             self._idle.discard(cpu.index)
-            cpu.engine.heed()
+            cpu.engine.clear_attention()
             if code == lib.PYKVM_OVER:
                 return OVER
 

@@ -1,4 +1,4 @@
-"""What a machine makes good: what this host's KVM gets wrong or refuses."""
+"""Workarounds for what this host's KVM gets wrong or refuses."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from pykvm.emulate import Emulator
     from pykvm.exits import Exit
     from pykvm.machine.board import Mainboard
-    from pykvm.quirks.remedies import Remedies
     from pykvm.quirks.signs import Signs
+    from pykvm.quirks.workarounds import QuirkWorkarounds
     from pykvm.result import Result
     from pykvm.vcpu import CPU
     from pykvm.vcpu.msr_exits import MsrExits
 
-__all__ = ["REMEDIABLE", "Repairs", "may_meet_quirks"]
+__all__ = ["WORKAROUND_EXITS", "Workarounds", "may_meet_quirks"]
 
 #: Debug, Shutdown, InternalError and WrMsr, by KVM_EXIT_...: the exits that are asked about.
-REMEDIABLE = (4, 8, 17, 30)
+WORKAROUND_EXITS = (4, 8, 17, 30)
 
 # LIDT begins so (SDM 2A, LGDT/LIDT), and behind it stands a ModRM byte with 3 in its middle.
 _LIDT = b"\x0f\x01"
@@ -35,15 +35,15 @@ _LSTAR = (0xC0000082).to_bytes(4, "little")
 
 
 class Tally(NamedTuple):
-    """How often what was made good, and instructions completed, and the seconds these took."""
+    """Counts of workarounds and emulated instructions, and the time that emulation took."""
 
-    made_good: Counter[str]
+    workarounds: Counter[str]
     emulated: Counter[str]
     seconds: float
 
 
-class Repairs:
-    """The remedies for quirks of this host, if wanted, and the emulator, made when first needed.
+class Workarounds:
+    """Workarounds for quirks of this host, if wanted, and the emulator, made when first needed.
 
     With `floating`, what emulated instructions read where nobody is reads as all ones.
     `on_emulated` is called after those that Python does, with the vCPU, its name and what became of
@@ -65,10 +65,10 @@ class Repairs:
         self._emulator: Emulator | None = None
         # What is looked out for until this host was asked, and what came of it.
         self._signs: Signs | None = None
-        self._remedies: Remedies | None = None
+        self._quirks: QuirkWorkarounds | None = None
         self._msr_exits: MsrExits | None = None
 
-    def add_remedies(self) -> None:
+    def add_quirk_workarounds(self) -> None:
         """Make good the quirks that this host has, from now on; the vCPUs must have been made."""
         from pykvm.quirks.signs import Signs
 
@@ -78,16 +78,16 @@ class Repairs:
     def _ask(self, cpu: CPU) -> None:
         """The guest may come to meet them: find out which this host has."""
         from pykvm.quirks import found
-        from pykvm.quirks.remedies import MADE_GOOD, Remedies
         from pykvm.quirks.signs import OWNER
+        from pykvm.quirks.workarounds import WITH_WORKAROUND, QuirkWorkarounds
 
         board, msr_exits = self._board, self._msr_exits
         with board.dispatch.lock:
             signs = self._signs
             if signs is not None and msr_exits is not None:
-                here = found(MADE_GOOD)
+                here = found(WITH_WORKAROUND)
                 if here:
-                    self._remedies = Remedies(
+                    self._quirks = QuirkWorkarounds(
                         board.vcpus, board.memory, msr_exits, here, by_hand=signs.by_hand
                     )
                 else:
@@ -95,20 +95,20 @@ class Repairs:
                     for each in board.vcpus:
                         each.loop.on_begin = None
                 self._signs = None
-        if self._remedies is not None:
-            self._remedies.look(cpu)
+        if self._quirks is not None:
+            self._quirks.look(cpu)
 
     def take(self, cpu: CPU, exit: Exit) -> bool:
-        """Set the vCPU right after one of the REMEDIABLE exits, so that the guest goes on.
+        """Set the vCPU right after one of the WORKAROUND_EXITS exits, so that the guest goes on.
 
         False if nobody can.  Raises GuestError where the guest cannot go on, and what devices
         raise.
         """
         if self._signs is not None:
             self._signs.take(cpu, exit)
-        if self._remedies is not None and self._remedies.take(cpu, exit):
+        if self._quirks is not None and self._quirks.take(cpu, exit):
             return True
-        if self._msr_exits is not None and self._remedies is None and self._pass_on(cpu, exit):
+        if self._msr_exits is not None and self._quirks is None and self._pass_on(cpu, exit):
             return True
         return self._emulate and (self._emulator or self.emulator()).take(cpu, exit)
 
@@ -141,13 +141,13 @@ class Repairs:
     @property
     def look(self) -> Callable[[CPU], None] | None:
         """What wants to look at a vCPU whenever there is an occasion."""
-        return self._look if self._signs is not None or self._remedies is not None else None
+        return self._look if self._signs is not None or self._quirks is not None else None
 
     def _look(self, cpu: CPU) -> None:
         if self._signs is not None:
             self._signs.look(cpu)
-        elif self._remedies is not None:
-            self._remedies.look(cpu)
+        elif self._quirks is not None:
+            self._quirks.look(cpu)
 
     def refusal(self, cpu: CPU) -> tuple[str, str]:
         """Which instruction the emulator refused last, and why; empty if none."""
@@ -174,16 +174,16 @@ class Repairs:
 
     def tally(self) -> Tally:
         """What was done so far."""
-        made_good = Counter(self._remedies.counts() if self._remedies is not None else {})
+        workarounds = Counter(self._quirks.counts() if self._quirks is not None else {})
         emulator = self._emulator
         if emulator is None:
-            return Tally(made_good, Counter(), 0.0)
-        return Tally(made_good, emulator.counts, emulator.seconds)
+            return Tally(workarounds, Counter(), 0.0)
+        return Tally(workarounds, emulator.counts, emulator.seconds)
 
-    def tell(self, result: Result, before: Tally) -> None:
+    def add_to(self, result: Result, before: Tally) -> None:
         """Add to a result what was done since `before`."""
         now = self.tally()
-        result.made_good = dict(now.made_good - before.made_good)
+        result.workarounds = dict(now.workarounds - before.workarounds)
         result.emulated = dict(now.emulated - before.emulated)
         result.emulated_seconds = now.seconds - before.seconds
 
@@ -191,8 +191,8 @@ class Repairs:
         """Let go of guest memory; the vCPUs must be closed."""
         if self._emulator is not None:
             self._emulator.close()
-        if self._remedies is not None:
-            self._remedies.close()
+        if self._quirks is not None:
+            self._quirks.close()
 
 
 def may_meet_quirks(image: Image | None) -> bool:

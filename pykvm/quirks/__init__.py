@@ -1,8 +1,8 @@
-"""What a host's KVM gets wrong in the guest's sight, and how each is made good.
+"""What a host's KVM gets wrong for the guest, and the workarounds.
 
-A quirk is found by doing it, in a tiny VM, at most once in a process and only if a machine needs to
-know (or `pykvm info` asks); nothing goes by the name of a module or a processor.  On a host that
-has none of them nothing here is active.  docs/quirks.md is the reader's page.
+A probe finds a quirk by doing it, in a tiny VM, at most once in a process and only if a machine
+needs to know (or `pykvm info` asks).  No probe goes by the name of a module or a processor.  On a
+host without quirks nothing here is active.  docs/quirks.md explains them to users.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def __getattr__(name: str) -> Any:
 
 
 def found(quirks: Iterable[Quirk] | None = None) -> frozenset[str]:
-    """The names of those that this host has, of `quirks` or of all there are.
+    """Return the names of the quirks that this host has, of `quirks` or of all.
 
-    Those that were not asked for before are probed, all in one VM, in about 2 ms.  A probe that
-    cannot be made finds nothing.  Raises HostError and KVMError where there is no VM to be had.
+    Probes those that were not asked for before, all in one VM, in about 2 ms.  A probe that
+    cannot run finds nothing.  Raises HostError and KVMError if no VM can be created.
     """
     asked = tuple(__getattr__("QUIRKS") if quirks is None else quirks)
     new = [quirk for quirk in asked if quirk.name not in _known]

@@ -1,7 +1,7 @@
 """LZCNT and TZCNT in ring 0 that run as BSR and BSF.
 
 The encodings differ by a prefix that older processors ignore, and so does an emulator that has
-never heard of it: a wrong number, and nobody is told.  No exit, so nothing to be made good; what
+never heard of it: a wrong number, without an exit, so there is no workaround; what
 helps is a guest that does not find them in CPUID, and no model of pykvm's has them but the host's
 own and x86-64-v3.
 """

@@ -1,9 +1,9 @@
-"""What a Linux kernel's command line says to spare a host trouble.
+"""Workarounds for this host on a Linux kernel's command line.
 
-A host whose KVM runs ring 0 in its instruction emulator does some thousand times less in a second
-than a processor.  What a kernel does there for safety's sake alone, or to test itself, is then most
-of its start-up.  Each option names the quirk that shows it to be worth it; on a host without quirks
-a kernel gets none of them.
+A host whose KVM runs ring 0 in its instruction emulator is some thousand times slower there than a
+processor.  What a kernel does for safety alone, or to test itself, is then most of its start-up.
+Each option names the quirk that makes it worthwhile; on a host without quirks a kernel gets none of
+them.
 
 Source: Documentation/admin-guide/kernel-parameters.txt.
 """
@@ -17,7 +17,7 @@ from pykvm.values.frozen import NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["ALWAYS", "OPTIONS", "KernelOption", "options_for", "spare"]
+__all__ = ["ALWAYS", "OPTIONS", "KernelOption", "add_workarounds", "options_for"]
 
 
 class KernelOption(NamedTuple):
@@ -31,14 +31,14 @@ class KernelOption(NamedTuple):
     vcpus: int | None = None
 
 
-# A kernel that panics is to end its run, not to wait for somebody with a reset button.
+# A kernel that panics ends its run instead of waiting for a reset button.
 ALWAYS = ("panic=-1",)
 
 # The only quirk that shows by itself that ring 0 runs in an emulator.
 EMULATED = bit_counts.QUIRK.name
 
 OPTIONS = (
-    # Page-table isolation and the like: more ring 0 in each system call, and no neighbours to fear.
+    # Page-table isolation and the like: more ring 0 in each system call, and no other tenant.
     KernelOption("mitigations=off", syscall.QUIRK.name),
     # Page attributes and freed pieces, for seconds.
     KernelOption("rodata=off", EMULATED),
@@ -48,7 +48,7 @@ OPTIONS = (
     KernelOption("no_timer_check tsc=reliable", EMULATED),
     # What is slow is no lock-up.
     KernelOption("nowatchdog", EMULATED),
-    # Its only work is to hash for as long as the rest of the start-up takes.
+    # It does nothing but hash, for as long as the rest of the start-up takes.
     KernelOption("initcall_blacklist=blake2s_mod_init", EMULATED),
     # By its number (arch/x86/include/asm/cpufeatures.h: POPCNT is 4 * 32 + 23), which kernels older
     # than 5.19 want.  It is refused in ring 0, and cannot be hidden otherwise.
@@ -56,7 +56,7 @@ OPTIONS = (
 )
 
 
-# What an option names, and what the remedies of the same machine will ask for: in one probe VM.
+# What an option names, and what the workarounds of the same machine ask for: in one probe VM.
 KERNEL_QUIRKS = (syscall.QUIRK, bit_counts.QUIRK, cpuid.QUIRK, software_interrupt.QUIRK)
 
 
@@ -78,11 +78,10 @@ def options_for(quirks: Collection[str], vcpus: int) -> tuple[str, ...]:
     )
 
 
-def spare(append: str, vcpus: int) -> tuple[str, str]:
-    """`append` with the options that this host wants before it, and a sentence that says so.
+def add_workarounds(append: str, vcpus: int) -> tuple[str, str]:
+    """Return `append` with the options for this host before it, and a sentence that says so.
 
-    Words of the caller's come behind and so have the last say; an option whose name they use is
-    left to them.
+    The caller's words come last and so override; an option whose name they use is left out.
     """
     named = {word.partition("=")[0] for word in append.split()}
     words: Sequence[str] = [
@@ -93,8 +92,8 @@ def spare(append: str, vcpus: int) -> tuple[str, str]:
     ]
     said = " ".join(words)
     return " ".join(filter(None, [said, append])), (
-        f"the kernel's command line begins with {said}, to spare it trouble on this host "
-        "(--append-only leaves that out)"
+        f"the kernel's command line begins with {said}, workarounds for this host "
+        "(--append-only leaves them out)"
         if words
         else ""
     )

@@ -1,4 +1,4 @@
-"""What is known of one thing that a host's KVM may get wrong."""
+"""One thing that a host's KVM may get wrong."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ __all__ = ["Quirk"]
 
 
 class Quirk(NamedTuple):
-    """Something that a KVM may get wrong in the guest's sight.
+    """Something that a KVM may get wrong for the guest.
 
     `wrong` says in a sentence what a guest meets.  `probe` finds it, by doing it in a VM of its
-    own.  `remedy` says how it is made good and `cost` what that costs; both are empty for what
-    cannot be.
+    own.  `workaround` and its `cost` are sentences; both are empty if there is no workaround.
     """
 
     name: str
     wrong: str
     probe: Callable[[ProbeVM], bool]
-    remedy: str = ""
+    workaround: str = ""
     cost: str = ""

@@ -1,4 +1,4 @@
-"""When to ask whether this host has the quirks that are made good: once the guest may meet them.
+"""When to ask whether this host has the quirks with a workaround: once the guest may meet them.
 
 SYSCALL and INT n come from ring 3, and a guest that has one sets LSTAR before, or loads an IDT in
 64-bit mode.  One that does neither is spared the probes, which take as long as its whole run may.

@@ -1,7 +1,7 @@
 """A triple fault after which the registers are those of a reset.
 
 Nothing in them tells what happened, so a crash report cannot either.  The exit itself is right, and
-there is nothing to remedy: the registers are gone when it comes.
+there is no workaround: the registers are gone when the exit comes.
 """
 
 from __future__ import annotations

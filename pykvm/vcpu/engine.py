@@ -152,12 +152,12 @@ class Engine(Protocol):
         If the vCPU is not running, its next run begins with that.
         """
 
-    def heed(self) -> None:
+    def clear_attention(self) -> None:
         """It is about to look at what `attend` was called for so far."""
 
     @property
     def attended(self) -> bool:
-        """Whether `attend` was called since `heed`."""
+        """Whether `attend` was called since `clear_attention`."""
 
     def set_alarm(self, when: int | None) -> None:
         """Come to `Handlers.take_attention` at this host time: ns of CLOCK_MONOTONIC, or never."""

@@ -332,7 +332,7 @@ class KvmEngine:
         if core is not None:
             lib.pykvm_attend(core)
 
-    def heed(self) -> None:
+    def clear_attention(self) -> None:
         """See `Engine`."""
         self.living().attention = 0
 

@@ -166,7 +166,7 @@ class Loop:
         if code == _AGAIN:
             return handlers.take_tick(self._cpu)
         if code in (_ATTENTION, _ALARM):
-            self._engine.heed()
+            self._engine.clear_attention()
             return handlers.take_attention(self._cpu)
         if code == _KICKED:
             return handlers.take_kick(self._cpu)

@@ -37,7 +37,7 @@ def test_it_runs_and_reads_a_file(pykvm: Pykvm, guests: Path, tmp_path: Path) ->
         ),
         (
             ["--mode", "real", "--fw-cfg", "opt/a=FILE"],
-            "this machine has no fw_cfg (a device named fw-cfg) to tell of files or a kernel",
+            "this machine has no fw_cfg (a device named fw-cfg) for files or a kernel",
             "",
         ),
         (["--mode", "real", "--fw-cfg", "opt/a=/nowhere"], "/nowhere: cannot be read", ""),

@@ -55,8 +55,8 @@ def facts(**changes: Any) -> dict[str, Any]:
         "probes": [{"probe": "a guest runs", "works": True, "detail": ""}],
         "models": {"x86-64-v1": [], "x86-64-v2": ["cx16", "popcnt"]},
         "quirks": [
-            {"quirk": "syscall", "wrong": "it stays", "made_good": "so", "cost": "much"},
-            {"quirk": "bit-counts", "wrong": "they lie", "made_good": "", "cost": ""},
+            {"quirk": "syscall", "wrong": "it stays", "workaround": "so", "cost": "much"},
+            {"quirk": "bit-counts", "wrong": "they lie", "workaround": "", "cost": ""},
         ],
         "advice": [],
         **changes,
@@ -130,8 +130,8 @@ def test_text() -> None:
     assert "What to do\n  do this\n" in text
     assert "  a guest runs                       yes\n" in text
     assert "  x86-64-v1        yes\n  x86-64-v2        no: it does not offer cx16, popcnt\n" in text
-    assert "  syscall            it stays\n                     made good: so\n" in text
-    assert "  bit-counts         they lie\n                     not made good\n" in text
+    assert "  syscall            it stays\n                     workaround: so\n" in text
+    assert "  bit-counts         they lie\n                     no workaround\n" in text
     assert [cap.name for cap in Cap if f"  {cap.name} " not in text] == []
     bare = facts(
         error="no", modules={}, probes=[], models={}, quirks=[],

@@ -90,7 +90,7 @@ class Rig:
         self._set_xcr0()
         self.pristine = self.kvm.get_xsave()
         self.completed = 0
-        self.emulator: Emulator = machine._repairs.emulator()
+        self.emulator: Emulator = machine._workarounds.emulator()
         # Forced instructions are done whether this host's CPUID shows them or not.
         self.emulator.features = frozenset(FEATURES)
 

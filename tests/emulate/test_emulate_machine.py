@@ -409,4 +409,4 @@ def test_stepping_goes_over_completed_instructions(tmp_path: Path) -> None:
 @pytest.mark.kvm
 def test_an_internal_error_of_another_kind_is_not_ours(guest: MakeGuest) -> None:
     machine = guest("F4    hlt")
-    assert not machine._repairs.emulator().take(machine.vcpus[0], InternalError(3))
+    assert not machine._workarounds.emulator().take(machine.vcpus[0], InternalError(3))

@@ -48,7 +48,7 @@ class FakeCpu:
         self.kvm = FakeKvm()
         self.memory = GuestMemory()
         self.attended = 0
-        self.heeded = 0
+        self.cleared = 0
         self.alarms: list[int | None] = []
         self.state: Any = reset()
         self.loop = SimpleNamespace(pending=None)
@@ -64,8 +64,8 @@ class FakeCpu:
     def attend(self) -> None:
         self.attended += 1
 
-    def heed(self) -> None:
-        self.heeded += 1
+    def clear_attention(self) -> None:
+        self.cleared += 1
 
     def set_alarm(self, when: int | None) -> None:
         self.alarms.append(when)

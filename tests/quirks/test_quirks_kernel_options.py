@@ -1,11 +1,11 @@
-"""The words that spare a Linux kernel trouble on a host with quirks."""
+"""Workarounds for a host with quirks on a Linux kernel's command line."""
 
 from __future__ import annotations
 
 import pytest
 
 from pykvm.quirks import QUIRKS, kernel_options
-from pykvm.quirks.kernel_options import OPTIONS, options_for, spare
+from pykvm.quirks.kernel_options import OPTIONS, add_workarounds, options_for
 
 
 def test_each_names_a_quirk_that_there_is() -> None:
@@ -23,11 +23,11 @@ def test_what_is_for_one_processor_only() -> None:
 
 def test_the_callers_words_come_last_and_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_options, "found", lambda _: {"syscall", "cpuid"})
-    line, said = spare("console=ttyS0 mitigations=auto panic=5", 1)
+    line, said = add_workarounds("console=ttyS0 mitigations=auto panic=5", 1)
     assert line == "clearcpuid=151 console=ttyS0 mitigations=auto panic=5"
-    assert said.startswith("the kernel's command line begins with clearcpuid=151, to spare it ")
+    assert said.startswith("the kernel's command line begins with clearcpuid=151, workarounds ")
 
 
 def test_nothing_is_said_where_nothing_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_options, "found", lambda _: frozenset())
-    assert spare("panic=1 quiet", 1) == ("panic=1 quiet", "")
+    assert add_workarounds("panic=1 quiet", 1) == ("panic=1 quiet", "")

@@ -93,7 +93,7 @@ class Vcpu:
         struct.pack_into("<IIQQQ", self.page, PAYLOAD, exception, 0, pc, dr6, 0)
         struct.pack_into("<QQ", self.page, VALID, REGS | SREGS, 0)
 
-    def make_good(self) -> int:
+    def work_around(self) -> int:
         done: int = lib.pykvm_make_syscall_good(self.core, self.address)
         return done
 
@@ -118,7 +118,7 @@ def in_ring_0(vcpu: Vcpu) -> bool:
 
 
 def test_syscall_enters_ring_0(vcpu: Vcpu) -> None:
-    assert vcpu.make_good() == 1
+    assert vcpu.work_around() == 1
 
     assert in_ring_0(vcpu)
     assert vcpu.dirty == REGS | SREGS
@@ -130,14 +130,14 @@ def test_syscall_enters_ring_0(vcpu: Vcpu) -> None:
         for each in (cs, ss)
     ] == [flat, flat]
     assert (cs.type, cs.l, cs.db, ss.type, ss.l, ss.db) == (0xB, 1, 0, 0x3, 0, 1)
-    assert (vcpu.core.made_good, vcpu.core.passed_on) == (1, 0)
+    assert (vcpu.core.worked_around, vcpu.core.passed_on) == (1, 0)
 
 
 def test_interrupts_of_the_past_are_not_injected_again(vcpu: Vcpu) -> None:
     """KVM adds each one to kvm_sregs.interrupt_bitmap in the page and takes none out."""
     end = SYNC + ffi.sizeof("struct kvm_regs") + ffi.sizeof("struct kvm_sregs")
     vcpu.page[end - 32 : end] = b"\xff" * 32
-    vcpu.make_good()
+    vcpu.work_around()
     assert in_ring_0(vcpu)
     assert vcpu.page[end - 32 : end] == bytes(32)
 
@@ -147,14 +147,14 @@ def test_whether_the_page_is_there_and_fetches_are_told_does_not_matter(
     vcpu: Vcpu, error: int
 ) -> None:
     vcpu.frame(error=error)
-    vcpu.make_good()
+    vcpu.work_around()
     assert in_ring_0(vcpu)
 
 
 def test_five_level_paging(vcpu: Vcpu) -> None:
     vcpu.sync.sregs.cr3 = PML5
     vcpu.sync.sregs.cr4 |= CR4.LA57
-    vcpu.make_good()
+    vcpu.work_around()
     assert in_ring_0(vcpu)
 
 
@@ -162,7 +162,7 @@ def test_a_large_page(vcpu: Vcpu) -> None:
     # The first 2 MiB, from the address that the stack has in the page.
     vcpu.put(PD + 8 * (STACK_VA >> 21 & 511), (0x83).to_bytes(8, "little"))
     vcpu.sync.regs.rsp = STACK_VA + STACK + RSP % 0x1000
-    vcpu.make_good()
+    vcpu.work_around()
     assert in_ring_0(vcpu)
 
 
@@ -171,7 +171,7 @@ def test_a_frame_across_two_pages(vcpu: Vcpu) -> None:
     vcpu.put(STACK + 0x1000 - 16, frame[:16])
     vcpu.put(NEXT, frame[16:])
     vcpu.sync.regs.rsp = STACK_VA + 0x1000 - 16
-    vcpu.make_good()
+    vcpu.work_around()
     assert in_ring_0(vcpu)
 
 
@@ -191,40 +191,40 @@ FORGED = {
 @pytest.mark.parametrize("fields", FORGED.values(), ids=FORGED)
 def test_other_page_faults_are_let_through(vcpu: Vcpu, fields: dict[str, int]) -> None:
     vcpu.frame(**fields)
-    assert vcpu.make_good() == 1
+    assert vcpu.work_around() == 1
 
     assert not in_ring_0(vcpu)
     assert vcpu.dirty == REGS
     assert vcpu.sync.regs.rip == HANDLER + len(NOP)
     assert vcpu.sync.regs.rsp == RSP
-    assert (vcpu.core.made_good, vcpu.core.passed_on) == (0, 1)
+    assert (vcpu.core.worked_around, vcpu.core.passed_on) == (0, 1)
 
 
 def test_cr2_elsewhere_is_let_through(vcpu: Vcpu) -> None:
     vcpu.sync.sregs.cr2 = 0x1000
-    vcpu.make_good()
+    vcpu.work_around()
     assert not in_ring_0(vcpu)
 
 
 @pytest.mark.parametrize("missing", [EFER.SCE, EFER.LMA])
 def test_without_syscall_enabled_it_is_let_through(vcpu: Vcpu, missing: int) -> None:
     vcpu.sync.sregs.efer &= ~missing
-    vcpu.make_good()
+    vcpu.work_around()
     assert not in_ring_0(vcpu)
 
 
 def test_nobody_has_set_lstar(vcpu: Vcpu) -> None:
     vcpu.core.lstar = vcpu.sync.sregs.cr2 = 0
     vcpu.frame(rip=0)
-    vcpu.make_good()
+    vcpu.work_around()
     assert not in_ring_0(vcpu)
-    assert vcpu.core.made_good == 0
+    assert vcpu.core.worked_around == 0
 
 
 @pytest.mark.parametrize("rsp", [0, STACK_VA - 8, STACK_VA + 0x3000 - 8, 1 << 47, (1 << 64) - 8])
 def test_a_stack_that_is_not_there(vcpu: Vcpu, rsp: int) -> None:
     vcpu.sync.regs.rsp = rsp
-    assert vcpu.make_good() == 1
+    assert vcpu.work_around() == 1
     assert vcpu.core.passed_on == 1
 
 
@@ -252,7 +252,7 @@ def test_the_first_instruction_of_a_handler_is_executed(
     vcpu.sync.regs.rflags = before
     vcpu.frame(rip=0x1000)
 
-    assert vcpu.make_good() == 1
+    assert vcpu.work_around() == 1
     assert vcpu.sync.regs.rip == HANDLER + len(bytes.fromhex(code))
     assert vcpu.sync.regs.rflags == before & ~cleared
 
@@ -263,16 +263,16 @@ def test_the_first_instruction_of_a_handler_is_executed(
 def test_any_other_is_left_to_a_single_step(vcpu: Vcpu, code: str) -> None:
     vcpu.put(CODE, bytes.fromhex(code))
     vcpu.frame(rip=0x1000)
-    assert vcpu.make_good() == 0
+    assert vcpu.work_around() == 0
     assert (vcpu.dirty, vcpu.sync.regs.rip, vcpu.core.passed_on) == (0, HANDLER, 0)
 
 
 def test_where_others_wait_too_they_get_what_is_no_syscall(vcpu: Vcpu) -> None:
     vcpu.core.shared = 1
     vcpu.frame(rip=0x1000)
-    assert (vcpu.make_good(), vcpu.dirty) == (0, 0)
+    assert (vcpu.work_around(), vcpu.dirty) == (0, 0)
     vcpu.frame()
-    assert vcpu.make_good() == 1
+    assert vcpu.work_around() == 1
     assert in_ring_0(vcpu)
 
 
@@ -285,13 +285,13 @@ def test_other_exits_are_none_of_it(vcpu: Vcpu) -> None:
         (DEBUG, {"exception": 3}),
     ):
         vcpu.exit(reason, **fields)
-        assert vcpu.make_good() == 0
+        assert vcpu.work_around() == 0
     vcpu.exit(DEBUG)
     struct.pack_into("<Q", vcpu.page, VALID, REGS)
-    assert vcpu.make_good() == 0
+    assert vcpu.work_around() == 0
     vcpu.exit(DEBUG, pc=0)
     vcpu.core.handler = 0
-    assert vcpu.make_good() == 0
+    assert vcpu.work_around() == 0
     assert bytes(vcpu.page[SYNC:]) == before
 
 
@@ -307,18 +307,18 @@ class TestWithoutAnIdt:
         return vcpu
 
     def test_syscall_enters_ring_0(self, vcpu: Vcpu) -> None:
-        assert vcpu.make_good() == 1
+        assert vcpu.work_around() == 1
         assert in_ring_0(vcpu)
         assert vcpu.dirty == REGS | SREGS
 
     def test_ring_0_dies(self, vcpu: Vcpu) -> None:
         vcpu.sync.sregs.ss.dpl = 0
-        assert vcpu.make_good() == 0
+        assert vcpu.work_around() == 0
         assert vcpu.dirty == 0
 
     def test_ring_3_that_has_jumped_there_dies(self, vcpu: Vcpu) -> None:
         vcpu.sync.regs.rflags |= RFLAGS.IF
-        assert vcpu.make_good() == 0
+        assert vcpu.work_around() == 0
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
@@ -334,7 +334,7 @@ def test_no_state_of_a_guest_leads_out_of_its_memory(data: st.DataObject) -> Non
     vcpu.sync.sregs.cr3 = data.draw(address)
     vcpu.sync.sregs.cr4 |= data.draw(st.sampled_from([0, CR4.LA57]))
     vcpu.sync.regs.rsp, vcpu.sync.regs.rip = data.draw(word), data.draw(word)
-    vcpu.make_good()
+    vcpu.work_around()
     buffer: Any = ffi.new("uint8_t[]", 64)
     for _ in range(4):
         lib.pykvm_read_guest(vcpu.core, vcpu.address, data.draw(word), buffer, 64)

@@ -1,6 +1,6 @@
 """What ring 3 meets on this host's processor: QEMU's own differs from the manuals in this.
 
-`pykvm.quirks` is for what KVM gets wrong, and has remedies; these are the processor's own.
+`pykvm.quirks` is for what KVM gets wrong, and has workarounds; these are the processor's own.
 """
 
 from __future__ import annotations

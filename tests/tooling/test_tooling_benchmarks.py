@@ -242,4 +242,4 @@ def test_the_share_of_time_outside_the_guest(monkeypatch: pytest.MonkeyPatch) ->
     outcome = result(linux.SHARE_ROW)
     assert (outcome.ours.median, outcome.met) == (25.0, False)
     assert "exits: 7 x IoOut, 1 x Hlt" in outcome.notes
-    assert "made good: none" in outcome.notes
+    assert "workarounds: none" in outcome.notes

@@ -1,9 +1,9 @@
-"""What is made good in one machine: the breakpoints, what they wait for, and the count of it.
+"""The workarounds of one machine: their breakpoints, what they wait for, and their counts.
 
-Both remedies wait at the first instruction of an exception handler of the guest's, which its IDT
-names.  Nothing tells when a guest loads an IDT or changes a gate, so the gates are looked at
-whenever there is an occasion: at the exits that follow a change or the start, at each tick, and
-when SYSCALL's MSRs are written, which exit for that purpose.
+Both wait at the first instruction of an exception handler of the guest's, which its IDT
+names.  KVM does not report that a guest loads an IDT or changes a gate.  So the gates are read at
+the exits that follow a change or the start, at each tick, and when the guest writes SYSCALL's MSRs,
+which exit for that purpose.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from pykvm.vcpu.msr_exits import MsrExits
     from pykvm.x86.descriptors import SegmentDescriptor
 
-__all__ = ["MADE_GOOD", "Remedies"]
+__all__ = ["WITH_WORKAROUND", "QuirkWorkarounds"]
 
-MADE_GOOD = (syscall.QUIRK, software_interrupt.QUIRK)
+WITH_WORKAROUND = (syscall.QUIRK, software_interrupt.QUIRK)
 
 PAGE_FAULT, INVALID_OPCODE = 14, 6
 _GATE_SIZE = 16
@@ -43,8 +43,8 @@ _CANONICAL = 47
 _BS = 1 << 14
 
 
-class Remedies:
-    """The remedies of one machine."""
+class QuirkWorkarounds:
+    """The workarounds of one machine."""
 
     def __init__(
         self,
@@ -138,9 +138,9 @@ class Remedies:
         return False
 
     def counts(self) -> Mapping[str, int]:
-        """How often each was made good so far."""
+        """How often each workaround was needed so far."""
         counts = {
-            "SYSCALL in ring 3": sum(vcpu.core.made_good for vcpu in self._vcpus),
+            "SYSCALL in ring 3": sum(vcpu.core.worked_around for vcpu in self._vcpus),
             "INT n in ring 3": sum(vcpu.interrupts for vcpu in self._vcpus),
         }
         return {what: count for what, count in counts.items() if count}
@@ -169,7 +169,7 @@ class _Vcpu:
     # -- following the guest -----------------------------------------------------------------
 
     def begin(self, pykvm: bool) -> None:
-        """A loop begins; see `Remedies`."""
+        """A loop begins; see `QuirkWorkarounds`."""
         self.begun = True
         # The end of the last one may have come before that of a step.
         self.cpu.debug.stepped()

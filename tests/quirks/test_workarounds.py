@@ -1,6 +1,6 @@
 """System calls from ring 3 on this host, whatever its KVM makes of them.
 
-What a guest does here is the same on every host; where nothing has to be made good, nothing is.
+What a guest does here is the same on every host; where no workaround is needed, none is counted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pykvm.exits import Debug, Exit, Hlt, IoIn, IoOut, Shutdown
 from pykvm.memory import GuestMemory
 from pykvm.quirks import QUIRKS, found
 from pykvm.quirks.probe_vm import HANDLERS, IDT, KERNEL, PD, TSS, USER, beginning, map_page
-from pykvm.quirks.remedies import MADE_GOOD
 from pykvm.quirks.signs import LSTAR
+from pykvm.quirks.workarounds import WITH_WORKAROUND
 from pykvm.vcpu import CPU
 from pykvm.x86.registers import EFER, RFLAGS
 from pykvm.x86.state import CpuState
@@ -54,7 +54,7 @@ def has(quirk: str) -> bool:
     return quirk in found()
 
 
-def if_made_good(quirk: str, **counts: int) -> dict[str, int]:
+def if_worked_around(quirk: str, **counts: int) -> dict[str, int]:
     """What is counted on a host that has the quirk."""
     names = {"syscalls": SYSCALLS, "interrupts": INTERRUPTS}
     return {names[name]: count for name, count in counts.items()} if has(quirk) else {}
@@ -79,7 +79,7 @@ def test_a_guest_with_a_ring_3(guests: Path, name: str, irqchip: str) -> None:
         result = machine.run(timeout=20)
         assert line in machine.serial.text.replace("\r", "")
     assert result.exit_code == 0, result
-    assert result.made_good == if_made_good(quirk, **counts)
+    assert result.workarounds == if_worked_around(quirk, **counts)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,9 +93,9 @@ def test_a_trace_sees_the_exits_and_changes_nothing(guests: Path, name: str) -> 
     with Machine(guests / f"{name}.elf") as machine:
         result = machine.run(timeout=20, on_exit=on_exit)
     assert result.exit_code == 0, result
-    assert result.made_good == if_made_good(quirk, **counts)
+    assert result.workarounds == if_worked_around(quirk, **counts)
     breakpoints = [exit for exit in seen if isinstance(exit, Debug)]
-    assert len(breakpoints) >= sum(result.made_good.values())
+    assert len(breakpoints) >= sum(result.workarounds.values())
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_trace_sees_the_exits_and_changes_nothing(guests: Path, name: str) -> 
 def test_off_shows_the_host_bare(guests: Path, name: str, quirk: str) -> None:
     with Machine(guests / f"{name}.elf", quirks="off") as machine:
         result = machine.run(timeout=20)
-    assert result.made_good == {}
+    assert result.workarounds == {}
     assert (result.exit_code == 0) == (not has(quirk)), result
 
 
@@ -183,7 +183,7 @@ def test_one_handler_for_both(guests: Path) -> None:
         machine.memory.write(RETURN, assemble("48 CF   iretq"))
         result = machine.run(timeout=20)
         assert machine.memory.u64(COUNTERS) == 5
-    assert result.made_good == if_made_good("syscall", syscalls=5) | if_made_good(
+    assert result.workarounds == if_worked_around("syscall", syscalls=5) | if_worked_around(
         "int-n", interrupts=1
     )
 
@@ -193,20 +193,20 @@ def test_several_vcpus_each_with_its_own_system_calls() -> None:
         result = machine.run(timeout=20)
         assert result.outcome is Outcome.HALTED, result
         assert struct.unpack("<2Q", machine.memory.read(COUNTERS, 16)) == (4, 4)
-        assert result.made_good.get(SYSCALLS, 0) == (8 if has("syscall") else 0)
+        assert result.workarounds.get(SYSCALLS, 0) == (8 if has("syscall") else 0)
 
 
 def test_run_again_counts_anew_and_follows_msrs_set_by_the_host() -> None:
     with ring_3([FOUR_CALLS], KERNEL_CODE) as machine:
         cpu = machine.vcpus[0]
-        assert machine.run(timeout=20).made_good == if_made_good("syscall", syscalls=4)
+        assert machine.run(timeout=20).workarounds == if_worked_around("syscall", syscalls=4)
         elsewhere = KERNEL + 0x100
         machine.memory.write(elsewhere, b"\xf4")
         cpu.kvm.set_msrs({LSTAR: elsewhere})
         cpu.state = _ring_3()
         result = machine.run(timeout=20)
         assert cpu.regs.rip == elsewhere + 1
-        assert result.made_good == if_made_good("syscall", syscalls=1)
+        assert result.workarounds == if_worked_around("syscall", syscalls=1)
 
 
 def behind_syscall() -> CpuState:
@@ -243,7 +243,7 @@ def test_an_interrupt_comes_once_however_many_system_calls_follow(
 ) -> None:
     """KVM keeps a bit of each interrupt among the registers in the page, and never clears it."""
     # No look at the gates after an exit, which would hide what the core does alone.
-    monkeypatch.setattr("pykvm.quirks.remedies.OCCASIONS", 0)
+    monkeypatch.setattr("pykvm.quirks.workarounds.OCCASIONS", 0)
     count_and_return = assemble("""
         48 FF 04 25 40 80 20 00    inc qword [0x208040]
         48 CF                      iretq
@@ -273,7 +273,7 @@ def test_a_guest_without_an_idt_makes_system_calls() -> None:
         assert machine.memory.u64(COUNTERS) == 4
     # UD2 has nowhere to go.
     assert isinstance(result.exit, Shutdown), result
-    assert result.made_good.get(SYSCALLS, 0) == (4 if has("syscall") else 0)
+    assert result.workarounds.get(SYSCALLS, 0) == (4 if has("syscall") else 0)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,9 @@ def test_memory_that_is_taken_away_is_let_go(guests: Path) -> None:
     assert memory.closed
 
 
-def test_what_is_made_good_is_in_the_table() -> None:
-    assert {quirk.name for quirk in MADE_GOOD} == {quirk.name for quirk in QUIRKS if quirk.remedy}
+def test_each_workaround_is_in_the_table() -> None:
+    assert {quirk.name for quirk in WITH_WORKAROUND} == {
+        quirk.name for quirk in QUIRKS if quirk.workaround
+    }
     assert len({quirk.name for quirk in QUIRKS}) == len(QUIRKS)
-    assert all(bool(quirk.remedy) == bool(quirk.cost) for quirk in QUIRKS)
+    assert all(bool(quirk.workaround) == bool(quirk.cost) for quirk in QUIRKS)
