@@ -6,7 +6,7 @@ import struct
 
 from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import VM, System
-from pykvm.tables.e820 import KVM_PAGES
+from pykvm.layout import KVM_PAGES
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import show
 from pykvm.x86.cpuid import LAPIC_FEATURES, Specification, select, with_topology, without
@@ -22,7 +22,7 @@ __all__ = ["Host"]
 # Intel processors without "unrestricted guest" keep three pages of their own for real mode, which
 # must not lie in guest memory: here right below the 16 MiB in which firmware is mapped.
 # Documentation/virt/kvm/api.rst, 4.35 and 4.54.
-IDENTITY_MAP_ADDRESS = KVM_PAGES.address
+IDENTITY_MAP_ADDRESS = KVM_PAGES
 TSS_ADDRESS = IDENTITY_MAP_ADDRESS + 0x1000
 
 # Capabilities by number: to import the enum of all of them costs a millisecond at every start.

@@ -22,7 +22,7 @@ ROWS = (
     ("boot", "interrupts"),
     ("devices", "result"),
     ("bus", "clock", "memory", "tables"),
-    ("exits",),
+    ("exits", "layout"),
     ("kvm", "x86"),
     ("descriptor",),
     ("_core",),

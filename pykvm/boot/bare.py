@@ -27,6 +27,7 @@ from pykvm.boot.image import Entry, Range, Setup
 from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
 from pykvm.boot.real_start import RealAddress, RealStart
 from pykvm.errors import LoadError
+from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import flat_gdt
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["check_entry", "place"]
 
 STACK_SIZE = 64 << 10
-FOUR_GIB = 1 << 32
 # A TSS (0x68 bytes) that starts at a multiple of this does not cross a page.
 DESCRIPTOR_ALIGNMENT = 128
 

@@ -24,6 +24,7 @@ from pykvm.boot.placement import FreeMemory, describe, ram_ranges
 from pykvm.boot.reset_vector import VECTOR_SIZE, escape
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError, LoadError
+from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 from pykvm.x86.state import Mode, reset
@@ -43,7 +44,6 @@ PAGE = 4 << 10
 LARGEST = 16 << 20
 SHADOW_LARGEST = 128 << 10
 SHADOW_END = 1 << 20
-FOUR_GIB = 1 << 32
 RESET_VECTOR = FOUR_GIB - VECTOR_SIZE
 
 # EFI_FIRMWARE_VOLUME_HEADER: the signature behind the zero vector, the GUID and the length.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pykvm.devices.fw_cfg import Contents, Key, check_files
 from pykvm.errors import ConfigError
+from pykvm.layout import COM1
 from pykvm.tables import acpi_tables
 from pykvm.tables.e820 import KVM_PAGES, E820Entry, E820Type
 from pykvm.tables.loader import loader_files
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     Bytes = bytes | bytearray | memoryview
 
 __all__ = ["connect", "contents_of"]
-
-COM1 = 0x3F8
 
 
 def connect(device: FwCfg, memory: GuestMemory, setup: Setup, files: Mapping[str, bytes]) -> None:

@@ -25,6 +25,7 @@ from pykvm.boot.zero_page import (
     zero_page,
 )
 from pykvm.errors import LoadError
+from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 from pykvm.x86.descriptors import CODE64, DATA, code, data, decode_segment, flat_gdt, gdt
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["place_kernel"]
 
-FOUR_GIB = 1 << 32
 PAGE_SIZE = 0x1000
 
 # Selectors that the protocol wants, whatever the mode; 64-bit code has its own from flat_gdt().

@@ -15,6 +15,7 @@ from pykvm.boot.elf_segments import loaded_headers, physical_addresses, place_se
 from pykvm.boot.image import Image, Segment
 from pykvm.boot.multiboot_sections import Sections, read_sections
 from pykvm.boot.symbols import Symbols, read_symbols
+from pykvm.layout import FOUR_GIB
 from pykvm.tables import E820Type
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
@@ -52,7 +53,6 @@ __all__ = [
 
 LOADER_NAME = b"pykvm\0"
 
-FOUR_GIB = 1 << 32
 MIB = 1 << 20
 STACK_SIZE = 0x1000
 # Where small things go.  Below, kernels put the start-up code of their other processors; QEMU's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pykvm.boot.image import Range
 from pykvm.errors import LoadError
+from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 
@@ -24,7 +25,6 @@ __all__ = [
 ]
 
 PAGE_SIZE = 0x1000
-FOUR_GIB = 1 << 32
 
 _ZEROS = bytes(64 << 10)
 _LARGEST_ADVICE = 1 << 40

@@ -11,6 +11,7 @@ from pykvm.boot.placement import (
     write_segment,
 )
 from pykvm.errors import LoadError
+from pykvm.layout import FOUR_GIB
 from pykvm.tables import E820Type, Tables, build, memory_map
 from pykvm.tables.e820 import KEPT
 from pykvm.typed import TYPE_CHECKING
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "free_memory"]
 
 MIB = 1 << 20
-FOUR_GIB = 1 << 32
 PAGE_SIZE = 0x1000
 
 

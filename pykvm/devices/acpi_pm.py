@@ -15,7 +15,7 @@ from pykvm.bus import GuestPowerOff
 from pykvm.clock import ticks_at, time_of
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.pm_timer import PM_TIMER_HZ
-from pykvm.tables.ports import SLP_TYP_S5
+from pykvm.layout import SLP_TYP_S5
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pykvm import layout
 from pykvm.bus import Placement, Space
 from pykvm.devices.acpi_pm import AcpiPm
 from pykvm.devices.fw_cfg import DMA_ADDRESS, FwCfg
 from pykvm.devices.pc_testdev import pc_testdev
 from pykvm.devices.pvpanic import PvPanic
 from pykvm.devices.standard import standard_devices
-from pykvm.tables import ports
 
 __all__ = ["firmware_devices", "pc_devices"]
 
@@ -21,10 +21,10 @@ def pc_devices() -> list[Placement]:
     """
     fw_cfg = FwCfg()
     return [
-        Placement(AcpiPm(), Space.PIO, ports.PM1A_EVT, AcpiPm.length),
-        Placement(PvPanic(), Space.PIO, ports.PVPANIC, PvPanic.length),
-        Placement(fw_cfg, Space.PIO, ports.FW_CFG, 2),
-        Placement(fw_cfg, Space.PIO, ports.FW_CFG + DMA_ADDRESS, 8, offset=DMA_ADDRESS),
+        Placement(AcpiPm(), Space.PIO, layout.PM1A_EVT, AcpiPm.length),
+        Placement(PvPanic(), Space.PIO, layout.PVPANIC, PvPanic.length),
+        Placement(fw_cfg, Space.PIO, layout.FW_CFG, 2),
+        Placement(fw_cfg, Space.PIO, layout.FW_CFG + DMA_ADDRESS, 8, offset=DMA_ADDRESS),
         *pc_testdev(),
     ]
 
@@ -41,6 +41,6 @@ def firmware_devices() -> list[Placement]:
     return [
         *standard_devices(without=["reset-control"]),
         *pc_devices(),
-        Placement(PciHost(), Space.PIO, 0xCF8, PciHost.length),
-        Placement(DebugConsole("firmware-log"), Space.PIO, 0x402, 1),
+        Placement(PciHost(), Space.PIO, layout.PCI_CONFIG, PciHost.length),
+        Placement(DebugConsole("firmware-log"), Space.PIO, layout.FIRMWARE_LOG, 1),
     ]

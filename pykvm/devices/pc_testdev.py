@@ -8,6 +8,7 @@ Source: QEMU, hw/misc/pc-testdev.c (layout and widths), facts only.
 
 from __future__ import annotations
 
+from pykvm import layout
 from pykvm.bus import Placement, Space
 from pykvm.typed import TYPE_CHECKING
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KeptMemory", "KeptPorts", "LinePorts", "pc_testdev"]
 
-ISA_IRQS = 16
-CASCADE = 2
 MEMORY_SIZE = 0x10000
 FLUSH, BYTES = 4, 8
 
@@ -38,10 +37,10 @@ def pc_testdev() -> list[Placement]:
     """
     ports = KeptPorts()
     return [
-        Placement(ports, Space.PIO, 0xE0, 9),
-        Placement(ports, Space.PIO, 0xEA, 2, offset=10),
-        Placement(LinePorts(), Space.PIO, 0x2000, 24),
-        Placement(KeptMemory(), Space.MMIO, 0xFF000000, MEMORY_SIZE),
+        Placement(ports, Space.PIO, layout.PC_TESTDEV, 9),
+        Placement(ports, Space.PIO, layout.PC_TESTDEV_AGAIN, 2, offset=10),
+        Placement(LinePorts(), Space.PIO, layout.PC_TESTDEV_IRQS, 24),
+        Placement(KeptMemory(), Space.MMIO, layout.PC_TESTDEV_MEMORY, MEMORY_SIZE),
     ]
 
 
@@ -92,7 +91,7 @@ class LinePorts:
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Drive a line.  Only single bytes do."""
-        if size != 1 or offset >= ISA_IRQS or offset == CASCADE or self._line_of is None:
+        if size != 1 or offset not in layout.DEVICE_IRQS or self._line_of is None:
             return
         if offset not in self._lines:
             self._lines[offset] = self._line_of(offset)

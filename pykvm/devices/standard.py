@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pykvm import layout
 from pykvm.bus import Placement, Space
 from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
@@ -33,16 +34,16 @@ def standard_devices(*, without: Collection[str] = ()) -> list[Placement]:
     """
     keyboard = KeyboardController()
     placements = [
-        Placement(Uart16550("com1"), Space.PIO, 0x3F8, 8),
-        Placement(Uart16550("com2"), Space.PIO, 0x2F8, 8),
-        Placement(DebugConsole(), Space.PIO, 0xE9, 1),
-        Placement(DebugExit(), Space.PIO, 0xF4, 4),
-        Placement(PostPort(), Space.PIO, 0x80, 1),
+        Placement(Uart16550("com1"), Space.PIO, layout.COM1, 8),
+        Placement(Uart16550("com2"), Space.PIO, layout.COM2, 8),
+        Placement(DebugConsole(), Space.PIO, layout.DEBUGCON, 1),
+        Placement(DebugExit(), Space.PIO, layout.DEBUG_EXIT, 4),
+        Placement(PostPort(), Space.PIO, layout.POST, 1),
         # Ports 0x61 to 0x63 belong to others (0x61: NMI and speaker).
-        Placement(keyboard, Space.PIO, 0x60, 1),
-        Placement(keyboard, Space.PIO, 0x64, 1, offset=4),
-        Placement(Port92(), Space.PIO, 0x92, 1),
-        Placement(ResetControl(), Space.PIO, 0xCF8, 8),
+        Placement(keyboard, Space.PIO, layout.KEYBOARD_DATA, 1),
+        Placement(keyboard, Space.PIO, layout.KEYBOARD_COMMAND, 1, offset=4),
+        Placement(Port92(), Space.PIO, layout.PORT_92, 1),
+        Placement(ResetControl(), Space.PIO, layout.PCI_CONFIG, 8),
     ]
     names = list(dict.fromkeys(placement.name for placement in placements))
     for name in words("without", without):

@@ -11,6 +11,7 @@ import threading
 from pykvm.errors import ConfigError
 from pykvm.interrupts.message import FIXED, LOWEST_PRIORITY, STARTUP, Message
 from pykvm.interrupts.source import Source
+from pykvm.layout import IOAPIC_PINS
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["IoApic"]
 
-PINS = 24
 # No EOI register, which came with version 0x20.
 VERSION = 0x11
 
@@ -97,7 +97,7 @@ class IoApic:
     def __init__(self, deliver: Callable[[Message], object]) -> None:
         self._deliver = deliver
         self._lock = threading.Lock()
-        self._sources = [0] * PINS
+        self._sources = [0] * IOAPIC_PINS
         self.lines = 0
         self.reset()
 
@@ -105,7 +105,7 @@ class IoApic:
         """Return to the state at power-on; the lines stay as their devices drive them."""
         with self._lock:
             self.id = 0
-            self.entries = [MASKED] * PINS
+            self.entries = [MASKED] * IOAPIC_PINS
             self._select = 0
 
     def __str__(self) -> str:
@@ -129,8 +129,8 @@ class IoApic:
 
         Raises ConfigError if there is no such pin.
         """
-        if not 0 <= pin < PINS:
-            raise ConfigError(f"the I/O APIC has pins 0 to {PINS - 1}, not {pin}")
+        if not 0 <= pin < IOAPIC_PINS:
+            raise ConfigError(f"the I/O APIC has pins 0 to {IOAPIC_PINS - 1}, not {pin}")
         return Source(self._drive, pin)
 
     def read(self, offset: int, size: int) -> int:
@@ -164,9 +164,9 @@ class IoApic:
         if register in (IOAPICID, IOAPICARB):
             return self.id << 24
         if register == IOAPICVER:
-            return (PINS - 1) << 16 | VERSION
+            return (IOAPIC_PINS - 1) << 16 | VERSION
         pin = (register - IOREDTBL) >> 1
-        if not 0 <= pin < PINS:
+        if not 0 <= pin < IOAPIC_PINS:
             return _ALL_ONES
         entry = self.entries[pin]
         return entry >> 32 if register & 1 else entry & _LOW
@@ -176,7 +176,7 @@ class IoApic:
             self.id = value >> 24 & 0xF
             return
         pin = (register - IOREDTBL) >> 1
-        if not 0 <= pin < PINS:
+        if not 0 <= pin < IOAPIC_PINS:
             return
         with self._lock:
             entry = self.entries[pin]

@@ -6,6 +6,8 @@ APIC base, in x2APIC mode it is MSR 0x800 plus that.
 
 from __future__ import annotations
 
+from pykvm import layout
+
 __all__ = ["GpFault", "lvt_registers", "lvt_writable", "version", "x2apic_ldr"]
 
 
@@ -22,7 +24,7 @@ BASE_BSP = 1 << 8
 BASE_X2APIC = 1 << 10
 BASE_ENABLE = 1 << 11
 BASE_FLAGS = 0xFFF
-DEFAULT_ADDRESS = 0xFEE00000
+DEFAULT_ADDRESS = layout.LOCAL_APIC
 
 ID = 0x02
 VERSION = 0x03

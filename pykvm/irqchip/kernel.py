@@ -6,11 +6,12 @@ Source: Documentation/virt/kvm/api.rst, 4.24 (KVM_CREATE_IRQCHIP), 4.25 (KVM_IRQ
 
 from __future__ import annotations
 
+from pykvm import layout
 from pykvm._core import ffi, lib
 from pykvm.bus import Area, Space
 from pykvm.errors import ConfigError, KVMError
 from pykvm.irqchip.delivery import KernelInterrupts
-from pykvm.irqchip.kernel_lapics import ISA_IRQS, LOCAL_APIC, PINS, KernelLapics
+from pykvm.irqchip.kernel_lapics import LOCAL_APIC, KernelLapics
 from pykvm.kvm.constants import (
     KVM_IRQ_ROUTING_IRQCHIP,
     KVM_IRQCHIP_IOAPIC,
@@ -36,23 +37,25 @@ __all__ = ["KernelIrqChip", "KernelLine"]
 
 # virt/kvm/ioapic.h and i8254.c have the lengths.
 _DEVICES = (
-    Area("KVM's I/O APIC", Space.MMIO, 0xFEC00000, 0xFEC000FF),
-    Area("KVM's 8259", Space.PIO, 0x20, 0x21),
-    Area("KVM's second 8259", Space.PIO, 0xA0, 0xA1),
-    Area("KVM's ELCR", Space.PIO, 0x4D0, 0x4D1),
-    Area("KVM's 8254", Space.PIO, 0x40, 0x43),
-    Area("KVM's speaker port", Space.PIO, 0x61, 0x61),
+    Area("KVM's I/O APIC", Space.MMIO, layout.IOAPIC, layout.IOAPIC + 0xFF),
+    Area("KVM's 8259", Space.PIO, layout.PIC_MASTER, layout.PIC_MASTER + 1),
+    Area("KVM's second 8259", Space.PIO, layout.PIC_SLAVE, layout.PIC_SLAVE + 1),
+    Area("KVM's ELCR", Space.PIO, layout.PIC_ELCR, layout.PIC_ELCR + 1),
+    Area("KVM's 8254", Space.PIO, layout.PIT, layout.PIT + 3),
+    Area("KVM's speaker port", Space.PIO, layout.PORT_61, layout.PORT_61),
 )
 
 
 def _isa_routes() -> list[dict[str, object]]:
-    """Each ISA IRQ to its 8259 and to the I/O APIC, IRQ 0 there to pin 2, as on a PC."""
+    """Each ISA IRQ to its 8259, and each GSI to its pin of the I/O APIC, as on a PC."""
     to_pic = [
         _route(irq, KVM_IRQCHIP_PIC_SLAVE if irq >= 8 else KVM_IRQCHIP_PIC_MASTER, irq % 8)
-        for irq in range(ISA_IRQS)
+        for irq in range(layout.ISA_IRQS)
     ]
     to_ioapic = [
-        _route(irq, KVM_IRQCHIP_IOAPIC, 2 if irq == 0 else irq) for irq in range(PINS) if irq != 2
+        _route(irq, KVM_IRQCHIP_IOAPIC, layout.gsi_of(irq))
+        for irq in range(layout.IOAPIC_PINS)
+        if irq != layout.CASCADE_IRQ
     ]
     return to_pic + to_ioapic
 
@@ -100,7 +103,9 @@ class KernelLine:
         self._vm = vm
         core = lib.pykvm_line_new(lines, irq)
         if core == ffi.NULL:
-            raise ConfigError(f"an interrupt line of KVM's has a number below {PINS}, not {irq}")
+            raise ConfigError(
+                f"an interrupt line of KVM's has a number below {layout.IOAPIC_PINS}, not {irq}"
+            )
         #: struct pykvm_line, for `Published.wire`.
         self.core: Any = ffi.gc(core, lib.pykvm_line_free)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from pykvm import layout
 from pykvm.bus import Area, Space
 from pykvm.irqchip.places import placements
 from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offsets
@@ -27,12 +28,9 @@ if TYPE_CHECKING:
     from pykvm.kvm import VM
     from pykvm.vcpu import CPU
 
-__all__ = ["ISA_IRQS", "LOCAL_APIC", "PINS", "KernelLapics"]
+__all__ = ["LOCAL_APIC", "KernelLapics"]
 
-PINS = 24
-ISA_IRQS = 16
-
-LOCAL_APIC = Area("KVM's local APIC", Space.MMIO, 0xFEE00000, 0xFEE00FFF)
+LOCAL_APIC = Area("KVM's local APIC", Space.MMIO, layout.LOCAL_APIC, layout.LOCAL_APIC + 0xFFF)
 
 
 class KernelLapics(ABC):
@@ -76,13 +74,15 @@ class KernelLapics(ABC):
     def _make_hpet(self, clock: Clock) -> Hpet:
         from pykvm.devices.hpet import Hpet
 
-        return Hpet(clock, {irq: self.line(irq) for irq in range(PINS) if irq != 2})
+        gsis = set(range(layout.IOAPIC_PINS)) - {layout.CASCADE_IRQ}
+        return Hpet(clock, {gsi: self.line(gsi) for gsi in gsis})
 
     def _make_clocks(self, clock: Clock, hpet: Hpet) -> dict[str, Device]:
         from pykvm.devices.pm_timer import AcpiPmTimer
         from pykvm.devices.rtc import Rtc146818
 
-        return {"rtc": Rtc146818(clock, hpet.behind(8)), "pm-timer": AcpiPmTimer(clock)}
+        rtc = Rtc146818(clock, hpet.behind(layout.RTC_IRQ))
+        return {"rtc": rtc, "pm-timer": AcpiPmTimer(clock)}
 
     def _earlier(self, queue: int) -> None:
         if queue < len(self._cpus):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pykvm import layout
 from pykvm.bus import Placement, Space
 from pykvm.typed import TYPE_CHECKING
 
@@ -14,16 +15,16 @@ __all__ = ["PLACES", "placements"]
 
 #: (space, address, length) by the device's name.
 PLACES = {
-    "pic-master": (Space.PIO, 0x20, 2),
-    "pit": (Space.PIO, 0x40, 4),
-    "port61": (Space.PIO, 0x61, 1),
-    "rtc": (Space.PIO, 0x70, 2),
-    "pic-slave": (Space.PIO, 0xA0, 2),
-    "pic-elcr": (Space.PIO, 0x4D0, 2),
-    "pm-timer": (Space.PIO, 0x608, 4),
-    "ioapic": (Space.MMIO, 0xFEC00000, 0x1000),
-    "hpet": (Space.MMIO, 0xFED00000, 0x400),
-    "lapic": (Space.MMIO, 0xFEE00000, 0x1000),
+    "pic-master": (Space.PIO, layout.PIC_MASTER, 2),
+    "pit": (Space.PIO, layout.PIT, 4),
+    "port61": (Space.PIO, layout.PORT_61, 1),
+    "rtc": (Space.PIO, layout.RTC, 2),
+    "pic-slave": (Space.PIO, layout.PIC_SLAVE, 2),
+    "pic-elcr": (Space.PIO, layout.PIC_ELCR, 2),
+    "pm-timer": (Space.PIO, layout.PM_TIMER, 4),
+    "ioapic": (Space.MMIO, layout.IOAPIC, 0x1000),
+    "hpet": (Space.MMIO, layout.HPET, 0x400),
+    "lapic": (Space.MMIO, layout.LOCAL_APIC, 0x1000),
 }
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from pykvm.errors import ConfigError
 from pykvm.irqchip.delivery import SplitInterrupts
-from pykvm.irqchip.kernel_lapics import ISA_IRQS, PINS, KernelLapics
+from pykvm.irqchip.kernel_lapics import KernelLapics
 from pykvm.kvm.constants import KVM_IRQ_ROUTING_MSI
 from pykvm.kvm.uapi import KVM_CAP_SPLIT_IRQCHIP
+from pykvm.layout import IOAPIC_PINS, ISA_IRQS, PIT_IRQ
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class SplitIrqChip(KernelLapics):
         super().__init__(vm, clock)
         self.ioapic: IoApic | None = None
         self.pic: Pic8259Pair | None = None
-        vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, PINS)
+        vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)
 
     def _make_devices(self, clock: Clock) -> tuple[dict[str, Device], SplitInterrupts]:
         from pykvm.devices.pit import Pit8254
@@ -105,7 +106,7 @@ class SplitIrqChip(KernelLapics):
         ioapic = self.ioapic = IoApic(self._deliver)
         pic = self.pic = Pic8259Pair(_Wire(self._cpus[0].engine.attend))
         hpet = self._make_hpet(clock)
-        pit = Pit8254(clock, hpet.behind(0))
+        pit = Pit8254(clock, hpet.behind(PIT_IRQ))
         devices: dict[str, Device] = {
             "ioapic": _RoutedIoApic(ioapic, self._vm),
             "pic-master": pic.master,

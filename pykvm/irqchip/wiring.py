@@ -12,10 +12,11 @@ from pykvm.devices.pm_timer import AcpiPmTimer
 from pykvm.devices.port61 import Port61
 from pykvm.devices.rtc import Rtc146818
 from pykvm.interrupts.apicbus import ApicBus
-from pykvm.interrupts.ioapic import MASKED, PINS, IoApic
+from pykvm.interrupts.ioapic import MASKED, IoApic
 from pykvm.interrupts.lapic import LocalApic
 from pykvm.interrupts.message import NMI
 from pykvm.interrupts.pic import Pic8259Pair
+from pykvm.layout import DEVICE_IRQS, IOAPIC_PINS, ISA_IRQS, PIT_IRQ, RTC_IRQ, gsi_of
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.frozen import NamedTuple
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from pykvm.interrupts.lapic_core import CpuPort
 
 __all__ = ["ApicPage", "ApicTraits", "Platform", "Processor", "isa_line"]
-
-ISA_IRQS = 16
 
 
 class Both:
@@ -45,11 +44,8 @@ class Both:
 
 
 def isa_line(pic: Pic8259Pair, ioapic: IoApic, irq: int) -> InterruptLine:
-    """An ISA interrupt request: input `irq` of the 8259, pin `irq` of the I/O APIC.
-
-    IRQ 0 is on pin 2, as an interrupt source override of the MADT tells kernels.
-    """
-    return Both(pic.line(irq), ioapic.line(2 if irq == 0 else irq))
+    """An ISA interrupt request: input `irq` of the 8259 pair, and its pin of the I/O APIC."""
+    return Both(pic.line(irq), ioapic.line(gsi_of(irq)))
 
 
 class Virtual8259Wire:
@@ -140,11 +136,11 @@ class Platform:
             lapic.on_eoi = self._eoi
             self.apics.add(lapic)
         self.pic = Pic8259Pair(Virtual8259Wire(self.lapics[0]))
-        lines = {irq: self.line(irq) for irq in range(ISA_IRQS) if irq != 2}
-        lines |= {pin: self.ioapic.line(pin) for pin in range(ISA_IRQS, PINS)}
+        lines = {irq: self.line(irq) for irq in DEVICE_IRQS}
+        lines |= {pin: self.ioapic.line(pin) for pin in range(ISA_IRQS, IOAPIC_PINS)}
         self.hpet = Hpet(clock, lines)
-        self.pit = Pit8254(clock, self.hpet.behind(0))
-        self.rtc = Rtc146818(clock, self.hpet.behind(8))
+        self.pit = Pit8254(clock, self.hpet.behind(PIT_IRQ))
+        self.rtc = Rtc146818(clock, self.hpet.behind(RTC_IRQ))
         self.devices: dict[str, Device] = {
             "pic-master": self.pic.master,
             "pic-slave": self.pic.slave,

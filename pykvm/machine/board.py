@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pykvm import layout
 from pykvm.boot.placement import ram_ranges
 from pykvm.bus import Area, Bus, Space, check_device, check_free, check_placement
 from pykvm.bus.dispatch import Dispatch
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 __all__ = ["Mainboard"]
 
 IA32_TSC_AUX = 0xC0000103
+
+# The devices with an interrupt line, by name.
+_IRQS = {
+    "com1": layout.COM1_IRQ,
+    "com2": layout.COM2_IRQ,
+    "i8042": layout.KEYBOARD_IRQ,
+    "acpi-pm": layout.SCI_IRQ,
+}
 
 
 class Mainboard:
@@ -186,9 +195,7 @@ class Mainboard:
 
     def _wire(self, irqchip: IrqChip) -> None:
         """Connect the devices on the ISA bus to their interrupts, and to the clock."""
-        from pykvm.tables.ports import ISA_IRQS
-
-        for name, irq in ISA_IRQS.items():
+        for name, irq in _IRQS.items():
             device: object = self.devices.get(name)
             if hasattr(device, "connect"):
                 device.connect(irqchip.line(irq))

@@ -6,6 +6,7 @@ from pykvm.boot import Module, RealAddress, Setup, load, protocol_of, source_of
 from pykvm.clock import POLICIES
 from pykvm.errors import ConfigError
 from pykvm.irqchip import IRQCHIPS, check_irqchip
+from pykvm.layout import HOLE_END, HOLE_START
 from pykvm.memory import GuestMemory
 from pykvm.memory.backing import PAGE_SIZE
 from pykvm.memory.regions import ADDRESS_LIMIT
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Guest", "check_options", "memory_of", "read_guest"]
 
 GIB = 1 << 30
-# Where a PC keeps its devices: RAM beyond the first 3 GiB goes on above 4 GiB.
-HOLE_START = 3 * GIB
-HOLE_END = 4 * GIB
 
 UNCLAIMED = ("stop", "float")
 QUIRKS = ("auto", "on", "off")

@@ -7,6 +7,7 @@ import warnings
 from contextlib import closing, contextmanager
 from functools import partial
 
+from pykvm import layout
 from pykvm._core import lib
 from pykvm.boot import Entry, place
 from pykvm.boot.symbols import Symbols
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Machine"]
 
-ISA_IRQS = 16
 _IRQS = "a PC's devices have interrupts 0 to 15 but 2"
 
 # Ends of a kernel that has said its last word, if it was one of a panic.
@@ -262,8 +262,8 @@ class Machine:
         machine has no interrupt controller, or that no such input.
         """
         self._check_open()
-        irq = checks.integer("irq", irq, 0, ISA_IRQS - 1, hint=_IRQS)
-        if irq == 2:
+        irq = checks.integer("irq", irq, 0, layout.ISA_IRQS - 1, hint=_IRQS)
+        if irq == layout.CASCADE_IRQ:
             raise ConfigError("irq=2: the second 8259 has it", hint=_IRQS)
         irqchip = self._board.need_irqchip()
         irqchip.has_outside_lines = True
@@ -286,7 +286,7 @@ class Machine:
         """
         self._check_open()
         fd = checks.integer("fd", fd, 0, 0x7FFF_FFFF)
-        irq = checks.integer("irq", irq, 0, ISA_IRQS - 1)
+        irq = checks.integer("irq", irq, 0, layout.ISA_IRQS - 1)
         self._board.need_irqchip().irqfd(fd, irq)
 
     def press_power_button(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from pykvm.tables import ports
+from pykvm import layout
 from pykvm.tables.table import Checksum, Pointer, Table
 from pykvm.typed import TYPE_CHECKING
 
@@ -110,6 +110,6 @@ def _facs() -> Table:
 
 
 def _hpet() -> Table:
-    place = generic_address(ports.HPET, 64, space=MEMORY)
+    place = generic_address(layout.HPET, 64, space=MEMORY)
     # HPET number 0; the least tick in periodic mode is not specified; nothing about its page.
     return description_table("HPET", struct.pack("<I12sBHB", _HPET_ID, place, 0, 0, 0), revision=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from pykvm.tables.e820 import EBDA_START
+from pykvm.layout import BIOS_DATA, COM1, COM2, EBDA_START, VIDEO_START
 from pykvm.tables.table import Piece
 from pykvm.typed import TYPE_CHECKING
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bios_data"]
 
-START = 0x400
-SERIAL_PORTS = {"com1": 0x3F8, "com2": 0x2F8}
+SERIAL_PORTS = {"com1": COM1, "com2": COM2}
 
 # The word at 0x410: how many serial ports there are, in bits 9 to 11.
 _SERIAL_COUNT_SHIFT = 9
@@ -37,5 +36,5 @@ def bios_data(hardware: Hardware) -> tuple[Piece, Piece]:
         0,
         EBDA_START >> 10,  # KiB of memory below it
     )
-    extended = struct.pack("<B", (0xA0000 - EBDA_START) >> 10)
-    return Piece("BDA", START, area), Piece("EBDA", EBDA_START, extended)
+    extended = struct.pack("<B", (VIDEO_START - EBDA_START) >> 10)
+    return Piece("BDA", BIOS_DATA, area), Piece("EBDA", EBDA_START, extended)

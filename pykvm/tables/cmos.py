@@ -7,6 +7,7 @@ data area" (0x0e to 0x33); QEMU, hw/i386/pc.c for what has no place there: memor
 
 from __future__ import annotations
 
+from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ __all__ = ["cmos"]
 _KIB = 1 << 10
 _UNIT = 64 << 10
 _MIB = 1 << 20
-_FOUR_GIB = 4 << 30
 
 EQUIPMENT = 0x14
 _HAS_FPU = 1 << 1
@@ -36,7 +36,7 @@ def cmos(ram: Sequence[tuple[int, int]], vcpus: int) -> dict[int, int]:
     True
     """
     low = _end_of_low(ram)
-    high = sum(end - max(start, _FOUR_GIB) for start, end in ram if end > _FOUR_GIB)
+    high = sum(end - max(start, FOUR_GIB) for start, end in ram if end > FOUR_GIB)
     extended = max(low - _MIB, 0) // _KIB
     content = {
         EQUIPMENT: _HAS_FPU,
@@ -58,7 +58,7 @@ def _end_of_low(ram: Sequence[tuple[int, int]]) -> int:
         if start > reached:
             break
         reached = max(reached, end)
-    return min(reached, _FOUR_GIB)
+    return min(reached, FOUR_GIB)
 
 
 def _number(index: int, size: int, value: int) -> dict[int, int]:

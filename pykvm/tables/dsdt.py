@@ -10,7 +10,8 @@ they run each device through an interpreter, which takes long where KVM emulates
 
 from __future__ import annotations
 
-from pykvm.tables import aml, ports
+from pykvm import layout
+from pykvm.tables import aml
 from pykvm.tables.acpi import description_table
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
@@ -42,28 +43,34 @@ class _Device(NamedTuple):
         return aml.device(self.path, *terms)
 
 
-def _uart(name: str, path: str, port: int, uid: int) -> _Device:
-    resources = (aml.io_ports(port, 8), aml.irq(ports.ISA_IRQS[name]))
+def _uart(name: str, path: str, port: int, irq: int, uid: int) -> _Device:
+    resources = (aml.io_ports(port, 8), aml.irq(irq))
     return _Device(name, path, aml.eisa_id("PNP0501"), resources, uid)
 
 
 _DEVICES = (
-    _uart("com1", "COM1", 0x3F8, 1),
-    _uart("com2", "COM2", 0x2F8, 2),
+    _uart("com1", "COM1", layout.COM1, layout.COM1_IRQ, 1),
+    _uart("com2", "COM2", layout.COM2, layout.COM2_IRQ, 2),
     _Device(
         "i8042",
         "KBD",
         aml.eisa_id("PNP0303"),
-        (aml.io_ports(0x60, 1), aml.io_ports(0x64, 1), aml.irq(ports.ISA_IRQS["i8042"])),
+        (
+            aml.io_ports(layout.KEYBOARD_DATA, 1),
+            aml.io_ports(layout.KEYBOARD_COMMAND, 1),
+            aml.irq(layout.KEYBOARD_IRQ),
+        ),
     ),
-    _Device("rtc", "RTC", aml.eisa_id("PNP0B00"), (aml.io_ports(0x70, 2), aml.irq(8))),
-    _Device("pvpanic", "PEVT", aml.string("QEMU0001"), (aml.io_ports(ports.PVPANIC, 1),)),
+    _Device(
+        "rtc", "RTC", aml.eisa_id("PNP0B00"), (aml.io_ports(layout.RTC, 2), aml.irq(layout.RTC_IRQ))
+    ),
+    _Device("pvpanic", "PEVT", aml.string("QEMU0001"), (aml.io_ports(layout.PVPANIC, 1),)),
 )
 
 
 def dsdt(hardware: Hardware) -> Table:
     """The DSDT."""
-    sleep_type = aml.integer(ports.SLP_TYP_S5)
+    sleep_type = aml.integer(layout.SLP_TYP_S5)
     body = aml.name("_S5", aml.package(sleep_type, sleep_type, *2 * [aml.integer(0)]))
     body += aml.scope(
         "\\_SB",

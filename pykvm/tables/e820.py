@@ -8,6 +8,8 @@ from __future__ import annotations
 import enum
 import struct
 
+from pykvm import layout
+from pykvm.layout import BIOS_END, BIOS_START, EBDA_START, VIDEO_START
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
@@ -15,21 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
-    "BIOS_END",
-    "BIOS_START",
-    "EBDA_START",
     "KEPT",
     "KVM_PAGES",
     "E820Entry",
     "E820Type",
     "memory_map",
 ]
-
-# The part of the first MiB that is not a kernel's: the extended BIOS data area, video memory and
-# option ROMs, and the BIOS area, where the tables of this package are.
-EBDA_START = 0x9FC00
-BIOS_START = 0xE0000
-BIOS_END = 0x100000
 
 _ENTRY = struct.Struct("<QQI")
 
@@ -65,7 +58,7 @@ class E820Entry(NamedTuple):
 
 
 #: Four pages that KVM keeps for itself on some processors (see `pykvm.host`).
-KVM_PAGES = E820Entry(0xFEFF_C000, 0x4000, E820Type.RESERVED)
+KVM_PAGES = E820Entry(layout.KVM_PAGES, layout.KVM_PAGES_SIZE, E820Type.RESERVED)
 
 #: The (start, end) of what is no RAM for a kernel, whatever memory is there.
 KEPT = ((EBDA_START, BIOS_END), (KVM_PAGES.address, KVM_PAGES.end))
@@ -83,7 +76,7 @@ def memory_map(ram: Iterable[tuple[int, int]]) -> list[E820Entry]:
     0xfeffc000-0xff000000 RESERVED
     """
     entries = [
-        E820Entry(EBDA_START, 0xA0000 - EBDA_START, E820Type.RESERVED),
+        E820Entry(EBDA_START, VIDEO_START - EBDA_START, E820Type.RESERVED),
         E820Entry(BIOS_START, BIOS_END - BIOS_START, E820Type.RESERVED),
         KVM_PAGES,
     ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from pykvm.tables import ports
+from pykvm import layout
 from pykvm.tables.acpi import HEADER, description_table, generic_address
 from pykvm.tables.table import Pointer
 from pykvm.typed import TYPE_CHECKING
@@ -111,12 +111,12 @@ def fadt(hardware: Hardware) -> Table:
     """The FADT.  There is no SMI_CMD: the machine is in ACPI mode from the start."""
     devices = hardware.devices
     values: dict[str, int | bytes] = {
-        "SCI_INT": ports.SCI,
-        "PM1a_EVT_BLK": ports.PM1A_EVT,
-        "X_PM1a_EVT_BLK": generic_address(ports.PM1A_EVT, 32, access=16),
+        "SCI_INT": layout.SCI_IRQ,
+        "PM1a_EVT_BLK": layout.PM1A_EVT,
+        "X_PM1a_EVT_BLK": generic_address(layout.PM1A_EVT, 32, access=16),
         "PM1_EVT_LEN": 4,
-        "PM1a_CNT_BLK": ports.PM1A_CNT,
-        "X_PM1a_CNT_BLK": generic_address(ports.PM1A_CNT, 16),
+        "PM1a_CNT_BLK": layout.PM1A_CNT,
+        "X_PM1a_CNT_BLK": generic_address(layout.PM1A_CNT, 16),
         "PM1_CNT_LEN": 2,
         "P_LVL2_LAT": _NO_C2,
         "P_LVL3_LAT": _NO_C3,
@@ -126,13 +126,13 @@ def fadt(hardware: Hardware) -> Table:
     }
     flags = WBINVD | PROC_C1 | SLP_BUTTON | FIX_RTC
     if "pm-timer" in devices:
-        values["PM_TMR_BLK"] = ports.PM_TMR
-        values["X_PM_TMR_BLK"] = generic_address(ports.PM_TMR, 32)
+        values["PM_TMR_BLK"] = layout.PM_TIMER
+        values["X_PM_TMR_BLK"] = generic_address(layout.PM_TIMER, 32)
         values["PM_TMR_LEN"] = 4
         flags |= TMR_VAL_EXT
     if "reset-control" in devices:
-        values["RESET_REG"] = generic_address(ports.RESET, 8)
-        values["RESET_VALUE"] = ports.RESET_VALUE
+        values["RESET_REG"] = generic_address(layout.RESET_CONTROL, 8)
+        values["RESET_VALUE"] = layout.RESET_VALUE
         flags |= RESET_REG_SUP
     if "rtc" in devices:
         values["CENTURY"] = _CENTURY_BYTE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from pykvm.tables import ports
+from pykvm import layout
 from pykvm.tables.acpi import description_table
 from pykvm.typed import TYPE_CHECKING
 
@@ -37,15 +37,15 @@ def madt(hardware: Hardware) -> Table:
     """The MADT.  The first processor in it is the one that boots."""
     entries = [
         *(_processor(apic_id) for apic_id in range(hardware.vcpus)),
-        _entry(1, "<BxII", 0, ports.IOAPIC, 0),
-        # The 8254 is on the pin of the second 8259, which an I/O APIC has not.
-        _entry(2, "<BBIH", 0, 0, 2, CONFORMS),
-        _entry(2, "<BBIH", 0, ports.SCI, ports.SCI, ACTIVE_HIGH_LEVEL),
+        _entry(1, "<BxII", 0, layout.IOAPIC, 0),
+        # The only ISA interrupt that is not on the pin of its number.
+        _entry(2, "<BBIH", 0, layout.PIT_IRQ, layout.gsi_of(layout.PIT_IRQ), CONFORMS),
+        _entry(2, "<BBIH", 0, layout.SCI_IRQ, layout.SCI_IRQ, ACTIVE_HIGH_LEVEL),
         _entry(4, "<BHB", ALL_PROCESSORS, CONFORMS, 1),
     ]
     if hardware.vcpus > LARGEST_XAPIC_ID + 1:
         entries.append(_entry(10, "<HIBxxx", CONFORMS, ALL_X2APIC_PROCESSORS, 1))
-    body = struct.pack("<II", ports.LAPIC, PCAT_COMPAT) + b"".join(entries)
+    body = struct.pack("<II", layout.LOCAL_APIC, PCAT_COMPAT) + b"".join(entries)
     return description_table("MADT", body, signature="APIC", revision=REVISION)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from pykvm.tables import ports
+from pykvm import layout
 from pykvm.tables.table import Checksum, Pointer, Table
 from pykvm.typed import TYPE_CHECKING
 
@@ -70,28 +70,28 @@ def _table(entries: list[bytes]) -> Table:
         b"pykvm       ",
         *(0, 0),  # no table of the maker's own
         len(entries),
-        ports.LAPIC,
+        layout.LOCAL_APIC,
         *(0, 0),  # no extended entries
     )
     return Table("MP table", header + body, checksums=(Checksum(_CHECKSUM_AT, 0, length),))
 
 
 def _entries(hardware: Hardware) -> list[bytes]:
-    sci = ports.SCI if "acpi-pm" in hardware.devices else None
+    sci = layout.SCI_IRQ if "acpi-pm" in hardware.devices else None
     return [
         *(_processor(hardware, apic_id) for apic_id in range(min(hardware.vcpus, PROCESSORS))),
         struct.pack("<BB6s", BUS, ISA, b"ISA   "),
-        struct.pack("<BBBBI", IO_APIC, THE_IO_APIC, IO_APIC_VERSION, USABLE, ports.IOAPIC),
+        struct.pack("<BBBBI", IO_APIC, THE_IO_APIC, IO_APIC_VERSION, USABLE, layout.IOAPIC),
         *(
             _interrupt(
                 IO_INTERRUPT,
                 INT,
                 irq,
                 THE_IO_APIC,
-                pin,
+                layout.gsi_of(irq),
                 flags=ACTIVE_HIGH_LEVEL if irq == sci else CONFORMS,
             )
-            for irq, pin in _isa_pins()
+            for irq in layout.DEVICE_IRQS
         ),
         _interrupt(LOCAL_INTERRUPT, EXTINT, 0, 0, 0),
         _interrupt(LOCAL_INTERRUPT, NMI, 0, EVERY_LOCAL_APIC, 1),
@@ -109,11 +109,6 @@ def _processor(hardware: Hardware, apic_id: int) -> bytes:
         hardware.signature,
         hardware.features,
     )
-
-
-def _isa_pins() -> list[tuple[int, int]]:
-    """Each IRQ of the ISA bus and its pin: as numbered, but for the 8254's."""
-    return [(irq, 2 if irq == 0 else irq) for irq in range(16) if irq != 2]
 
 
 def _interrupt(

@@ -7,9 +7,9 @@ around it: nobody minds where, but for the root pointers, which are the first of
 from __future__ import annotations
 
 from pykvm.errors import ConfigError
+from pykvm.layout import BIOS_END, BIOS_START, EBDA_START
 from pykvm.tables.acpi import acpi_tables
 from pykvm.tables.bios_data import bios_data
-from pykvm.tables.e820 import BIOS_END, BIOS_START, EBDA_START
 from pykvm.tables.mptable import mp_tables
 from pykvm.tables.smbios import smbios_tables
 from pykvm.tables.table import link

@@ -22,7 +22,6 @@ from pykvm.interrupts.ioapic import (
     LOGICAL,
     MASKED,
     MODE_SHIFT,
-    PINS,
     REMOTE_IRR,
     SENDING,
     IoApic,
@@ -37,6 +36,7 @@ from pykvm.interrupts.message import (
     STARTUP,
     Message,
 )
+from pykvm.layout import IOAPIC_PINS
 
 BASE = 0xFEC00000
 ALL_ONES = 0xFFFF_FFFF
@@ -49,7 +49,7 @@ class Rig:
         self.sent: list[Message] = []
         self.accepts = True
         self.chip = IoApic(self.deliver)
-        self.lines = [self.chip.line(pin) for pin in range(PINS)]
+        self.lines = [self.chip.line(pin) for pin in range(IOAPIC_PINS)]
         self.bus = Bus()
         self.bus.add_mmio(BASE, 0x1000, self.chip)
 
@@ -198,18 +198,18 @@ def test_the_reserved_modes_send_nothing(rig: Rig, mode: int) -> None:
     assert not rig.remote_irr(4)
 
 
-@pytest.mark.parametrize("pin", [-1, PINS])
+@pytest.mark.parametrize("pin", [-1, IOAPIC_PINS])
 def test_there_are_24_pins(rig: Rig, pin: int) -> None:
     with pytest.raises(ConfigError, match=f"pins 0 to 23, not {pin}"):
         rig.chip.line(pin)
 
 
 def test_each_pin_has_its_entry(rig: Rig) -> None:
-    for pin in range(PINS):
+    for pin in range(IOAPIC_PINS):
         rig.program(pin, 0x40 + pin)
     for line in reversed(rig.lines):
         line.set(True)
-    assert rig.vectors() == [0x40 + pin for pin in reversed(range(PINS))]
+    assert rig.vectors() == [0x40 + pin for pin in reversed(range(IOAPIC_PINS))]
 
 
 # Edges
@@ -423,7 +423,7 @@ def test_no_guest_breaks_it(program: list[tuple[str, int, int, int]]) -> None:
         for message in rig.sent:
             assert message.mode in (FIXED, LOWEST_PRIORITY, SMI, NMI, INIT, EXTINT)
             assert not message.level or message.mode in (FIXED, LOWEST_PRIORITY)
-        assert len(rig.sent) <= PINS, "one message a pin at most"
+        assert len(rig.sent) <= IOAPIC_PINS, "one message a pin at most"
         rig.sent.clear()
         for pin, entry in enumerate(rig.chip.entries):
             assert not entry & (SENDING | 0x00FF_FFFF_FFFE_0000)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.errors import ConfigError
+from pykvm.layout import BIOS_END, BIOS_START, EBDA_START
 from pykvm.tables import Checksum, Hardware, Pointer, Table, acpi_tables, build, link
-from pykvm.tables.e820 import BIOS_END, BIOS_START, EBDA_START
 
 PC = frozenset(
     ["acpi-pm", "com1", "com2", "hpet", "i8042", "pm-timer", "pvpanic", "reset-control", "rtc"]
