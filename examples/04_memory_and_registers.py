@@ -26,7 +26,7 @@ def change_what_it_is_given() -> None:
         # argv, in rsi, is an array of 8-byte pointers, all of them guest-virtual.
         argv = cpu.regs.rsi
         pointers = memoryview(cpu.read(argv, 8 * cpu.regs.rdi)).cast("Q")
-        print("argv:", [cpu.cstring(pointer).decode() for pointer in pointers])
+        print("argv:", [cpu.read_cstring(pointer).decode() for pointer in pointers])
 
         # Registers are set by assigning to them, one by one ...
         cpu.write(pointers[1], b"ONE")
@@ -55,7 +55,7 @@ def follow_its_page_tables() -> None:
         # The same eight bytes by GVA, by GPA, and in place: a view shares them with the guest.
         gpa = cpu.translate(window)
         view = machine.memory.view(gpa, 8).cast("Q")
-        print(int.from_bytes(cpu.read(window, 8), "little"), machine.memory.u64(gpa), view[0])
+        print(int.from_bytes(cpu.read(window, 8), "little"), machine.memory.read_u64(gpa), view[0])
 
         # A page that is not there yet says which level ends the walk, and with which #PF.
         print(cpu.walk(window + 4096, access="write"))

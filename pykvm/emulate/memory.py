@@ -121,7 +121,7 @@ class LinearMemory:
         """4-level paging where nothing is in the way; None where the walk has to look closer."""
         if (address >> 47) not in (0, 0x1FFFF):
             return None
-        load = self.memory.u64
+        load = self.memory.read_u64
         table = self._special.cr3
         needed = _PRESENT | _ACCESSED | (_WRITABLE if write else 0)
         try:

@@ -39,7 +39,7 @@ class GuestMemory(RegionMap):
     >>> with GuestMemory() as memory:
     ...     ram = memory.add_ram(0, 64 << 20)
     ...     memory.write(0x1000, b"hello")
-    ...     memory.read(0x1000, 5), memory.u16(0x1000)
+    ...     memory.read(0x1000, 5), memory.read_u16(0x1000)
     (b'hello', 25960)
     """
 
@@ -132,7 +132,7 @@ class GuestMemory(RegionMap):
                     return low + found
         return None
 
-    def cstring(self, address: int, limit: int = PAGE_SIZE) -> bytes:
+    def read_cstring(self, address: int, limit: int = PAGE_SIZE) -> bytes:
         """The bytes at `address` up to, without, the NUL that ends them.
 
         Raises MemoryRangeError if memory ends before the NUL, ConfigError if there is none within
@@ -160,19 +160,19 @@ class GuestMemory(RegionMap):
 
     # Integers, little-endian as the guest's; aligned ones are read and written in one piece.
 
-    def u8(self, address: int) -> int:
+    def read_u8(self, address: int) -> int:
         """The byte at `address`.  Raises MemoryRangeError."""
         return self._load(address, 1)
 
-    def u16(self, address: int) -> int:
+    def read_u16(self, address: int) -> int:
         """The 2-byte integer at `address`.  Raises MemoryRangeError."""
         return self._load(address, 2)
 
-    def u32(self, address: int) -> int:
+    def read_u32(self, address: int) -> int:
         """The 4-byte integer at `address`.  Raises MemoryRangeError."""
         return self._load(address, 4)
 
-    def u64(self, address: int) -> int:
+    def read_u64(self, address: int) -> int:
         """The 8-byte integer at `address`.  Raises MemoryRangeError."""
         return self._load(address, 8)
 

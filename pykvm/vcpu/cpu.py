@@ -193,7 +193,7 @@ class CPU:
             self.memory.write(gpa, view[done : done + length])
             done += length
 
-    def cstring(self, address: int, limit: int = 4096) -> bytes:
+    def read_cstring(self, address: int, limit: int = 4096) -> bytes:
         """The bytes from a guest-virtual address up to a NUL, which is left out.
 
         Raises MemoryRangeError if there is none within `limit` bytes.

@@ -89,7 +89,7 @@ def info1(memory: GuestMemory, address: int) -> Info:
 def modules1(memory: GuestMemory, info: Info) -> list[tuple[int, int, bytes]]:
     """(start, end, command line) of each."""
     listed = struct.iter_unpack("<4I", memory.read(info.mods_addr, 16 * info.mods_count))
-    return [(start, end, memory.cstring(words)) for start, end, words, _ in listed]
+    return [(start, end, memory.read_cstring(words)) for start, end, words, _ in listed]
 
 
 def memory_map1(memory: GuestMemory, info: Info) -> list[tuple[int, int, int]]:

@@ -363,9 +363,9 @@ class TestZeroPage:
             page = page_of(memory, entry)
             assert page[0x1E8] == 128
             seed = field(page, "setup_data")
-            following = memory.u64(seed)
-            kind, size = memory.u32(following + 8), memory.u32(following + 12)
-            assert (memory.u64(following), kind, size) == (0, 1, 7 * 20)
+            following = memory.read_u64(seed)
+            kind, size = memory.read_u32(following + 8), memory.read_u32(following + 12)
+            assert (memory.read_u64(following), kind, size) == (0, 1, 7 * 20)
             last = E820Entry(16 * M + 129 * 8 * K, 4 * K, E820Type.RAM)
             assert memory.read(following + 16 + 5 * 20, 20) == last.pack()
 
@@ -373,11 +373,11 @@ class TestZeroPage:
 class TestCommandLine:
     def test_the_words_in_their_order(self, memory: GuestMemory) -> None:
         entry = boot.place(boot.load(vmlinux()), memory, Setup("a  b", ("c", "d e")))
-        assert memory.cstring(field(page_of(memory, entry), "cmd_line_ptr")) == b"a  b c d e"
+        assert memory.read_cstring(field(page_of(memory, entry), "cmd_line_ptr")) == b"a  b c d e"
 
     def test_none(self, memory: GuestMemory) -> None:
         entry = boot.place(boot.load(vmlinux()), memory)
-        assert memory.cstring(field(page_of(memory, entry), "cmd_line_ptr")) == b""
+        assert memory.read_cstring(field(page_of(memory, entry), "cmd_line_ptr")) == b""
 
     @pytest.mark.parametrize(
         ("data", "longest"), [(bzimage(cmdline_size=255), 255), (vmlinux(), 2047)]

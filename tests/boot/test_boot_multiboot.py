@@ -251,8 +251,8 @@ class TestEntry:
         info = info1(memory, entry.state.rbx)
         assert info.flags == 0b10_0100_1101  # memory, command line, modules, map, loader
         assert (info.mem_lower, info.mem_upper) == (639, 3 * K)
-        assert memory.cstring(info.cmdline) == b"k.elf console=com1 quiet more"
-        assert memory.cstring(info.boot_loader_name) == b"pykvm"
+        assert memory.read_cstring(info.cmdline) == b"k.elf console=com1 quiet more"
+        assert memory.read_cstring(info.boot_loader_name) == b"pykvm"
         assert info.mods_count == 0
         assert memory_map1(memory, info) == [
             (0, 0x9_FC00, 1),

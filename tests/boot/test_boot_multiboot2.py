@@ -279,7 +279,7 @@ class TestInformation:
         told = dict(tags2(memory, entry.state.rbx))[13]
         anchor = memory.find(b"_SM3_")
         assert anchor is not None
-        size, address = memory.u32(anchor + 0x0C), memory.u64(anchor + 0x10)
+        size, address = memory.read_u32(anchor + 0x0C), memory.read_u64(anchor + 0x10)
         assert told[:8] == memory.read(anchor + 7, 2) + bytes(6)
         assert told[8:] == memory.read(address, size)
 

@@ -41,7 +41,7 @@ def layout(entry: boot.Entry) -> list[str]:
 
 
 def strings(memory: GuestMemory, pointers: Sequence[int]) -> list[bytes]:
-    return [memory.cstring(pointer) for pointer in pointers]
+    return [memory.read_cstring(pointer) for pointer in pointers]
 
 
 class TestLongMode:
@@ -68,7 +68,7 @@ class TestLongMode:
         memory.fill(0x1000, 0x1_0000, 0xAA)
         state = boot.place(boot.load(elf()), memory).state
         assert state.rsp % 16 == 8
-        assert memory.u64(state.rsp) == 0
+        assert memory.read_u64(state.rsp) == 0
 
     def test_descriptors(self, memory: GuestMemory) -> None:
         state = boot.place(boot.load(elf()), memory).state
@@ -102,7 +102,7 @@ class TestLongMode:
         entry = boot.place(boot.load(elf()), memory, Setup(args=tuple(args)))
         assert entry.layout[-2].name == "arguments"
         assert entry.state.rsi == 0x1_8000
-        assert memory.cstring(memory.u64(0x1_8000 + 8 * 100)) == b"x" * 1000
+        assert memory.read_cstring(memory.read_u64(0x1_8000 + 8 * 100)) == b"x" * 1000
 
     def test_x32_pointers_are_four_bytes(self, memory: GuestMemory) -> None:
         image = boot.load(elf(bits=32, machine=62), name="g.elf")

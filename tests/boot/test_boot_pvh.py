@@ -134,7 +134,7 @@ def test_start_info(memory: GuestMemory) -> None:
         "cmdline_paddr": 0x1080, "rsdp_paddr": 0, "memmap_paddr": 0x1000, "memmap_entries": 5,
         "reserved": 0,
     }  # fmt: skip
-    assert memory.cstring(info["cmdline_paddr"]) == b"a b c"
+    assert memory.read_cstring(info["cmdline_paddr"]) == b"a b c"
     table = struct.iter_unpack("<QQII", memory.read(info["memmap_paddr"], 5 * 24))
     assert list(table) == [(*one, 0) for one in memory_map([(0, 8 * M)])]
 
@@ -159,7 +159,7 @@ def test_the_initrd_is_the_first_module(memory: GuestMemory) -> None:
     assert info["nr_modules"] == 3
     assert [memory.read(one[0], one[1]) for one in entries] == [b"initrd", b"module" * 1000, b"n"]
     assert [one[0] % 0x1000 for one in entries] == [0, 0, 0]
-    assert (entries[0][2], memory.cstring(entries[1][2]), entries[2][2]) == (0, b"x=1 y", 0)
+    assert (entries[0][2], memory.read_cstring(entries[1][2]), entries[2][2]) == (0, b"x=1 y", 0)
     assert "module rd (0x7ff000-0x7ff006)" in [str(one) for one in entry.layout]
 
 

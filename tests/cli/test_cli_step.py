@@ -64,7 +64,7 @@ def test_exit_by_exit(step: Session) -> None:
     )
     step("t")
     assert step("n").startswith("[3] the guest reads 1 byte from port 0x3fd; com1 answers")
-    assert step.machine.memory.u8(0x500) == 0xFF
+    assert step.machine.memory.read_u8(0x500) == 0xFF
     assert step("n").startswith("[4] the guest writes 0xa to port 0x3f8; com1 gets it")
     shown = step("n").splitlines()
     assert shown[0] == "    | A"
@@ -94,7 +94,7 @@ def test_answered_by_hand(step: Session) -> None:
     step("n 2")
     assert step("a 0x5a") == "answered with 0x5a; n goes on"
     step("n")
-    assert step.machine.memory.u8(0x500) == 0x5A
+    assert step.machine.memory.read_u8(0x500) == 0x5A
     assert step.machine.vcpus[0].regs.rax & 0xFF == 0x5A
 
 

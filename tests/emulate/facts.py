@@ -203,7 +203,7 @@ def soft_events_leave_rip_alone() -> str | None:
         exits = vm.cpu.raw_exits(timeout=5)
         stop = Stop(next(exits), vm.cpu.state)
         exits.close()
-        if stop.vector == VECTOR and vm.memory.u64(stop.state.rsp) == KERNEL:
+        if stop.vector == VECTOR and vm.memory.read_u64(stop.state.rsp) == KERNEL:
             return None
     return "a software interrupt that is injected skips an instruction"
 

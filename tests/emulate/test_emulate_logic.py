@@ -111,7 +111,7 @@ def test_cmpxchg16b(bench: Bench) -> None:
     assert (regs.rax, regs.rdx) == (0x0706050403020100, 0x0F0E0D0C0B0A0908)
     bench.take(bytes.fromhex("480fc70f"))
     assert regs.rflags & RFLAGS.ZF
-    assert (bench.memory.u64(0x2000), bench.memory.u64(0x2008)) == (1, 2)
+    assert (bench.memory.read_u64(0x2000), bench.memory.read_u64(0x2008)) == (1, 2)
 
 
 def test_cmpxchg16b_of_a_device(bench: Bench) -> None:

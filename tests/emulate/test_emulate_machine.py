@@ -56,7 +56,7 @@ def test_a_guest_goes_on_and_its_instructions_are_counted(long: MakeGuest) -> No
     machine = long(TWO)
     result = machine.run(timeout=10)
     assert result.exit_code == 16
-    assert machine.memory.u64(0x10000) == 2 * 0xFF00FF
+    assert machine.memory.read_u64(0x10000) == 2 * 0xFF00FF
     assert result.emulated == {"popcnt": 1, "movd": 1, "paddq": 1, "movq": 1}
     assert 0 < result.emulated_seconds <= result.outside_seconds
     assert result.exits["InternalError"] == 4
@@ -252,7 +252,7 @@ def test_memory_that_comes_and_goes(long: MakeGuest) -> None:
     extra = machine.memory.add_ram(0x80_0000, 0x1000)
     machine.memory.write_u64(0x80_0000, 21)
     assert machine.run(timeout=10).exit_code == 0
-    assert machine.memory.u64(0x80_0000) == 42
+    assert machine.memory.read_u64(0x80_0000) == 42
     machine.memory.remove(extra)
     assert machine.run(timeout=10).outcome is Outcome.CRASHED
 
@@ -315,7 +315,7 @@ def test_two_vcpus_at_once(guest: MakeGuest) -> None:
     second.parked = False
     result = machine.run(timeout=30)
     assert result.outcome is Outcome.HALTED
-    assert machine.memory.u64(0x10000) == 200
+    assert machine.memory.read_u64(0x10000) == 200
     assert result.emulated["cmpxchg16b"] >= 200
     assert result.emulated["movd"] == 200
 

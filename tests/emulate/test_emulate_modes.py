@@ -96,7 +96,7 @@ def test_real_mode_with_segments(guest: MakeGuest) -> None:
     machine.memory.write(0x1600, bytes(range(16)))
     assert machine.run(timeout=10).exit_code == 1
     expected = [int.from_bytes(bytes(range(at, at + 4)), "little") * 2 for at in range(0, 16, 4)]
-    found = [machine.memory.u32(0x1620 + at) for at in range(0, 16, 4)]
+    found = [machine.memory.read_u32(0x1620 + at) for at in range(0, 16, 4)]
     assert found == expected
 
 

@@ -84,9 +84,9 @@ def test_guest_memory_stands_still_after_an_exception(
             alarm(0)
         except Boom:
             pass
-        seen = machine.memory.u16(0x500)
+        seen = machine.memory.read_u16(0x500)
         time.sleep(0.0005)
-        assert machine.memory.u16(0x500) == seen
+        assert machine.memory.read_u16(0x500) == seen
 
 
 def test_an_exception_leaves_a_loop_by_hand_behind_and_nothing_else(

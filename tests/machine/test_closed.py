@@ -55,7 +55,7 @@ REFUSED: dict[str, Callable[[Closed], object]] = {
     "kvm": lambda c: c.machine.vcpus[0].kvm.get_regs(),
     "memory.read": lambda c: c.machine.memory.read(0, 4),
     "memory.write": lambda c: c.machine.memory.write(0, b"x"),
-    "memory.u32": lambda c: c.machine.memory.u32(0),
+    "memory.read_u32": lambda c: c.machine.memory.read_u32(0),
     "memory.find": lambda c: c.machine.memory.find(b"x"),
     "memory.add_ram": lambda c: c.machine.memory.add_ram(1 << 32, 4096),
 }

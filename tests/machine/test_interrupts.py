@@ -98,12 +98,12 @@ class TestHalting:
         machine.line(1)  # nothing comes, but it might
         for _ in range(2):
             assert machine.run(timeout=0.02).outcome is Outcome.TIMEOUT
-            assert machine.memory.u16(0x510) == 0
+            assert machine.memory.read_u16(0x510) == 0
         start_timer(machine, 1_000_000)
-        machine.run(timeout=30, until=lambda machine: machine.memory.u16(0x510)).check()
-        assert (machine.memory.u16(0x510), count(machine)) == (1, 1)
+        machine.run(timeout=30, until=lambda machine: machine.memory.read_u16(0x510)).check()
+        assert (machine.memory.read_u16(0x510), count(machine)) == (1, 1)
         assert machine.run(timeout=0.02).outcome is Outcome.TIMEOUT
-        assert (machine.memory.u16(0x510), count(machine)) == (1, 1)
+        assert (machine.memory.read_u16(0x510), count(machine)) == (1, 1)
 
     def test_interrupts_off(self, guest: MakeGuest) -> None:
         """A timer alone wakes nobody whose interrupts are off."""
@@ -208,7 +208,7 @@ class TestWhenItIsTaken:
         """)
         listen(machine, END, x2apic=True)
         assert machine.run(timeout=30).exit_code == 1
-        assert machine.memory.u16(0x502) == 0
+        assert machine.memory.read_u16(0x502) == 0
 
     def test_between_exits_that_come_close(self, guest: MakeGuest) -> None:
         """A guest that never runs long enough for the window to be an exit of its own."""
@@ -337,7 +337,7 @@ class TestX2Apic:
         assert machine.run(timeout=30).exit_code == 2
         lapic = platform.lapics[0]
         assert lapic.x2apic
-        assert machine.memory.u16(0x510) & 0xFF == lapic.version & 0xFF
+        assert machine.memory.read_u16(0x510) & 0xFF == lapic.version & 0xFF
         assert [lapic.read_msr(0x810 + part) for part in range(8)] == [0] * 8, "ISR"
         assert machine.vcpus[0].regs.apic_base & 0xC00 == 0xC00
 
@@ -389,7 +389,7 @@ class TestApicBase:
         machine.vcpus[0].state = state
         platform = listen(machine)
         assert machine.run(timeout=30).exit_code == 0
-        assert machine.memory.u16(0x510) == platform.lapics[0].version & 0xFFFF
+        assert machine.memory.read_u16(0x510) == platform.lapics[0].version & 0xFFFF
         assert machine.bus.find(Space.MMIO, LAPIC) is None
         found = machine.bus.find(Space.MMIO, 0xFED40000)
         assert found is not None

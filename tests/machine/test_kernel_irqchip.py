@@ -97,7 +97,7 @@ def test_what_passes_between_two_runs(
 
     def count() -> int:
         machine.run(timeout=0.02)
-        return machine.memory.u32(0x500)
+        return machine.memory.read_u32(0x500)
 
     count()
     before = count()

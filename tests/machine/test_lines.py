@@ -90,7 +90,7 @@ def listening(guest: MakeGuest, irqchip: str, entry: int) -> Machine:
 
 
 def count(machine: Machine) -> int:
-    return machine.memory.u32(0x500)
+    return machine.memory.read_u32(0x500)
 
 
 def run_until(machine: Machine, counted: int) -> None:

@@ -140,7 +140,7 @@ def test_rep_ins_from_a_device(guest: MakeGuest, size: int, instruction: str) ->
     assert ramp.value == 5
     read = b"".join(value.to_bytes(size, "little") for value in range(1, 6))
     assert machine.memory.read(0xFFE, 6 * size) == read + bytes(size)
-    assert machine.memory.u16(0x500) == 0xFFE + 5 * size
+    assert machine.memory.read_u16(0x500) == 0xFFE + 5 * size
 
 
 def test_rep_ins_downwards(guest: MakeGuest) -> None:
@@ -220,4 +220,4 @@ def test_a_device_that_raises_in_a_read_can_be_asked_again(guest: MakeGuest) -> 
         machine.run(timeout=20)
     moody.answer = lambda: 0x2A
     assert machine.run(timeout=20).outcome is Outcome.HALTED
-    assert machine.memory.u8(0x500) == 0x2A
+    assert machine.memory.read_u8(0x500) == 0x2A

@@ -256,9 +256,9 @@ def test_memory_stands_still_between_two_exits(guest: MakeGuest) -> None:
     for _ in range(20):
         assert next(exits) == IoOut(0x80, 1, b"\x00")
         assert exits.cpu is machine.vcpus[0]
-        seen = machine.memory.u16(0x500)
+        seen = machine.memory.read_u16(0x500)
         time.sleep(0.001)
-        assert machine.memory.u16(0x500) == seen
+        assert machine.memory.read_u16(0x500) == seen
 
 
 def test_exits_of_both_vcpus_come_each_once(guest: MakeGuest) -> None:

@@ -96,7 +96,7 @@ def test_a_guest_executes_reads_and_writes_it(kind: Backing, tmp_path: Path) -> 
         view = machine.memory.view(COPY, 4)
         machine.memory.write_u32(MARK, 41)
         assert machine.run(timeout=20).outcome is Outcome.HALTED
-        assert machine.memory.u32(COPY) == 42
+        assert machine.memory.read_u32(COPY) == 42
         assert bytes(view) == b"\x2a\0\0\0"
         assert machine.vcpus[0].read(COPY, 4) == b"\x2a\0\0\0"
 
@@ -117,7 +117,7 @@ def test_a_shared_file_gets_what_the_guest_writes_and_a_private_one_does_not(
         with flat(INCREMENT, memory_with(backing=path, shared=shared)) as machine:
             machine.memory.write_u32(MARK, 41)
             assert machine.run(timeout=20).outcome is Outcome.HALTED
-            assert machine.memory.u32(COPY) == 42
+            assert machine.memory.read_u32(COPY) == 42
         assert path.read_bytes()[COPY - START :][:4] == found
 
 
@@ -151,12 +151,12 @@ def test_memory_comes_and_goes_between_runs() -> None:
         memory.write_u32(MARK, 42)
         memory.write_u32(FLAG, 7)
         assert machine.run(timeout=20).outcome is Outcome.HALTED
-        assert memory.u32(0x500) == 7
+        assert memory.read_u32(0x500) == 7
 
         memory.remove(region)
         assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
         memory.add_ram(START, SIZE)
-        assert memory.u32(MARK) == 0
+        assert memory.read_u32(MARK) == 0
 
 
 def test_a_slot_over_another_is_refused_while_the_machine_lives_on() -> None:
@@ -164,4 +164,4 @@ def test_a_slot_over_another_is_refused_while_the_machine_lives_on() -> None:
         with pytest.raises(ConfigError, match="overlaps.*tested"):
             machine.memory.add_ram(START + SIZE - 4096, 8192, name="second")
         assert machine.run(timeout=20).outcome is Outcome.HALTED
-        assert machine.memory.u32(COPY) == 1
+        assert machine.memory.read_u32(COPY) == 1

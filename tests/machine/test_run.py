@@ -134,7 +134,7 @@ def test_stop_from_a_device_takes_effect_at_the_next_entry(guest: MakeGuest) -> 
     assert counter.writes == 1
     assert machine.run(timeout=10).outcome is Outcome.STOPPED
     assert counter.writes == 2
-    assert machine.memory.u16(0x500) == 2
+    assert machine.memory.read_u16(0x500) == 2
 
 
 def test_what_the_guest_does_at_the_moment_of_a_stop_counts_more(guest: MakeGuest) -> None:
@@ -158,7 +158,7 @@ def test_stop_without_a_run_does_nothing(guest: MakeGuest) -> None:
 
 def test_until_a_function_holds(guest: MakeGuest) -> None:
     def counted(machine: Machine) -> bool:
-        return machine.memory.u16(0x500) >= 5
+        return machine.memory.read_u16(0x500) >= 5
 
     class Plain(Counter):
         name = "plain"
@@ -167,7 +167,7 @@ def test_until_a_function_holds(guest: MakeGuest) -> None:
     result = machine.run(timeout=10, until=counted)
 
     assert result.outcome is Outcome.UNTIL
-    assert machine.memory.u16(0x500) == 5
+    assert machine.memory.read_u16(0x500) == 5
     assert "counted" in result.sentence
 
 
@@ -202,9 +202,9 @@ def test_an_exception_of_a_device_comes_out_of_run_and_the_machine_runs_on(
     machine = guest(COUNT, devices=[Placement(counter, Space.PIO, 0x80, 1)])
     with pytest.raises(Fault, match="third"):
         machine.run(timeout=10)
-    assert machine.memory.u16(0x500) == 3
+    assert machine.memory.read_u16(0x500) == 3
     assert machine.run(timeout=10, until=lambda _: counter.writes == 5).outcome is Outcome.UNTIL
-    assert machine.memory.u16(0x500) == 5
+    assert machine.memory.read_u16(0x500) == 5
 
 
 def test_a_device_that_answers_nothing_is_named(guest: MakeGuest) -> None:

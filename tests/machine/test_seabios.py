@@ -31,10 +31,12 @@ def placed_tables(memory: GuestMemory) -> list[bytes]:
     assert root is not None, "no RSDP below 1 MiB"
     assert root % 16 == 0
     assert sum(memory.read(root, 20)) % 256 == sum(memory.read(root, 36)) % 256 == 0
-    xsdt = memory.u64(root + 24)
-    addresses = [memory.u64(at) for at in range(xsdt + 36, xsdt + memory.u32(xsdt + 4), 8)]
+    xsdt = memory.read_u64(root + 24)
+    addresses = [
+        memory.read_u64(at) for at in range(xsdt + 36, xsdt + memory.read_u32(xsdt + 4), 8)
+    ]
     for address in (xsdt, *addresses):
-        assert sum(memory.read(address, memory.u32(address + 4))) % 256 == 0
+        assert sum(memory.read(address, memory.read_u32(address + 4))) % 256 == 0
     return [memory.read(address, 4) for address in addresses]
 
 
@@ -43,7 +45,7 @@ def placed_smbios(memory: GuestMemory) -> bytes:
     entry = memory.find(b"_SM_", 0xF0000, 0x100000)
     assert entry is not None, "no SMBIOS entry point"
     assert sum(memory.read(entry, 0x1F)) % 256 == 0
-    return memory.read(memory.u32(entry + 0x18), memory.u16(entry + 0x16))
+    return memory.read(memory.read_u32(entry + 0x18), memory.read_u16(entry + 0x16))
 
 
 def log_of(machine: Machine) -> str:

@@ -82,7 +82,7 @@ class Running:
 
 
 def counter(machine: Machine) -> int:
-    return machine.memory.u16(0x510)
+    return machine.memory.read_u16(0x510)
 
 
 def goes_on(machine: Machine) -> None:
@@ -98,10 +98,10 @@ class TestStarting:
         # SIPI starts at 0800:0000, where cs:0x510 is 0x8510.
         with Running(machine):
             time.sleep(0.02)
-            assert machine.memory.u16(0x8510) == 0
+            assert machine.memory.read_u16(0x8510) == 0
             platform.apics.deliver(Message(1, False, INIT, 0))
             platform.apics.deliver(Message(1, False, STARTUP, COUNTING >> 12))
-            wait_for(lambda: machine.memory.u16(0x8510) > 0)
+            wait_for(lambda: machine.memory.read_u16(0x8510) > 0)
         assert not machine.vcpus[1].parked
 
     def test_init_parks_who_runs(self, guest: MakeGuest) -> None:
@@ -116,7 +116,7 @@ class TestStarting:
             time.sleep(0.05)
             assert counter(machine) == before
             platform.apics.deliver(Message(1, False, STARTUP, COUNTING >> 12))
-            wait_for(lambda: machine.memory.u16(0x8510) > 0)
+            wait_for(lambda: machine.memory.read_u16(0x8510) > 0)
 
     def test_a_start_up_ipi_to_who_runs_is_ignored(self, guest: MakeGuest) -> None:
         machine = guest(SPIN, vcpus=2)
@@ -181,7 +181,9 @@ class TestStarting:
         with Running(machine) as running:
             for number in range(1, 21):
                 wait_for(
-                    lambda number=number: machine.memory.u16(0x8510) + counter(machine) == number
+                    lambda number=number: (
+                        machine.memory.read_u16(0x8510) + counter(machine) == number
+                    )
                 )
                 time.sleep(0.001)
                 platform.apics.deliver(Message(1, False, INIT, 0))
@@ -325,11 +327,11 @@ class TestLocks:
             taken = 0
             while time.monotonic() < until:
                 assert machine.run(timeout=2).outcome is Outcome.TIMEOUT
-                before, taken = taken, machine.memory.u64(address)
+                before, taken = taken, machine.memory.read_u64(address)
                 assert taken > before, "nobody gets on"
 
 
 def test_put_handler_is_where_the_table_says(guest: MakeGuest) -> None:
     machine = guest(SPIN)
     put_handler(machine, COUNT, vector=3)
-    assert machine.memory.read(machine.memory.u32(12), 5) == assemble(COUNT)
+    assert machine.memory.read(machine.memory.read_u32(12), 5) == assemble(COUNT)

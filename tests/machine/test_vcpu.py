@@ -367,7 +367,7 @@ def test_virtual_memory(guest: MakeGuest) -> None:
     assert cpu.read(0x7C00, 1) == b"\xf4"
     cpu.write(0x2FFC, b"across pages\0")
     assert machine.memory.read(0x2FFC, 12) == b"across pages"
-    assert cpu.cstring(0x2FFC) == b"across pages"
+    assert cpu.read_cstring(0x2FFC) == b"across pages"
     unmapped = "^virtual address 0xffff800000000000 is not mapped: PML4E"
     with pytest.raises(TranslationError, match=unmapped):
         cpu.read(0xFFFF_8000_0000_0000, 8)
@@ -390,7 +390,7 @@ def test_a_parked_vcpu_runs_once_it_is_started(guest: MakeGuest) -> None:
     second = machine.vcpus[1]
     assert second.parked
     assert machine.run(timeout=20).outcome is Outcome.HALTED
-    assert machine.memory.u16(0x500) == 1000
+    assert machine.memory.read_u16(0x500) == 1000
 
     for cpu in machine.vcpus:
         cpu.state = x86.real_mode(ip=0x7C00)
@@ -398,7 +398,7 @@ def test_a_parked_vcpu_runs_once_it_is_started(guest: MakeGuest) -> None:
     result = machine.run(timeout=20)
     assert result.outcome is Outcome.HALTED
     assert "every vCPU" in result.sentence
-    assert machine.memory.u16(0x500) == 3000
+    assert machine.memory.read_u16(0x500) == 3000
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -217,7 +217,7 @@ def test_a_guest_that_sleeps_goes_on_sleeping_in_the_next_run(
         result = machine.run(timeout=0.02)
         assert result.outcome is Outcome.TIMEOUT
         assert [place.doing for place in result.places] == ["halted"]
-    assert machine.memory.u16(0x500) == 0
+    assert machine.memory.read_u16(0x500) == 0
 
 
 def test_setting_a_sleeper_to_work_elsewhere(guest: MakeGuest) -> None:

@@ -91,7 +91,7 @@ def test_a_write_that_does_not_fit_changes_nothing(memory: GuestMemory) -> None:
 
 def test_no_memory_at_all() -> None:
     with GuestMemory() as memory, pytest.raises(MemoryRangeError, match="there is no region"):
-        memory.u8(0)
+        memory.read_u8(0)
 
 
 def test_no_bytes_are_nothing_anywhere(memory: GuestMemory) -> None:
@@ -113,7 +113,7 @@ def test_integers_are_little_endian(memory: GuestMemory, size: int, address: int
     value = 0xF1E2D3C4B5A69788 & ((1 << 8 * size) - 1)
     getattr(memory, f"write_u{8 * size}")(address, value)
     assert memory.read(address, size) == value.to_bytes(size, "little")
-    assert getattr(memory, f"u{8 * size}")(address) == value
+    assert getattr(memory, f"read_u{8 * size}")(address) == value
     assert memory.read(address + size, 1) == b"\0" if address + size < 0x3000 else True
 
 
@@ -140,7 +140,7 @@ def test_view_is_the_memory_itself(memory: GuestMemory) -> None:
 def test_any_contiguous_buffer_goes_in_and_out(memory: GuestMemory) -> None:
     words = array.array("I", [1, 2, 3])
     memory.write(0x1000, words)
-    assert [memory.u32(0x1000 + 4 * i) for i in range(3)] == [1, 2, 3]
+    assert [memory.read_u32(0x1000 + 4 * i) for i in range(3)] == [1, 2, 3]
     back = array.array("I", [0, 0, 0])
     memory.read_into(0x1000, back)
     assert back == words
@@ -169,22 +169,22 @@ def test_fill_larger_than_one_step() -> None:
 
 def test_strings(memory: GuestMemory) -> None:
     assert memory.write_cstring(0x1FFD, "hellö") == 7
-    assert memory.cstring(0x1FFD) == "hellö".encode()
-    assert memory.cstring(0x2100) == b""
+    assert memory.read_cstring(0x1FFD) == "hellö".encode()
+    assert memory.read_cstring(0x2100) == b""
     assert memory.write_cstring(0x1000, b"abc") == 4
-    assert memory.cstring(0x1000, 4) == b"abc"
+    assert memory.read_cstring(0x1000, 4) == b"abc"
     with pytest.raises(ConfigError, match="no NUL within 3 bytes of 0x1000"):
-        memory.cstring(0x1000, 3)
+        memory.read_cstring(0x1000, 3)
 
 
 def test_a_string_that_runs_off_the_end_of_memory(memory: GuestMemory) -> None:
     memory.fill(0x2FF0, 0x10, ord("x"))
     with pytest.raises(MemoryRangeError, match="no guest memory at 0x3000"):
-        memory.cstring(0x2FF0)
+        memory.read_cstring(0x2FF0)
     with pytest.raises(ConfigError, match="no NUL"):
-        memory.cstring(0x2FF0, 0x10)
+        memory.read_cstring(0x2FF0, 0x10)
     with pytest.raises(MemoryRangeError):
-        memory.cstring(0x5000)
+        memory.read_cstring(0x5000)
 
 
 def test_find_goes_by_address_across_seams_and_gaps(memory: GuestMemory) -> None:
@@ -307,7 +307,7 @@ def test_closing_under_readers_in_other_threads_is_safe() -> None:
         try:
             while True:
                 memory.read(0, 1 << 20)
-                memory.write_u64(0x1000, memory.u64(0x2000))
+                memory.write_u64(0x1000, memory.read_u64(0x2000))
         except ClosedError:
             pass
         except BaseException as error:

@@ -183,9 +183,9 @@ def test_every_use_after_close_is_a_clear_error() -> None:
         lambda: memory.view(0, 1),
         lambda: memory.fill(0, 1),
         lambda: memory.find(b"x"),
-        lambda: memory.u64(0),
+        lambda: memory.read_u64(0),
         lambda: memory.write_u64(0, 0),
-        lambda: memory.cstring(0),
+        lambda: memory.read_cstring(0),
         lambda: memory.read_into(0, bytearray(1)),
         lambda: memory.add_ram(0, 0x1000),
         lambda: memory.remove(region),
@@ -294,7 +294,7 @@ def test_overcommit_takes_more_than_the_host_has() -> None:
     with GuestMemory(overcommit=True) as memory:
         memory.add_ram(0, asked)
         memory.write_u64(asked - 8, 7)
-        assert memory.u64(asked - 8) == 7
+        assert memory.read_u64(asked - 8) == 7
 
 
 def test_remove_refuses_what_is_not_there() -> None:
@@ -400,7 +400,7 @@ def test_transparent_huge_pages() -> None:
     with GuestMemory() as memory:
         memory.add_ram(0, 8 << 20, huge_pages="transparent")
         memory.write_u64((8 << 20) - 8, 1)
-        assert memory.u64((8 << 20) - 8) == 1
+        assert memory.read_u64((8 << 20) - 8) == 1
 
 
 def test_huge_pages_takes_three_values(tmp_path: Path) -> None:

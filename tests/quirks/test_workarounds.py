@@ -182,7 +182,7 @@ def test_one_handler_for_both(guests: Path) -> None:
         machine.memory.write(SHARED, assemble("90   nop\nF4   hlt"))
         machine.memory.write(RETURN, assemble("48 CF   iretq"))
         result = machine.run(timeout=20)
-        assert machine.memory.u64(COUNTERS) == 5
+        assert machine.memory.read_u64(COUNTERS) == 5
     assert result.workarounds == if_worked_around("syscall", syscalls=5) | if_worked_around(
         "int-n", interrupts=1
     )
@@ -260,8 +260,8 @@ def test_an_interrupt_comes_once_however_many_system_calls_follow(
         assert lib.pykvm_complete(cpu.engine.core) == 0
         result = machine.run(timeout=20)
         assert result.outcome is Outcome.HALTED, result
-        assert machine.memory.u64(COUNTERS) == 8
-        assert machine.memory.u64(COUNTERS + 0x40) == 1
+        assert machine.memory.read_u64(COUNTERS) == 8
+        assert machine.memory.read_u64(COUNTERS + 0x40) == 1
 
 
 def test_a_guest_without_an_idt_makes_system_calls() -> None:
@@ -270,7 +270,7 @@ def test_a_guest_without_an_idt_makes_system_calls() -> None:
         idt.limit = 0
         machine.vcpus[0].regs.idt = idt
         result = machine.run(timeout=20)
-        assert machine.memory.u64(COUNTERS) == 4
+        assert machine.memory.read_u64(COUNTERS) == 4
     # UD2 has nowhere to go.
     assert isinstance(result.exit, Shutdown), result
     assert result.workarounds.get(SYSCALLS, 0) == (4 if has("syscall") else 0)

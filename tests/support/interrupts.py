@@ -108,4 +108,4 @@ def listen(
 
 def count(machine: Machine) -> int:
     """How many interrupts were handled."""
-    return machine.memory.u16(0x500)
+    return machine.memory.read_u16(0x500)

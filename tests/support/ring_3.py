@@ -31,7 +31,7 @@ def int_n_tells_its_vector() -> str | None:
         # Where INT n is no #GP at all, the quirk `int-n` says so.
         if stop.vector != GENERAL_PROTECTION:
             return None
-        code = vm.memory.u64(stop.state.rsp)
+        code = vm.memory.read_u64(stop.state.rsp)
     return None if code == VECTOR * 8 + 2 else f"INT {VECTOR:#x} is #GP with {code:#x}"
 
 
