@@ -231,8 +231,9 @@ def ctrl_c_while_making(step: int, **options: Any) -> int:
     make()
     machines.pop().close()
     with no_collector():
-        before = held()
         for number in range(1, 1 << 20, step):
+            # Anew: what Python objects hold one another waits for the collector.
+            before = held()
             place = strike(make, number)
             if not place:
                 machines.pop().close()
