@@ -122,14 +122,27 @@ def signals_at_the_ends(vcpus: int, count: int, alarm: Callable[[float], None]) 
 
 @cache
 def looks(code: CodeType) -> frozenset[int]:
-    """Where Python looks at its signals in a function: at its start and after each call."""
+    """Where Python looks at its signals in a function: at its start and after each call.
+
+    What a handler raises belongs to the call, and what a trace function raises to the instruction
+    after it.  Where these are not in the same `with` or `try`, no signal strikes as we do.
+    """
+    ranges = getattr(dis.Bytecode(code), "exception_entries", ())
+
+    def caught(offset: int) -> list[int]:
+        return [entry.target for entry in ranges if entry.start <= offset < entry.end]
+
     found = set()
-    after = True
+    call: int | None = None
+    fresh = True
     for instruction in dis.get_instructions(code):
-        if after and instruction.opname not in ("CACHE", "RESUME"):
-            found.add(instruction.offset)
-            after = False
-        after = after or instruction.opname.startswith("CALL")
+        here = instruction.offset
+        if instruction.opname not in ("CACHE", "RESUME"):
+            if fresh or (call is not None and caught(call) == caught(here)):
+                found.add(here)
+            fresh, call = False, None
+        if instruction.opname.startswith("CALL"):
+            call = here
     return frozenset(found)
 
 
