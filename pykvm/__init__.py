@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         TranslationError,
         UnknownSymbol,
     )
-    from pykvm.machine import Machine
+    from pykvm.machine import Machine, MachineConfig
     from pykvm.memory import GuestMemory
     from pykvm.result import Outcome, Result
     from pykvm.vcpu import CPU
@@ -65,7 +65,7 @@ _HOMES = {
         *("RunTimeout", "StateError", "TranslationError", "UnknownSymbol"),
         *("ResourceError",),
     ),
-    "pykvm.machine": ("Machine",),
+    "pykvm.machine": ("Machine", "MachineConfig"),
     "pykvm.memory": ("GuestMemory",),
     "pykvm.result": ("Outcome", "Result"),
     "pykvm.vcpu": ("CPU",),
@@ -92,6 +92,7 @@ __all__ = [
     "KVMError",
     "LoadError",
     "Machine",
+    "MachineConfig",
     "MemoryRangeError",
     "Mode",
     "Outcome",

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from pykvm.host import Host
     from pykvm.irqchip import IrqChip
     from pykvm.kvm import VM
+    from pykvm.machine.config import MachineConfig
     from pykvm.machine.run import Run
     from pykvm.memory import GuestMemory
     from pykvm.vcpu.msr_exits import MsrExits
 
-__all__ = ["Mainboard"]
+__all__ = ["Board"]
 
 IA32_TSC_AUX = 0xC0000103
 
@@ -41,22 +42,13 @@ _IRQS = {
 }
 
 
-class Mainboard:
+class Board:
     """What a machine is made of; `build` makes what takes KVM, and `close` gives all of it back.
 
-    `memory` is the board's from now on.  `irqchip`, `policy` (of guest time) and `tsc_khz` are as
-    `Machine` has them.  With `emulate` KVM hands over each instruction that it cannot emulate.
+    `memory` is the board's from now on, and `irqchip` the one that the guest gets by this config.
     """
 
-    def __init__(
-        self,
-        memory: GuestMemory,
-        *,
-        irqchip: str,
-        policy: str,
-        tsc_khz: int | None,
-        emulate: bool,
-    ) -> None:
+    def __init__(self, memory: GuestMemory, config: MachineConfig, *, irqchip: str) -> None:
         self.memory = memory
         self.bus = Bus()
         # What KVM answers itself, before any device of the bus.
@@ -73,15 +65,13 @@ class Mainboard:
         self.run: Run | None = None
         self.closed = False
         self._irqchip_kind = irqchip
-        self._policy = policy
-        self._tsc_khz = tsc_khz
-        self._emulate = emulate
+        self._config = config
         self._clock: Clock | None = None
 
     # -- making ------------------------------------------------------------------------------
 
-    def build(self, host: Host, vcpus: int, model: str, devices: Iterable[Placement]) -> None:
-        """Make the VM, so many vCPUs of this CPUID model, the irqchip, and place the devices.
+    def build(self, host: Host, devices: Iterable[Placement]) -> None:
+        """Make the VM, its vCPUs and the irqchip, and place the devices.
 
         Raises HostError, ConfigError and KVMError; what was made until then is for `close`.
         """
@@ -90,7 +80,7 @@ class Mainboard:
             check_placement(placement)
         # Not sooner: these are loops of references, and only `close` breaks them.
         self.bus.fixed, self.memory.on_add = self._fixed, self._check_memory
-        vm = self.vm = host.create_vm(hand_over=self._emulate)
+        vm = self.vm = host.create_vm(hand_over=self._config.emulate == "auto")
         self.memory.attach(vm)
         irqchip = self.irqchip = make_irqchip(
             self._irqchip_kind, vm, self.bus, lambda: self.clock, on_made=self._irqchip_made
@@ -99,12 +89,12 @@ class Mainboard:
             self._kernels = irqchip.areas
             for region in self.memory.regions:
                 self._check_memory(region.name, region.start, region.size, region.readonly)
-        self._add_vcpus(vm, host, vcpus, model)
+        self._add_vcpus(vm, host)
         if irqchip is not None:
             placements += irqchip.attach(self.vcpus, placements)
         self.place(placements)
         # The ring is the VM's; vCPUs that share it could not keep their writes in order.
-        alone = vcpus == 1
+        alone = len(self.vcpus) == 1
         self.dispatch = Dispatch(self.bus, vm=vm if alone else None, shared=not alone)
         self.dispatch.collected.on_urgent = self._hand_over
         if self._clock is not None:
@@ -113,11 +103,12 @@ class Mainboard:
         for cpu in self.vcpus:
             cpu.loop.use(self.dispatch)
         self._connect()
-        if self._tsc_khz is not None:
+        if self._config.tsc_khz is not None:
             # Not left to the guest's first look at a clock: the host may not be able to.
             _ = self.clock
 
-    def _add_vcpus(self, vm: VM, host: Host, count: int, model: str) -> None:
+    def _add_vcpus(self, vm: VM, host: Host) -> None:
+        count, model = self._config.vcpus, self._config.cpu
         hidden = self._unusable(model)
         for index in range(count):
             cpuid = host.cpuid(model, index, count, irqchip=self._irqchip_kind, hidden=hidden)
@@ -143,7 +134,7 @@ class Mainboard:
             return
         if self.irqchip.interrupts is not None:
             self._wire(self.irqchip)
-        elif self._policy != "realtime":
+        elif self._config.clock != "realtime":
             # A clock that stands still between runs has to be there from the first one on.
             self.irqchip.make()
 
@@ -307,10 +298,10 @@ class Mainboard:
         if self._clock is None:
             from pykvm.irqchip.tsc_offset import clock_of
 
-            self._clock = clock_of(self.vcpus, self._policy, self._tsc_khz)
+            self._clock = clock_of(self.vcpus, self._config.clock, self._config.tsc_khz)
             if hasattr(self, "dispatch"):
                 self.dispatch.collected.follow(self._clock)
-            if self._policy != "realtime":
+            if self._config.clock != "realtime":
                 for cpu in self.vcpus:
                     cpu.loop.timing = self.start_clock, self.stop_clock
         return self._clock
@@ -319,11 +310,12 @@ class Mainboard:
     def notes(self) -> tuple[str, ...]:
         """Sentences on what of guest time does not reach the guest."""
         clock = self._clock
-        if clock is None or clock.tsc_movable or self._policy == "realtime":
+        if clock is None or clock.tsc_movable or self._config.clock == "realtime":
             return ()
         whose = "kept by KVM" if clock.tsc_by_kvm else "the host's"
+        policy = self._config.clock
         return (
-            f"clock={self._policy!r} does not reach RDTSC: this host's KVM ignores a TSC offset, "
+            f"clock={policy!r} does not reach RDTSC: this host's KVM ignores a TSC offset, "
             f"and the guest's TSC is {whose}",
         )
 
@@ -338,7 +330,7 @@ class Mainboard:
         """The guest runs no more."""
         if self._clock is not None:
             self._clock.stop()
-            if self._policy != "realtime" and self.irqchip is not None and not self.closed:
+            if self._config.clock != "realtime" and self.irqchip is not None and not self.closed:
                 self.irqchip.pause()
 
     def forget(self) -> None:

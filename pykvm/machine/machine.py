@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from contextlib import closing, contextmanager
 from functools import partial
@@ -14,19 +13,22 @@ from pykvm.boot.symbols import Symbols
 from pykvm.bus import Placement, Space, check_device
 from pykvm.errors import ConfigError, GuestError, StateError, exhausted
 from pykvm.host import Host
-from pykvm.machine.board import Mainboard
-from pykvm.machine.config import check_options, memory_of, read_guest
+from pykvm.machine.board import Board
+from pykvm.machine.config import MachineConfig
+from pykvm.machine.guest import memory_of, read_guest
 from pykvm.machine.guest_ends import ending_of
 from pykvm.machine.run import SENT_INIT, Run
-from pykvm.machine.workarounds import WORKAROUND_EXITS, Workarounds, may_meet_quirks
+from pykvm.machine.workarounds import WORKAROUND_EXITS, Workarounds
 from pykvm.result import Ending, Outcome, Unclaimed
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
+from pykvm.values.frozen import SignatureOf, with_fields_of
 from pykvm.vcpu.claim import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
+    from typing import Any
 
     from pykvm.bus import Device
     from pykvm.bus.published import Dropped
@@ -38,10 +40,16 @@ if TYPE_CHECKING:
     from pykvm.machine.exits import Exits
     from pykvm.machine.linux_console import KernelWatch
     from pykvm.machine.until import Awaited, Conditions, Ear
-    from pykvm.memory import GuestMemory
     from pykvm.result import Result
     from pykvm.vcpu import CPU
-    from pykvm.x86.state import Mode
+
+    class ConfigOrFields(MachineConfig):
+        """For type checkers: what `Machine` takes."""
+
+        image: File | MachineConfig | None = None  # type: ignore[assignment]
+
+else:
+    ConfigOrFields = MachineConfig
 
 __all__ = ["Machine"]
 
@@ -63,6 +71,9 @@ class Machine:
             result = machine.run(timeout=5)
             assert result.exit_code == 0, result
             assert "ready" in machine.serial.text
+
+    The keywords are the fields of a `MachineConfig`: ``Machine(config)`` is the same, and
+    `machine.config` is what this one was made from.
 
     `image` is a path or the bytes of a guest file, or None for an empty machine whose vCPU is as
     after power-on.  `memory` is its RAM: bytes, a string as "64M", or a GuestMemory that was put
@@ -99,85 +110,39 @@ class Machine:
     called from any thread at any time.
     """
 
-    def __init__(
-        self,
-        image: str | os.PathLike[str] | bytes | None = None,
-        *,
-        memory: int | str | GuestMemory = "64M",
-        vcpus: int = 1,
-        boot: str | None = None,
-        mode: Mode | str | None = None,
-        load_address: int | None = None,
-        entry: str | None = None,
-        stack: str | None = None,
-        append: str = "",
-        append_only: bool = False,
-        args: Sequence[str] = (),
-        initrd: File | None = None,
-        modules: Sequence[tuple[File, str]] = (),
-        kernel: File | None = None,
-        fw_cfg: Mapping[str, bytes] | None = None,
-        devices: Iterable[Placement] | None = None,
-        cpu: str = "baseline",
-        unclaimed: str | None = None,
-        irqchip: str | None = None,
-        clock: str = "realtime",
-        tsc_khz: int | None = None,
-        quirks: str = "auto",
-        emulate: str = "auto",
-    ) -> None:
-        checked = check_options({n: value for n, value in locals().items() if n != "self"})
-        vcpus, load_address, tsc_khz = (checked[n] for n in ("vcpus", "load_address", "tsc_khz"))
-        self._name = os.path.basename(image) if isinstance(image, (str, os.PathLike)) else "bytes"
-        guest = self._guest = read_guest(
-            image,
-            memory=memory,
-            vcpus=vcpus,
-            boot=boot,
-            mode=mode,
-            load_address=load_address,
-            entry=entry,
-            stack=stack,
-            append=append,
-            append_only=append_only,
-            args=args,
-            initrd=initrd,
-            modules=modules,
-            kernel=kernel,
-        )
+    __signature__ = SignatureOf(MachineConfig)
+
+    @with_fields_of(ConfigOrFields)
+    def __init__(self, image: Any = None, **fields: Any) -> None:
+        config = self.config = _config_of(image, fields)
+        guest = self._guest = read_guest(config)
         self.entry: Entry | None = None
         #: Called after each instruction that was completed for KVM: the vCPU, the instruction's
         #: name, what became of it.
         self.on_emulated: Callable[[CPU, str, str], None] | None = None
-        self._float = unclaimed == "float" or (unclaimed is None and guest.is_pc)
+        self._float = guest.floats
         self._remarks = guest.remarks
         self._kernel_watch: KernelWatch | None = None
         self._ear: Ear | None = None
         # What an exception finds half made is given back, also one that comes out of this `with`.
         try:
             with exhausted("this machine could not be made"), closing(Host()) as host:
-                host.check_vcpus(vcpus)
-                board = self._board = Mainboard(
-                    memory_of(memory),
-                    irqchip=irqchip or guest.irqchip(clock),
-                    policy=clock,
-                    tsc_khz=tsc_khz,
-                    emulate=emulate == "auto",
-                )
+                host.check_vcpus(config.vcpus)
+                board = self._board = Board(memory_of(config), config, irqchip=guest.irqchip)
                 self._workarounds = Workarounds(
                     board,
-                    emulate=emulate == "auto",
+                    emulate=config.emulate == "auto",
                     floating=self._float,
                     on_emulated=self._emulated,
                 )
                 self.memory, self.bus = board.memory, board.bus
                 #: The devices by name.
                 self.devices = board.devices
-                board.build(host, vcpus, cpu, guest.devices() if devices is None else devices)
+                board.build(host, guest.devices())
                 board.dispatch.collected.floats = self._float
-                if quirks == "on" or (quirks == "auto" and may_meet_quirks(guest.image)):
+                if guest.wants_workarounds:
                     self._workarounds.add_quirk_workarounds()
-                self._load(fw_cfg or {})
+                self._load(config.fw_cfg or {})
         except BaseException:
             self._release()
             raise
@@ -754,7 +719,7 @@ class Machine:
 
     def _release(self) -> None:
         """Give back what there is: a machine that could not be made may have neither."""
-        board: Mainboard | None = getattr(self, "_board", None)
+        board: Board | None = getattr(self, "_board", None)
         workarounds: Workarounds | None = getattr(self, "_workarounds", None)
         if board is None:
             return
@@ -779,7 +744,7 @@ class Machine:
         board = getattr(self, "_board", None)
         if board is not None and not board.closed and not board.claim.forked:
             # Its parts free themselves, in any order: some of them may be gone by now.
-            message = f"Machine {self._name!r} was not closed"
+            message = f"Machine {self.config.name!r} was not closed"
             warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
 
     def __exit__(
@@ -796,6 +761,18 @@ class Machine:
         run = self._board.run
         doing = "running" if run is not None and run.under_way else "stopped"
         return f"<Machine {doing}: {len(self._board.vcpus)} vCPU(s), {self.memory!r}>"
+
+
+def _config_of(image: Any, fields: dict[str, Any]) -> MachineConfig:
+    """The config that a machine is made from, given whole or by its fields."""
+    if not isinstance(image, MachineConfig):
+        return MachineConfig(image, **fields)
+    if fields:
+        raise ConfigError(
+            f"{', '.join(fields)} cannot stand beside a MachineConfig, which has every option",
+            hint="change it: Machine(config.replace(vcpus=2))",
+        )
+    return image
 
 
 def _crash(error: GuestError, exit: Exit) -> Ending:

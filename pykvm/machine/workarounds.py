@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pykvm.boot import protocol_of
 from pykvm.errors import PykvmError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
@@ -12,26 +11,19 @@ from pykvm.values.frozen import NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pykvm.boot import Image
     from pykvm.emulate import Emulator
     from pykvm.exits import Exit
-    from pykvm.machine.board import Mainboard
+    from pykvm.machine.board import Board
     from pykvm.quirks.signs import Signs
     from pykvm.quirks.workarounds import QuirkWorkarounds
     from pykvm.result import Result
     from pykvm.vcpu import CPU
     from pykvm.vcpu.msr_exits import MsrExits
 
-__all__ = ["WORKAROUND_EXITS", "Workarounds", "may_meet_quirks"]
+__all__ = ["WORKAROUND_EXITS", "Workarounds"]
 
 #: Debug, Shutdown, InternalError and WrMsr, by KVM_EXIT_...: the exits that are asked about.
 WORKAROUND_EXITS = (4, 8, 17, 30)
-
-# LIDT begins so (SDM 2A, LGDT/LIDT), and behind it stands a ModRM byte with 3 in its middle.
-_LIDT = b"\x0f\x01"
-_LIDT_EXTENSION = 3
-# The number of the MSR IA32_LSTAR, as a constant in code.
-_LSTAR = (0xC0000082).to_bytes(4, "little")
 
 
 class Tally(NamedTuple):
@@ -52,7 +44,7 @@ class Workarounds:
 
     def __init__(
         self,
-        board: Mainboard,
+        board: Board,
         *,
         emulate: bool,
         floating: bool,
@@ -193,24 +185,3 @@ class Workarounds:
             self._emulator.close()
         if self._quirks is not None:
             self._quirks.close()
-
-
-def may_meet_quirks(image: Image | None) -> bool:
-    """Whether a guest may come to have a ring 3: a kernel, or code that loads an IDT or LSTAR."""
-    if image is None:
-        return False
-    if protocol_of(image).PC:
-        return True
-    for segment in image.segments:
-        if not segment.executable:
-            continue
-        code = bytes(segment.data)
-        if _LSTAR in code:
-            return True
-        at = code.find(_LIDT)
-        while at >= 0:
-            modrm = code[at + 2] if at + 2 < len(code) else 0
-            if modrm >> 3 & 7 == _LIDT_EXTENSION and modrm >> 6 != 3:
-                return True
-            at = code.find(_LIDT, at + 1)
-    return False

@@ -12,7 +12,9 @@ from pykvm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from inspect import Signature
-    from typing import Any, NamedTuple
+    from typing import Any, Concatenate, NamedTuple, ParamSpec
+
+    Fields = ParamSpec("Fields")
 
     from typing_extensions import dataclass_transform
 else:
@@ -23,33 +25,59 @@ else:
         return lambda cls: cls
 
 
-__all__ = ["Frozen", "FrozenType", "NamedTuple"]
+__all__ = ["Frozen", "FrozenType", "NamedTuple", "SignatureOf", "with_fields_of"]
+
+# dataclasses.KW_ONLY, as an annotation names it.
+_KW_ONLY = "KW_ONLY"
 
 
 def _fields_of(namespace: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The annotated names in the body of a class, and the values that some of them have."""
     kinds = namespace.get("__annotations__", {})
-    fields = tuple(field for field, kind in kinds.items() if not kind.startswith("ClassVar"))
+    fields = tuple(
+        field
+        for field, kind in kinds.items()
+        if not kind.startswith("ClassVar") and kind != _KW_ONLY
+    )
     return fields, {field: namespace.pop(field) for field in fields if field in namespace}
 
 
-def _signature(fields: Iterable[str], defaults: dict[str, Any]) -> Signature:
+def _positional(namespace: dict[str, Any], fields: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the fields that can be given by position: all before ``_: KW_ONLY``."""
+    kinds = list(namespace.get("__annotations__", {}).values())
+    if _KW_ONLY not in kinds:
+        return fields
+    before = kinds[: kinds.index(_KW_ONLY)]
+    return fields[: len([kind for kind in before if not kind.startswith("ClassVar")])]
+
+
+def _signature(
+    fields: Iterable[str], positional: tuple[str, ...], defaults: dict[str, Any]
+) -> Signature:
     """What `help` and `inspect.signature` show of a class with these fields."""
     from inspect import Parameter, Signature
 
-    kind = Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [
-        Parameter(field, kind, default=defaults.get(field, Parameter.empty)) for field in fields
-    ]
-    return Signature(parameters)
+    either, named = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
+    return Signature(
+        [
+            Parameter(
+                field,
+                either if field in positional else named,
+                default=defaults.get(field, Parameter.empty),
+            )
+            for field in fields
+        ]
+    )
 
 
 def _values(
     cls: Any, fields: tuple[str, ...], args: tuple[Any, ...], named: Any, defaults: Any
 ) -> list[Any]:
     """The values of the fields, in their order.  Raises TypeError as a call of Python's would."""
-    if len(args) > len(fields):
-        raise TypeError(f"{cls.__name__} has {len(fields)} fields, not {len(args)}")
+    positional = len(cls.__match_args__)
+    if len(args) > positional:
+        by_position = "" if positional == len(fields) else " by position"
+        raise TypeError(f"{cls.__name__} has {positional} fields{by_position}, not {len(args)}")
     values, used = [*args], 0
     for field in fields[len(args) :]:
         if field in named:
@@ -68,8 +96,12 @@ def _values(
 
 @dataclass_transform(frozen_default=True)
 class FrozenType(type):
-    """Makes each annotation in the body of a class a field, in a slot of its own."""
+    """Makes each annotation in the body of a class a field, in a slot of its own.
 
+    Those after ``_: KW_ONLY`` are given by name, as in a dataclass.
+    """
+
+    __match_args__: tuple[str, ...]
     #: By field, what sets its slot past `Frozen.__setattr__`.
     __fields__: dict[str, Callable[[Any, Any], None]]
     __setters__: tuple[Callable[[Any, Any], None], ...]
@@ -86,7 +118,8 @@ class FrozenType(type):
                 defaults |= base.__defaults__
         defaults |= given
         namespace["__slots__"] = fields
-        namespace["__match_args__"] = (*setters, *fields)
+        inherited = [field for base in bases for field in getattr(base, "__match_args__", ())]
+        namespace["__match_args__"] = (*inherited, *_positional(namespace, fields))
         made = super().__new__(cls, name, bases, namespace)
         made.__fields__ = setters | {field: vars(made)[field].__set__ for field in fields}
         made.__defaults__ = defaults
@@ -96,7 +129,7 @@ class FrozenType(type):
     @property
     def __signature__(cls) -> Signature:
         """What `help` and `inspect.signature` show."""
-        return _signature(cls.__fields__, cls.__defaults__)
+        return _signature(cls.__fields__, cls.__match_args__, cls.__defaults__)
 
 
 class Frozen(metaclass=FrozenType):
@@ -118,7 +151,7 @@ class Frozen(metaclass=FrozenType):
             cls = type(self)
             setters = cls.__setters__
             if kwargs or len(args) != len(setters):
-                args = _values(cls, cls.__match_args__, args, kwargs, cls.__defaults__)
+                args = _values(cls, (*cls.__fields__,), args, kwargs, cls.__defaults__)
             for put, value in zip(setters, args):  # noqa: B905  as many of each
                 put(self, value)
 
@@ -152,6 +185,31 @@ class Frozen(metaclass=FrozenType):
         return type(self)(**{**dict(fields), **changes})
 
 
+class SignatureOf:
+    """The ``__signature__`` of a class whose ``__init__`` takes the fields of `record`.
+
+    A subclass with an ``__init__`` of its own has its own.
+    """
+
+    def __init__(self, record: FrozenType) -> None:
+        self._record = record
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._owner = owner
+
+    def __get__(self, instance: object, cls: type) -> Signature:
+        if cls.__init__ is not self._owner.__init__:  # type: ignore[misc]
+            raise AttributeError("__signature__")
+        return self._record.__signature__
+
+
+def with_fields_of(
+    record: Callable[Fields, object],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, Fields], None]]:
+    """For type checkers: an ``__init__`` that takes what `record` does."""
+    return lambda init: init
+
+
 if not TYPE_CHECKING:
 
     class _TupleType(type):
@@ -171,7 +229,7 @@ if not TYPE_CHECKING:
 
         @property
         def __signature__(cls):
-            return _signature(cls._fields, cls._field_defaults)
+            return _signature(cls._fields, cls._fields, cls._field_defaults)
 
     class NamedTuple(tuple, metaclass=_TupleType):
         """`typing.NamedTuple` for type checkers, and the same in use.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pykvm import boot
-from pykvm.machine.workarounds import may_meet_quirks
+from pykvm.machine.guest import may_meet_quirks
 from pykvm.x86.state import Mode
 from support.listing import assemble
 

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import typing
+from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
 import pytest
@@ -73,6 +74,24 @@ def test_it_can_be_matched_copied_pickled_and_looked_at() -> None:
     assert copy.deepcopy(read) == pickle.loads(pickle.dumps(read)) == read
     assert str(inspect.signature(IoIn)) == "(port, size, count=1)"
     assert Place(1).__replace__(y=5) == Place(1, 5)
+
+
+class Wide(Frozen):
+    x: int
+    kind: ClassVar[str] = "wide"
+    _: KW_ONLY
+    y: int = 0
+    z: int = 0
+
+
+def test_fields_after_kw_only_go_by_name() -> None:
+    assert (Wide(1, z=2).x, Wide(1, z=2).z) == (1, 2)
+    with pytest.raises(TypeError, match="1 fields by position, not 2"):
+        Wide(1, 2)  # type: ignore[call-arg]
+    assert str(inspect.signature(Wide)) == "(x, *, y=0, z=0)"
+    assert Wide.__match_args__ == ("x",)
+    assert copy.deepcopy(Wide(1, y=2)) == pickle.loads(pickle.dumps(Wide(1, y=2))) == Wide(1, y=2)
+    assert Wide(1).__replace__(z=3) == Wide(1, z=3)
 
 
 class Theirs(typing.NamedTuple):
