@@ -65,11 +65,13 @@ ffibuilder.set_source(
     sources=[
         f"pykvm/_core/{name}.c"
         for name in (
-            *("core", "claim", "descriptor", "hold"),
-            *("line", "native", "published", "syscall"),
+            *("core", "claim", "descriptor", "exit", "hold", "line"),
+            *("map", "native", "published", "syscall", "thread"),
         )
     ],
     include_dirs=["pykvm/_core"],
-    depends=[f"pykvm/_core/{name}.h" for name in ("core", "claim", "line", "published", "shared")],
+    depends=[
+        f"pykvm/_core/{name}.h" for name in ("core", "claim", "line", "published", "shared", "vcpu")
+    ],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )

@@ -1,5 +1,5 @@
 /*
- * What claim.c and core.c ask of each other.
+ * What claim.c asks of core.c and thread.c, and they of it.
  */
 #ifndef PYKVM_CLAIM_H
 #define PYKVM_CLAIM_H
