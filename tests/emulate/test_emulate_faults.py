@@ -158,7 +158,7 @@ def test_ring_3_has_no_clac_and_stac(rig: Rig, code: str) -> None:
 @pytest.mark.parametrize("code", ["9b", "d9e8", "0ffcc1"])
 @pytest.mark.parametrize("forced", [False, True])
 def test_a_pending_x87_exception_comes_first(rig: Rig, code: str, forced: bool) -> None:
-    if not forced:
+    if code != "9b" and not forced:
         require_host(X87_PENDING)
     image = bytearray(rig.pristine)
     # Divide by zero, flagged and not masked.
