@@ -69,14 +69,7 @@ INTEL = [
     "tests/quirks/test_workarounds.py::test_a_guest_with_a_ring_3[int80-kernel]",
     "tests/quirks/test_workarounds.py::test_a_guest_with_a_ring_3[syscall-user]",
     "tests/emulate/test_emulate_machine.py::test_hints_do_nothing",
-    *(
-        f"tests/emulate/test_emulate_faults.py::test_reading_a_device[f30f6f07-sizes0-{way}]"
-        for way in ("False-0", "False-3", "True-3")
-    ),
-    *(
-        f"tests/emulate/test_emulate_events.py::test_{name}"
-        for name in ("iret_to_ring_3_and_a_fault_back", "ring_0_of_long_mode[True-cd80-128]")
-    ),
+    "tests/emulate/test_emulate_events.py::test_iret_to_ring_3_and_a_fault_back",
     "tests/emulate/test_emulate_memory.py::test_a_guest_with_its_page_tables_in_rom",
     "tests/machine/test_interrupts_time.py::test_a_tsc_deadline_does_not_make_time_run_away",
     "tests/interrupts/test_oracle_pic_ioapic.py::test_a_difference_of_entries",

@@ -5,9 +5,24 @@ from collections.abc import Iterator
 import pytest
 
 from emulate.rig import Rig, make_rig
+from pykvm.errors import KVMError
+from support.host import host_probe, require_host
+
+AVX_STATE = "guests-have-avx-state"
+
+
+@host_probe(AVX_STATE)
+def guests_have_avx_state() -> str | None:
+    """Whether a vCPU takes an XCR0 with x87, SSE and AVX, as the rig's has."""
+    try:
+        with make_rig():
+            return None
+    except KVMError as error:
+        return str(error).splitlines()[0]
 
 
 @pytest.fixture(scope="module")
 def rig(kvm: None) -> Iterator[Rig]:
+    require_host(AVX_STATE)
     with make_rig() as made:
         yield made
