@@ -2,8 +2,27 @@
 
 >>> from pykvm import Machine
 
-Everything public is here; `pykvm.kvm` is the kernel's API alone, `pykvm.x86` what the architecture
-manuals define.  Names load on first use, so that importing pykvm costs little.
+    with Machine("kernel.elf", memory="64M") as machine:
+        result = machine.run(timeout=5)
+        print(result, machine.serial.text)
+
+Public names; `help(pykvm.Machine)` and so on explain each:
+
+    Machine, MachineConfig      a virtual machine, and what it is made of; `run` runs it
+    Result, Outcome             how a run ended
+    CPU, CpuState, Mode         a vCPU, its registers as one value, its mode
+    GuestMemory                 RAM and ROM, built by hand
+    Device, Placement, Space    a device, and where it is placed
+    GuestEnd: GuestExit, GuestPanic, GuestPowerOff, GuestReset
+                                what a device raises to end the run for the guest
+    PykvmError                  every error of pykvm:
+        ConfigError, BusConflict, LoadError, UnknownSymbol, StateError, ClosedError,
+        MemoryRangeError, TranslationError, HostError, ResourceError, KVMError
+        RunError: GuestError, GuestFailed, RunTimeout, RunStopped
+
+Usable alone: `pykvm.kvm` is the kernel's API, `pykvm.x86` what the processor manuals define.
+See also `pykvm.exits` (VM exits), `pykvm.devices` and `pykvm.clock`.  Names load on first use, so
+that importing pykvm costs little.
 """
 
 from __future__ import annotations
@@ -17,40 +36,43 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    # ruff: isort: off
     from pykvm.bus import (
-        Device,
-        GuestEnd,
-        GuestExit,
-        GuestPanic,
-        GuestPowerOff,
-        GuestReset,
-        Placement,
-        Space,
+        Device as Device,
+        GuestEnd as GuestEnd,
+        GuestExit as GuestExit,
+        GuestPanic as GuestPanic,
+        GuestPowerOff as GuestPowerOff,
+        GuestReset as GuestReset,
+        Placement as Placement,
+        Space as Space,
     )
     from pykvm.errors import (
-        BusConflict,
-        ClosedError,
-        ConfigError,
-        GuestError,
-        GuestFailed,
-        HostError,
-        KVMError,
-        LoadError,
-        MemoryRangeError,
-        PykvmError,
-        ResourceError,
-        RunError,
-        RunStopped,
-        RunTimeout,
-        StateError,
-        TranslationError,
-        UnknownSymbol,
+        BusConflict as BusConflict,
+        ClosedError as ClosedError,
+        ConfigError as ConfigError,
+        GuestError as GuestError,
+        GuestFailed as GuestFailed,
+        HostError as HostError,
+        KVMError as KVMError,
+        LoadError as LoadError,
+        MemoryRangeError as MemoryRangeError,
+        PykvmError as PykvmError,
+        ResourceError as ResourceError,
+        RunError as RunError,
+        RunStopped as RunStopped,
+        RunTimeout as RunTimeout,
+        StateError as StateError,
+        TranslationError as TranslationError,
+        UnknownSymbol as UnknownSymbol,
     )
-    from pykvm.machine import Machine, MachineConfig
-    from pykvm.memory import GuestMemory
-    from pykvm.result import Outcome, Result
-    from pykvm.vcpu import CPU
-    from pykvm.x86.state import CpuState, Mode
+    from pykvm.machine import Machine as Machine, MachineConfig as MachineConfig
+    from pykvm.memory import GuestMemory as GuestMemory
+    from pykvm.result import Outcome as Outcome, Result as Result
+    from pykvm.vcpu import CPU as CPU
+    from pykvm.x86.state import CpuState as CpuState, Mode as Mode
+
+    # ruff: isort: on
 
 __version__ = "0.1.0"
 
@@ -73,42 +95,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "CPU",
-    "BusConflict",
-    "ClosedError",
-    "ConfigError",
-    "CpuState",
-    "Device",
-    "GuestEnd",
-    "GuestError",
-    "GuestExit",
-    "GuestFailed",
-    "GuestMemory",
-    "GuestPanic",
-    "GuestPowerOff",
-    "GuestReset",
-    "HostError",
-    "KVMError",
-    "LoadError",
-    "Machine",
-    "MachineConfig",
-    "MemoryRangeError",
-    "Mode",
-    "Outcome",
-    "Placement",
-    "PykvmError",
-    "ResourceError",
-    "Result",
-    "RunError",
-    "RunStopped",
-    "RunTimeout",
-    "Space",
-    "StateError",
-    "TranslationError",
-    "UnknownSymbol",
-    "__version__",
-]
+# There is no __all__: with one, help(pykvm) would be three thousand lines, each class in full.
 
 
 def __getattr__(name: str) -> Any:

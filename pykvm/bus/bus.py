@@ -148,6 +148,9 @@ class Bus:
             space: ((), []) for space in Space
         }
 
+    def __repr__(self) -> str:
+        return f"<Bus: {', '.join(dict.fromkeys(range_.name for range_ in self.ranges))}>"
+
     @property
     def ranges(self) -> tuple[Range, ...]:
         """Every range, ports before addresses, lowest first."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Device",
+    "NamedDevice",
     "Placement",
     "Readable",
     "Sink",
@@ -94,6 +95,30 @@ class Sink(Protocol):
 # hands out much data through a port may have `read_string(offset, size, count)` beside `read`: it
 # gives the bytes of `count` reads at once.
 Device = Readable | Writable | Sink
+
+
+class NamedDevice:
+    """The repr of pykvm's own devices: class, name and a few words on the state.
+
+    >>> class Lamp(NamedDevice):
+    ...     name = "lamp"
+    ...
+    ...     def _summary(self) -> str:
+    ...         return "on"
+    >>> Lamp()
+    <Lamp lamp: on>
+    """
+
+    name: str
+
+    def _summary(self) -> str:
+        """What to say beside the name; empty for nothing."""
+        return ""
+
+    def __repr__(self) -> str:
+        # A device that is half made, as in a traceback of its `__init__`, has no name yet.
+        name = getattr(self, "name", "")
+        return f"<{f'{type(self).__name__} {name}: {self._summary()}'.rstrip(': ')}>"
 
 
 class Placement(NamedTuple):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 
 from pykvm.bus import GuestPowerOff
+from pykvm.bus.device import NamedDevice
 from pykvm.clock import ticks_at, time_of
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.pm_timer import PM_TIMER_HZ
@@ -45,7 +46,7 @@ LENGTH = 2 * REGISTERS
 _TOP_BIT = 31
 
 
-class AcpiPm:
+class AcpiPm(NamedDevice):
     """PM1_STS at offset 0, PM1_EN at 2 and PM1_CNT at 4: 16 bits each, in accesses of any size.
 
     The SCI is high while an event is there that the guest has enabled.  The button may be pressed
@@ -58,7 +59,7 @@ class AcpiPm:
     >>> pm.write(4, 2, 0x2000)
     Traceback (most recent call last):
     ...
-    pykvm.bus.GuestPowerOff: the guest powered itself off (ACPI S5)
+    pykvm.bus.guest_end.GuestPowerOff: the guest powered itself off (ACPI S5)
     """
 
     length = LENGTH

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pykvm.bus import GuestExit
+from pykvm.bus.device import NamedDevice
 
 __all__ = ["DebugExit"]
 
 
-class DebugExit:
+class DebugExit(NamedDevice):
     """Whatever is written ends the run with that exit code, so 0 can mean success."""
 
     def __init__(self, name: str = "debug-exit") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pykvm.bus.device import NamedDevice
 from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
 from pykvm.typed import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["DebugConsole"]
 
 
-class DebugConsole(OutputLog):
+class DebugConsole(OutputLog, NamedDevice):
     """Every byte written is printed; a read gives 0xe9, so that a guest can tell it is there.
 
     >>> console = DebugConsole()

@@ -15,6 +15,7 @@ import struct
 import threading
 from contextlib import suppress
 
+from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError, MemoryRangeError
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.frozen import NamedTuple
@@ -164,7 +165,7 @@ class Transfer:
         return end == self._length
 
 
-class FwCfg:
+class FwCfg(NamedDevice):
     r"""The device: selector at offset 0 (port 0x510), data at 1, the address for DMA at 4.
 
     `contents` is asked for when the guest first selects an item.  Without `memory` there is no DMA,

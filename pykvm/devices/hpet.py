@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import threading
 
+from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Counter, Rule
 from pykvm.devices.line import InterruptLine, Unconnected
 from pykvm.typed import TYPE_CHECKING
@@ -216,7 +217,7 @@ class HpetTimer:
         return " ".join(words)
 
 
-class Hpet:
+class Hpet(NamedDevice):
     """An event timer block of 1 KiB, on a PC at 0xfed00000.
 
     `lines` are the interrupt lines by IRQ number, below 32.  With both 0 and 8 among them the

@@ -7,6 +7,7 @@ Device Controller" (status, commands, time-outs); Intel UPI-41A/41AH/42/42AH Use
 from __future__ import annotations
 
 from pykvm.bus import GuestReset
+from pykvm.bus.device import NamedDevice
 from pykvm.devices.line import InterruptLine, Unconnected
 
 __all__ = ["KeyboardController"]
@@ -52,7 +53,7 @@ _MODE_COMMANDS = {
 _OUTPUT_PORT_COMMANDS = {0xDD: (_A20, False), 0xDF: (_A20, True)}
 
 
-class KeyboardController:
+class KeyboardController(NamedDevice):
     """An Intel 8042 with nothing plugged in: data at offset 0, status and commands at offset 4.
 
     Pulsing output line 0 (command 0xfe) resets the machine, and so does writing the output port

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pykvm import layout
 from pykvm.bus import Placement, Space
+from pykvm.bus.device import NamedDevice
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def pc_testdev() -> list[Placement]:
     ]
 
 
-class KeptPorts:
+class KeptPorts(NamedDevice):
     """Four bytes at offset 0, read and written in any width, and the same ones at offset 8.
 
     What is written to offset 4 is the address of a page that KVM is to forget and to map anew: the
@@ -69,7 +70,7 @@ class KeptPorts:
                 value >>= 8
 
 
-class LinePorts:
+class LinePorts(NamedDevice):
     """A byte for each ISA interrupt: other than 0 raises its line, 0 lowers it.  Reads give 0.
 
     There are places for 24 lines, of which 16 and up lead nowhere, as does 2, the wire between the
@@ -98,7 +99,7 @@ class LinePorts:
         self._lines[offset].set(value != 0)
 
 
-class KeptMemory:
+class KeptMemory(NamedDevice):
     """64 KiB that behave as RAM and are none: every access is an MMIO exit."""
 
     def __init__(self, name: str = "pc-testdev-memory") -> None:

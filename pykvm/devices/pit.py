@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import threading
 
+from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import CAPTURED, Counter, Rule
 from pykvm.clock import ticks_at, time_of
 from pykvm.devices.line import InterruptLine, Output
@@ -57,7 +58,7 @@ ASKS, COUNT_LOW, COUNT_HIGH, LATCHED_LOW, LATCHED_HIGH = range(5)
 BANKS = 5
 
 
-class Pit8254:
+class Pit8254(NamedDevice):
     """An 8254: counters at offsets 0 to 2, control word at offset 3.
 
     `line` is driven with channel 0's output.  At power-on no channel counts, and every OUT is

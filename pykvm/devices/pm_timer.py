@@ -9,6 +9,7 @@ at each change of its top bit (TMR_STS, 4.8.3.1.1) is the business of `pykvm.dev
 
 from __future__ import annotations
 
+from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Counter, Rule
 from pykvm.clock import ticks_at
 from pykvm.errors import ConfigError
@@ -24,7 +25,7 @@ PM_TIMER_HZ = 3_579_545
 SECOND = 1_000_000_000  # ns
 
 
-class AcpiPmTimer:
+class AcpiPmTimer(NamedDevice):
     """PM_TMR: 4 bytes at offset 0, on a PC at port 0x608.
 
     It has 24 bits (it wraps after 4.7 s) or 32 (after 20 minutes), as the FADT's flag TMR_VAL_EXT

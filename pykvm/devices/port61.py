@@ -5,6 +5,7 @@ Source: Intel ICH9 data sheet (316972), 13.7.1 "NMI_SC - NMI Status and Control 
 
 from __future__ import annotations
 
+from pykvm.bus.device import NamedDevice
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ REFRESH_NS = 15_085
 SPEAKER = 2  # the timer's channel
 
 
-class Port61:
+class Port61(NamedDevice):
     """Bits 0 and 5 are channel 2's gate and output; bit 4 toggles with every memory refresh.
 
     Bit 1 lets the speaker hear channel 2; there is no speaker but `speaker`, which tells whether

@@ -7,6 +7,7 @@ Intel ICH9 data sheet, 13.7.3 "PORT92: Fast A20 and Init Register".
 from __future__ import annotations
 
 from pykvm.bus import GuestReset
+from pykvm.bus.device import NamedDevice
 
 __all__ = ["Port92"]
 
@@ -14,7 +15,7 @@ _INIT_NOW = 0x01
 _ALT_A20_GATE = 0x02
 
 
-class Port92:
+class Port92(NamedDevice):
     """One register: what is written to it is read back.
 
     Bit 0 going from 0 to 1 resets the machine.  Bit 1 is the A20 gate, open from the start as
@@ -26,7 +27,7 @@ class Port92:
     >>> port.write(0, 1, 0x03)
     Traceback (most recent call last):
     ...
-    pykvm.bus.GuestReset: the guest reset the machine (port 0x92)
+    pykvm.bus.guest_end.GuestReset: the guest reset the machine (port 0x92)
     """
 
     length = 1

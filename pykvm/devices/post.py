@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from pykvm.bus.device import NamedDevice
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import integer
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["PostPort"]
 
 
-class PostPort:
+class PostPort(NamedDevice):
     """Remembers the codes written to it; Linux also writes here to pass a microsecond.
 
     >>> port = PostPort()

@@ -6,6 +6,7 @@ Source: QEMU, docs/specs/pvpanic.rst; Linux, include/uapi/misc/pvpanic.h.
 from __future__ import annotations
 
 from pykvm.bus import GuestPanic, GuestPowerOff
+from pykvm.bus.device import NamedDevice
 
 __all__ = ["PvPanic"]
 
@@ -14,7 +15,7 @@ CRASH_LOADED = 1 << 1
 SHUTDOWN = 1 << 2
 
 
-class PvPanic:
+class PvPanic(NamedDevice):
     """One byte, on a PC at port 0x505: reading gives the events that it takes, writing is one.
 
     A panic ends the run as a crash, a shutdown as a power-off.  A panic that the guest's own crash
@@ -23,7 +24,7 @@ class PvPanic:
     >>> PvPanic().write(0, 1, 1)
     Traceback (most recent call last):
     ...
-    pykvm.bus.GuestPanic: guest panic: it said so by pvpanic
+    pykvm.bus.guest_end.GuestPanic: guest panic: it said so by pvpanic
     """
 
     width = 1

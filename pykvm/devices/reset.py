@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pykvm.bus import GuestReset
+from pykvm.bus.device import NamedDevice
 
 __all__ = ["ResetControl"]
 
@@ -16,7 +17,7 @@ _ADDRESS_REGISTER = (0, 4)
 _ADDRESS_BITS = 0x80FFFFFC
 
 
-class ResetControl:
+class ResetControl(NamedDevice):
     """The reset control register of PIIX and ICH chipsets: port 0xcf9, at offset 1 from 0xcf8.
 
     RST_CPU (bit 2) going from 0 to 1 resets the machine: with FULL_RST and SYS_RST by a power

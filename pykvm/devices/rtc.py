@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 import time
 
+from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import WRITTEN, Published, Rule
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.rtc_calendar import DAY, WEEKDAY, Format, civil, until_alarm
@@ -93,7 +94,7 @@ class _Ram(bytearray):
         super().__setitem__(index, value)
 
 
-class Rtc146818:
+class Rtc146818(NamedDevice):
     """An MC146818A: index at offset 0 (port 0x70), data at offset 1.
 
     `line` is driven with the IRQ output.  At guest time 0 the clock shows `epoch`, in seconds since

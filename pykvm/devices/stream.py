@@ -39,6 +39,9 @@ class OutputLog:
         # The `at_once` of each subscriber.
         self._at_once: tuple[bytes | None, ...] = ()
 
+    def _summary(self) -> str:
+        return f"{self.printed} bytes printed"
+
     @property
     def output(self) -> bytes:
         """What the guest printed so far, or the last `limit` bytes of it."""

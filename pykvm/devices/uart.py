@@ -27,6 +27,7 @@ import threading
 from collections import deque
 from itertools import pairwise
 
+from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Published, Rule
 from pykvm.devices.incoming import Incoming
 from pykvm.devices.line import InterruptLine, Output
@@ -117,7 +118,7 @@ _LOOP = ((MCR_RTS, MSR_CTS), (MCR_DTR, MSR_DSR), (MCR_OUT1, MSR_RI), (MCR_OUT2, 
 _BREAK = (LSR_BREAK | LSR_FRAMING) << 8
 
 
-class Uart16550(OutputLog):
+class Uart16550(OutputLog, NamedDevice):
     """A 16550A with a host at the other end of the line.
 
     What the guest prints is in `output` and `text` and goes to `on_output`; `send` types at it,

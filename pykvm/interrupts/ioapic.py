@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 
+from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError
 from pykvm.interrupts.message import FIXED, LOWEST_PRIORITY, STARTUP, Message
 from pykvm.interrupts.source import Source
@@ -54,7 +55,7 @@ _ALL_ONES = 0xFFFF_FFFF
 _RESERVED_MODES = (3, STARTUP)
 
 
-class IoApic:
+class IoApic(NamedDevice):
     """An 82093AA for the bus, at 0xfec00000: IOREGSEL at offset 0, IOWIN at 0x10.
 
     ``deliver(message)`` is called for each interrupt, with no lock held, in the thread that caused

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from functools import lru_cache, partial
 
+from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Published, Rule
 from pykvm.devices.line import InterruptLine, Unconnected
 from pykvm.errors import ConfigError
@@ -284,7 +285,7 @@ class Pic8259:
             self.special_mask = bool(value & OCW3_SPECIAL_MASK)
 
 
-class _Ports:
+class _Ports(NamedDevice):
     """Two ports of the pair, as a device on the bus."""
 
     width: ClassVar = 1

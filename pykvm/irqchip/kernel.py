@@ -9,6 +9,7 @@ from __future__ import annotations
 from pykvm import layout
 from pykvm._core import ffi, lib
 from pykvm.bus import Area, Space
+from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError, KVMError
 from pykvm.irqchip.delivery import KernelInterrupts
 from pykvm.irqchip.kernel_lapics import LOCAL_APIC, KernelLapics
@@ -68,7 +69,7 @@ def _route(gsi: int, chip: int, pin: int) -> dict[str, object]:
     }
 
 
-class _HpetBesideKernelPit:
+class _HpetBesideKernelPit(NamedDevice):
     """An HPET whose legacy replacement cuts the kernel's 8254 off from IRQ 0."""
 
     name = "hpet"

@@ -8,6 +8,7 @@ Source: Documentation/virt/kvm/api.rst, 7.5 (KVM_CAP_SPLIT_IRQCHIP), 5 (KVM_EXIT
 
 from __future__ import annotations
 
+from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError
 from pykvm.irqchip.delivery import SplitInterrupts
 from pykvm.irqchip.kernel_lapics import KernelLapics
@@ -42,7 +43,7 @@ def msi_of(message: Message) -> tuple[int, int]:
     return address, level | (message.mode & 7) << 8 | message.vector & 0xFF
 
 
-class _RoutedIoApic:
+class _RoutedIoApic(NamedDevice):
     """An I/O APIC of ours over local APICs of the kernel's.
 
     The kernel tells of the end of a level interrupt only if it finds the vector in its routes.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 from pykvm.bus import Placement, Space
+from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError, KVMError
 from pykvm.irqchip.places import PLACES, placements
 from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offset, set_tsc_offsets
@@ -45,12 +46,15 @@ IA32_TSC_DEADLINE = 0x6E0
 KVMCLOCK_MSRS = (0x11, 0x12, 0x4B56_4D00, 0x4B56_4D01)
 
 
-class OnDemand:
+class OnDemand(NamedDevice):
     """What stands on the bus for a device until the guest first touches it."""
 
     def __init__(self, name: str, make: Callable[[str], Range]) -> None:
         self.name = name
         self._make = make
+
+    def _summary(self) -> str:
+        return "not touched yet"
 
     def read(self, offset: int, size: int) -> int:
         """Make the device and read it."""

@@ -6,6 +6,7 @@ It knows interrupts and devices, never KVM: what a processor does with an interr
 
 from __future__ import annotations
 
+from pykvm.bus.device import NamedDevice
 from pykvm.devices.hpet import Hpet
 from pykvm.devices.pit import Pit8254
 from pykvm.devices.pm_timer import AcpiPmTimer
@@ -71,7 +72,7 @@ class Processor(Protocol):
         """It has."""
 
 
-class ApicPage:
+class ApicPage(NamedDevice):
     """The page of local APIC registers: every processor finds its own there.
 
     `current` is the processor whose thread calls.

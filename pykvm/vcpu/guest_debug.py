@@ -83,6 +83,10 @@ class GuestDebug:
         self.hit: int | None = None
         self._set: tuple[int, list[int]] = (0, [])
 
+    def __repr__(self) -> str:
+        addresses = ", ".join(f"{address:#x}" for address in self.addresses)
+        return f"<GuestDebug: breakpoints [{addresses}]{', stepping' * self._stepping}>"
+
     @property
     def addresses(self) -> tuple[int, ...]:
         """Where breakpoints stand, each once: linear addresses."""

@@ -122,6 +122,9 @@ class KvmEngine:
         self._synced_from: int | None = None
         self._overtaken_at = -1
 
+    def __repr__(self) -> str:
+        return f"<KvmEngine of vCPU {self.index}>"
+
     def close(self) -> None:
         """Free what belongs to this vCPU.  Closing twice is harmless.
 

@@ -92,6 +92,9 @@ class Loop:
         #: Breakpoints and single steps, once anyone has asked for them.
         self.debug: GuestDebug | None = None
 
+    def __repr__(self) -> str:
+        return f"<Loop of {self._cpu!r}>"
+
     def use(self, dispatch: Dispatch) -> None:
         """Answer exits by these devices from now on."""
         self._dispatch = dispatch

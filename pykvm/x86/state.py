@@ -400,6 +400,10 @@ class CpuState(_Record):
         mask = 0xFFFF_FFFF if self.ss.db else 0xFFFF
         return (self.ss.base + (self.rsp & mask)) & 0xFFFF_FFFF
 
+    def __repr__(self) -> str:
+        """Several lines, as `str` has them: what a prompt and a failed assertion show."""
+        return f"<CpuState: {self}>"
+
     def __str__(self) -> str:
         from pykvm.x86.paging import PagingMode
 
