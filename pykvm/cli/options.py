@@ -3,8 +3,8 @@
 Importing argparse alone would cost a third of a small guest's whole run.
 
 >>> options = parse(["--memory", "32M", "guest.elf", "--", "one"])
->>> options.command, options.guest, options.memory, options.arguments
-('run', 'guest.elf', 33554432, ('one',))
+>>> options.command, options.guest, options.arguments, options.config
+('run', 'guest.elf', ('one',), {'memory': 33554432})
 """
 
 from __future__ import annotations
@@ -50,29 +50,10 @@ class Options:
     arguments: tuple[str, ...] = ()
     help: bool = False
     version: bool = False
-    memory: int = 64 << 20
-    smp: int = 1
-    cpu: str = "baseline"
-    boot: str | None = None
-    mode: str | None = None
-    load_address: int | None = None
-    entry: str | None = None
-    stack: str | None = None
-    append: str = ""
-    append_only: bool = False
-    initrd: str | None = None
-    module: tuple[tuple[str, str], ...] = ()
-    kernel: str | None = None
-    fw_cfg: tuple[tuple[str, str], ...] = ()
     serial: Destination = Destination("stdio")
     debugcon: Destination = Destination("serial")
     #: How many bytes each file takes, None for any number.
     output_limit: int | None = 1 << 30
-    irqchip: str | None = None
-    clock: str = "realtime"
-    unclaimed: str | None = None
-    quirks: str = "auto"
-    emulate: str = "auto"
     timeout: float | None = None
     exit_status: str = "guest"
     debug_exit: int | None = None
@@ -83,13 +64,23 @@ class Options:
     dump_on_exit: bool = False
     json: bool = False
 
+    def __init__(self) -> None:
+        #: What was asked for of the machine: fields of a MachineConfig, which has the defaults.
+        self.config: dict[str, Any] = {}
+
+    def put(self, option: Option, value: Any) -> None:
+        """Note the value of an option."""
+        known = self.config if option.group in OF_MACHINE else vars(self)
+        known[option.field] = (*known.get(option.field, ()), value) if option.repeats else value
+
 
 class Option(NamedTuple):
     """One row of the table.
 
     `metavar` is empty for an option that takes no value; `bare` is then what it stands for.  An
     option with both takes its value after "=" only.  `commands` are those that know it.  One that
-    `repeats` gathers its values in a tuple.
+    `repeats` gathers its values in a tuple.  Those of the groups OF_MACHINE set the field of
+    MachineConfig that has their name, or the name `sets`; the others an attribute of Options.
     """
 
     flag: str
@@ -101,11 +92,12 @@ class Option(NamedTuple):
     short: str = ""
     bare: Any = None
     repeats: bool = False
+    sets: str = ""
 
     @property
     def field(self) -> str:
-        """The attribute of Options that it sets."""
-        return self.flag.removeprefix("--").replace("-", "_")
+        """What it sets."""
+        return self.sets or self.flag.removeprefix("--").replace("-", "_")
 
 
 def one_of(*words: str) -> Callable[[str], str]:
@@ -148,6 +140,12 @@ def _count(text: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError("a number") from None
+
+
+def _khz(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 0 < int(text) < 1 << 32):
+        raise ValueError("a frequency in kHz, as 2000000 for 2 GHz")
+    return int(text)
 
 
 def _address(text: str) -> int:
@@ -244,13 +242,16 @@ ENDING = "Ending"
 LOOKING = "Looking inside"
 GENERAL = "General"
 
+# The groups whose options are fields of a MachineConfig.
+OF_MACHINE = (MACHINE, GUEST)
+
 OPTIONS: tuple[Option, ...] = (
     Option(
         "--memory", "SIZE", _memory, MACHINE,
         "RAM, as 64M or 2G, a number alone in MiB; beyond 3G it goes on above 4G (default 64M)",
         _GUESTS, short="-m",
     ),
-    Option("--smp", "N", _count, MACHINE, "number of vCPUs (default 1)", _GUESTS),
+    Option("--smp", "N", _count, MACHINE, "number of vCPUs (default 1)", _GUESTS, sets="vcpus"),
     Option(
         "--cpu", "MODEL", _cpu, MACHINE,
         "what CPUID shows: baseline, the same on every host (default), host, all that this one "
@@ -269,6 +270,11 @@ OPTIONS: tuple[Option, ...] = (
         "--clock", "POLICY", one_of("realtime", "paused", "warp"), MACHINE,
         "guest time: realtime (default); paused hides what passes while the guest is stopped; "
         "warp also skips what a halted guest waits for (irqchip user)",
+        _GUESTS,
+    ),
+    Option(
+        "--tsc-khz", "KHZ", _khz, MACHINE,
+        "frequency of the guest's TSC, where this host can scale it (default the host's)",
         _GUESTS,
     ),
     Option(
@@ -329,7 +335,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--module", "FILE[ WORDS]", _module, GUEST,
         "a file for a multiboot or PVH kernel, and the words that go with it; may be given again",
-        _GUESTS, repeats=True,
+        _GUESTS, repeats=True, sets="modules",
     ),
     Option(
         "--kernel", "FILE", str, GUEST,
@@ -430,9 +436,7 @@ def parse(argv: Sequence[str]) -> Options:
                 rest += reversed(translate(word.lstrip("-"), rest))
                 continue
             option, value = _option(word, rest)
-            if option.repeats:
-                value = (*getattr(options, option.field), value)
-            setattr(options, option.field, value)
+            options.put(option, value)
             given.append(option)
         else:
             words.append(word)
@@ -491,8 +495,8 @@ def _check(options: Options, words: Sequence[str], given: Sequence[Option]) -> N
         if words or options.arguments:
             raise UsageError(f"info takes no guest: unexpected {[*words, *options.arguments][0]!r}")
         return
-    if not words and options.kernel is not None:
-        words, options.kernel = [options.kernel], None
+    if not words and "kernel" in options.config:
+        words = [options.config.pop("kernel")]
     if not words:
         raise UsageError("no guest file given")
     if len(words) > 1:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 import pytest
 
+from pykvm import MachineConfig
 from pykvm.cli.help import help_text
-from pykvm.cli.options import OPTIONS, Destination, Options, parse
+from pykvm.cli.machine import config_of
+from pykvm.cli.options import OF_MACHINE, OPTIONS, Destination, Options, parse
 from pykvm.cli.usage import UsageError
 
 SECONDS = "above zero and up to 1000000000"
@@ -14,7 +19,7 @@ SECONDS = "above zero and up to 1000000000"
 def test_defaults() -> None:
     options = parse(["guest.elf"])
     assert (options.command, options.guest, options.arguments) == ("run", "guest.elf", ())
-    assert (options.memory, options.smp, options.timeout) == (64 << 20, 1, None)
+    assert (options.config, options.timeout) == ({}, None)
     assert options.serial == Destination("stdio")
 
 
@@ -34,11 +39,12 @@ def test_run_is_the_default(words: list[str]) -> None:
         (["-m64"], "memory", 64 << 20),
         (["-m64M"], "memory", 64 << 20),
         (["--memory", "4096"], "memory", 4 << 30),
-        (["--smp", "4"], "smp", 4),
-        (["--smp=-1"], "smp", -1),
+        (["--smp", "4"], "vcpus", 4),
+        (["--smp=-1"], "vcpus", -1),
         (["--cpu", "host"], "cpu", "host"),
         (["--cpu=x86-64-v3,-avx2,+aes"], "cpu", "x86-64-v3,-avx2,+aes"),
         (["--quirks", "on"], "quirks", "on"),
+        (["--tsc-khz", "2500000"], "tsc_khz", 2_500_000),
         (["--mode", "real"], "mode", "real"),
         (["--load-address", "0x1_0000"], "load_address", 0x10000),
         (["--entry", "7C0:0x10"], "entry", "07c0:0010"),
@@ -67,7 +73,7 @@ def test_run_is_the_default(words: list[str]) -> None:
 def test_option(words: list[str], field: str, value: object) -> None:
     for argv in ([*words, "guest.elf"], ["guest.elf", *words], ["run", *words, "guest.elf"]):
         options = parse(argv)
-        assert getattr(options, field) == value
+        assert {**vars(options), **options.config}[field] == value
         assert options.guest == "guest.elf"
 
 
@@ -75,7 +81,7 @@ def test_what_follows_two_dashes_is_the_guests() -> None:
     options = parse(["a.elf", "--stats", "--", "--memory", "--", "x"])
     assert options.arguments == ("--memory", "--", "x")
     assert options.stats
-    assert options.memory == 64 << 20
+    assert options.config == {}
 
 
 def test_commands_are_first_words_only() -> None:
@@ -117,6 +123,13 @@ def test_commands_are_first_words_only() -> None:
         (["a", "--memory", "--"], "--memory needs a value: --memory SIZE"),
         (["a", "--memory", "much"], "--memory takes a size such as 64M or 2G, not 'much'"),
         (["a", "--memory", "0"], "--memory takes a size above zero, such as 64M, not '0'"),
+        *(
+            (
+                ["a", "--tsc-khz", wrong],
+                f"--tsc-khz takes a frequency in kHz, as 2000000 for 2 GHz, not '{wrong}'",
+            )
+            for wrong in ("0", "-1", "2GHz", "1e6", "4294967296", "9" * 5000)
+        ),
         (["a", "--smp", "two"], "--smp takes a number, not 'two'"),
         (["a", "--mode", "v86"], "--mode takes one of real, protected, long, not 'v86'"),
         (["a", "--entry", "7c00"], "--entry takes SEGMENT:OFFSET, as 07C0:0000, not '7c00'"),
@@ -155,8 +168,42 @@ def test_help_is_asked_for_whatever_else_is_wrong() -> None:
     assert parse(["step", "--version"]).version
 
 
-def test_every_option_sets_an_attribute_that_exists() -> None:
-    assert [option.flag for option in OPTIONS if not hasattr(Options, option.field)] == []
+# Fields of a MachineConfig that the command line fills otherwise, or not at all.
+WITHOUT_OPTION = {
+    "image": "the guest file is a word of its own",
+    "args": "what follows -- is the guest's",
+    "devices": "objects of a program",
+}
+
+
+def test_every_field_of_a_machine_has_its_option() -> None:
+    set_ = [option.field for option in OPTIONS if option.group in OF_MACHINE]
+    assert sorted([*set_, *WITHOUT_OPTION]) == sorted(inspect.signature(MachineConfig).parameters)
+
+
+def test_every_other_option_sets_an_attribute_that_exists() -> None:
+    others = [option for option in OPTIONS if option.group not in OF_MACHINE]
+    assert [option.flag for option in others if not hasattr(Options, option.field)] == []
+
+
+def test_the_options_of_a_machine_are_its_config(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"secret")
+    options = parse(
+        [
+            *("--smp", "2", "--tsc-khz", "2000000", "--module", "m words", "--append-only"),
+            *("--fw-cfg", f"opt/key={tmp_path / 'key'}", "a.elf", "--", "one"),
+        ]
+    )
+    assert config_of(options) == MachineConfig(
+        "a.elf",
+        vcpus=2,
+        tsc_khz=2_000_000,
+        modules=[("m", "words")],
+        append_only=True,
+        fw_cfg={"opt/key": b"secret"},
+        args=["one"],
+    )
+    assert config_of(parse(["a.elf"])) == MachineConfig("a.elf")
 
 
 def test_help_names_every_option_in_narrow_lines() -> None:

@@ -84,9 +84,9 @@ def test_two_dashes_do_as_well() -> None:
 
 def test_a_kernel_beside_firmware_is_what_it_boots() -> None:
     options = parse(["-bios", "rom", "-kernel", "bzImage"])
-    assert (options.guest, options.boot, options.kernel) == ("rom", "firmware", "bzImage")
+    assert (options.guest, options.config) == ("rom", {"boot": "firmware", "kernel": "bzImage"})
     options = parse(["-kernel", "bzImage", "--", "one"])
-    assert (options.guest, options.kernel, options.arguments) == ("bzImage", None, ("one",))
+    assert (options.guest, options.config, options.arguments) == ("bzImage", {}, ("one",))
 
 
 @pytest.mark.kvm
