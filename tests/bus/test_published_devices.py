@@ -19,22 +19,12 @@ from pykvm.devices.rtc import Rtc146818
 from pykvm.devices.uart import IER_THR_EMPTY, IIR_NONE, IIR_THR_EMPTY, MCR_LOOP
 from pykvm.interrupts.pic import Pic8259Pair
 from support.front import Front
+from support.lines import Line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 DATA, IER, IIR, FCR, LCR, MCR, LSR, MSR, SCR = 0, 1, 2, 2, 3, 4, 5, 6, 7
-
-
-class Line:
-    def __init__(self) -> None:
-        self.level = False
-        self.rises = 0
-
-    def set(self, level: bool) -> None:
-        assert level != self.level
-        self.level = level
-        self.rises += level
 
 
 class InC:

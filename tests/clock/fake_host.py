@@ -1,4 +1,4 @@
-"""A host whose time moves only when told to, and the lines of devices that run on it."""
+"""A host whose time moves only when told to."""
 
 from __future__ import annotations
 
@@ -28,33 +28,3 @@ class Host:
             host_tsc_khz=self.khz,
             tsc_movable=movable,
         )
-
-
-class Lines:
-    """Interrupt lines that write down what happens to them, with the time."""
-
-    def __init__(self, clock: Clock, count: int = 1) -> None:
-        self.clock = clock
-        self.log: list[tuple[int, int, bool]] = []
-        self.lines = [Line(self, number) for number in range(count)]
-
-    def __getitem__(self, number: int) -> Line:
-        return self.lines[number]
-
-    def times(self, number: int = 0) -> list[int]:
-        """The guest times at which line `number` rose."""
-        return [when for when, line, level in self.log if line == number and level]
-
-
-class Line:
-    """One of `Lines`."""
-
-    def __init__(self, lines: Lines, number: int) -> None:
-        self.number = number
-        self.level = False
-        self._lines = lines
-
-    def set(self, level: bool) -> None:
-        assert level != self.level, "set without a change"
-        self.level = level
-        self._lines.log.append((self._lines.clock.now(), self.number, level))

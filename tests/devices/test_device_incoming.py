@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from clock.fake_host import Host, Lines
+from clock.fake_host import Host
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from pykvm.devices.uart import (
     MCR_OUT2,
     MCR_RTS,
 )
+from support.lines import Lines
 
 DATA, IER, FCR, MCR, LSR = 0, 1, 2, 4, 5
 READY = MCR_DTR | MCR_RTS | MCR_OUT2

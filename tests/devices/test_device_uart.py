@@ -41,22 +41,10 @@ from pykvm.devices.uart import (
     MSR_DSR,
     MSR_RI,
 )
+from support.lines import Line
 
 DATA, IER, IIR, FCR, LCR, MCR, LSR, MSR, SCR = 0, 1, 2, 2, 3, 4, 5, 6, 7
 ERRORS = 0x1E
-
-
-class Line:
-    """Remembers its level and every change."""
-
-    def __init__(self) -> None:
-        self.level = False
-        self.changes: list[bool] = []
-
-    def set(self, level: bool) -> None:
-        assert level != self.level, "set without a change"
-        self.level = level
-        self.changes.append(level)
 
 
 class Rig:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pykvm.bus import GuestPowerOff
 from pykvm.devices.acpi_pm import AcpiPm
 from pykvm.devices.pm_timer import PM_TIMER_HZ
+from support.lines import Line
 
 STATUS, ENABLE, CONTROL = 0, 2, 4
 TMR, PWRBTN = 1 << 0, 1 << 8
@@ -19,14 +20,6 @@ SCI_EN, SLP_EN = 1 << 0, 1 << 13
 
 #: The PM timer's bit 31 changes every 2**31 ticks: (ns, rounded up).
 HALF = -(-(1 << 31) * 10**9 // PM_TIMER_HZ)
-
-
-class Line:
-    def __init__(self) -> None:
-        self.levels: list[bool] = []
-
-    def set(self, level: bool) -> None:
-        self.levels.append(level)
 
 
 class TestEvents:
@@ -43,25 +36,25 @@ class TestEvents:
         pm, line = AcpiPm(), Line()
         pm.connect(line)
         pm.press_power_button()
-        assert line.levels == [], "not enabled"
+        assert line.changes == [], "not enabled"
         pm.write(ENABLE, 2, PWRBTN)
-        assert line.levels == [True]
+        assert line.changes == [True]
         pm.press_power_button()
-        assert line.levels == [True]
+        assert line.changes == [True]
         pm.write(STATUS, 2, PWRBTN)
-        assert line.levels == [True, False]
+        assert line.changes == [True, False]
         pm.press_power_button()
         pm.write(ENABLE, 2, 0)
-        assert line.levels == [True, False, True, False]
+        assert line.changes == [True, False, True, False]
 
     def test_a_line_that_comes_late_learns_the_level(self) -> None:
         pm, line = AcpiPm(), Line()
         pm.write(ENABLE, 2, PWRBTN)
         pm.press_power_button()
         pm.connect(line)
-        assert line.levels == [True]
+        assert line.changes == [True]
         pm.reset()
-        assert line.levels == [True, False]
+        assert line.changes == [True, False]
         assert pm.read(0, 4) == 0
 
     def test_whether_the_button_would_interrupt(self) -> None:
@@ -151,11 +144,11 @@ class TestTimerStatus:
             assert deadline == -(-(number << 31) * 10**9 // PM_TIMER_HZ)
             clock.warp_to(deadline)
             clock.run_due(0)
-            assert line.levels == [True]
+            assert line.changes == [True]
             assert clock.next_deadline(0) is None, "it has nothing to add"
             pm.write(STATUS, 2, TMR)
-            assert line.levels.pop(0)
-            assert line.levels.pop(0) is False
+            assert line.changes.pop(0)
+            assert line.changes.pop(0) is False
         pm.write(ENABLE, 2, 0)
         assert clock.next_deadline(0) is None
 
@@ -186,5 +179,5 @@ def test_the_line_says_what_the_registers_say(writes: list[tuple[int, int, int]]
         clock.run_due(0)
         high = bool(pm.read(STATUS, 2) & pm.read(ENABLE, 2))
         clock.run_due(0)
-        assert (line.levels or [False])[-1] is high
-    assert all(a is not b for a, b in zip(line.levels, line.levels[1:], strict=False))
+        assert (line.changes or [False])[-1] is high
+    assert all(a is not b for a, b in zip(line.changes, line.changes[1:], strict=False))

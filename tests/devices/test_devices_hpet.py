@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from clock.fake_host import Host, Lines
+from clock.fake_host import Host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +32,7 @@ from pykvm.devices.hpet import (
     VAL_SET_CNF,
     Hpet,
 )
+from support.lines import Lines
 
 ONES32 = (1 << 32) - 1
 ONES64 = (1 << 64) - 1
@@ -51,7 +52,7 @@ def route(irq: int) -> int:
     return irq << ROUTE_SHIFT
 
 
-class Board:
+class Rig:
     """An HPET on a host whose time stands still, with the lines of a PC."""
 
     def __init__(self) -> None:
@@ -99,8 +100,8 @@ class Board:
 
 
 @pytest.fixture
-def board() -> Board:
-    return Board()
+def rig() -> Rig:
+    return Rig()
 
 
 class TestRegisters:
@@ -112,28 +113,28 @@ class TestRegisters:
         assert (PER_INT_CAP, SIZE_CAP, VAL_SET_CNF, MODE32_CNF) == (0x10, 0x20, 0x40, 0x100)
         assert (ROUTE_CNF, ROUTE_SHIFT) == (0x3E00, 9)
 
-    def test_at_power_on(self, board: Board) -> None:
+    def test_at_power_on(self, rig: Rig) -> None:
         """Section 3.1."""
-        assert board.read(CONFIGURATION) == board.read(STATUS) == board.read(COUNTER) == 0
+        assert rig.read(CONFIGURATION) == rig.read(STATUS) == rig.read(COUNTER) == 0
         for number in range(TIMERS):
-            assert board.read(config(number)) & ONES32 == PER_INT_CAP | SIZE_CAP
-            assert board.read(comparator(number)) == ONES64
-        board.idle(1_000)
-        assert board.read(COUNTER) == 0, "halted"
-        assert board.clock.next_deadline(0) is None
+            assert rig.read(config(number)) & ONES32 == PER_INT_CAP | SIZE_CAP
+            assert rig.read(comparator(number)) == ONES64
+        rig.idle(1_000)
+        assert rig.read(COUNTER) == 0, "halted"
+        assert rig.clock.next_deadline(0) is None
 
-    def test_capabilities(self, board: Board) -> None:
-        value = board.read(CAPABILITIES)
+    def test_capabilities(self, rig: Rig) -> None:
+        value = rig.read(CAPABILITIES)
         assert value & 0xFF, "a revision of 0 is not permitted"
         assert value >> 8 & 0x1F == TIMERS - 1
         assert value >> 13 & 7 == 0b101, "64 bits, reserved, legacy replacement"
         assert value >> 16 & 0xFFFF == 0x8086
         assert value >> 32 == TICK_NS * 1_000_000 <= 0x05F5E100
 
-    def test_routing_capability(self, board: Board) -> None:
+    def test_routing_capability(self, rig: Rig) -> None:
         for number in range(TIMERS):
-            assert board.read(config(number)) >> 32 == 1 << 11 | 0xF << 20
-            assert board.read(config(number) + 4, 4) == 1 << 11 | 0xF << 20
+            assert rig.read(config(number)) >> 32 == 1 << 11 | 0xF << 20
+            assert rig.read(config(number) + 4, 4) == 1 << 11 | 0xF << 20
 
     @pytest.mark.parametrize("irqs", [(), (0,), (8, 20), (5,)])
     def test_without_irq_0_and_8_there_is_no_legacy_replacement(self, irqs: tuple[int]) -> None:
@@ -165,266 +166,260 @@ class TestRegisters:
             (0x3F8, 0),
         ],
     )
-    def test_reserved_bits_are_0_and_stay_so(self, board: Board, offset: int, written: int) -> None:
-        before = board.read(offset)
-        board.write(offset, ONES64)
-        assert board.read(offset) == before | written
-        board.write(offset, 0)
-        assert board.read(offset) == before
+    def test_reserved_bits_are_0_and_stay_so(self, rig: Rig, offset: int, written: int) -> None:
+        before = rig.read(offset)
+        rig.write(offset, ONES64)
+        assert rig.read(offset) == before | written
+        rig.write(offset, 0)
+        assert rig.read(offset) == before
 
-    def test_writable_bits_of_a_timer(self, board: Board) -> None:
-        fixed = board.read(config(1))
-        board.write(config(1), ONES64 & ~ROUTE_CNF | route(23))
+    def test_writable_bits_of_a_timer(self, rig: Rig) -> None:
+        fixed = rig.read(config(1))
+        rig.write(config(1), ONES64 & ~ROUTE_CNF | route(23))
         kept = INT_TYPE_CNF | INT_ENB_CNF | TYPE_CNF | VAL_SET_CNF | MODE32_CNF | route(23)
-        assert board.read(config(1)) == fixed | kept
-        board.write(config(1) + 4, 0, 4)
-        assert board.read(config(1)) == fixed | kept, "the upper half is read-only"
-        board.write(config(1), ONES32 << 32, 8)
-        assert board.read(config(1)) == fixed | route(23)
-        board.write(config(1) + 4, ONES32, 4)
-        assert board.read(config(1)) == fixed | route(23)
+        assert rig.read(config(1)) == fixed | kept
+        rig.write(config(1) + 4, 0, 4)
+        assert rig.read(config(1)) == fixed | kept, "the upper half is read-only"
+        rig.write(config(1), ONES32 << 32, 8)
+        assert rig.read(config(1)) == fixed | route(23)
+        rig.write(config(1) + 4, ONES32, 4)
+        assert rig.read(config(1)) == fixed | route(23)
 
     @pytest.mark.parametrize("offset", [0x110, 0x114, 0x118, 0x11C, 0x0F8, 0x104])
-    def test_writes_beside_a_timers_registers_leave_it_alone(
-        self, board: Board, offset: int
-    ) -> None:
-        board.set(0, INT_ENB_CNF | route(20), 1_000)
-        before = [board.read(config(0)), board.read(comparator(0))]
-        board.write(offset, 0x55, 4)
-        assert [board.read(config(0)), board.read(comparator(0))] == before
-        assert board.read(COUNTER) == 0
+    def test_writes_beside_a_timers_registers_leave_it_alone(self, rig: Rig, offset: int) -> None:
+        rig.set(0, INT_ENB_CNF | route(20), 1_000)
+        before = [rig.read(config(0)), rig.read(comparator(0))]
+        rig.write(offset, 0x55, 4)
+        assert [rig.read(config(0)), rig.read(comparator(0))] == before
+        assert rig.read(COUNTER) == 0
 
     @pytest.mark.parametrize("irq", [irq for irq in range(32) if irq not in IRQS[2:]])
-    def test_a_route_that_is_not_there_is_not_taken(self, board: Board, irq: int) -> None:
-        board.write(config(0), route(21))
-        board.write(config(0), route(irq))
-        assert board.read(config(0)) & ROUTE_CNF == route(21)
+    def test_a_route_that_is_not_there_is_not_taken(self, rig: Rig, irq: int) -> None:
+        rig.write(config(0), route(21))
+        rig.write(config(0), route(irq))
+        assert rig.read(config(0)) & ROUTE_CNF == route(21)
 
-    def test_value_set_is_for_periodic_timers(self, board: Board) -> None:
-        board.write(config(0), VAL_SET_CNF)
-        assert not board.read(config(0)) & VAL_SET_CNF
-        board.write(config(0), VAL_SET_CNF | TYPE_CNF)
-        assert board.read(config(0)) & VAL_SET_CNF
-        board.write(comparator(0), 5)
-        assert not board.read(config(0)) & VAL_SET_CNF, "clears itself"
+    def test_value_set_is_for_periodic_timers(self, rig: Rig) -> None:
+        rig.write(config(0), VAL_SET_CNF)
+        assert not rig.read(config(0)) & VAL_SET_CNF
+        rig.write(config(0), VAL_SET_CNF | TYPE_CNF)
+        assert rig.read(config(0)) & VAL_SET_CNF
+        rig.write(comparator(0), 5)
+        assert not rig.read(config(0)) & VAL_SET_CNF, "clears itself"
 
-    def test_halves(self, board: Board) -> None:
-        board.write(COUNTER, 0x11223344, 4)
-        board.write(COUNTER + 4, 0x55667788, 4)
-        assert board.read(COUNTER) == 0x5566778811223344
-        assert board.read(COUNTER + 4, 4) == 0x55667788
-        board.write(comparator(2) + 4, 0xAABBCCDD, 4)
-        assert board.read(comparator(2)) == 0xAABBCCDDFFFFFFFF
-        board.write(comparator(2), 7, 4)
-        assert board.read(comparator(2)) == 0xAABBCCDD00000007
-        board.write(CONFIGURATION + 4, 1, 4)
-        board.write(STATUS + 4, 1, 4)
-        assert board.read(CONFIGURATION) == 0
+    def test_halves(self, rig: Rig) -> None:
+        rig.write(COUNTER, 0x11223344, 4)
+        rig.write(COUNTER + 4, 0x55667788, 4)
+        assert rig.read(COUNTER) == 0x5566778811223344
+        assert rig.read(COUNTER + 4, 4) == 0x55667788
+        rig.write(comparator(2) + 4, 0xAABBCCDD, 4)
+        assert rig.read(comparator(2)) == 0xAABBCCDDFFFFFFFF
+        rig.write(comparator(2), 7, 4)
+        assert rig.read(comparator(2)) == 0xAABBCCDD00000007
+        rig.write(CONFIGURATION + 4, 1, 4)
+        rig.write(STATUS + 4, 1, 4)
+        assert rig.read(CONFIGURATION) == 0
 
     @pytest.mark.parametrize(("offset", "size"), [(0, 1), (0, 2), (1, 4), (2, 4), (4, 8), (3, 1)])
-    def test_accesses_that_software_must_not_make(
-        self, board: Board, offset: int, size: int
-    ) -> None:
+    def test_accesses_that_software_must_not_make(self, rig: Rig, offset: int, size: int) -> None:
         """Section 2.3.2: they read what lies there, and write nothing."""
-        board.write(COUNTER, 0x8877665544332211)
+        rig.write(COUNTER, 0x8877665544332211)
         image = (0x8877665544332211).to_bytes(8, "little") + bytes(8)
         want = int.from_bytes(image[offset : offset + size], "little")
-        assert board.read(COUNTER + offset, size) == want
-        board.write(COUNTER + offset, 0, size)
-        assert board.read(COUNTER) == 0x8877665544332211
+        assert rig.read(COUNTER + offset, size) == want
+        rig.write(COUNTER + offset, 0, size)
+        assert rig.read(COUNTER) == 0x8877665544332211
 
-    def test_a_read_across_two_registers(self, board: Board) -> None:
-        board.write(comparator(0), 0x1122334455667788)
-        assert board.read(config(0) + 4) == 0x55667788 << 32 | 1 << 11 | 0xF << 20
+    def test_a_read_across_two_registers(self, rig: Rig) -> None:
+        rig.write(comparator(0), 0x1122334455667788)
+        assert rig.read(config(0) + 4) == 0x55667788 << 32 | 1 << 11 | 0xF << 20
 
-    def test_on_the_bus(self, board: Board) -> None:
+    def test_on_the_bus(self, rig: Rig) -> None:
         bus = Bus()
-        bus.add_mmio(0xFED0_0000, 0x400, board.hpet)
+        bus.add_mmio(0xFED0_0000, 0x400, rig.hpet)
         assert bus.write(Space.MMIO, 0xFED0_00F0, 8, 77)
         assert bus.read(Space.MMIO, 0xFED0_00F0, 8) == 77
         assert bus.read(Space.MMIO, 0xFED0_00F4, 4) == 0
 
-    def test_32_bit_mode_drops_the_upper_half(self, board: Board) -> None:
-        board.write(comparator(0), 0x1_2345_6789)
-        board.write(config(0), MODE32_CNF)
-        assert board.read(comparator(0)) == 0x2345_6789
-        board.write(comparator(0), ONES64)
-        assert board.read(comparator(0)) == ONES32
-        board.write(comparator(0) + 4, 9, 4)
-        assert board.read(comparator(0)) == ONES32
-        board.write(config(0), 0)
-        assert board.read(comparator(0)) == ONES32
+    def test_32_bit_mode_drops_the_upper_half(self, rig: Rig) -> None:
+        rig.write(comparator(0), 0x1_2345_6789)
+        rig.write(config(0), MODE32_CNF)
+        assert rig.read(comparator(0)) == 0x2345_6789
+        rig.write(comparator(0), ONES64)
+        assert rig.read(comparator(0)) == ONES32
+        rig.write(comparator(0) + 4, 9, 4)
+        assert rig.read(comparator(0)) == ONES32
+        rig.write(config(0), 0)
+        assert rig.read(comparator(0)) == ONES32
 
 
 class TestCounter:
-    def test_it_runs_while_enabled(self, board: Board) -> None:
-        board.idle(100)
-        board.start()
-        board.idle(7)
-        assert board.read(COUNTER) == 7
-        board.stop()
-        board.idle(50)
-        assert board.read(COUNTER) == 7
-        board.start()
-        assert board.read(COUNTER) == 7
-        board.idle(1)
-        assert board.read(COUNTER) == board.hpet.counter == 8
+    def test_it_runs_while_enabled(self, rig: Rig) -> None:
+        rig.idle(100)
+        rig.start()
+        rig.idle(7)
+        assert rig.read(COUNTER) == 7
+        rig.stop()
+        rig.idle(50)
+        assert rig.read(COUNTER) == 7
+        rig.start()
+        assert rig.read(COUNTER) == 7
+        rig.idle(1)
+        assert rig.read(COUNTER) == rig.hpet.counter == 8
 
-    def test_it_can_be_set_and_wraps(self, board: Board) -> None:
-        board.write(COUNTER, ONES64 - 1)
-        board.start()
-        board.idle(3)
-        assert board.read(COUNTER) == 1
-        board.write(COUNTER, 1_000)
-        board.idle(3)
-        assert board.read(COUNTER) == 1_003, "while it runs too"
+    def test_it_can_be_set_and_wraps(self, rig: Rig) -> None:
+        rig.write(COUNTER, ONES64 - 1)
+        rig.start()
+        rig.idle(3)
+        assert rig.read(COUNTER) == 1
+        rig.write(COUNTER, 1_000)
+        rig.idle(3)
+        assert rig.read(COUNTER) == 1_003, "while it runs too"
 
 
 class TestOneShot:
     @pytest.mark.parametrize("number", range(TIMERS))
     @pytest.mark.parametrize("mode", [0, MODE32_CNF])
-    def test_it_fires_when_the_counter_equals(self, board: Board, number: int, mode: int) -> None:
-        board.set(number, INT_ENB_CNF | route(20) | mode, 500)
-        board.start()
-        board.run(499)
-        assert board.rises(20) == []
-        board.run(1)
-        assert board.rises(20) == [500]
-        assert not board.level(20), "a pulse"
-        board.run(100_000)
-        assert board.rises(20) == [500]
-        assert board.read(comparator(number)) == 500
-        assert board.read(STATUS) == 0
+    def test_it_fires_when_the_counter_equals(self, rig: Rig, number: int, mode: int) -> None:
+        rig.set(number, INT_ENB_CNF | route(20) | mode, 500)
+        rig.start()
+        rig.run(499)
+        assert rig.rises(20) == []
+        rig.run(1)
+        assert rig.rises(20) == [500]
+        assert not rig.level(20), "a pulse"
+        rig.run(100_000)
+        assert rig.rises(20) == [500]
+        assert rig.read(comparator(number)) == 500
+        assert rig.read(STATUS) == 0
 
-    def test_a_comparator_that_was_passed_does_not_fire(self, board: Board) -> None:
-        board.start()
-        board.run(100)
-        board.set(0, INT_ENB_CNF | route(20), 99)
-        board.run(1_000_000)
-        assert board.rises(20) == []
+    def test_a_comparator_that_was_passed_does_not_fire(self, rig: Rig) -> None:
+        rig.start()
+        rig.run(100)
+        rig.set(0, INT_ENB_CNF | route(20), 99)
+        rig.run(1_000_000)
+        assert rig.rises(20) == []
 
-    def test_a_comparator_that_is_equal_fires_at_once(self, board: Board) -> None:
-        board.start()
-        board.run(100)
-        board.set(0, INT_ENB_CNF | route(20), 100)
-        board.run(0)
-        assert board.rises(20) == [100]
+    def test_a_comparator_that_is_equal_fires_at_once(self, rig: Rig) -> None:
+        rig.start()
+        rig.run(100)
+        rig.set(0, INT_ENB_CNF | route(20), 100)
+        rig.run(0)
+        assert rig.rises(20) == [100]
 
-    def test_one_that_equals_when_the_counter_starts(self, board: Board) -> None:
-        board.set(0, INT_ENB_CNF | route(20), 0)
-        board.run(50)
-        assert board.rises(20) == [], "not while halted"
-        board.start()
-        board.run(0)
-        assert board.rises(20) == [50]
+    def test_one_that_equals_when_the_counter_starts(self, rig: Rig) -> None:
+        rig.set(0, INT_ENB_CNF | route(20), 0)
+        rig.run(50)
+        assert rig.rises(20) == [], "not while halted"
+        rig.start()
+        rig.run(0)
+        assert rig.rises(20) == [50]
 
-    def test_32_bit_mode_matches_across_the_wrap(self, board: Board) -> None:
+    def test_32_bit_mode_matches_across_the_wrap(self, rig: Rig) -> None:
         """Of the counter only the low 32 bits count; the same value comes again each wrap."""
-        board.write(COUNTER, 0x7_FFFF_FF00)
-        board.set(0, INT_ENB_CNF | MODE32_CNF | route(20), 0x10)
-        board.start()
-        board.run(0x10F)
-        assert board.rises(20) == []
-        board.run(1)
-        assert board.rises(20) == [0x110]
-        board.run((1 << 32) - 1)
-        assert len(board.rises(20)) == 1
-        board.run(1)
-        assert board.rises(20) == [0x110, 0x110 + (1 << 32)]
+        rig.write(COUNTER, 0x7_FFFF_FF00)
+        rig.set(0, INT_ENB_CNF | MODE32_CNF | route(20), 0x10)
+        rig.start()
+        rig.run(0x10F)
+        assert rig.rises(20) == []
+        rig.run(1)
+        assert rig.rises(20) == [0x110]
+        rig.run((1 << 32) - 1)
+        assert len(rig.rises(20)) == 1
+        rig.run(1)
+        assert rig.rises(20) == [0x110, 0x110 + (1 << 32)]
 
     @pytest.mark.parametrize(("late", "missed"), [((3 << 32) - 1, 2), (3 << 32, 3)])
-    def test_wraps_behind_it_coalesces_and_counts(
-        self, board: Board, late: int, missed: int
-    ) -> None:
-        board.set(0, INT_ENB_CNF | MODE32_CNF | route(20), 10)
-        board.start()
-        board.idle(10 + late)
-        board.run(0)
-        assert (len(board.rises(20)), board.hpet.missed) == (1, missed)
+    def test_wraps_behind_it_coalesces_and_counts(self, rig: Rig, late: int, missed: int) -> None:
+        rig.set(0, INT_ENB_CNF | MODE32_CNF | route(20), 10)
+        rig.start()
+        rig.idle(10 + late)
+        rig.run(0)
+        assert (len(rig.rises(20)), rig.hpet.missed) == (1, missed)
 
-    def test_64_bit_mode_does_not(self, board: Board) -> None:
-        board.write(COUNTER, 0x7_FFFF_FF00)
-        board.set(0, INT_ENB_CNF | route(20), 0x10)
-        board.start()
-        board.run(3 << 32)
-        assert board.rises(20) == []
+    def test_64_bit_mode_does_not(self, rig: Rig) -> None:
+        rig.write(COUNTER, 0x7_FFFF_FF00)
+        rig.set(0, INT_ENB_CNF | route(20), 0x10)
+        rig.start()
+        rig.run(3 << 32)
+        assert rig.rises(20) == []
 
-    def test_64_bit_mode_matches_across_its_own(self, board: Board) -> None:
-        board.write(COUNTER, ONES64)
-        board.set(0, INT_ENB_CNF | route(20), 5)
-        board.start()
-        board.run(6)
-        assert board.rises(20) == [6]
+    def test_64_bit_mode_matches_across_its_own(self, rig: Rig) -> None:
+        rig.write(COUNTER, ONES64)
+        rig.set(0, INT_ENB_CNF | route(20), 5)
+        rig.start()
+        rig.run(6)
+        assert rig.rises(20) == [6]
 
-    def test_masked_it_fires_nothing(self, board: Board) -> None:
-        board.set(0, route(20), 10)
-        board.start()
-        assert board.clock.next_deadline(0) is None
-        board.run(20)
-        board.set(0, INT_ENB_CNF | route(20))
-        board.run(20)
-        assert board.rises(20) == []
+    def test_masked_it_fires_nothing(self, rig: Rig) -> None:
+        rig.set(0, route(20), 10)
+        rig.start()
+        assert rig.clock.next_deadline(0) is None
+        rig.run(20)
+        rig.set(0, INT_ENB_CNF | route(20))
+        rig.run(20)
+        assert rig.rises(20) == []
 
-    def test_halting_holds_it_back(self, board: Board) -> None:
-        board.set(0, INT_ENB_CNF | route(20), 10)
-        board.start()
-        board.run(5)
-        board.stop()
-        assert board.clock.next_deadline(0) is None
-        board.run(1_000)
-        assert board.rises(20) == []
-        board.start()
-        board.run(5)
-        assert board.rises(20) == [1_010]
+    def test_halting_holds_it_back(self, rig: Rig) -> None:
+        rig.set(0, INT_ENB_CNF | route(20), 10)
+        rig.start()
+        rig.run(5)
+        rig.stop()
+        assert rig.clock.next_deadline(0) is None
+        rig.run(1_000)
+        assert rig.rises(20) == []
+        rig.start()
+        rig.run(5)
+        assert rig.rises(20) == [1_010]
 
-    def test_writing_the_counter_moves_it(self, board: Board) -> None:
-        board.set(0, INT_ENB_CNF | route(20), 1_000)
-        board.start()
-        board.run(10)
-        board.write(COUNTER, 990)
-        board.run(9)
-        assert board.rises(20) == []
-        board.run(1)
-        assert board.rises(20) == [20]
-        board.write(COUNTER, 990)
-        board.run(10)
-        assert board.rises(20) == [20, 30], "and again"
+    def test_writing_the_counter_moves_it(self, rig: Rig) -> None:
+        rig.set(0, INT_ENB_CNF | route(20), 1_000)
+        rig.start()
+        rig.run(10)
+        rig.write(COUNTER, 990)
+        rig.run(9)
+        assert rig.rises(20) == []
+        rig.run(1)
+        assert rig.rises(20) == [20]
+        rig.write(COUNTER, 990)
+        rig.run(10)
+        assert rig.rises(20) == [20, 30], "and again"
 
-    def test_an_access_before_the_deadline_is_served_misses_nothing(self, board: Board) -> None:
-        board.set(0, INT_ENB_CNF | route(20), 10)
-        board.start()
-        board.idle(30)
-        board.write(comparator(0), 1_000)
-        assert board.rises(20) == [30]
-        board.run(970)
-        assert board.rises(20) == [30, 1_000]
+    def test_an_access_before_the_deadline_is_served_misses_nothing(self, rig: Rig) -> None:
+        rig.set(0, INT_ENB_CNF | route(20), 10)
+        rig.start()
+        rig.idle(30)
+        rig.write(comparator(0), 1_000)
+        assert rig.rises(20) == [30]
+        rig.run(970)
+        assert rig.rises(20) == [30, 1_000]
 
     @pytest.mark.parametrize("offset", [STATUS, comparator(0)])
     def test_a_read_before_the_deadline_is_served_gives_a_whole_pulse(
-        self, board: Board, offset: int
+        self, rig: Rig, offset: int
     ) -> None:
-        board.set(0, INT_ENB_CNF | route(20), 10)
-        board.start()
-        board.idle(10)
-        board.read(offset)
-        assert (board.rises(20), board.level(20)) == ([10], False)
+        rig.set(0, INT_ENB_CNF | route(20), 10)
+        rig.start()
+        rig.idle(10)
+        rig.read(offset)
+        assert (rig.rises(20), rig.level(20)) == ([10], False)
 
     @pytest.mark.parametrize("offset", [CONFIGURATION, COUNTER, config(0), comparator(0)])
     def test_a_write_before_the_deadline_is_served_comes_after_the_match(
-        self, board: Board, offset: int
+        self, rig: Rig, offset: int
     ) -> None:
-        board.set(0, INT_ENB_CNF | route(20), 10)
-        board.start()
-        board.idle(15)
-        board.write(offset, 0)
-        assert board.rises(20) == [15]
+        rig.set(0, INT_ENB_CNF | route(20), 10)
+        rig.start()
+        rig.idle(15)
+        rig.write(offset, 0)
+        assert rig.rises(20) == [15]
 
-    def test_unrouted_it_goes_nowhere(self, board: Board) -> None:
-        board.set(0, INT_ENB_CNF, 10)
-        board.start()
-        board.run(20)
-        assert board.lines.log == []
-        assert board.hpet.missed == 0
+    def test_unrouted_it_goes_nowhere(self, rig: Rig) -> None:
+        rig.set(0, INT_ENB_CNF, 10)
+        rig.start()
+        rig.run(20)
+        assert rig.lines.log == []
+        assert rig.hpet.missed == 0
 
 
 class TestPeriodic:
@@ -433,262 +428,262 @@ class TestPeriodic:
     P = 10_000
 
     @pytest.mark.parametrize("number", range(TIMERS))
-    def test_it_fires_every_period(self, board: Board, number: int) -> None:
+    def test_it_fires_every_period(self, rig: Rig, number: int) -> None:
         """The usage model of section 2.3.9.2.2."""
-        board.stop()
-        board.write(COUNTER, 0)
-        board.set(number, PERIODIC | route(22), self.P)
-        board.start()
-        board.run(10 * self.P)
-        assert board.rises(22) == [self.P * n for n in range(1, 11)]
-        assert board.read(comparator(number)) == 11 * self.P
-        assert board.hpet.missed == 0
+        rig.stop()
+        rig.write(COUNTER, 0)
+        rig.set(number, PERIODIC | route(22), self.P)
+        rig.start()
+        rig.run(10 * self.P)
+        assert rig.rises(22) == [self.P * n for n in range(1, 11)]
+        assert rig.read(comparator(number)) == 11 * self.P
+        assert rig.hpet.missed == 0
 
-    def test_as_linux_programs_it(self, board: Board) -> None:
+    def test_as_linux_programs_it(self, rig: Rig) -> None:
         """First match and period by two writes, the second without Tn_VAL_SET_CNF."""
-        board.start()
-        board.run(123)
-        board.set(0, PERIODIC | MODE32_CNF | route(22), 123 + self.P)
-        board.write(comparator(0), 2 * self.P)
-        assert board.read(comparator(0)) == 123 + self.P
-        board.run(5 * self.P)
-        assert board.rises(22) == [123 + self.P, 123 + 3 * self.P, 123 + 5 * self.P]
+        rig.start()
+        rig.run(123)
+        rig.set(0, PERIODIC | MODE32_CNF | route(22), 123 + self.P)
+        rig.write(comparator(0), 2 * self.P)
+        assert rig.read(comparator(0)) == 123 + self.P
+        rig.run(5 * self.P)
+        assert rig.rises(22) == [123 + self.P, 123 + 3 * self.P, 123 + 5 * self.P]
 
-    def test_a_new_period_counts_from_the_next_match(self, board: Board) -> None:
+    def test_a_new_period_counts_from_the_next_match(self, rig: Rig) -> None:
         """Section 2.4.3.2."""
-        board.set(0, PERIODIC | route(22), self.P)
-        board.start()
-        board.run(self.P + 1)
-        board.write(comparator(0), 3 * self.P)
-        assert board.read(comparator(0)) == 2 * self.P
-        board.run(4 * self.P)
-        assert board.rises(22) == [self.P, 2 * self.P, 5 * self.P]
+        rig.set(0, PERIODIC | route(22), self.P)
+        rig.start()
+        rig.run(self.P + 1)
+        rig.write(comparator(0), 3 * self.P)
+        assert rig.read(comparator(0)) == 2 * self.P
+        rig.run(4 * self.P)
+        assert rig.rises(22) == [self.P, 2 * self.P, 5 * self.P]
 
-    def test_the_period_is_the_last_value_written_before_the_mode_too(self, board: Board) -> None:
-        board.set(0, 0, self.P)
-        board.write(config(0), INT_ENB_CNF | TYPE_CNF | route(22))
-        board.start()
-        board.run(3 * self.P)
-        assert board.rises(22) == [self.P, 2 * self.P, 3 * self.P]
+    def test_the_period_is_the_last_value_written_before_the_mode_too(self, rig: Rig) -> None:
+        rig.set(0, 0, self.P)
+        rig.write(config(0), INT_ENB_CNF | TYPE_CNF | route(22))
+        rig.start()
+        rig.run(3 * self.P)
+        assert rig.rises(22) == [self.P, 2 * self.P, 3 * self.P]
 
-    def test_32_bit_mode_wraps_with_the_comparator(self, board: Board) -> None:
+    def test_32_bit_mode_wraps_with_the_comparator(self, rig: Rig) -> None:
         """FFFF0000h and 20000h give 10000h, as section 2.3.9.1 has it."""
-        board.write(COUNTER, 0x3_FFFE_0000)
-        board.set(0, PERIODIC | MODE32_CNF | route(22), 0xFFFF_0000)
-        board.write(comparator(0), 0x2_0000)
-        board.start()
-        board.run(0x1_0000)
-        assert board.read(comparator(0)) == 0x1_0000
-        board.run(0x4_0000)
-        assert board.rises(22) == [0x1_0000, 0x3_0000, 0x5_0000]
+        rig.write(COUNTER, 0x3_FFFE_0000)
+        rig.set(0, PERIODIC | MODE32_CNF | route(22), 0xFFFF_0000)
+        rig.write(comparator(0), 0x2_0000)
+        rig.start()
+        rig.run(0x1_0000)
+        assert rig.read(comparator(0)) == 0x1_0000
+        rig.run(0x4_0000)
+        assert rig.rises(22) == [0x1_0000, 0x3_0000, 0x5_0000]
 
-    def test_64_bit_halves_each_need_value_set(self, board: Board) -> None:
-        board.set(0, PERIODIC | route(22))
-        board.write(comparator(0), 0x100, 4)
-        board.write(config(0), PERIODIC | route(22))
-        board.write(comparator(0) + 4, 0x2, 4)
-        assert board.read(comparator(0)) == 0x2_0000_0100
-        board.write(comparator(0) + 4, 0x7, 4)
-        assert board.read(comparator(0)) == 0x2_0000_0100, "that was the period"
+    def test_64_bit_halves_each_need_value_set(self, rig: Rig) -> None:
+        rig.set(0, PERIODIC | route(22))
+        rig.write(comparator(0), 0x100, 4)
+        rig.write(config(0), PERIODIC | route(22))
+        rig.write(comparator(0) + 4, 0x2, 4)
+        assert rig.read(comparator(0)) == 0x2_0000_0100
+        rig.write(comparator(0) + 4, 0x7, 4)
+        assert rig.read(comparator(0)) == 0x2_0000_0100, "that was the period"
 
     @pytest.mark.parametrize("late", [1, 5, 1_000_000])
-    def test_behind_it_coalesces_and_counts(self, board: Board, late: int) -> None:
-        board.set(0, PERIODIC | route(22), self.P)
-        board.start()
-        board.idle((late + 1) * self.P + 1)
-        board.run(0)
-        assert len(board.rises(22)) == 1
-        assert board.hpet.missed == late
-        board.run(self.P)
-        assert board.rises(22)[1:] == [(late + 2) * self.P], "the next is where it would be anyway"
+    def test_behind_it_coalesces_and_counts(self, rig: Rig, late: int) -> None:
+        rig.set(0, PERIODIC | route(22), self.P)
+        rig.start()
+        rig.idle((late + 1) * self.P + 1)
+        rig.run(0)
+        assert len(rig.rises(22)) == 1
+        assert rig.hpet.missed == late
+        rig.run(self.P)
+        assert rig.rises(22)[1:] == [(late + 2) * self.P], "the next is where it would be anyway"
 
     @pytest.mark.parametrize("period", [1, 7, SHORTEST // TICK_NS - 1])
-    def test_no_guest_can_ask_for_a_storm(self, board: Board, period: int) -> None:
-        board.set(0, PERIODIC | route(22), period)
-        board.start()
-        board.run(1_000_000)
-        rises = board.rises(22)
+    def test_no_guest_can_ask_for_a_storm(self, rig: Rig, period: int) -> None:
+        rig.set(0, PERIODIC | route(22), period)
+        rig.start()
+        rig.run(1_000_000)
+        rises = rig.rises(22)
         assert 2 <= len(rises) <= 1_000_000 * TICK_NS // SHORTEST + 1
         assert all(b - a >= SHORTEST // TICK_NS for a, b in pairwise(rises))
-        board.read(comparator(0))
-        assert len(board.rises(22)) + board.hpet.missed == 1_000_000 // period
+        rig.read(comparator(0))
+        assert len(rig.rises(22)) + rig.hpet.missed == 1_000_000 // period
 
-    def test_a_period_of_0_is_one_match_a_wrap(self, board: Board) -> None:
-        board.set(0, PERIODIC | MODE32_CNF | route(22), 9)
-        board.write(comparator(0), 0)
-        board.start()
-        board.run((1 << 32) + 9)
-        assert board.rises(22) == [9, (1 << 32) + 9]
+    def test_a_period_of_0_is_one_match_a_wrap(self, rig: Rig) -> None:
+        rig.set(0, PERIODIC | MODE32_CNF | route(22), 9)
+        rig.write(comparator(0), 0)
+        rig.start()
+        rig.run((1 << 32) + 9)
+        assert rig.rises(22) == [9, (1 << 32) + 9]
 
-    def test_masked_it_goes_on(self, board: Board) -> None:
-        board.set(0, (PERIODIC & ~INT_ENB_CNF) | route(22), self.P)
-        board.start()
-        assert board.clock.next_deadline(0) is None
-        board.run(5 * self.P + 1)
-        assert board.read(comparator(0)) == 6 * self.P
-        board.write(config(0), INT_ENB_CNF | TYPE_CNF | route(22))
-        board.run(self.P)
-        assert board.rises(22) == [6 * self.P]
-        assert board.hpet.missed == 0
+    def test_masked_it_goes_on(self, rig: Rig) -> None:
+        rig.set(0, (PERIODIC & ~INT_ENB_CNF) | route(22), self.P)
+        rig.start()
+        assert rig.clock.next_deadline(0) is None
+        rig.run(5 * self.P + 1)
+        assert rig.read(comparator(0)) == 6 * self.P
+        rig.write(config(0), INT_ENB_CNF | TYPE_CNF | route(22))
+        rig.run(self.P)
+        assert rig.rises(22) == [6 * self.P]
+        assert rig.hpet.missed == 0
 
 
 class TestLevel:
     MODE = INT_ENB_CNF | INT_TYPE_CNF | route(21)
 
-    def test_held_until_cleared(self, board: Board) -> None:
-        board.set(1, self.MODE, 10)
-        board.start()
-        board.run(20)
-        assert board.level(21)
-        assert board.read(STATUS) == 0b010
-        board.write(STATUS, 0b101)
-        assert board.level(21)
-        board.write(STATUS, 0b010, 4)
-        assert (board.level(21), board.read(STATUS)) == (False, 0)
+    def test_held_until_cleared(self, rig: Rig) -> None:
+        rig.set(1, self.MODE, 10)
+        rig.start()
+        rig.run(20)
+        assert rig.level(21)
+        assert rig.read(STATUS) == 0b010
+        rig.write(STATUS, 0b101)
+        assert rig.level(21)
+        rig.write(STATUS, 0b010, 4)
+        assert (rig.level(21), rig.read(STATUS)) == (False, 0)
 
-    def test_status_shows_a_match_before_its_deadline_is_served(self, board: Board) -> None:
-        board.set(1, self.MODE, 10)
-        board.start()
-        board.idle(10)
-        assert board.read(STATUS) == 0b010
-        assert board.level(21)
+    def test_status_shows_a_match_before_its_deadline_is_served(self, rig: Rig) -> None:
+        rig.set(1, self.MODE, 10)
+        rig.start()
+        rig.idle(10)
+        assert rig.read(STATUS) == 0b010
+        assert rig.level(21)
 
-    def test_another_match_before_that_is_missed(self, board: Board) -> None:
-        board.set(1, self.MODE | TYPE_CNF | VAL_SET_CNF, 10_000)
-        board.start()
-        board.run(30_000)
-        assert board.clock.next_deadline(0) is None, "nothing to come until it is cleared"
-        board.write(STATUS, 0b010)
-        assert not board.level(21)
-        assert board.hpet.missed == 2
-        board.run(10_000)
-        assert board.rises(21) == [10_000, 40_000]
+    def test_another_match_before_that_is_missed(self, rig: Rig) -> None:
+        rig.set(1, self.MODE | TYPE_CNF | VAL_SET_CNF, 10_000)
+        rig.start()
+        rig.run(30_000)
+        assert rig.clock.next_deadline(0) is None, "nothing to come until it is cleared"
+        rig.write(STATUS, 0b010)
+        assert not rig.level(21)
+        assert rig.hpet.missed == 2
+        rig.run(10_000)
+        assert rig.rises(21) == [10_000, 40_000]
 
-    def test_clearing_comes_after_the_matches_before_it(self, board: Board) -> None:
-        board.set(1, self.MODE | TYPE_CNF | VAL_SET_CNF, 10_000)
-        board.start()
-        board.run(10_000)
-        board.idle(15_000)
-        board.write(STATUS, 0b010)
-        assert (board.level(21), board.hpet.missed) == (False, 1)
-        board.run(5_000)
-        assert board.rises(21) == [10_000, 30_000]
+    def test_clearing_comes_after_the_matches_before_it(self, rig: Rig) -> None:
+        rig.set(1, self.MODE | TYPE_CNF | VAL_SET_CNF, 10_000)
+        rig.start()
+        rig.run(10_000)
+        rig.idle(15_000)
+        rig.write(STATUS, 0b010)
+        assert (rig.level(21), rig.hpet.missed) == (False, 1)
+        rig.run(5_000)
+        assert rig.rises(21) == [10_000, 30_000]
 
-    def test_what_was_missed_puts_nothing_off(self, board: Board) -> None:
-        board.set(1, self.MODE | TYPE_CNF | VAL_SET_CNF, 3_000)
-        board.start()
-        board.run(9_000)
-        assert board.read(STATUS)
-        board.write(STATUS, 0b010)
-        board.run(3_000)
-        assert board.rises(21) == [3_000, 12_000]
+    def test_what_was_missed_puts_nothing_off(self, rig: Rig) -> None:
+        rig.set(1, self.MODE | TYPE_CNF | VAL_SET_CNF, 3_000)
+        rig.start()
+        rig.run(9_000)
+        assert rig.read(STATUS)
+        rig.write(STATUS, 0b010)
+        rig.run(3_000)
+        assert rig.rises(21) == [3_000, 12_000]
 
-    def test_masked_it_sets_the_status_alone(self, board: Board) -> None:
+    def test_masked_it_sets_the_status_alone(self, rig: Rig) -> None:
         """Section 2.3.8, the note on Tn_INT_ENB_CNF."""
-        board.set(1, self.MODE & ~INT_ENB_CNF, 10)
-        board.start()
-        board.run(20)
-        assert board.read(STATUS) == 0b010
-        assert not board.level(21)
-        board.write(config(1), self.MODE)
-        assert board.level(21)
-        board.write(config(1), self.MODE & ~INT_ENB_CNF)
-        assert not board.level(21)
+        rig.set(1, self.MODE & ~INT_ENB_CNF, 10)
+        rig.start()
+        rig.run(20)
+        assert rig.read(STATUS) == 0b010
+        assert not rig.level(21)
+        rig.write(config(1), self.MODE)
+        assert rig.level(21)
+        rig.write(config(1), self.MODE & ~INT_ENB_CNF)
+        assert not rig.level(21)
 
-    def test_halted_the_line_falls_and_the_status_stays(self, board: Board) -> None:
-        board.set(1, self.MODE, 10)
-        board.start()
-        board.run(20)
-        board.stop()
-        assert (board.level(21), board.read(STATUS)) == (False, 0b010)
-        board.start()
-        assert board.level(21)
+    def test_halted_the_line_falls_and_the_status_stays(self, rig: Rig) -> None:
+        rig.set(1, self.MODE, 10)
+        rig.start()
+        rig.run(20)
+        rig.stop()
+        assert (rig.level(21), rig.read(STATUS)) == (False, 0b010)
+        rig.start()
+        assert rig.level(21)
 
-    def test_two_timers_on_one_line(self, board: Board) -> None:
-        board.set(0, self.MODE, 10)
-        board.set(1, self.MODE, 20)
-        board.set(2, INT_ENB_CNF | route(21), 30)
-        board.start()
-        board.run(40)
-        assert board.rises(21) == [10]
-        assert board.read(STATUS) == 0b011
-        board.write(STATUS, 0b001)
-        assert board.level(21)
-        board.write(STATUS, 0b010)
-        assert not board.level(21)
+    def test_two_timers_on_one_line(self, rig: Rig) -> None:
+        rig.set(0, self.MODE, 10)
+        rig.set(1, self.MODE, 20)
+        rig.set(2, INT_ENB_CNF | route(21), 30)
+        rig.start()
+        rig.run(40)
+        assert rig.rises(21) == [10]
+        assert rig.read(STATUS) == 0b011
+        rig.write(STATUS, 0b001)
+        assert rig.level(21)
+        rig.write(STATUS, 0b010)
+        assert not rig.level(21)
 
-    def test_a_route_can_change_under_it(self, board: Board) -> None:
-        board.set(0, self.MODE, 10)
-        board.start()
-        board.run(20)
-        board.write(config(0), INT_ENB_CNF | INT_TYPE_CNF | route(23))
-        assert (board.level(21), board.level(23)) == (False, True)
+    def test_a_route_can_change_under_it(self, rig: Rig) -> None:
+        rig.set(0, self.MODE, 10)
+        rig.start()
+        rig.run(20)
+        rig.write(config(0), INT_ENB_CNF | INT_TYPE_CNF | route(23))
+        assert (rig.level(21), rig.level(23)) == (False, True)
 
-    def test_edge_mode_has_no_status(self, board: Board) -> None:
-        board.set(0, self.MODE, 10)
-        board.start()
-        board.run(20)
-        board.write(config(0), INT_ENB_CNF | route(21))
-        assert (board.level(21), board.read(STATUS)) == (False, 0)
+    def test_edge_mode_has_no_status(self, rig: Rig) -> None:
+        rig.set(0, self.MODE, 10)
+        rig.start()
+        rig.run(20)
+        rig.write(config(0), INT_ENB_CNF | route(21))
+        assert (rig.level(21), rig.read(STATUS)) == (False, 0)
 
-    def test_reset(self, board: Board) -> None:
-        board.set(0, self.MODE, 10)
-        board.start()
-        board.run(20)
-        board.hpet.reset()
-        assert not board.level(21)
-        TestRegisters().test_at_power_on(board)
+    def test_reset(self, rig: Rig) -> None:
+        rig.set(0, self.MODE, 10)
+        rig.start()
+        rig.run(20)
+        rig.hpet.reset()
+        assert not rig.level(21)
+        TestRegisters().test_at_power_on(rig)
 
 
 class TestLegacyReplacement:
-    def test_timers_0_and_1_have_irq_0_and_8(self, board: Board) -> None:
+    def test_timers_0_and_1_have_irq_0_and_8(self, rig: Rig) -> None:
         for number in range(TIMERS):
-            board.set(number, INT_ENB_CNF | route(23), 10 * (number + 1))
-        board.start(legacy=True)
-        board.run(100)
-        assert board.rises(0) == [10]
-        assert board.rises(8) == [20]
-        assert board.rises(23) == [30], "timer 2 goes where it is routed"
+            rig.set(number, INT_ENB_CNF | route(23), 10 * (number + 1))
+        rig.start(legacy=True)
+        rig.run(100)
+        assert rig.rises(0) == [10]
+        assert rig.rises(8) == [20]
+        assert rig.rises(23) == [30], "timer 2 goes where it is routed"
 
     @pytest.mark.parametrize("irq", [0, 8])
-    def test_the_device_behind_is_cut_off(self, board: Board, irq: int) -> None:
-        behind = board.hpet.behind(irq)
+    def test_the_device_behind_is_cut_off(self, rig: Rig, irq: int) -> None:
+        behind = rig.hpet.behind(irq)
         behind.set(True)
-        assert board.level(irq)
-        board.write(CONFIGURATION, LEG_RT_CNF)
-        assert board.level(irq), "both bits are needed"
-        board.start(legacy=True)
-        assert board.hpet.legacy
-        assert not board.level(irq)
+        assert rig.level(irq)
+        rig.write(CONFIGURATION, LEG_RT_CNF)
+        assert rig.level(irq), "both bits are needed"
+        rig.start(legacy=True)
+        assert rig.hpet.legacy
+        assert not rig.level(irq)
         behind.set(False)
         behind.set(True)
-        assert not board.level(irq)
-        board.stop()
-        assert board.level(irq)
+        assert not rig.level(irq)
+        rig.stop()
+        assert rig.level(irq)
         behind.set(False)
-        assert not board.level(irq)
+        assert not rig.level(irq)
 
-    def test_level_triggered(self, board: Board) -> None:
-        board.set(0, INT_ENB_CNF | INT_TYPE_CNF, 10)
-        board.start(legacy=True)
-        board.run(10)
-        assert board.level(0)
-        board.start(legacy=False)
-        assert not board.level(0), "and not to the route that is not set"
-        board.start(legacy=True)
-        board.write(STATUS, 1)
-        assert not board.level(0)
+    def test_level_triggered(self, rig: Rig) -> None:
+        rig.set(0, INT_ENB_CNF | INT_TYPE_CNF, 10)
+        rig.start(legacy=True)
+        rig.run(10)
+        assert rig.level(0)
+        rig.start(legacy=False)
+        assert not rig.level(0), "and not to the route that is not set"
+        rig.start(legacy=True)
+        rig.write(STATUS, 1)
+        assert not rig.level(0)
 
     def test_nothing_behind_a_line_that_is_not_there(self) -> None:
         Hpet(Host().clock()).behind(0).set(True)
 
 
-def test_str(board: Board) -> None:
-    board.set(0, PERIODIC | INT_TYPE_CNF | route(20), 10_000)
-    board.start(legacy=True)
-    board.run(30_000)
-    board.read(STATUS)
-    assert str(board.hpet) == (
+def test_str(rig: Rig) -> None:
+    rig.set(0, PERIODIC | INT_TYPE_CNF | route(20), 10_000)
+    rig.start(legacy=True)
+    rig.run(30_000)
+    rig.read(STATUS)
+    assert str(rig.hpet) == (
         "hpet: running at 0x7530, legacy replacement\n"
         "  timer 0: periodic 64-bit level irq 20 enabled"
         " comparator 0x9c40 period 0x2710 active missed 2\n"
@@ -746,21 +741,21 @@ ACTIONS = st.lists(
 @given(actions=ACTIONS, prompt=st.booleans())
 def test_against_counting_tick_by_tick(actions: list[tuple[str, int]], prompt: bool) -> None:
     """Interrupts and missed ones make up every match, however late the deadlines are served."""
-    board = Board()
+    rig = Rig()
     model = Ticking()
-    board.set(0, INT_ENB_CNF | route(20))
+    rig.set(0, INT_ENB_CNF | route(20))
     for action, value in actions:
         if action == "ahead":
-            action, value = "comparator", board.hpet.counter + value & ONES64
+            action, value = "comparator", rig.hpet.counter + value & ONES64
         if action == "pass":
-            (board.run if prompt else board.idle)(value)
+            (rig.run if prompt else rig.idle)(value)
             for _ in range(value):
                 model.tick()
         elif action == "enable":
-            board.write(CONFIGURATION, ENABLE_CNF * value)
+            rig.write(CONFIGURATION, ENABLE_CNF * value)
             model.running = bool(value)
         elif action == "counter":
-            board.write(COUNTER, value)
+            rig.write(COUNTER, value)
             model.counter = value
             model.looked = False
         elif action == "config":
@@ -768,10 +763,10 @@ def test_against_counting_tick_by_tick(actions: list[tuple[str, int]], prompt: b
             model.set_value = value & 5 == 5
             bits = TYPE_CNF * model.periodic | MODE32_CNF * model.mode32
             bits |= VAL_SET_CNF * model.set_value
-            board.write(config(0), INT_ENB_CNF | route(20) | bits)
+            rig.write(config(0), INT_ENB_CNF | route(20) | bits)
             model.comparator &= ONES32 if model.mode32 else ONES64
         else:
-            board.write(comparator(0), value)
+            rig.write(comparator(0), value)
             ones = ONES32 if model.mode32 else ONES64
             model.period = value
             if model.set_value or not model.periodic:
@@ -779,9 +774,9 @@ def test_against_counting_tick_by_tick(actions: list[tuple[str, int]], prompt: b
             model.set_value = False
             model.looked = False
         model.look()
-        assert board.read(COUNTER) == model.counter
-        assert board.read(comparator(0)) == model.comparator
-        assert len(board.rises(20)) + board.hpet.missed == model.matches
+        assert rig.read(COUNTER) == model.counter
+        assert rig.read(comparator(0)) == model.comparator
+        assert len(rig.rises(20)) + rig.hpet.missed == model.matches
 
 
 OFFSETS = st.one_of(
@@ -807,38 +802,38 @@ VALUES = st.one_of(st.integers(0, ONES64), st.integers(0, 0xFFFF), st.just(ONES6
 )
 def test_whatever_a_guest_does(actions: list[tuple[str, int, int, int]]) -> None:
     """No exception, no storm, registers within their bits, lines that agree with them."""
-    board = Board()
-    behind = {irq: board.hpet.behind(irq) for irq in (0, 8)}
+    rig = Rig()
+    behind = {irq: rig.hpet.behind(irq) for irq in (0, 8)}
     last = 0
     for action, where, size, value in actions:
         if action == "read":
-            assert 0 <= board.read(where, size) < 1 << 8 * size
+            assert 0 <= rig.read(where, size) < 1 << 8 * size
         elif action == "write":
-            board.write(where, value & (1 << 8 * size) - 1, size)
+            rig.write(where, value & (1 << 8 * size) - 1, size)
         elif action == "behind":
             behind[where].set(bool(value))
         else:
-            board.idle(value)
-            before = len(board.lines.log)
-            assert board.clock.run_due(0) <= TIMERS
-            assert len(board.lines.log) - before <= 2 * TIMERS
-        status = board.read(STATUS)
+            rig.idle(value)
+            before = len(rig.lines.log)
+            assert rig.clock.run_due(0) <= TIMERS
+            assert len(rig.lines.log) - before <= 2 * TIMERS
+        status = rig.read(STATUS)
         assert status < 1 << TIMERS
-        running = board.read(CONFIGURATION) & ENABLE_CNF
+        running = rig.read(CONFIGURATION) & ENABLE_CNF
         for number in range(TIMERS):
-            bits = board.read(config(number))
-            assert board.read(comparator(number)) <= (ONES32 if bits & MODE32_CNF else ONES64)
+            bits = rig.read(config(number))
+            assert rig.read(comparator(number)) <= (ONES32 if bits & MODE32_CNF else ONES64)
             assert bits & (PER_INT_CAP | SIZE_CAP) == PER_INT_CAP | SIZE_CAP
             assert not bits & 0xFFFF_C081
             if status >> number & 1:
                 assert bits & INT_TYPE_CNF
                 irq = bits >> ROUTE_SHIFT & 0x1F
                 if running and bits & INT_ENB_CNF and number == 2 and irq in IRQS:
-                    assert board.level(irq)
-        assert board.hpet.missed >= last
-        last = board.hpet.missed
-        str(board.hpet)
-    board.hpet.reset()
+                    assert rig.level(irq)
+        assert rig.hpet.missed >= last
+        last = rig.hpet.missed
+        str(rig.hpet)
+    rig.hpet.reset()
     for irq in (0, 8):
         behind[irq].set(False)
-    assert not any(board.level(irq) for irq in IRQS)
+    assert not any(rig.level(irq) for irq in IRQS)

@@ -6,17 +6,10 @@ import pytest
 
 from pykvm.bus import GuestReset
 from pykvm.devices import KeyboardController
+from support.lines import Line
 
 DATA, STATUS, COMMAND = 0, 4, 4
 FULL, AUXILIARY, TIME_OUT = 0x01, 0x20, 0x40
-
-
-class Line:
-    def __init__(self) -> None:
-        self.levels: list[bool] = []
-
-    def set(self, level: bool) -> None:
-        self.levels.append(level)
 
 
 class TestKeyboardController:
@@ -142,15 +135,15 @@ class TestKeyboardController:
         controller, line = KeyboardController(), Line()
         controller.connect(line)
         controller.write(DATA, 1, 0xF2)
-        assert line.levels == []
+        assert line.changes == []
         controller.write(COMMAND, 1, 0x60)
         controller.write(DATA, 1, 0x01)
-        assert line.levels == [True]
+        assert line.changes == [True]
         controller.read(DATA, 1)
-        assert line.levels == [True, False]
+        assert line.changes == [True, False]
         controller.write(COMMAND, 1, 0xD4)
         controller.write(DATA, 1, 0xF2)
-        assert line.levels == [True, False], "a mouse's would be another line"
+        assert line.changes == [True, False], "a mouse's would be another line"
 
     def test_a_line_that_comes_late_learns_the_level(self) -> None:
         controller, line = KeyboardController(), Line()
@@ -158,6 +151,6 @@ class TestKeyboardController:
         controller.write(DATA, 1, 0x01)
         controller.write(DATA, 1, 0xF2)
         controller.connect(line)
-        assert line.levels == [True]
+        assert line.changes == [True]
         controller.reset()
-        assert line.levels == [True, False]
+        assert line.changes == [True, False]

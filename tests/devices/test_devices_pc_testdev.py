@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from pykvm.bus import Bus, Placement, Space
 from pykvm.devices import DebugConsole, standard_devices
 from pykvm.devices.pc_testdev import KeptMemory, KeptPorts, LinePorts, pc_testdev
+from support.lines import Line
 
 PIO, MMIO = Space.PIO, Space.MMIO
 
@@ -57,33 +60,24 @@ class TestPorts:
         assert bus.read(PIO, 0xE4, 4) == 0
         assert bus.read(PIO, 0xE0, 4) == 0x44332211
 
-    @pytest.mark.parametrize("offset", range(12))
-    @pytest.mark.parametrize("size", [1, 2, 4, 8])
-    def test_no_access_makes_it_keep_more_than_four_bytes(self, offset: int, size: int) -> None:
-        ports = KeptPorts()
-        ports.write(offset, size, (1 << 8 * size) - 1)
-        assert len(ports._data) == 4
-        assert 0 <= ports.read(offset, size) < 1 << 8 * size
-
-
-class Wire:
-    def __init__(self) -> None:
-        self.levels: list[bool] = []
-
-    def set(self, level: bool) -> None:
-        self.levels.append(level)
+    def test_no_access_makes_it_keep_more_than_four_bytes(self) -> None:
+        for offset, size in product(range(12), (1, 2, 4, 8)):
+            ports = KeptPorts()
+            ports.write(offset, size, (1 << 8 * size) - 1)
+            assert len(ports._data) == 4, (offset, size)
+            assert 0 <= ports.read(offset, size) < 1 << 8 * size, (offset, size)
 
 
 class TestIrqLines:
     def test_a_byte_drives_its_line(self, bus: Bus) -> None:
-        wires: dict[int, Wire] = {}
+        wires: dict[int, Line] = {}
         lines = bus.find(PIO, 0x2000)
         assert lines is not None
         assert hasattr(lines.device, "connect_lines")
-        lines.device.connect_lines(lambda irq: wires.setdefault(irq, Wire()))
+        lines.device.connect_lines(lambda irq: wires.setdefault(irq, Line()))
         for port, value in ((0x200E, 1), (0x200E, 0), (0x2000, 0x80), (0x200E, 2)):
             bus.write(PIO, port, 1, value)
-        assert {irq: wire.levels for irq, wire in wires.items()} == {
+        assert {irq: wire.changes for irq, wire in wires.items()} == {
             14: [True, False, True],
             0: [True],
         }
@@ -91,9 +85,9 @@ class TestIrqLines:
 
     @pytest.mark.parametrize(("offset", "size"), [(2, 1), (16, 1), (23, 1), (4, 2), (4, 4)])
     def test_what_drives_none(self, offset: int, size: int) -> None:
-        wires: dict[int, Wire] = {}
+        wires: dict[int, Line] = {}
         lines = LinePorts()
-        lines.connect_lines(lambda irq: wires.setdefault(irq, Wire()))
+        lines.connect_lines(lambda irq: wires.setdefault(irq, Line()))
         lines.write(offset, size, 1)
         assert wires == {}
 

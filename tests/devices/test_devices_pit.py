@@ -10,6 +10,7 @@ from pykvm.bus import Bus, Space
 from pykvm.clock import Clock, ticks_at, time_of
 from pykvm.devices.pit import PIT_HZ, SHORTEST, Pit8254
 from pykvm.devices.port61 import REFRESH_NS, Port61
+from support.lines import Lines
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -19,32 +20,23 @@ ONE_SHOT, RATE, SQUARE = 0x30, 0x34, 0x36
 CHANNEL_2 = 0x80
 
 
-class Line:
-    """Counts the rises."""
-
-    def __init__(self, now: Clock) -> None:
-        self.level = False
-        self.rises: list[int] = []
-        self._clock = now
-
-    def set(self, level: bool) -> None:
-        assert level != self.level, "set without a change"
-        self.level = level
-        if level:
-            self.rises.append(self._clock.now())
-
-
 class Rig:
     """A timer, port 0x61 and a host clock that is moved by hand."""
 
     def __init__(self) -> None:
         self.host = 0
         self.clock = Clock(host_now=lambda: self.host)
-        self.line = Line(self.clock)
+        self.lines = Lines(self.clock)
+        self.line = self.lines[0]
         self.pit = Pit8254(self.clock, self.line)
         self.bus = Bus()
         self.bus.add_pio(0x40, 4, self.pit)
         self.bus.add_pio(0x61, 1, Port61(self.clock, self.pit))
+
+    @property
+    def rises(self) -> list[int]:
+        """The guest times at which the line rose."""
+        return self.lines.times()
 
     def inb(self, port: int) -> int:
         value = self.bus.read(Space.PIO, port, 1)
@@ -85,7 +77,7 @@ def test_nothing_happens_before_it_is_programmed(rig: Rig) -> None:
     assert rig.clock.next_deadline(0) is None
     assert [rig.status(channel) & 0xC0 for channel in range(3)] == [0xC0] * 3
     rig.run(10 * SECOND)
-    assert rig.line.rises == []
+    assert rig.rises == []
 
 
 def test_the_control_word_cannot_be_read(rig: Rig) -> None:
@@ -132,19 +124,19 @@ class TestInterrupts:
     def test_one_shot(self, rig: Rig) -> None:
         rig.start(ONE_SHOT, 1193)
         rig.run(SECOND)
-        assert rig.line.rises == [time_of(1194, PIT_HZ)]
+        assert rig.rises == [time_of(1194, PIT_HZ)]
         assert rig.clock.next_deadline(0) is None
         rig.out(0x40, 0xA9)
         assert not rig.line.level, "OUT falls with the first byte"
         rig.out(0x40, 0x04)
         rig.run(2 * SECOND)
-        assert len(rig.line.rises) == 2
+        assert len(rig.rises) == 2
 
     @pytest.mark.parametrize("control", [RATE, SQUARE])
     def test_periodic_does_not_drift(self, rig: Rig, control: int) -> None:
         rig.start(control, 1193)
         rig.run(10 * SECOND)
-        assert rig.line.rises == [
+        assert rig.rises == [
             time_of(1 + 1193 * (n + 1), PIT_HZ) for n in range((10 * PIT_HZ - 1) // 1193)
         ]
         assert rig.pit.missed == 0
@@ -152,7 +144,7 @@ class TestInterrupts:
     def test_lateness_does_not_add_up(self, rig: Rig) -> None:
         rig.start(RATE, 1193)
         rig.run(10 * SECOND, late=400_000)
-        assert len(rig.line.rises) == (10 * PIT_HZ - 1 - 1193) // 1193 + 1
+        assert len(rig.rises) == (10 * PIT_HZ - 1 - 1193) // 1193 + 1
         assert rig.pit.missed == 0
 
     def test_what_was_late_is_made_up_for_at_twice_the_rate(self, rig: Rig) -> None:
@@ -160,8 +152,8 @@ class TestInterrupts:
         rig.run(5 * MS + MS // 2)
         rig.run(20 * MS + MS // 2, late=15 * MS)  # one stall
         rig.run(60 * MS + MS // 2)
-        assert len(rig.line.rises) == 60
-        gaps = [b - a for a, b in zip(rig.line.rises[6:], rig.line.rises[7:], strict=False)]
+        assert len(rig.rises) == 60
+        gaps = [b - a for a, b in zip(rig.rises[6:], rig.rises[7:], strict=False)]
         assert min(gaps) >= time_of(1193, PIT_HZ) // 2
         assert rig.pit.missed == 0
 
@@ -171,33 +163,33 @@ class TestInterrupts:
         rig.clock.run_due(0)
         rig.run(20 * SECOND)
         expected = (20 * PIT_HZ - 1) // 1193
-        assert len(rig.line.rises) + rig.pit.missed == expected
+        assert len(rig.rises) + rig.pit.missed == expected
         assert 8990 <= rig.pit.missed <= 9010
 
     @pytest.mark.parametrize("count", [1, 2, 10, 59])
     def test_no_storms(self, rig: Rig, count: int) -> None:
         rig.start(RATE, count)
         rig.run(SECOND // 10)
-        gaps = [b - a for a, b in zip(rig.line.rises, rig.line.rises[1:], strict=False)]
+        gaps = [b - a for a, b in zip(rig.rises, rig.rises[1:], strict=False)]
         assert min(gaps) >= SHORTEST
-        assert len(rig.line.rises) == pytest.approx(SECOND // 10 / SHORTEST, abs=2)
+        assert len(rig.rises) == pytest.approx(SECOND // 10 / SHORTEST, abs=2)
 
     def test_a_new_control_word_forgets_what_is_owed(self, rig: Rig) -> None:
         rig.start(RATE, 1193)
         rig.host = 5 * MS + MS // 2
         rig.start(ONE_SHOT, 1193)
-        assert len(rig.line.rises) == 1, "one has reached the controller"
+        assert len(rig.rises) == 1, "one has reached the controller"
         assert rig.pit.missed == 4
         rig.run(SECOND)
-        assert len(rig.line.rises) == 2
+        assert len(rig.rises) == 2
 
     def test_a_one_shot_that_is_over_is_not_lost_by_the_next(self, rig: Rig) -> None:
         rig.start(ONE_SHOT, 1193)
         rig.host = 5 * MS
         rig.out(0x40, 0xA9, 0x04)
-        assert len(rig.line.rises) == 1
+        assert len(rig.rises) == 1
         rig.run(SECOND)
-        assert len(rig.line.rises) == 2
+        assert len(rig.rises) == 2
         assert rig.pit.missed == 0
 
     def test_out_rises_when_the_mode_changes(self, rig: Rig) -> None:
@@ -210,12 +202,12 @@ class TestInterrupts:
     def test_channel_0_has_no_trigger(self, rig: Rig, mode: int) -> None:
         rig.start(0x30 | mode << 1, 100)
         rig.run(SECOND)
-        assert rig.line.rises == []
+        assert rig.rises == []
 
     def test_software_strobe(self, rig: Rig) -> None:
         rig.start(0x38, 100)
         rig.run(SECOND)
-        assert rig.line.rises == [time_of(102, PIT_HZ)]
+        assert rig.rises == [time_of(102, PIT_HZ)]
 
     def test_the_other_channels_interrupt_nobody(self, rig: Rig) -> None:
         rig.start(0x74, 100)
@@ -225,7 +217,7 @@ class TestInterrupts:
     def test_a_line_that_is_connected_late_gets_the_level(self, rig: Rig) -> None:
         rig.start(ONE_SHOT, 10)
         rig.run(SECOND)
-        other = Line(rig.clock)
+        other = Lines(rig.clock)[0]
         rig.pit.connect(other)
         assert other.level
 
@@ -312,5 +304,5 @@ def test_whatever_a_guest_does(
         shown = rig.pit._shown
         assert shown <= rig.pit.channels[0].rises
         assert when is None or when >= rig.pit._shown_at + SHORTEST or shown == 0
-    assert len(rig.line.rises) + rig.pit.missed == rig.pit._shown
+    assert len(rig.rises) + rig.pit.missed == rig.pit._shown
     assert str(rig.pit).count("\n") == 3

@@ -13,6 +13,7 @@ from pykvm.bus import Bus, Space
 from pykvm.clock import Clock
 from pykvm.devices.rtc import Rtc146818
 from pykvm.devices.rtc_calendar import DAY, Alarm, Format, civil, days, until_alarm
+from support.lines import Line
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -27,17 +28,6 @@ UIP = 0x80
 
 # A Wednesday.
 EPOCH = int(dt.datetime(2024, 2, 28, 23, 59, 50, tzinfo=UTC).timestamp())
-
-
-class Line:
-    def __init__(self) -> None:
-        self.level = False
-        self.rises = 0
-
-    def set(self, level: bool) -> None:
-        assert level != self.level, "set without a change"
-        self.level = level
-        self.rises += level
 
 
 class Rig:

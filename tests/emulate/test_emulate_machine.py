@@ -153,7 +153,7 @@ def test_hints_do_nothing(long: MakeGuest) -> None:
     assert result.exit_code == 7, result
 
 
-class Board:
+class Scripted:
     """A device that says what its reads are and what its writes do."""
 
     name = "board"
@@ -184,7 +184,7 @@ MOVQ_TO_DEVICE = """
 @pytest.mark.kvm
 def test_vector_move_to_a_device_in_ring_0(long: MakeGuest) -> None:
     machine = long(MOVQ_TO_DEVICE)
-    board = Board()
+    board = Scripted()
     machine.add(board, mmio=0xD000_0000, length=16)
     assert machine.run(timeout=10).outcome is Outcome.HALTED
     assert board.written == [0xD000_0000]
@@ -194,7 +194,7 @@ def test_vector_move_to_a_device_in_ring_0(long: MakeGuest) -> None:
 def test_a_device_ends_the_run_from_inside_an_instruction(long: MakeGuest) -> None:
     """The instruction is done then, as it is with those that KVM does."""
     machine = long(MOVQ_TO_DEVICE)
-    machine.add(Board(GuestExit(5)), mmio=0xD000_0000, length=16)
+    machine.add(Scripted(GuestExit(5)), mmio=0xD000_0000, length=16)
     assert machine.run(timeout=10).exit_code == 5
     assert machine.run(timeout=10).outcome is Outcome.HALTED
 
@@ -202,7 +202,7 @@ def test_a_device_ends_the_run_from_inside_an_instruction(long: MakeGuest) -> No
 @pytest.mark.kvm
 def test_what_a_device_raises_passes(long: MakeGuest) -> None:
     machine = long(MOVQ_TO_DEVICE)
-    machine.add(Board(ZeroDivisionError("mine")), mmio=0xD000_0000, length=16)
+    machine.add(Scripted(ZeroDivisionError("mine")), mmio=0xD000_0000, length=16)
     with pytest.raises(ZeroDivisionError, match="mine"):
         machine.run(timeout=10)
 

@@ -97,19 +97,6 @@ class FakePort:
         self.wakes += 1
 
 
-class FakeLine:
-    """An interrupt line that remembers its level and every change."""
-
-    def __init__(self) -> None:
-        self.level = False
-        self.changes: list[bool] = []
-
-    def set(self, level: bool) -> None:
-        assert level != self.level, "set without a change"
-        self.level = level
-        self.changes.append(level)
-
-
 class Board:
     """Some local APICs on one bus with one clock, and their processors."""
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pykvm.bus import Bus, Space
 from pykvm.errors import ConfigError
 from pykvm.interrupts.pic import Pic8259Pair
+from support.lines import Line
 
 MASTER, SLAVE, ELCR = 0x20, 0xA0, 0x4D0
 READ_IRR, READ_ISR, POLL = 0x0A, 0x0B, 0x0C
@@ -21,19 +22,6 @@ ROTATE_EOI, ROTATE_SPECIFIC_EOI, SET_PRIORITY = 0xA0, 0xE0, 0xC0
 ROTATE_ON_AEOI, NO_ROTATE_ON_AEOI = 0x80, 0x00
 NOTHING = 0x40
 AEOI, NESTED = 0x02, 0x10
-
-
-class Line:
-    """Remembers its level and every change."""
-
-    def __init__(self) -> None:
-        self.level = False
-        self.changes: list[bool] = []
-
-    def set(self, level: bool) -> None:
-        assert level != self.level, "set without a change"
-        self.level = level
-        self.changes.append(level)
 
 
 class Rig:
