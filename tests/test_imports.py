@@ -1,11 +1,13 @@
 """Imports point down: each room of pykvm knows the rooms below it and no other."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import grimp
 import pytest
+from docs.markdown import prose
 
 PACKAGE = "pykvm"
 
@@ -63,6 +65,14 @@ def test_every_module_has_a_room(root: Path) -> None:
     }
     rooms = {room_of(module) for module in modules if module != f"{PACKAGE}.__init__"}
     assert rooms - LEVEL.keys() == set(), "give each new room its row in ROWS"
+
+
+def test_the_architecture_page_has_the_same_rows() -> None:
+    rows: dict[int, list[str]] = {}
+    table = re.findall(r"^\| (\d+) \| `(\w+)` \|", prose("docs/architecture.md"), re.MULTILINE)
+    for number, room in table:
+        rows.setdefault(int(number), []).append("" if room == "__init__" else room)
+    assert rows == {number: list(row) for number, row in enumerate(ROWS, 1)}
 
 
 def test_imports_point_down() -> None:

@@ -32,6 +32,7 @@ from pykvm.boot.source import Source
 from pykvm.descriptor import Descriptor
 from pykvm.errors import ConfigError, LoadError
 from pykvm.x86.state import Mode
+from support.resources import descriptors
 
 GUESTS = sorted(Path(__file__).parents[2].glob("guests/build/*.elf"))
 
@@ -369,13 +370,13 @@ class TestFiles:
             boot.load(path)
 
     def test_no_descriptor_stays_open(self, tmp_path: Path) -> None:
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         with pytest.raises(LoadError):
             boot.load(tmp_path)
         path = tmp_path / "g.elf"
         path.write_bytes(elf())
         boot.load(path)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
 
 
 @pytest.mark.parametrize("path", GUESTS, ids=lambda path: path.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,12 @@ from boot.elfs import (
     dynamic,
     elf,
 )
-from hypothesis import given, settings
+from boot.hostile import EXAMPLES, attempt, hostile
+from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm import boot
-from pykvm.boot import Setup
-from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
 from pykvm.x86.state import Mode
-
-EXAMPLES = settings(max_examples=300)
 
 RELA = struct.pack("<QQq", 0x1000, 8, 0x10) * 2
 SOUND = [
@@ -65,42 +60,12 @@ def memory() -> Any:
         yield memory
 
 
-def attempt(memory: GuestMemory, data: bytes, *, setup: Setup | None = None, **request: Any) -> str:
-    """Load, place and ask for symbols; returns how far it got, for the tests of this function."""
-    try:
-        image = boot.load(data, name="fuzz", **request)
-    except LoadError as error:
-        assert str(error).startswith("fuzz: ")
-        return "refused"
-    assert sum(len(segment.data) for segment in image.segments) <= len(data) * len(image.segments)
-    assert all(len(segment.data) <= segment.size for segment in image.segments)
-    for name in list(image.symbols)[:8]:
-        assert image.symbols[name] >= 0
-    image.symbols.describe(image.entry)
-    try:
-        entry = boot.place(image, memory, setup)
-    except LoadError as error:
-        assert str(error).startswith("fuzz: ")
-        return "does not fit"
-    used = [place for place in entry.layout if place.start < place.end]
-    assert all(low.end <= high.start for low, high in pairwise(used)), used
-    assert entry.state.mode is image.mode
-    return "placed"
-
-
 def test_attempt_goes_all_the_way(memory: GuestMemory) -> None:
     assert [attempt(memory, data) for data in SOUND[:3]] == ["placed"] * 3
     assert attempt(memory, elf(Part(vaddr=1 << 40))) == "does not fit"
     assert attempt(memory, b"\x7fELF") == "refused"
 
 
-# What breaks arithmetic: the edges of each width, small counts, and sizes near the file's own.
-EDGES = [
-    edge
-    for width in (8, 16, 31, 32, 52, 63, 64)
-    for edge in (1 << (width - 1), (1 << width) - 1, (1 << width) - 0x80)
-]
-hostile = st.one_of(st.sampled_from(EDGES), st.integers(0, 0x400), st.integers(0, (1 << 64) - 1))
 modes = st.sampled_from([None, *Mode])
 addresses = st.none() | hostile
 

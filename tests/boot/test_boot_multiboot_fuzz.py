@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from boot.elfs import HLT, Sym
+from boot.hostile import EXAMPLES, attempt, hostile
 from boot.multiboots import ADDRESSES, BASE, END, header1, header2, kernel, tag
-from boot.test_boot_fuzz import EXAMPLES, attempt, hostile
 from hypothesis import given
 from hypothesis import strategies as st
 

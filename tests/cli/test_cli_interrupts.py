@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import select
 import signal
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 
 from pykvm.cli.interrupts import Interrupts
 from pykvm.result import Ending, Outcome, Result
+from support.resources import descriptors
 
 RESULT = Result(
     Ending(Outcome.STOPPED, ""), exits={}, seconds=0.0, guest_seconds=0.0, outside_seconds=0.0
@@ -103,11 +103,11 @@ def test_whoever_waits_for_something_can_wait_for_it_too() -> None:
 def test_everything_is_put_back() -> None:
     gc.collect()  # what others forgot to close is not to go meanwhile
     before = [signal.getsignal(number) for number in range(1, 32)]
-    descriptors = os.listdir("/proc/self/fd")
+    opened = descriptors()
     with Interrupts(Runner().stop):
         pass
     assert [signal.getsignal(number) for number in range(1, 32)] == before
-    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+    assert descriptors() == opened
 
 
 def test_what_is_ignored_stays_ignored() -> None:

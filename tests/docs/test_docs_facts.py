@@ -13,7 +13,6 @@ from types import ModuleType
 
 import pytest
 from docs.markdown import ROOT, pages, prose
-from test_imports import ROWS
 
 import pykvm
 from pykvm import Outcome
@@ -104,14 +103,6 @@ def test_every_outcome_is_promised_and_explained() -> None:
     assert {outcome.name for outcome in Outcome} <= set(named)
     table = re.findall(r"^\| `([A-Z]+)` \|", prose("docs/embedding.md"), re.MULTILINE)
     assert sorted(table) == sorted(outcome.name for outcome in Outcome)
-
-
-def test_the_rooms_are_those_that_the_import_check_knows() -> None:
-    rows: dict[int, list[str]] = {}
-    table = re.findall(r"^\| (\d+) \| `(\w+)` \|", prose("docs/architecture.md"), re.MULTILINE)
-    for number, room in table:
-        rows.setdefault(int(number), []).append("" if room == "__init__" else room)
-    assert rows == {number: list(row) for number, row in enumerate(ROWS, 1)}
 
 
 def test_the_changelog_has_the_version() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulate.cases import ALL, LOOSE, Case
-from emulate.test_emulate_machine import REFUSES
+from emulate.refusing import REFUSES
 from pykvm import Machine, Mode, Outcome
 from pykvm.x86.registers import CR4
 from support.host import require_host

@@ -16,6 +16,7 @@ from pykvm.errors import ClosedError, ConfigError, HostError, KVMError
 from pykvm.kvm import System, uapi
 from pykvm.kvm.handle import Handle, address_of, bytes_of, fd_of, name_of
 from pykvm.kvm.hints import HINTS, NEEDS, hint_for
+from support.resources import descriptors
 
 
 @pytest.fixture
@@ -186,18 +187,18 @@ def test_a_forbidden_device_says_how_to_get_at_it(
 
 
 def test_another_device_is_refused_and_closed() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(HostError, match="/dev/null is not a KVM device"):
         System(os.devnull)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_another_version_is_refused_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(System, "api_version", lambda self: 13)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(HostError, match="speaks version 13 of the KVM API, not 12"):
         System(os.devnull)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_files_stand_for_their_descriptors() -> None:

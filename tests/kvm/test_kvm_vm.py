@@ -23,12 +23,9 @@ from pykvm.kvm.constants import (
     KVM_PMU_EVENT_DENY,
 )
 from pykvm.kvm.handle import address_of
+from support.resources import descriptors
 
 pytestmark = pytest.mark.kvm
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_closing_a_vm_closes_its_vcpus(system: System) -> None:

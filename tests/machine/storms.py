@@ -12,8 +12,6 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from machine.test_life import descriptors, mappings, resident
-
 from pykvm import Machine, Outcome
 from pykvm._core import lib
 from pykvm.bus import Space
@@ -21,6 +19,7 @@ from pykvm.devices import standard_devices
 from pykvm.devices.pc import pc_devices
 from pykvm.irqchip.user import UserIrqChip
 from pykvm.kvm import System
+from support.resources import descriptors, mappings, resident
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -5,24 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine.guest_code import CODE, ENDINGS
 
 from pykvm import HostError, Machine, Mode, Outcome
 from pykvm.exits import InternalError
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
-
-ENDINGS = set(Outcome) - {Outcome.STOPPED, Outcome.UNTIL}
-
-# Instructions that leave the guest, raise faults or change modes, more often than chance brings.
-SHARP = [
-    *(b"\xf4", b"\xcc", b"\xcd\x80", b"\xcf", b"\x0f\x0b", b"\xfa", b"\xfb", b"\xf3\x6c"),
-    *(b"\xf3\x6e", b"\xe6\x80", b"\xe4\x60", b"\xee", b"\xec", b"\xef", b"\xed", b"\xe7\xe9"),
-    *(b"\x0f\x20\xc0", b"\x0f\x22\xc0", b"\x0f\x22\xd8", b"\x0f\x30", b"\x0f\x32", b"\x0f\xa2"),
-    *(b"\x0f\x01\x18", b"\x0f\x01\x10", b"\xeb\xfe", b"\xc3", b"\xff\xe0", b"\x8e\xd0", b"\x9b"),
-    *(b"\xd9\xe8", b"\x0f\x05", b"\xe6\x64", b"\xe6\xf4", b"\x0f\x09", b"\xf0\xff\x00", b"\x66"),
-]
-CODE = st.lists(st.one_of(st.sampled_from(SHARP), st.binary(min_size=1, max_size=6)), max_size=60)
 
 
 @settings(max_examples=150)

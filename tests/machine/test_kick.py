@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import pytest
+from machine.guest_code import MIXED, Ignore, no_sink
 
 from pykvm import Machine, Mode, Outcome
 from pykvm._core import lib
@@ -29,26 +30,6 @@ OUTS = """
     E6 80        out 0x80, al
     EB FC        jmp $-2
 """
-# 200 times round, then a port write, so that a kick meets the guest inside, outside and between.
-MIXED = """
-    B9 C8 00     mov cx, 200
-    E2 FE        loop $
-    E6 80        out 0x80, al
-    EB F7        jmp $-7
-"""
-
-
-class Ignore:
-    """A device whose every write is an exit to Python."""
-
-    name = "ignore"
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        pass
-
-
-def no_sink() -> list[Placement]:
-    return [Placement(Ignore(), Space.PIO, 0x80, 1)]
 
 
 @pytest.mark.parametrize("listing", [SPIN, OUTS, MIXED], ids=["spin", "outs", "mixed"])

@@ -9,39 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from machine.guest_code import EXIT_0, live
 
 from pykvm import BusConflict, ConfigError, GuestMemory, LoadError, Machine, Mode, Outcome
 from pykvm.bus import Placement, Space
 from support.guest import MakeGuest
-from support.listing import assemble
+from support.resources import descriptors, mappings, resident
 
 pytestmark = pytest.mark.kvm
-
-EXIT_0 = assemble("""
-    B0 00        mov al, 0
-    E6 F4        out 0xf4, al
-""")
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def mappings() -> int:
-    return len(Path("/proc/self/maps").read_text().splitlines())
-
-
-def resident() -> int:
-    """Resident memory in KiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")
-
-
-def live(vcpus: int = 1) -> None:
-    with Machine(EXIT_0, mode=Mode.REAL, memory="1M", vcpus=vcpus) as machine:
-        assert machine.run(timeout=20).exit_code == 0
 
 
 def test_a_thousand_machines_leak_nothing() -> None:

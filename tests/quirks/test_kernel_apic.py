@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from machine.test_lines import LEVEL as LEVEL_TRIGGERED
-from machine.test_lines import VECTOR, Source, count, listening, once_ready, run_until
 
 from pykvm import Outcome
 from pykvm.quirks import found, kernel_apic
 from pykvm.quirks.kernel_apic import IN_SERVICE, LEVEL
 from support.guest import MakeGuest
+from support.listening import LEVEL as LEVEL_TRIGGERED
+from support.listening import VECTOR, Source, count, listening, once_ready, run_until
 
 NOTHING: Any = None  # the VM that these probes do not use
 
