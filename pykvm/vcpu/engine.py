@@ -6,18 +6,45 @@ give the same: registers in the layout of KVM's structs, a kvm_run page, and the
 
 from __future__ import annotations
 
+from pykvm._core import lib
 from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Any, TypeVar
+    from typing import Any, NoReturn, TypeVar
 
     from pykvm.bus.dispatch import Dispatch
     from pykvm.exits import RunPage
 
     T = TypeVar("T")
 
-__all__ = ["Engine", "Ioctls"]
+__all__ = [
+    "AGAIN",
+    "ALARM",
+    "ATTENTION",
+    "DEADLINE",
+    "DRAIN",
+    "EXIT",
+    "KICKED",
+    "OVER",
+    "READ",
+    "REFUSED",
+    "Engine",
+    "Ioctls",
+]
+
+# Why an engine comes back: enum pykvm_code of core.h.  From 0 on it is a write to the range of
+# that slot of the bus, from READ down a read of one: READ is slot 0, READ - 1 slot 1.
+EXIT: int = lib.PYKVM_EXIT
+AGAIN: int = lib.PYKVM_AGAIN
+KICKED: int = lib.PYKVM_KICKED
+DEADLINE: int = lib.PYKVM_DEADLINE
+DRAIN: int = lib.PYKVM_DRAIN
+ALARM: int = lib.PYKVM_ALARM
+ATTENTION: int = lib.PYKVM_ATTENTION
+OVER: int = lib.PYKVM_OVER
+REFUSED: int = lib.PYKVM_REFUSED
+READ: int = lib.PYKVM_READ
 
 
 class Ioctls(Protocol):
@@ -136,6 +163,36 @@ class Engine(Protocol):
         `turn` is the run of the machine's claim that this is for, 0 if it is for none.  Raises
         StateError, ClosedError, ResourceError, KVMError.
         """
+
+    def begin(self, *, surface: bool) -> tuple[Callable[[Any], int], Any, memoryview]:
+        """A loop of the machine's begins, inside `hold`: ``(enter, handle, access)``.
+
+        ``enter(handle)`` runs the guest until there is something to do, one of the codes above.
+        `access` has the offset, the size and the value of a read or a write; a read is answered by
+        setting the value.  With `surface` every exit is EXIT, whoever could answer it.
+        """
+
+    def begin_by_hand(self) -> tuple[Callable[[Any, int], int], Any]:
+        """A loop by hand begins: ``(step, handle)``.  Raises as `hold`.
+
+        ``step(handle, deadline)`` holds the vCPU for one exit, until that time in ns of
+        CLOCK_MONOTONIC, 0 for ever.
+        """
+
+    def end_by_hand(self) -> None:
+        """It is over."""
+
+    def end_exit(self) -> None:
+        """What was handed out as an exit can no longer be answered."""
+
+    def check_open(self) -> None:
+        """Raise ClosedError once the engine is closed."""
+
+    def not_entered(self) -> NoReturn:
+        """Raise why `step` returned REFUSED."""
+
+    def failed(self) -> NoReturn:
+        """Raise what was wrong at a code that is none of the others."""
 
     def wait(self) -> int:
         """Wait outside the guest until `attend`, a kick, the alarm, a tick or the deadline."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pykvm.errors import PykvmError
     from pykvm.exits import RunPage
     from pykvm.vcpu.claim import Claim
+    from pykvm.vcpu.engine import Engine
 
     T = TypeVar("T")
 
@@ -310,6 +311,36 @@ class KvmEngine:
         deadline = 0 if timeout_ns is None else time.monotonic_ns() + timeout_ns
         return hold_vcpu(int(ffi.cast("uintptr_t", core)), deadline, turn, run, self.refused)
 
+    def begin(self, *, surface: bool) -> tuple[Callable[[Any], int], Any, memoryview]:
+        """See `Engine`."""
+        core = self.living()
+        core.surface = surface
+        core.native = ffi.NULL  # until the emulator has looked at this run
+        # offset, size and value, the first three words of struct pykvm_vcpu
+        return lib.pykvm_run, core, memoryview(ffi.buffer(core, 24)).cast("Q")
+
+    def begin_by_hand(self) -> tuple[Callable[[Any, int], int], Any]:
+        """See `Engine`."""
+        core = self.living()
+        refused = lib.pykvm_by_hand(core)
+        if refused:
+            self.refused(refused)
+        core.surface = 1
+        return lib.pykvm_step, core
+
+    def end_by_hand(self) -> None:
+        """See `Engine`."""
+        if self.core is not None:
+            lib.pykvm_by_hand_ends(self.core)
+
+    def check_open(self) -> None:
+        """See `Engine`."""
+        self.living()
+
+    def not_entered(self) -> NoReturn:
+        """See `Engine`."""
+        self.refused(self.living().refusal)
+
     def refused(self, code: int) -> NoReturn:
         """Raise what one of enum pykvm_refusal means."""
         raise refusal(code, f"vCPU {self.index}", self.living().error)
@@ -353,3 +384,8 @@ class KvmEngine:
         """See `Engine`."""
         core = self.core
         return core is not None and lib.pykvm_is_here(core) == 1
+
+
+def _is_an_engine(engine: KvmEngine) -> Engine:
+    """For the type checker alone."""
+    return engine

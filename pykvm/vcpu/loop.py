@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from pykvm._core import ffi, lib
 from pykvm.bus import odd_answer
 from pykvm.errors import StateError
 from pykvm.result import Ending, Outcome
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import seconds
+from pykvm.vcpu import engine as engines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -17,20 +17,10 @@ if TYPE_CHECKING:
     from pykvm.bus.dispatch import Dispatch
     from pykvm.exits import Exit
     from pykvm.vcpu.cpu import CPU
+    from pykvm.vcpu.engine import Engine
     from pykvm.vcpu.guest_debug import GuestDebug
 
 __all__ = ["OVER", "Handlers", "Loop", "Pending"]
-
-_EXIT: int = lib.PYKVM_EXIT
-_AGAIN: int = lib.PYKVM_AGAIN
-_KICKED: int = lib.PYKVM_KICKED
-_DEADLINE: int = lib.PYKVM_DEADLINE
-_DRAIN: int = lib.PYKVM_DRAIN
-_ALARM: int = lib.PYKVM_ALARM
-_ATTENTION: int = lib.PYKVM_ATTENTION
-_OVER: int = lib.PYKVM_OVER
-_REFUSED: int = lib.PYKVM_REFUSED
-_READ: int = lib.PYKVM_READ
 
 _LIMIT = 1 << 64
 
@@ -75,7 +65,7 @@ class Loop:
 
     def __init__(self, cpu: CPU) -> None:
         self._cpu = cpu
-        self._engine = cpu.engine
+        self._engine: Engine = cpu.engine
         self._dispatch: Dispatch | None = None
         # The number of the loop that began last, by `run` or by hand.
         self._turn = 0
@@ -125,34 +115,32 @@ class Loop:
         answers.  What a device raises passes.
         """
         engine, dispatch = self._engine, self._dispatch
-        core, run = engine.living(), lib.pykvm_run
+        engine.check_open()
         if dispatch is None:
             raise StateError("no devices were given to this vCPU")
         self._turn += 1
         engine.end_exit()
-        core.surface = surface
-        core.native = ffi.NULL  # until the emulator has looked at this run
+        enter, handle, access = engine.begin(surface=surface)
         if self.on_begin is not None:
             self.on_begin(True)
         if self.debug is not None and (self.debug.hit is not None or self.debug.stepping):
             self.debug.begin(self._cpu.state.linear_rip)
         dispatch.coalesce(not surface)
         reads, writes, check = dispatch.reads, dispatch.writes, handlers.check
-        # offset, size and value, the first three words of struct pykvm_vcpu
-        access = memoryview(ffi.buffer(core, 24)).cast("Q")
+        first_read, drain = engines.READ, engines.DRAIN
         if dispatch.waiting:
             dispatch.deliver()
         while True:
-            code = run(core)
+            code = enter(handle)
             if code >= 0:
                 writes[code](access[0], access[1], access[2])
-            elif code <= _READ:
-                answer = reads[_READ - code](access[0], access[1])
+            elif code <= first_read:
+                answer = reads[first_read - code](access[0], access[1])
                 try:
                     access[2] = answer
                 except (TypeError, ValueError):
-                    access[2] = self._odd_answer(answer, _READ - code)
-            elif code == _DRAIN:
+                    access[2] = self._odd_answer(answer, first_read - code)
+            elif code == drain:
                 dispatch.deliver()
             else:
                 ending = self._hand_over(handlers, code)
@@ -164,18 +152,18 @@ class Loop:
                     return ending
 
     def _hand_over(self, handlers: Handlers, code: int) -> Ending | None:
-        if code == _EXIT:
+        if code == engines.EXIT:
             return handlers.take_exit(self._cpu)
-        if code == _AGAIN:
+        if code == engines.AGAIN:
             return handlers.take_tick(self._cpu)
-        if code in (_ATTENTION, _ALARM):
+        if code in (engines.ATTENTION, engines.ALARM):
             self._engine.clear_attention()
             return handlers.take_attention(self._cpu)
-        if code == _KICKED:
+        if code == engines.KICKED:
             return handlers.take_kick(self._cpu)
-        if code == _DEADLINE:
+        if code == engines.DEADLINE:
             return handlers.take_deadline(self._cpu)
-        if code == _OVER:
+        if code == engines.OVER:
             return OVER
         return self._engine.failed()
 
@@ -190,56 +178,53 @@ class Loop:
         """See `CPU.raw_exits`."""
         from pykvm.exits import Interrupted, decode
 
-        engine, step, timing = self._engine, lib.pykvm_step, self.timing
-        core = engine.living()
+        engine, timing = self._engine, self.timing
+        engine.check_open()
         limit = None if timeout is None else int(seconds("timeout", timeout) * 1e9)
         deadline = 0 if limit is None else time.monotonic_ns() + limit
-        refused = lib.pykvm_by_hand(core)
-        if refused:
-            engine.refused(refused)
+        step, handle = engine.begin_by_hand()
         self._turn = turn = self._turn + 1
         self.pending = None
         try:
             page = engine.run_page
-            core.surface = 1
             self._uncoalesce()
             if self.on_begin is not None:
                 self.on_begin(False)
             while self._turn == turn:
                 if timing is None:
-                    code = step(core, deadline)
+                    code = step(handle, deadline)
                 else:
                     timing[0]()
-                    code = step(core, deadline)
+                    code = step(handle, deadline)
                     timing[1]()
-                if code == _EXIT:
+                if code == engines.EXIT:
                     yield decode(page)
-                elif code == _KICKED:
+                elif code == engines.KICKED:
                     page.current = None
                     yield Interrupted()
-                elif code == _DEADLINE:
+                elif code == engines.DEADLINE:
                     raise TimeoutError(f"vCPU {engine.index} still runs after {timeout} s")
-                elif code == _AGAIN:
+                elif code == engines.AGAIN:
                     continue
-                elif code == _DRAIN:
+                elif code == engines.DRAIN:
                     # Of a run that an exception ended.
                     if self._dispatch is not None:
                         self._dispatch.deliver()
-                elif code == _ATTENTION:
-                    core.attention = 0
+                elif code == engines.ATTENTION:
+                    engine.clear_attention()
                     continue
-                elif code == _REFUSED:
-                    engine.refused(core.refusal)
+                elif code == engines.REFUSED:
+                    engine.not_entered()
                 else:
                     engine.failed()
-            engine.living()
+            engine.check_open()
             raise StateError("another loop has taken this vCPU over")
         except ValueError:
-            engine.living()  # `close`, in another thread, has released the kvm_run page
+            engine.check_open()  # `close`, in another thread, has released the kvm_run page
             raise
         finally:
             if self._turn == turn:
-                lib.pykvm_by_hand_ends(core)
+                engine.end_by_hand()
 
     def _uncoalesce(self) -> None:
         """Make every write exit: the kernel is to collect none."""

@@ -15,14 +15,14 @@ from kvm.applicable import (
 )
 from kvm.headers import Header, Place, without
 
-from pykvm.kvm import constants, uapi
+from pykvm.kvm import abi, constants, uapi
 from pykvm.kvm.capabilities import Cap
 from pykvm.kvm.codec import BitsLayout, Repeat, StructLayout, UnionLayout, size_of
 from pykvm.kvm.flexible import FlexibleLayout
 from pykvm.kvm.reasons import ExitReason
 
 STRUCTS = {name: value for name, value in vars(uapi).items() if isinstance(value, StructLayout)}
-IOCTLS = {name: value for name, value in vars(uapi).items() if name.startswith("KVM_")}
+IOCTLS = {name: value for name, value in vars(abi.ioctls).items() if name.startswith("KVM_")}
 CONSTANTS = {name: value for name, value in vars(constants).items() if name.isupper()}
 NUMBERS: dict[str, int] = {
     **IOCTLS,

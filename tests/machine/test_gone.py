@@ -40,7 +40,7 @@ STAYS = {
         *("dropped", "floats"),
     },
     CPU: {"close", "kick"},
-    KvmEngine: {"close", "kick", "attend", "is_here", "forget", "end_exit"},
+    KvmEngine: {"close", "kick", "attend", "is_here", "forget", "end_exit", "end_by_hand"},
 }
 ARGUMENTS: dict[str, Any] = {
     "address": 0x7C00,
@@ -54,6 +54,7 @@ ARGUMENTS: dict[str, Any] = {
     "cpu": None,
     "run": lambda: None,
     "values": {},
+    "surface": False,
     "sregs": None,
     "dispatch": None,
     "when": 0,
