@@ -11,6 +11,7 @@ from pykvm.cli.ports import StdoutPort, open_port
 from pykvm.cli.pump import Pump
 from pykvm.cli.report import say, tell
 from pykvm.devices.debugcon import DebugConsole
+from pykvm.devices.uart import Uart16550
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ LONGEST_LINE = 4096
 
 
 class Consoles:
-    """While entered, the serial port and the debug console are connected to their destinations."""
+    """While entered, serial ports and debug console are connected to their destinations."""
 
     def __init__(
         self, machine: Machine, options: Options, interrupts: Interrupts, limit: TimeLimit
@@ -44,6 +45,8 @@ class Consoles:
         self._limit = limit
         self._stack = ExitStack()
         self._ports: list[Port] = []
+        self._pumps: list[Pump] = []
+        self._terminal: RawTerminal | None = None
         #: True once Ctrl-A x was typed.
         self.left = False
         #: What is to be said at the end: output that was lost.
@@ -67,42 +70,54 @@ class Consoles:
         )
 
     def _connect(self) -> None:
-        options, uart = self._options, self._machine.serial
-        pumps: list[Pump] = []
-        receive: Callable[[bytes], object] = uart.send
-        terminal: RawTerminal | None = None
-        if options.serial.kind == "stdio" and os.isatty(_STDIN):
-            from pykvm.cli.terminal import RawTerminal
+        options, devices = self._options, self._machine.devices
+        first = self._connect_serial("--serial", options.serial, self._machine.serial)
+        second = devices["com2"]
+        assert isinstance(second, Uart16550)
+        if options.serial2 == options.serial and options.serial.kind in ("stdio", "file"):
+            second.on_output(self._writer(first), at_once=b"")
+        elif options.serial2.kind != "none":
+            typing = options.serial.kind != "stdio"
+            self._connect_serial("--serial2", options.serial2, second, typing=typing)
 
-            def resumed() -> None:
-                pumps[0].wake()
-
-            terminal = RawTerminal(_STDIN, resumed)
-            receive = self._typing(uart.send)
-
-        serial = self._open("--serial", options.serial, terminal=terminal)
-        write = self._writer(serial)
-        uart.on_output(write, at_once=b"")
-        if serial.pumped:
-            pumps.append(Pump(serial, receive=receive, unread=lambda: uart.pending))
-            uart.on_drained(pumps[0].drained)
-
+        write = self._writer(first)
         if options.debugcon.kind != "serial" and options.debugcon != options.serial:
             console = self._open("--debugcon", options.debugcon, typing=False)
             write = self._writer(console)
             if console.pumped:
-                pumps.append(Pump(console))
-        debugcon = self._machine.devices["debugcon"]
+                self._pumps.append(Pump(console))
+        debugcon = devices["debugcon"]
         assert isinstance(debugcon, DebugConsole)
         debugcon.on_output(write)
 
         # From here on a signal must not come between the terminal and what puts it back.
         self._interrupts.hold()
-        if terminal is not None:
-            self._stack.enter_context(terminal)
-        for pump in pumps:
+        if self._terminal is not None:
+            self._stack.enter_context(self._terminal)
+        for pump in self._pumps:
             self._close_at_the_end(pump.close)
             pump.start()
+
+    def _connect_serial(
+        self, option: str, destination: Destination, uart: Uart16550, *, typing: bool = True
+    ) -> Port:
+        receive: Callable[[bytes], object] = uart.send
+        terminal: RawTerminal | None = None
+        if destination.kind == "stdio" and typing and os.isatty(_STDIN):
+            from pykvm.cli.terminal import RawTerminal
+
+            def resumed() -> None:
+                pump.wake()
+
+            terminal = self._terminal = RawTerminal(_STDIN, resumed)
+            receive = self._typing(uart.send)
+        port = self._open(option, destination, typing=typing, terminal=terminal)
+        uart.on_output(self._writer(port), at_once=b"")
+        if port.pumped:
+            pump = Pump(port, receive=receive, unread=lambda: uart.pending)
+            self._pumps.append(pump)
+            uart.on_drained(pump.drained)
+        return port
 
     def _open(
         self,

@@ -29,9 +29,9 @@ _DIGITS = 6
 
 
 class Destination(NamedTuple):
-    """Where a guest's console goes: `kind` is stdio, file, pty, unix or none.
+    """Where a guest's console goes: `kind` is stdio, file, pty, unix, tcp or none.
 
-    `path` belongs to file and unix.
+    `path` belongs to file and unix; that of tcp is "PORT" or "HOST:PORT".
     """
 
     kind: str
@@ -51,6 +51,7 @@ class Options:
     help: bool = False
     version: bool = False
     serial: Destination = Destination("stdio")
+    serial2: Destination = Destination("none")
     debugcon: Destination = Destination("serial")
     #: How many bytes each file takes, None for any number.
     output_limit: int | None = 1 << 30
@@ -205,8 +206,14 @@ def _destination(text: str, also: tuple[str, ...] = ()) -> Destination:
         if not path:
             raise ValueError(f"{kind}:PATH, with a path")
         return Destination(kind, path)
+    if kind == "tcp":
+        port = path.rpartition(":")[2]
+        if not (port.isdecimal() and port.isascii() and len(port) < 6 and int(port) < 1 << 16):
+            raise ValueError("tcp:PORT or tcp:HOST:PORT, as tcp:4444")
+        return Destination(kind, path)
     if text not in ("stdio", "pty", "none", *also):
-        raise ValueError(", ".join((*also, "stdio, file:PATH, pty, unix:PATH or none")))
+        kinds = "stdio, file:PATH, pty, unix:PATH, tcp:[HOST:]PORT or none"
+        raise ValueError(", ".join((*also, kinds)))
     return Destination(kind)
 
 
@@ -351,7 +358,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--serial", "DEST", _destination, CONSOLE,
         "serial port COM1: stdio (default), file:PATH (output only; the file is replaced), "
-        "pty, unix:PATH (a socket, one client at a time) or none",
+        "pty, unix:PATH (a socket, one client at a time), tcp:[HOST:]PORT (the same; on loopback "
+        "without a host) or none",
+        _GUESTS,
+    ),
+    Option(
+        "--serial2", "DEST", _destination, CONSOLE,
+        "serial port COM2: the same (default none); typing on stdin goes to COM1 if both are stdio",
         _GUESTS,
     ),
     Option(
@@ -362,8 +375,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--output-limit", "SIZE|none", _limit, CONSOLE,
-        "the most that a file of --serial, --debugcon or --trace-file takes (default 1G): the "
-        "guest goes on, what does not fit is dropped and counted",
+        "the most that a file of --serial, --serial2, --debugcon or --trace-file takes (default "
+        "1G): the guest goes on, what does not fit is dropped and counted",
         _GUESTS,
     ),
     Option("--timeout", "SECONDS", _seconds, ENDING, "stop the guest after this time"),
@@ -433,7 +446,8 @@ def parse(argv: Sequence[str]) -> Options:
             if _is_qemus(word):
                 from pykvm.cli.qemu import translate
 
-                rest += reversed(translate(word.lstrip("-"), rest))
+                flags = {option.flag for option in given}
+                rest += reversed(translate(word.lstrip("-"), rest, flags))
                 continue
             option, value = _option(word, rest)
             options.put(option, value)

@@ -1,4 +1,4 @@
-"""The host's end of a guest's console: stdio, a file, a pseudo-terminal, a Unix socket, nothing.
+"""The host's end of a guest's console: stdio, a file, a pseudo-terminal, a socket, nothing.
 
 What a guest prints to stdio or a file waits until it is written, as in any pipeline, but never
 longer than the run may last.  `pykvm.cli.waiting` has those that need not have a reader.
@@ -322,6 +322,10 @@ def open_port(
             from pykvm.cli.waiting import UnixPort
 
             return UnixPort(destination.path, stop)
+        if destination.kind == "tcp":
+            from pykvm.cli.waiting import TcpPort
+
+            return TcpPort(destination.path, stop)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"{option} {destination}: {reason}") from error

@@ -3,9 +3,9 @@
 What has an equal here is replaced by it, word by word; for all else an error says what there is
 instead.  The names are those of QEMU's manual, qemu(1).
 
->>> translate("append", ["console=ttyS0"])
+>>> translate("append", ["console=ttyS0"], ())
 ['--append', 'console=ttyS0']
->>> translate("nographic", [])
+>>> translate("nographic", [], ())
 []
 """
 
@@ -15,7 +15,7 @@ from pykvm.cli.usage import UsageError
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 __all__ = ["ALONE", "MISSING", "WITH_VALUE", "knows", "translate"]
 
@@ -71,11 +71,11 @@ def knows(name: str) -> bool:
     return name in ALONE or name in WITH_VALUE or name in MISSING
 
 
-def translate(name: str, rest: list[str]) -> list[str]:
+def translate(name: str, rest: list[str], given: Collection[str]) -> list[str]:
     """What stands here for QEMU's option `name`.
 
-    Its value is taken from `rest`, whose last word is the next one.  Raises UsageError where there
-    is no equal.
+    Its value is taken from `rest`, whose last word is the next one.  `given` are the options, as
+    "--serial", that came before.  Raises UsageError where there is no equal.
     """
     if name in ALONE:
         return list(ALONE[name])
@@ -83,7 +83,12 @@ def translate(name: str, rest: list[str]) -> list[str]:
         raise _error(name, MISSING[name])
     if not rest or rest[-1] == "--":
         raise _error(name, "a value is missing")
-    return WITH_VALUE[name](rest.pop())
+    value = rest.pop()
+    if name == "serial" and "--serial2" in given:
+        raise _error(name, "there are two serial ports")
+    if name == "serial" and "--serial" in given:
+        return ["--serial2", _destination(name, value)]
+    return WITH_VALUE[name](value)
 
 
 def _error(name: str, message: str) -> UsageError:

@@ -1,4 +1,4 @@
-"""Ports whose reader may be absent or slow: a pseudo-terminal and a Unix socket.
+"""Ports whose reader may be absent or slow: a pseudo-terminal, a Unix socket and a TCP port.
 
 They never make the guest wait.  The first 64 KiB that nobody has read wait for a reader; what does
 not fit is dropped and counted.  At the end of a run they wait for a reader as `Linger` says.
@@ -24,12 +24,15 @@ from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from pykvm.cli.output import Stop
 
-__all__ = ["BACKLOG", "PtyPort", "UnixPort"]
+__all__ = ["BACKLOG", "PtyPort", "TcpPort", "UnixPort"]
 
 _CHUNK = 4096
+
+LOOPBACK = "127.0.0.1"
 
 # unix(7): sun_path, without its NUL.
 _LONGEST_PATH = 107
@@ -175,55 +178,29 @@ class PtyPort(_WaitingPort):
         return self._lost(unread, self.path)
 
 
-class UnixPort(_WaitingPort):
-    """A Unix socket at `path` that takes one client at a time; the others wait for their turn."""
+class _ListeningPort(_WaitingPort):
+    """A socket that takes one client at a time; the others wait for their turn."""
 
-    def __init__(self, path: str, stop: Stop | None = None) -> None:
+    # Whether a client that has nothing more to say makes room for the next one.
+    _gives_way = False
+
+    def __init__(self, listener: socket.socket, stop: Stop | None) -> None:
         super().__init__(stop)
-        self.path = path
-        self.notice = f"console at {path}, which waits for a client"
+        self.path = ""
         self._client: socket.socket | None = None
         # What the client has shut down: its side to us, and ours to it.
         self._half_closed = self._deaf = False
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = listener
         try:
-            self._remove_stale()
-            self._listen()
-            self._identity = _identity(path)
-            self._listener.setblocking(False)
+            self._bind()
+            listener.setblocking(False)
         except BaseException:
-            self._listener.close()
+            listener.close()
             raise
 
-    def _remove_stale(self) -> None:
-        """Remove what a program left behind that did not end well.  Raises OSError if it lives."""
-        try:
-            if not stat.S_ISSOCK(os.stat(self.path).st_mode):
-                raise OSError(errno.EEXIST, "there is a file that is no socket")
-        except FileNotFoundError:
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(self.path)
-            except ConnectionRefusedError:
-                os.unlink(self.path)
-                return
-        raise OSError(errno.EADDRINUSE, "another program listens there")
-
-    def _listen(self) -> None:
-        """Listen at `path`: there is no moment at which the file is there and nobody listens."""
-        staging = f"{self.path}.{os.getpid()}"
-        if len(os.fsencode(staging)) > _LONGEST_PATH:
-            self._listener.bind(self.path)
-            self._listener.listen(1)
-            return
-        self._listener.bind(staging)
-        try:
-            self._listener.listen(1)
-            # Not by renaming, which would replace what has come to be there meanwhile.
-            os.link(staging, self.path)
-        finally:
-            os.unlink(staging)
+    def _bind(self) -> None:
+        """Listen, and set `path` to how messages call the place."""
+        raise NotImplementedError
 
     def interests(self, *, reading: bool) -> list[tuple[int, int]]:
         """The client, or without one the socket that waits for one."""
@@ -234,11 +211,14 @@ class UnixPort(_WaitingPort):
         if reading and not self._half_closed:
             wanted |= select.POLLIN
         # With no events asked for, POLLHUP still comes when the client has gone.
-        return [(client.fileno(), wanted)]
+        ends = [(client.fileno(), wanted)]
+        if self._half_closed and self._gives_way:
+            ends.append((self._listener.fileno(), select.POLLIN))
+        return ends
 
     def handle(self, fd: int, events: int) -> bytes:
         """Accept, read, write what waits, or let a client go."""
-        if self._client is None:
+        if self._client is None or fd == self._listener.fileno():
             self._accept()
             return b""
         gone = bool(events & (select.POLLERR | select.POLLHUP))
@@ -274,10 +254,15 @@ class UnixPort(_WaitingPort):
         with suppress(OSError):
             client, _ = self._listener.accept()
             client.setblocking(False)
+            self._prepare(client)
             with self._lock:
+                self._forget_client()
                 self._client = client
                 self._half_closed = self._deaf = False
                 self._flush()
+
+    def _prepare(self, client: socket.socket) -> None:
+        """Set what a new client's connection is to be like."""
 
     def _forget_client(self) -> None:
         if self._client is not None:
@@ -308,7 +293,7 @@ class UnixPort(_WaitingPort):
         return 0
 
     def close(self) -> str:
-        """Close the connection and remove the socket's file."""
+        """Close the connection and stop listening."""
         if self._client is None:
             # One may have come since the pump stopped.
             self._accept()
@@ -319,12 +304,91 @@ class UnixPort(_WaitingPort):
             self._receive(self._client, _MOST_LEFT)
         self._forget_client()
         self._listener.close()
+        return self._lost(unread, self.path)
+
+
+class UnixPort(_ListeningPort):
+    """A Unix socket at `path`."""
+
+    def __init__(self, path: str, stop: Stop | None = None) -> None:
+        self._wanted = path
+        super().__init__(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), stop)
+        self.notice = f"console at {path}, which waits for a client"
+
+    def _bind(self) -> None:
+        self.path = self._wanted
+        self._remove_stale()
+        self._listen()
+        self._identity = _identity(self.path)
+
+    def _remove_stale(self) -> None:
+        """Remove what a program left behind that did not end well.  Raises OSError if it lives."""
+        try:
+            if not stat.S_ISSOCK(os.stat(self.path).st_mode):
+                raise OSError(errno.EEXIST, "there is a file that is no socket")
+        except FileNotFoundError:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(self.path)
+            except ConnectionRefusedError:
+                os.unlink(self.path)
+                return
+        raise OSError(errno.EADDRINUSE, "another program listens there")
+
+    def _listen(self) -> None:
+        """Listen at `path`: there is no moment at which the file is there and nobody listens."""
+        staging = f"{self.path}.{os.getpid()}"
+        if len(os.fsencode(staging)) > _LONGEST_PATH:
+            self._listener.bind(self.path)
+            self._listener.listen(1)
+            return
+        self._listener.bind(staging)
+        try:
+            self._listener.listen(1)
+            # Not by renaming, which would replace what has come to be there meanwhile.
+            os.link(staging, self.path)
+        finally:
+            os.unlink(staging)
+
+    def close(self) -> str:
+        """Close the connection and remove the socket's file."""
+        lost = super().close()
         with suppress(OSError):
             if _identity(self.path) == self._identity:
                 os.unlink(self.path)
-        return self._lost(unread, self.path)
+        return lost
 
 
 def _identity(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+class TcpPort(_ListeningPort):
+    """A TCP port of this host, given as "PORT" or "HOST:PORT"; without a host it is loopback."""
+
+    # A client that went says the same as one that will only listen from now on: an end of its data.
+    _gives_way = True
+
+    _address: tuple[Any, ...]
+
+    def __init__(self, place: str, stop: Stop | None = None) -> None:
+        host, _, port = place.rpartition(":")
+        found = socket.getaddrinfo(host.strip("[]") or LOOPBACK, port, type=socket.SOCK_STREAM)
+        family, _, _, _, self._address = found[0]
+        super().__init__(socket.socket(family, socket.SOCK_STREAM), stop)
+        self.notice = f"console at {self.path}, which waits for a client"
+
+    def _bind(self) -> None:
+        # A port that a run before this one had is free again at once.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(self._address)
+        self._listener.listen(1)
+        host, port = self._listener.getsockname()[:2]
+        self.path = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+
+    def _prepare(self, client: socket.socket) -> None:
+        # Characters are not to wait for others, nor is a client that was cut off to stay for ever.
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -57,6 +57,8 @@ def test_run_is_the_default(words: list[str]) -> None:
         (["--serial", "none"], "serial", Destination("none")),
         (["--serial", "file:a:b"], "serial", Destination("file", "a:b")),
         (["--serial=unix:/tmp/s"], "serial", Destination("unix", "/tmp/s")),
+        (["--serial", "tcp:4444"], "serial", Destination("tcp", "4444")),
+        (["--serial2", "tcp:[::1]:4444"], "serial2", Destination("tcp", "[::1]:4444")),
         (["--debugcon", "pty"], "debugcon", Destination("pty")),
         (["--unclaimed", "float"], "unclaimed", "float"),
         (["--timeout", "0.5"], "timeout", 0.5),
@@ -143,7 +145,14 @@ def test_commands_are_first_words_only() -> None:
         (["a", "--timeout", "soon"], "--timeout takes seconds such as 5 or 0.5, not 'soon'"),
         (
             ["a", "--serial", "tty"],
-            "--serial takes stdio, file:PATH, pty, unix:PATH or none, not 'tty'",
+            "--serial takes stdio, file:PATH, pty, unix:PATH, tcp:[HOST:]PORT or none, not 'tty'",
+        ),
+        *(
+            (
+                ["a", "--serial", wrong],
+                f"--serial takes tcp:PORT or tcp:HOST:PORT, as tcp:4444, not '{wrong}'",
+            )
+            for wrong in ("tcp:", "tcp:host", "tcp:host:", "tcp:70000", "tcp:-1", "tcp:http")
         ),
         (["a", "--serial", "file:"], "--serial takes file:PATH, with a path, not 'file:'"),
         (
