@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from contextlib import ExitStack
 
 from pykvm.cli.ports import StdoutPort, open_port
@@ -30,6 +31,13 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 #: How much of a line waits for its end.
 LONGEST_LINE = 4096
+
+# Two Ctrl-C within so many seconds end the run of a guest that owns the terminal.
+_TWICE = 1.0
+# What Ctrl-C does is said again after so many seconds without one.
+_REMINDED = 60.0
+_CTRL_C = b"\x03"
+_PASSED = "Ctrl-C went to the guest; another one within a second, or Ctrl-A x, ends the run"
 
 
 class Consoles:
@@ -60,6 +68,7 @@ class Consoles:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._interrupts.passes = None
         self._stack.close()
 
     @property
@@ -117,6 +126,8 @@ class Consoles:
             pump = Pump(port, receive=receive, unread=lambda: uart.pending)
             self._pumps.append(pump)
             uart.on_drained(pump.drained)
+            if terminal is not None:
+                self._pass_on_ctrl_c(uart, pump)
         return port
 
     def _open(
@@ -165,6 +176,25 @@ class Consoles:
         self._stack.callback(lines.flush)
         return lines.write
 
+    def _pass_on_ctrl_c(self, uart: Uart16550, pump: Pump) -> None:
+        """From now on, Ctrl-C is for the guest once it owns the terminal."""
+
+        def passed() -> None:
+            uart.send(_CTRL_C)
+            if ctrl_c.to_be_told:
+                tell("\n" * self.amid_line, until=0.0)
+                say(_PASSED, until=0.0)
+
+        def passes() -> bool:
+            owns = uart.heard or uart.receives
+            if self.left or not owns or not ctrl_c.passes(time.monotonic()):
+                return False
+            pump.soon(passed)
+            return True
+
+        ctrl_c = CtrlC()
+        self._interrupts.passes = passes
+
     def _typing(self, send: Callable[[bytes], object]) -> Callable[[bytes], None]:
         """What becomes of keys: the commands of Ctrl-A are ours, the rest is the guest's."""
         from pykvm.cli.terminal import ESCAPE_HELP, Escape
@@ -185,6 +215,29 @@ class Consoles:
                 signal.pthread_kill(main, signal.SIGINT)
 
         return receive
+
+
+class CtrlC:
+    """Which Ctrl-C is for a guest that owns the terminal: all but the second of two in a row.
+
+    >>> ctrl_c = CtrlC()
+    >>> ctrl_c.passes(10.0), ctrl_c.to_be_told, ctrl_c.passes(12.0), ctrl_c.to_be_told
+    (True, True, True, False)
+    >>> ctrl_c.passes(12.9)
+    False
+    """
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        #: Whether the last one is one to explain.
+        self.to_be_told = False
+
+    def passes(self, now: float) -> bool:
+        """Whether the one that comes `now`, in seconds, is for the guest."""
+        since = _REMINDED if self._last is None else now - self._last
+        self._last = now
+        self.to_be_told = since >= _REMINDED
+        return since >= _TWICE
 
 
 class Lines:

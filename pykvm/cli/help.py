@@ -36,8 +36,9 @@ Examples:
   pykvm --serial unix:/tmp/guest.sock --trace-file exits.txt --stats guest.elf
   pykvm step hello.elf
 
-While the terminal is the guest's console, Ctrl-C stops the guest, Ctrl-A x leaves the console and
-ends the run, and Ctrl-A h lists what else Ctrl-A does.
+While the terminal is the guest's console, Ctrl-A x ends the run and Ctrl-A h lists what else
+Ctrl-A does.  Ctrl-C stops a guest that has read nothing yet; one that reads its input, as Linux
+with a shell does, gets Ctrl-C, and a second one within a second ends the run.
 
 Exit status:
   N    the guest exited with code N (above 255: 255, and a line says so)

@@ -25,6 +25,9 @@ class Interrupts:
     only remembered.  During `run` it stops the run; a second one that comes while the first has had
     no effect yet (a device that waits for something) raises KeyboardInterrupt out of it.
 
+    Where the guest owns the terminal, Ctrl-C is for it: `passes` is asked at each SIGINT of a run,
+    and what it takes does not end the run.
+
     Signals that are ignored when the program starts, as under nohup, stay ignored.
     """
 
@@ -34,6 +37,8 @@ class Interrupts:
         self._raising = True
         self._running = False
         self._before: dict[signal.Signals, Any] = {}
+        #: Asked in the signal handler whether a SIGINT is for the guest.
+        self.passes: Callable[[], bool] | None = None
         #: The first signal that came, or None.
         self.received: signal.Signals | None = None
         #: How many came.
@@ -72,6 +77,9 @@ class Interrupts:
 
     def _take(self, number: int, frame: object) -> None:
         again = self.received is not None
+        asked = number == signal.SIGINT and self._running and not again
+        if asked and self.passes is not None and self.passes():
+            return
         self.signals += 1
         if not again:
             self.received = signal.Signals(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from collections import deque
 
 from pykvm.typed import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ class Pump:
         self._full = False
         self._closing = False
         self._dropped = 0
+        self._calls: deque[Callable[[], object]] = deque()
         self._wake_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         port.attach(self.wake)
         self._thread = threading.Thread(target=self._loop, name="console", daemon=True)
@@ -71,6 +73,11 @@ class Pump:
             # It is being woken already.
             return
 
+    def soon(self, call: Callable[[], object]) -> None:
+        """Call `call` in the pump's thread.  From any thread, and from signal handlers."""
+        self._calls.append(call)
+        self.wake()
+
     def drained(self) -> None:
         """The guest has read what it was sent."""
         if self._full:
@@ -90,6 +97,8 @@ class Pump:
             for fd, events in poll.poll(None if patience is None else patience * 1000):
                 if fd == self._wake_fd:
                     os.read(fd, 4096)
+                    while self._calls:
+                        self._calls.popleft()()
                 else:
                     self._deliver(self._port.handle(fd, events))
 

@@ -31,7 +31,8 @@ Ctrl-A Ctrl-A   send Ctrl-A to the guest (Ctrl-A a does too)
 Ctrl-A c        send Ctrl-C to the guest
 Ctrl-A z        send Ctrl-Z to the guest
 Ctrl-A h        this list
-Ctrl-C          stop the guest
+Ctrl-C          stop the guest; one that reads what is typed gets it, and a second one within a
+                second ends the run
 Ctrl-Z          suspend pykvm; fg goes on
 """
 

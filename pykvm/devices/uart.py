@@ -145,6 +145,8 @@ class Uart16550(OutputLog, NamedDevice):
         super().__init__(limit=limit)
         self.name = name
         self.discarded = 0
+        #: Whether the guest has read a character that the host sent.
+        self.heard = False
         # Re-entrant: an interrupt line or a subscriber may well come back to this device.
         self._lock = threading.RLock()
         self._irq = Output(line)
@@ -454,6 +456,7 @@ class Uart16550(OutputLog, NamedDevice):
 
     def _read_rbr(self) -> int:
         if self._received:
+            self.heard = self.heard or not self._mcr & MCR_LOOP
             self._last_character = self._received.popleft()
             if not self._received:
                 self._incoming.used()

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import termios
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -132,6 +133,56 @@ def test_ctrl_c_stops_the_guest(terminal: Open, guests: Path) -> None:
     console.type(CTRL_C)
     console.wait_for("pykvm: stopped by Ctrl-C at 0x")
     assert console.status() == 130
+    assert console.attributes == console.before
+
+
+@pytest.mark.kvm
+def test_ctrl_c_is_for_a_guest_that_reads(terminal: Open, guests: Path) -> None:
+    console = terminal(guests / "paste.elf")
+    console.wait_until(lambda: console.is_raw, "the terminal is raw")
+    console.type("a")
+    console.wait_for("a")
+    console.type(CTRL_C)
+    console.wait_for("pykvm: Ctrl-C went to the guest; another one within a second, or Ctrl-A x")
+    # It prints what it reads.
+    console.type("b")
+    assert "b" in console.wait_for("b")
+    console.type("\x04")
+    assert console.status() == 0
+    assert console.attributes == console.before
+
+
+@pytest.mark.kvm
+def test_the_guest_gets_ctrl_c_as_a_character(terminal: Open, guests: Path) -> None:
+    console = terminal(guests / "paste.elf")
+    console.wait_until(lambda: console.is_raw, "the terminal is raw")
+    console.type("a")
+    console.wait_for("a")
+    console.type(CTRL_C)
+    console.wait_for(CTRL_C)
+    console.type("\x04")
+    assert console.status() == 0
+
+
+@pytest.mark.kvm
+def test_two_ctrl_c_in_a_row_end_the_run(terminal: Open, guests: Path) -> None:
+    console = terminal(guests / "paste.elf")
+    console.wait_until(lambda: console.is_raw, "the terminal is raw")
+    console.type("a")
+    console.wait_for("a")
+    console.type(CTRL_C)
+    console.wait_for("Ctrl-C went to the guest")
+
+    def ended() -> bool:
+        # Two of them are one to a process that was not there to take the first.
+        if console.process.poll() is None:
+            console.type(CTRL_C)
+            time.sleep(0.05)
+        return console.process.poll() is not None
+
+    console.wait_until(ended, "the run ends")
+    assert console.status() == 130
+    console.wait_for("pykvm: stopped by Ctrl-C at 0x")
     assert console.attributes == console.before
 
 
