@@ -365,7 +365,6 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--serial2", "DEST", _destination, CONSOLE,
         "serial port COM2: the same (default none); typing on stdin goes to COM1 if both are stdio",
-        _GUESTS,
     ),
     Option(
         "--debugcon", "DEST", _debugcon, CONSOLE,
