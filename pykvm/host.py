@@ -8,7 +8,7 @@ from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import VM, System
 from pykvm.layout import KVM_PAGES
 from pykvm.typed import TYPE_CHECKING
-from pykvm.values.checks import show
+from pykvm.values.spelling import option
 from pykvm.x86.cpuid import LAPIC_FEATURES, Specification, select, with_topology, without
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Host:
         """Raise ConfigError unless this host's KVM allows `count` vCPUs in one VM."""
         if not 1 <= count <= Host._max_vcpus:
             raise ConfigError(
-                f"vcpus={show(count)}: a machine has at least one, and this host's KVM allows "
+                f"{option('vcpus', count)}: a machine has at least one, and this host's KVM allows "
                 f"{Host._max_vcpus}"
             )
 
@@ -179,9 +179,13 @@ def _refuse(model: str, irqchip: str, hidden: frozenset[str]) -> None:
     names = sorted(Specification.parse(model).added & hidden)
     if names:
         raise ConfigError(
-            f"this host's KVM does not give {', '.join(names)} to a machine with {irqchip=!s}",
+            f"this host's KVM does not give {', '.join(names)} to a machine with "
+            f"{option('irqchip', irqchip)}",
             hint="leave it out"
-            + (", or have the local APICs in the kernel: irqchip='kernel'" * (irqchip == "user")),
+            + (
+                f", or have the local APICs in the kernel: {option('irqchip', 'kernel')}"
+                * (irqchip == "user")
+            ),
         )
 
 

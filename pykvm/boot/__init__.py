@@ -25,6 +25,7 @@ from pykvm.boot.source import Request, Source, source_of
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING, Protocol, cast
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     import os
@@ -103,8 +104,6 @@ _ASKED_OF_ELF = ("linux", "multiboot", "multiboot2", "pvh", "elf")
 # Those that can be told where to start and where the stack is, by segments.
 _REAL_MODE = ("bootsector", "flat")
 
-_FLAT_HINT = "to run it as raw machine code, say in which mode: --mode real, protected or long"
-
 
 def load(
     file: str | os.PathLike[str] | bytes | bytearray | memoryview,
@@ -150,7 +149,11 @@ def load(
         reasons.append(f"no {one.NAME} image ({reason})")
     from pykvm.boot.magic import familiar
 
-    what, advice = familiar(bytes(source.part(0, 64))) or ("no guest that pykvm knows", _FLAT_HINT)
+    raw = (
+        "to run it as raw machine code, say in which mode: "
+        f"{option('mode', 'real')}, protected or long"
+    )
+    what, advice = familiar(bytes(source.part(0, 64))) or ("no guest that pykvm knows", raw)
     raise source.error(f"is {what}: {', '.join(reasons)}", hint=advice)
 
 

@@ -30,6 +30,7 @@ from pykvm.errors import LoadError
 from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import option
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.paging import identity
 from pykvm.x86.state import CpuState, Mode, long_mode, protected_mode, real_mode
@@ -76,7 +77,7 @@ def check_entry(source: Source, mode: Mode, entry: int) -> None:
     if not 0 <= entry < limit:
         raise source.error(
             f"entry {entry:#x} is out of reach in {mode.value} mode, which starts below {limit:#x}",
-            hint="link it lower, or choose another mode (--mode)",
+            hint=f"link it lower, or choose another mode ({option('mode')})",
         )
 
 
@@ -210,7 +211,8 @@ def _check_real_stack(image: Image, free: FreeMemory, stack: RealAddress) -> Non
         raise LoadError(
             f"{image.name}: the first word on a stack at {stack} goes to {first.linear:#x}, where "
             "no RAM is",
-            hint="choose another place (--stack), or give the guest more memory (--memory)",
+            hint=f"choose another place ({option('stack')}), or give the guest more memory "
+            f"({option('memory')})",
         )
 
 

@@ -23,6 +23,7 @@ from pykvm.boot.image import Image
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
+from pykvm.values.spelling import option
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _check_size(source: Source, loaded: Sequence[ProgramHeader], request: Reques
         where = "the file" if request.room is None else f"guest memory ({format_size(room)})"
         raise source.error(
             f"its {len(loaded)} segments have {size:#x} bytes in the file, more than {where} has",
-            hint="give the guest more memory (--memory), or build the file again",
+            hint=f"give the guest more memory ({option('memory')}), or build the file again",
         )
 
 

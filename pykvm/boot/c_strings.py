@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pykvm.errors import ConfigError, LoadError
+from pykvm.values.spelling import option
 
 __all__ = ["c_string", "command_line"]
 
@@ -35,6 +36,6 @@ def command_line(name: str, words: str, longest: int | None = None) -> bytes:
     if longest is not None and len(line) - 1 > longest:
         raise LoadError(
             f"{name}: the command line has {len(line) - 1} bytes, and the kernel takes {longest}",
-            hint="shorten it (--append): a kernel would cut it off without a word",
+            hint=f"shorten it ({option('append')}): a kernel would cut it off without a word",
         )
     return line

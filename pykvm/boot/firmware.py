@@ -27,6 +27,7 @@ from pykvm.errors import ConfigError, LoadError
 from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
+from pykvm.values.spelling import option
 from pykvm.x86.state import Mode, reset
 
 if TYPE_CHECKING:
@@ -157,5 +158,5 @@ def _check_setup(image: Image, setup: Setup) -> None:
         what = "a command line" if setup.append else "an initrd"
         raise LoadError(
             f"{image.name}: {what} is given, but no kernel that firmware is to boot",
-            hint="name the kernel with --kernel FILE",
+            hint=f"name the kernel with {option('kernel')}",
         )

@@ -12,6 +12,7 @@ from pykvm.boot.image import Image, Segment
 from pykvm.boot.real_start import RealStart
 from pykvm.boot.symbols import Symbols
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import option
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def load(source: Source, request: Request) -> Image:
     if mode is not Mode.REAL and any(start):
         raise source.error(
             f"starts in {mode.value} mode: an entry or a stack as SEGMENT:OFFSET is for real mode",
-            hint="leave them out, or choose --mode real",
+            hint=f"leave them out, or choose {option('mode', 'real')}",
         )
     bare.check_entry(source, mode, address)
     entry = address if start.entry is None else start.entry.linear
@@ -55,7 +56,7 @@ def load(source: Source, request: Request) -> Image:
         raise source.error(
             f"entry {start.entry} is {entry:#x}, outside the image "
             f"({address:#x}-{address + len(source):#x})",
-            hint="choose an entry inside, or put the image elsewhere (--load-address)",
+            hint=f"choose an entry inside, or put the image elsewhere ({option('load_address')})",
         )
     return Image(
         name=source.name,

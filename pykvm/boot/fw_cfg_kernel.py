@@ -17,6 +17,7 @@ from pykvm.errors import LoadError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.values.sizes import format_size
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from pykvm.boot.source import Source
@@ -83,7 +84,7 @@ def kernel_items(
     if header.needed.end > ram_end:
         raise kernel.error(
             f"{header.needed} lies outside guest memory (RAM ends at {ram_end:#x})",
-            hint="give the guest more memory (--memory)",
+            hint=f"give the guest more memory ({option('memory')})",
         )
     disk: Bytes = b"" if initrd is None else initrd.data
     disk_address = 0 if initrd is None else _initrd_address(initrd, header, ram_end)
@@ -137,6 +138,6 @@ def _initrd_address(initrd: Source, header: _Header, ram_end: int) -> int:
         raise LoadError(
             f"{initrd.name}: no room for an initrd of {format_size(len(initrd))} between the "
             f"{header.needed} and {end:#x}",
-            hint="give the guest more memory (--memory)",
+            hint=f"give the guest more memory ({option('memory')})",
         )
     return start

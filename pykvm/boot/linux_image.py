@@ -31,6 +31,7 @@ from pykvm.boot.source import Source
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import option
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def read_bzimage(
             raise source.error(
                 f"has no 64-bit entry (xloadflags {header.xloadflags:#x} without XLF_KERNEL_64, "
                 f"version {header.version_text} of the protocol)",
-                hint="enter it at its 32-bit entry: --boot linux32",
+                hint=f"enter it at its 32-bit entry: {option('boot', 'linux32')}",
             )
         if len(code) <= ENTRY_64:
             raise source.error(
@@ -275,5 +276,6 @@ def _check_mode(source: Source, request: Request, mode: Mode) -> None:
     if request.mode not in (None, mode):
         raise source.error(
             f"is a Linux kernel, entered in {mode.value} mode, not in {request.mode.value} mode",
-            hint="leave the mode out, or choose another entry: --boot linux32 or linux64",
+            hint="leave the mode out, or choose another entry: "
+            f"{option('boot', 'linux32')} or {option('boot', 'linux64')}",
         )

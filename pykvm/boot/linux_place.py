@@ -28,6 +28,7 @@ from pykvm.errors import LoadError
 from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
+from pykvm.values.spelling import option
 from pykvm.x86.descriptors import CODE64, DATA, code, data, decode_segment, flat_gdt, gdt
 from pykvm.x86.paging import identity
 from pykvm.x86.state import (
@@ -69,7 +70,7 @@ def place_kernel(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     if setup.modules:
         raise LoadError(
             f"{image.name}: modules are given, but a Linux kernel receives none",
-            hint="give it an initrd (--initrd), or boot a kernel that takes modules",
+            hint=f"give it an initrd ({option('initrd')}), or boot a kernel that takes modules",
         )
     image = _fitted(image, memory)
     kernel = image.details
@@ -108,7 +109,7 @@ def _suspicions(image: Image) -> tuple[str, ...]:
     entry = "64-bit" if image.mode is Mode.LONG else "32-bit"
     return (
         f"{image.name}: was started at its {entry} entry, which not every bzImage has that is not "
-        "Linux; its 16-bit set-up code is started by firmware (--kernel)",
+        f"Linux; its 16-bit set-up code is started by firmware ({option('kernel')})",
     )
 
 
@@ -129,7 +130,8 @@ def _fitted(image: Image, memory: GuestMemory) -> Image:
     raise LoadError(
         f"{image.name}: the kernel needs {format_size(size)} of RAM at {kernel.needs.start:#x} and "
         f"cannot be moved; the guest has {format_size(free.size)}",
-        hint="give the guest more memory (--memory), or boot a kernel with CONFIG_RELOCATABLE",
+        hint=f"give the guest more memory ({option('memory')}), or boot a kernel with "
+        "CONFIG_RELOCATABLE",
     )
 
 

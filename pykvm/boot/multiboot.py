@@ -18,6 +18,7 @@ from struct import Struct
 from pykvm.boot.multiboot_search import find_words
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Entry, Image, Setup
@@ -122,7 +123,8 @@ def load(source: Source, request: Request) -> Image:
     if not header.is_in_reach:
         raise source.error(
             header.misplaced,
-            hint="put its section first in the linker script; --boot elf starts it without",
+            hint="put its section first in the linker script; "
+            f"{option('boot', 'elf')} starts it without",
         )
     remarks = _unmet(source, header, insisted=request.boot == NAME)
     if header.flags & MULTIBOOT_AOUT_KLUDGE:
@@ -170,7 +172,8 @@ def _unmet(source: Source, header: Header, *, insisted: bool) -> tuple[str, ...]
         if not insisted:
             raise source.error(
                 f"its multiboot header {what}",
-                hint=f"bits 0 to 2 are all there are below bit 16; --boot {NAME} starts it anyway",
+                hint="bits 0 to 2 are all there are below bit 16; "
+                f"{option('boot', NAME)} starts it anyway",
             )
         remarks.append(f"its multiboot header {what}; it starts without")
     return tuple(f"{source.name}: {remark}" for remark in remarks)

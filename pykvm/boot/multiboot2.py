@@ -14,6 +14,7 @@ from __future__ import annotations
 from pykvm.boot.multiboot_search import find_words
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Entry, Image, Setup
@@ -94,7 +95,8 @@ def load(source: Source, request: Request) -> Image:
     if not header.is_in_reach:
         raise source.error(
             header.misplaced,
-            hint="put its section first in the linker script; --boot elf starts it without",
+            hint="put its section first in the linker script; "
+            f"{option('boot', 'elf')} starts it without",
         )
     if header.architecture != MULTIBOOT_ARCHITECTURE_I386:
         raise source.error(

@@ -20,6 +20,7 @@ from pykvm.boot.plan import free_memory
 from pykvm.errors import LoadError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,7 +110,7 @@ def read_wishes(source: Source, start: int, end: int, *, insisted: bool = False)
                 raise source.error(
                     what,
                     hint="mark the tag optional (bit 0 of its flags) if the kernel can do without; "
-                    "--boot multiboot2 starts it anyway",
+                    f"{option('boot', 'multiboot2')} starts it anyway",
                 ) from None
             remark = f"{source.name}: {what}; it starts without"
             wishes = wishes._replace(remarks=(*wishes.remarks, remark))
@@ -253,7 +254,7 @@ def relocated(image: Image, memory: GuestMemory) -> tuple[Image, int | None]:
         raise LoadError(
             f"{image.name}: no room for the kernel ({size:#x} bytes), which its multiboot2 header "
             f"wants between {low:#x} and {high:#x} at a multiple of {align:#x}",
-            hint="give the guest more memory (--memory)",
+            hint=f"give the guest more memory ({option('memory')})",
         )
     distance = base - start
     return image.moved(distance)._replace(symbols=kernel.symbols(distance)), base

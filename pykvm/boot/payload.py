@@ -14,6 +14,7 @@ import sys
 
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +78,7 @@ def unpack(source: Source, payload: memoryview, limit: int) -> bytes:
         raise source.error(
             f"{what} unpacks to more than {limit:#x} bytes, which is all that its header "
             "(init_size) and the guest's memory allow",
-            hint="if the file is sound, give the guest more memory (--memory)",
+            hint=f"if the file is sound, give the guest more memory ({option('memory')})",
         ) from None
 
 

@@ -7,6 +7,7 @@ from pykvm.errors import LoadError
 from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,7 +105,7 @@ class FreeMemory:
         return LoadError(
             f"{self._name}: no room for the {name} ({format_size(size)}): the largest free piece"
             f"{where} of the guest's {format_size(self.size)} of memory has {format_size(largest)}",
-            hint="give the guest more memory (--memory)",
+            hint=f"give the guest more memory ({option('memory')})",
         )
 
     def find(
@@ -202,4 +203,4 @@ def _advice(segment: Segment) -> str:
     if enough > _LARGEST_ADVICE:
         return "link it lower"
     size = format_size(enough).replace(" ", "").removesuffix("iB")
-    return f"give the guest more memory (--memory {size}) or link it lower"
+    return f"give the guest more memory ({option('memory', size)}) or link it lower"

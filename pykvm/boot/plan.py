@@ -15,6 +15,7 @@ from pykvm.layout import FOUR_GIB
 from pykvm.tables import E820Type, Tables, build, memory_map
 from pykvm.tables.e820 import KEPT
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,7 +105,8 @@ class Plan:
             if not ram.is_ram(place):
                 raise LoadError(
                     f"{self._image.name}: the firmware's {place} would lie outside the RAM",
-                    hint="a PC has RAM from 0 to 1 MiB and beyond: give it more (--memory)",
+                    hint="a PC has RAM from 0 to 1 MiB and beyond: give it more "
+                    f"({option('memory')})",
                 )
             # A kernel that is loaded over the BIOS data area has overwritten it.
             if not any(segment.range.overlaps(place) for segment in self._image.segments):

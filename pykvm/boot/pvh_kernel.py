@@ -32,6 +32,7 @@ from pykvm.boot.plan import Plan
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import option
 from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.registers import CR0
 from pykvm.x86.state import Mode, protected_mode
@@ -171,7 +172,8 @@ def _entry(source: Source, segments: Sequence[Segment]) -> int:
     raise source.error(
         f"has a PVH note (XEN_ELFNOTE_PHYS32_ENTRY, owner Xen) that cannot be read: its type and "
         f"owner stand at {place:#x}, with sizes or padding that make no note of it",
-        hint="pad name and description to 4 bytes each (.align 4); --boot elf starts it without",
+        hint="pad name and description to 4 bytes each (.align 4); "
+        f"{option('boot', 'elf')} starts it without",
     )
 
 

@@ -11,10 +11,12 @@ import time
 from importlib import import_module
 
 from pykvm.cli.options import parse
+from pykvm.cli.spelling import flag
 from pykvm.cli.status import Status
 from pykvm.cli.usage import UsageError
 from pykvm.errors import ConfigError, LoadError, PykvmError
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import spelled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors are told on stderr, without a traceback unless the environment has PYKVM_TRACEBACK=1.
     """
+    with spelled(flag):
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     until: float | None = None
     try:
         options = parse(sys.argv[1:] if argv is None else argv)

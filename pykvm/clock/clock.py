@@ -33,6 +33,7 @@ from pykvm.errors import ConfigError, StateError
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import callback as check_callback
 from pykvm.values.checks import integer, one_of, unsigned
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -283,7 +284,7 @@ class Clock:
         if self.policy != "warp":
             raise StateError(
                 f"this clock's policy is {self.policy!r}: it skips no time",
-                hint="clock='warp' does",
+                hint=f"{option('clock', 'warp')} does",
             )
         integer("when", when)
         with self._lock:

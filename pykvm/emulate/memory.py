@@ -6,6 +6,7 @@ from pykvm.bus import Space
 from pykvm.emulate.fault import PF, Fault
 from pykvm.errors import GuestError, MemoryRangeError
 from pykvm.typed import TYPE_CHECKING, Protocol
+from pykvm.values.spelling import in_python, option
 from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ class BusDevices:
                 "wild access",
                 f"the guest {what} at physical address {address:#x}, where there is "
                 + (f"ROM ({rom.name})" if rom is not None else "no memory and no device"),
-                hint="add a device there, or let unclaimed accesses float "
-                "(Machine(unclaimed='float'), --unclaimed float)",
+                hint=f"let unclaimed accesses float ({option('unclaimed', 'float')})"
+                f"{in_python(', or add a device there')}",
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING, Protocol
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,9 @@ def check_irqchip(irqchip: str, clock: str) -> None:
         raise ConfigError(f"clock is one of {', '.join(POLICIES)}, not {clock!r}")
     if clock == "warp" and irqchip in ("kernel", "split"):
         raise ConfigError(
-            f"clock='warp' does not go with irqchip={irqchip!r}: the kernel's timers skip no time",
-            hint="irqchip='user' has all of them in software",
+            f"{option('clock', 'warp')} does not go with {option('irqchip', irqchip)}: "
+            "the kernel's timers skip no time",
+            hint=f"{option('irqchip', 'user')} has all of them in software",
         )
 
 

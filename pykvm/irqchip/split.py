@@ -16,6 +16,7 @@ from pykvm.kvm.constants import KVM_IRQ_ROUTING_MSI
 from pykvm.kvm.uapi import KVM_CAP_SPLIT_IRQCHIP
 from pykvm.layout import IOAPIC_PINS, ISA_IRQS, PIT_IRQ
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +135,7 @@ class SplitIrqChip(KernelLapics):
     def irqfd(self, fd: int, irq: int) -> None:
         """See `pykvm.irqchip.IrqChip`."""
         raise ConfigError(
-            "an irqfd needs KVM's own I/O APIC", hint="Machine(irqchip='kernel') has it"
+            "an irqfd needs KVM's own I/O APIC", hint=f"{option('irqchip', 'kernel')} has it"
         )
 
     def end_of_interrupt(self, vector: int) -> None:

@@ -15,6 +15,7 @@ from pykvm.irqchip.places import PLACES, placements
 from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offset, set_tsc_offsets
 from pykvm.kvm.run_page import APIC_BASE
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import option
 from pykvm.vcpu.msr_exits import MsrExits
 
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ class UserIrqChip:
     def irqfd(self, fd: int, irq: int) -> None:
         """Nothing listens to an eventfd here."""
         raise ConfigError(
-            "an irqfd needs KVM's own interrupt controllers", hint="Machine(irqchip='kernel')"
+            "an irqfd needs KVM's own interrupt controllers",
+            hint=f"{option('irqchip', 'kernel')} has them",
         )
 
     def end_of_interrupt(self, vector: int) -> None:

@@ -11,6 +11,7 @@ from pykvm.errors import ConfigError
 from pykvm.irqchip import make_irqchip
 from pykvm.tables import Hardware
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import option
 from pykvm.vcpu import CPU
 from pykvm.vcpu.claim import Claim
 
@@ -220,7 +221,9 @@ class Board:
     def need_irqchip(self) -> IrqChip:
         """The irqchip.  Raises ConfigError if there is none."""
         if self.irqchip is None:
-            raise ConfigError("this machine has no interrupt controller (irqchip='none')")
+            raise ConfigError(
+                f"this machine has no interrupt controller ({option('irqchip', 'none')})"
+            )
         return self.irqchip
 
     def msr_exits(self) -> MsrExits:
@@ -315,8 +318,8 @@ class Board:
         whose = "kept by KVM" if clock.tsc_by_kvm else "the host's"
         policy = self._config.clock
         return (
-            f"clock={policy!r} does not reach RDTSC: this host's KVM ignores a TSC offset, "
-            f"and the guest's TSC is {whose}",
+            f"{option('clock', policy)} does not reach RDTSC: this host's KVM ignores a TSC "
+            f"offset, and the guest's TSC is {whose}",
         )
 
     def start_clock(self) -> None:

@@ -15,6 +15,7 @@ from pykvm.exits import (
     SystemEvent,
 )
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import in_python, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,10 +46,12 @@ NO_BIOS_HINT = (
     "started by firmware"
 )
 
-_UNCLAIMED_HINT = (
-    "add a device there, or let unclaimed accesses float (Machine(unclaimed='float'), "
-    "--unclaimed float)"
-)
+
+def _unclaimed_hint() -> str:
+    return (
+        f"let unclaimed accesses float ({option('unclaimed', 'float')})"
+        f"{in_python(', or add a device there')}"
+    )
 
 
 def _place(cpu: CPU, symbol: Callable[[int], str]) -> str:
@@ -94,7 +97,7 @@ def _shutdown(cpu: CPU, exit: Shutdown) -> tuple[str, str, str]:
             "its cause is not known: the vCPU is in the state that a reset leaves, as KVM puts it "
             "on some hosts at a triple fault",
             "`pykvm info` lists the quirk `triple-fault` if this host's KVM does; a trace shows "
-            "the last exits before it (--trace, on_exit=)",
+            f"the last exits before it ({option('on_exit')})",
         )
     return "triple fault", _explain(cpu), ""
 
@@ -175,7 +178,7 @@ def _access(cpu: CPU, exit: IoIn | IoOut | MmioRead | MmioWrite) -> tuple[str, s
     else:
         rom = cpu.memory.region_at(exit.address)
         where = f"ROM ({rom.name})" if rom is not None else "no memory and no device"
-    return "wild access", f"the guest {what}, where there is {where}", _UNCLAIMED_HINT
+    return "wild access", f"the guest {what}, where there is {where}", _unclaimed_hint()
 
 
 def _memory_fault(cpu: CPU, exit: MemoryFault) -> tuple[str, str, str]:

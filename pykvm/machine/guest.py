@@ -8,6 +8,7 @@ from pykvm.layout import HOLE_END, HOLE_START
 from pykvm.memory import GuestMemory
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import option
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ def read_guest(config: MachineConfig) -> Guest:
     )
     if config.kernel is not None and image.protocol != "firmware":
         raise ConfigError(
-            "kernel= is for firmware to boot, and the image is none",
-            hint="a kernel without firmware is the image itself",
+            f"{option('kernel')} is for firmware to boot, and the guest file is none",
+            hint="a kernel without firmware is the guest file itself",
         )
     append, remark = config.append, ""
     if image.kind == "linux" and not config.append_only:

@@ -21,6 +21,7 @@ from pykvm.errors import (
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import one_of
 from pykvm.values.sizes import format_size
+from pykvm.values.spelling import in_python, option
 
 if TYPE_CHECKING:
     from typing import Literal, TypeAlias
@@ -177,7 +178,8 @@ def check_affordable(total: int) -> None:
         raise HostError(
             f"{format_size(total)} of guest memory asked for, but the host has "
             f"{format_size(available)} available (of {format_size(host['MemTotal'])})",
-            hint="ask for less, or use GuestMemory(overcommit=True) if the guest will use less",
+            hint=f"ask for less ({option('memory')})"
+            + in_python(", or use GuestMemory(overcommit=True) if the guest will use less"),
         )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pykvm.quirks import bit_counts, cpuid, found, software_interrupt, syscall
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -93,7 +94,7 @@ def add_workarounds(append: str, vcpus: int) -> tuple[str, str]:
     said = " ".join(words)
     return " ".join(filter(None, [said, append])), (
         f"the kernel's command line begins with {said}, workarounds for this host "
-        "(--append-only leaves them out)"
+        f"({option('append_only', True)} leaves them out)"
         if words
         else ""
     )

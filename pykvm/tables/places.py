@@ -14,6 +14,7 @@ from pykvm.tables.mptable import mp_tables
 from pykvm.tables.smbios import smbios_tables
 from pykvm.tables.table import link
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,8 +63,8 @@ def _first_fit(table: Table, gaps: list[tuple[int, int]], hardware: Hardware) ->
             gaps[number] = place + len(table.data), end
             return place
     raise ConfigError(
-        f"vcpus={hardware.vcpus}: the tables that describe them do not fit in the BIOS area "
-        f"({BIOS_START:#x}-{BIOS_END:#x}): the {table.name} has {len(table.data)} bytes, and at "
-        f"most {max(end - start for start, end in gaps)} are left in one place",
+        f"{option('vcpus', hardware.vcpus)}: the tables that describe them do not fit in the BIOS "
+        f"area ({BIOS_START:#x}-{BIOS_END:#x}): the {table.name} has {len(table.data)} bytes, and "
+        f"at most {max(end - start for start, end in gaps)} are left in one place",
         hint="give the machine fewer vCPUs",
     )
