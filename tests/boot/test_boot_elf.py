@@ -289,7 +289,7 @@ def test_entry_out_of_the_modes_reach(mode: Mode, vaddr: int, limit: str) -> Non
     assert error.message == (
         f"g.elf: entry {vaddr:#x} is out of reach in {mode.value} mode, which starts below {limit}"
     )
-    assert error.hint == "link it lower, or choose another mode (--mode)"
+    assert error.hint == "link it lower, or choose another mode (mode=)"
 
 
 def test_a_program_at_a_fixed_address_cannot_be_placed() -> None:

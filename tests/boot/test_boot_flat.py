@@ -59,7 +59,7 @@ def test_unknown_is_told_what_each_protocol_missed() -> None:
         "no flat image (no mode or address is given, and the name ends in none of .bin .img .com)"
     )
     assert caught.value.hint == (
-        "to run it as raw machine code, say in which mode: --mode real, protected or long"
+        "to run it as raw machine code, say in which mode: mode='real', protected or long"
     )
 
 

@@ -103,7 +103,7 @@ class TestEntries:
         )
         with pytest.raises(LoadError, match=r"has no 64-bit entry \(xloadflags 0x0") as caught:
             boot.load(data, protocol="linux64")
-        assert caught.value.hint == "enter it at its 32-bit entry: --boot linux32"
+        assert caught.value.hint == "enter it at its 32-bit entry: boot='linux32'"
 
     @pytest.mark.parametrize(
         ("payload", "reason"),
@@ -233,7 +233,7 @@ class TestPlace:
             data = bzimage(pref_address=16 * M)
             assert refusal(data, memory) == (
                 "k: the kernel needs 64 KiB of RAM at 0x1000000 and cannot be moved; the guest has "
-                "7.6 MiB\ngive the guest more memory (--memory), or boot a kernel with "
+                "7.6 MiB\ngive the guest more memory (memory=), or boot a kernel with "
                 "CONFIG_RELOCATABLE"
             )
             needs = "k: the kernel needs 64 KiB of RAM at 0x1000000 and cannot be moved"
@@ -385,7 +385,7 @@ class TestCommandLine:
     def test_too_long(self, memory: GuestMemory, data: bytes, longest: int) -> None:
         assert refusal(data, memory, Setup("x" * (longest + 1))) == (
             f"k: the command line has {longest + 1} bytes, and the kernel takes {longest}\n"
-            "shorten it (--append): a kernel would cut it off without a word"
+            "shorten it (append=): a kernel would cut it off without a word"
         )
         entry = boot.place(boot.load(data), memory, Setup("x" * longest))
         line = field(page_of(memory, entry), "cmd_line_ptr")
@@ -421,7 +421,7 @@ class TestInitrd:
     def test_larger_than_memory(self, memory: GuestMemory) -> None:
         assert refusal(vmlinux(), memory, Setup(initrd=Source("rd", bytes(65 * M)))) == (
             "k: no room for the initrd (65 MiB): the largest free piece below 0x80000000 of the "
-            "guest's 63.6 MiB of memory has 47.9 MiB\ngive the guest more memory (--memory)"
+            "guest's 63.6 MiB of memory has 47.9 MiB\ngive the guest more memory (memory=)"
         )
 
 

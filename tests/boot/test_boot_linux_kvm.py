@@ -190,7 +190,7 @@ def test_what_it_may_miss_is_said_if_it_crashes() -> None:
         assert result.outcome is Outcome.CRASHED
         assert result.notes[-1] == (
             "guest: was started at its 32-bit entry, which not every bzImage has that is not "
-            "Linux; its 16-bit set-up code is started by firmware (--kernel)"
+            "Linux; its 16-bit set-up code is started by firmware (kernel=)"
         )
 
 

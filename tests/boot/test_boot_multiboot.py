@@ -82,7 +82,7 @@ class TestRecognised:
             "k.elf: has a multiboot header at 0x2100, past the first 8192 bytes"
         )
         assert caught.value.hint == (
-            "put its section first in the linker script; --boot elf starts it without"
+            "put its section first in the linker script; boot='elf' starts it without"
         )
         assert boot.load(file, protocol="elf").protocol == "elf"
 
@@ -129,7 +129,7 @@ class TestFlags:
     def test_what_nobody_knows_is_refused_by_its_bits(self) -> None:
         with pytest.raises(LoadError, match="does not know: flag bit 3, 15") as caught:
             boot.load(kernel(header1(0x8009)))
-        assert caught.value.hint.endswith("--boot multiboot starts it anyway")
+        assert caught.value.hint.endswith("boot='multiboot' starts it anyway")
 
     def test_unless_the_caller_insists(self, memory: GuestMemory) -> None:
         image = boot.load(kernel(header1(0x8009)), name="k", protocol="multiboot")

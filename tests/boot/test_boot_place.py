@@ -326,19 +326,19 @@ class TestRefused:
         with memory_of((0, 64 * M)) as memory:
             assert self.refusal(data, memory) == (
                 "hello.elf: segment 2 (0x7f000000-0x7f004000) lies outside guest memory (64 MiB)\n"
-                "give the guest more memory (--memory 2G) or link it lower"
+                "give the guest more memory (memory='2G') or link it lower"
             )
 
     def test_segment_across_the_end_of_memory(self, memory: GuestMemory) -> None:
         assert self.refusal(elf(Part(vaddr=4 * M - 1, memsz=2)), memory) == (
             "hello.elf: segment 0 (0x3fffff-0x400001) lies outside guest memory (4 MiB)\n"
-            "give the guest more memory (--memory 8M) or link it lower"
+            "give the guest more memory (memory='8M') or link it lower"
         )
 
     def test_segment_that_twice_the_memory_holds_to_the_last_byte(
         self, memory: GuestMemory
     ) -> None:
-        assert "--memory 8M" in self.refusal(elf(Part(vaddr=4 * M, memsz=4 * M)), memory)
+        assert "memory='8M'" in self.refusal(elf(Part(vaddr=4 * M, memsz=4 * M)), memory)
 
     def test_segment_that_no_memory_could_hold(self, memory: GuestMemory) -> None:
         assert self.refusal(elf(Part(memsz=1 << 60)), memory) == (
@@ -370,7 +370,7 @@ class TestRefused:
             message = self.refusal(elf(Part(vaddr=0x1_1000, memsz=0xA000)), memory)
         assert message == (
             "hello.elf: no room for the page tables (24 KiB): the largest free piece of the "
-            "guest's 128 KiB of memory has 19.8 KiB\ngive the guest more memory (--memory)"
+            "guest's 128 KiB of memory has 19.8 KiB\ngive the guest more memory (memory=)"
         )
 
     def test_nothing_is_written_unless_all_fits(self) -> None:

@@ -72,7 +72,7 @@ def test_one_that_cannot_be_read_is_never_a_bare_program() -> None:
     assert str(caught.value) == (
         "k: has a PVH note (XEN_ELFNOTE_PHYS32_ENTRY, owner Xen) that cannot be read: its type and "
         f"owner stand at {file.index(damaged) + 8:#x}, with sizes or padding that make no note of "
-        "it\npad name and description to 4 bytes each (.align 4); --boot elf starts it without"
+        "it\npad name and description to 4 bytes each (.align 4); boot='elf' starts it without"
     )
     assert boot.load(file, protocol="elf").protocol == "elf"
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from boot.elfs import Part, elf
 
+import pykvm as pykvm_package
 from pykvm.cli import main
+from pykvm.cli.options import OPTIONS
+from pykvm.cli.spelling import flag
 from pykvm.descriptor import Descriptor
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -66,7 +70,7 @@ def test_a_segment_outside_memory_and_what_to_do(refused: Callable[..., str]) ->
 @pytest.mark.parametrize("count", ["0", "10000"])
 def test_a_number_of_vcpus_that_no_host_has(refused: Callable[..., str], count: str) -> None:
     told = refused(elf(), "--smp", count)
-    assert told.startswith(f"pykvm: vcpus={count}: a machine has at least one, and this host's KVM")
+    assert told.startswith(f"pykvm: --smp {count}: a machine has at least one, and this host's KVM")
 
 
 @pytest.mark.parametrize("size", ["0", "0M"])
@@ -112,3 +116,60 @@ def test_no_kvm_and_what_to_do(
     assert line == f"pykvm: cannot open /dev/kvm: {os.strerror(number)}"
     assert hint.startswith("       ")
     assert advice in hint
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (
+            ["--clock", "warp", "--irqchip", "kernel"],
+            "--clock warp does not go with --irqchip kernel: the kernel's timers skip no time\n"
+            "       --irqchip user has all of them in software",
+        ),
+        (["--load-address", "0x100000", "--memory", "64K"], "(--memory 2M)"),
+        (["--memory", "4000G"], "ask for less (--memory)\n"),
+    ],
+)
+def test_advice_names_options_of_the_command_line(
+    pykvm: Pykvm, tmp_path: Path, options: list[str], advice: str
+) -> None:
+    (tmp_path / "guest").write_bytes(b"\xf4")
+    done = pykvm(tmp_path / "guest", *options, "--mode", "long")
+    assert done.returncode in {2, 126}
+    assert advice in done.stderr
+    assert "=" not in done.stderr
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call in the package outside the command line, and where it is."""
+    package = Path(pykvm_package.__file__).parent
+    for path in package.rglob("*.py"):
+        if "cli" not in path.relative_to(package).parts:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call):
+                    yield f"{path}:{node.lineno}", node
+
+
+def test_hints_outside_the_command_line_ask_how_an_option_is_written() -> None:
+    flags = {option.flag for option in OPTIONS}
+    for place, call in calls():
+        for keyword in call.keywords:
+            if keyword.arg == "hint":
+                for part in ast.walk(keyword.value):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        words = set(re.findall(r"--[a-z-]+", part.value))
+                        assert not words & flags, place
+
+
+def test_the_command_line_has_every_option_that_advice_names() -> None:
+    flags = {option.flag for option in OPTIONS}
+    named = [
+        call.args[0].value
+        for _, call in calls()
+        if isinstance(call.func, ast.Name)
+        and call.func.id == "option"
+        and isinstance(call.args[0], ast.Constant)
+    ]
+    assert "memory" in named
+    assert {str(name) for name in named if flag(str(name), None) not in flags} == set()

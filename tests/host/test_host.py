@@ -169,7 +169,7 @@ class TestCpuid:
     def test_asked_for_by_name_it_is_an_error(self, unchecked: pytest.MonkeyPatch) -> None:
         hidden = frozenset({"kvm_asyncpf_int"})
         with pytest.raises(
-            ConfigError, match="kvm_asyncpf_int to a machine with irqchip=user"
+            ConfigError, match="kvm_asyncpf_int to a machine with irqchip='user'"
         ) as e:
             self.show(unchecked, "+kvm_asyncpf_int", "user", kvm=1 << 14, hidden=hidden)
         assert "irqchip='kernel'" in e.value.hint

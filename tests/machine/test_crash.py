@@ -116,7 +116,7 @@ def test_a_triple_fault_that_resets_the_vcpu() -> None:
     assert error.kind == "triple fault"
     assert "its cause is not known" in error.cause
     assert "fff0" not in error.cause
-    assert "--trace" in str(error.hint)
+    assert "on_exit=" in str(error.hint)
 
 
 def test_other_exits_at_the_reset_vector_have_their_cause() -> None:
