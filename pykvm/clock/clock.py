@@ -140,7 +140,9 @@ class Clock:
     `policy` is one of `POLICIES`.  `host_now` gives the host's time in nanoseconds.  `host_tsc`
     reads the host's TSC, which runs at `host_tsc_khz` (else `tsc_khz`); without it the TSC is made
     from `host_now`.  `tsc_khz` is the guest's frequency (else the host's, else 1 GHz).
-    `tsc_movable` says whether this host's guests see an offset that KVM is given.
+    `tsc_movable` says whether this host's guests see an offset that KVM is given.  Guest time is 0
+    at `began` by the host's time (now, if that is None); by other policies than ``realtime`` it is
+    0 until the first run.
 
     Deadlines are in queues: number n belongs to vCPU n, and what belongs to no vCPU is in 0.
     Every method may be called from any thread; callbacks run without the clock's lock.
@@ -168,6 +170,7 @@ class Clock:
         host_tsc_khz: int | None = None,
         tsc_movable: bool = True,
         tsc_of_kvm: Callable[[int], int] | None = None,
+        began: int | None = None,
     ) -> None:
         one_of("clock", policy, POLICIES)
         if tsc_khz is not None:
@@ -189,7 +192,7 @@ class Clock:
         # Of the host's time: what is added to it so that it never goes backwards.
         self._correction = 0
         # Guest time is the host's less `_base`; while it stands still, `_stopped_at`.
-        self._base = self._last_host
+        self._base = self._last_host if began is None else min(began, self._last_host)
         self._stopped_at: int | None = None if policy == "realtime" else 0
         self._queues: dict[int, list[_Entry]] = {}
         self._order = 0
@@ -245,7 +248,7 @@ class Clock:
             self._publish(self._base - self._correction if known else None)
 
     def now(self) -> int:
-        """Guest time: nanoseconds since the clock was made, less what the policy hides."""
+        """Guest time: nanoseconds since it began, less what the policy hides."""
         with self._lock:
             return self._now()
 

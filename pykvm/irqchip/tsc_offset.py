@@ -56,8 +56,12 @@ def tsc_offset(cpu: CPU) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def clock_of(cpus: Sequence[CPU], policy: str, tsc_khz: int | None = None) -> Clock:
+def clock_of(
+    cpus: Sequence[CPU], policy: str, tsc_khz: int | None = None, *, began: int | None = None
+) -> Clock:
     """The clock of a machine with these vCPUs, whose TSC is to run at `tsc_khz` (else the host's).
+
+    Guest time is 0 at `began`, a time of CLOCK_MONOTONIC in nanoseconds, or from now on.
 
     Raises ConfigError where this host shows guests its own TSC and cannot have it run otherwise.
     """
@@ -77,6 +81,7 @@ def clock_of(cpus: Sequence[CPU], policy: str, tsc_khz: int | None = None) -> Cl
         tsc_khz=tsc_khz,
         tsc_movable=movable,
         tsc_of_kvm=(lambda index: _tsc_of(cpus[index])) if by_kvm else None,
+        began=began,
     )
     if by_kvm:
         return clock

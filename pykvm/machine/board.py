@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from pykvm import layout
 from pykvm.boot.placement import ram_ranges
 from pykvm.bus import Area, Bus, Space, check_device, check_free, check_placement
@@ -67,6 +69,8 @@ class Board:
         self.closed = False
         self._irqchip_kind = irqchip
         self._config = config
+        # Guest time begins here, whenever its clock is made.
+        self._began = time.monotonic_ns()
         self._clock: Clock | None = None
 
     # -- making ------------------------------------------------------------------------------
@@ -104,8 +108,9 @@ class Board:
         for cpu in self.vcpus:
             cpu.loop.use(self.dispatch)
         self._connect()
-        if self._config.tsc_khz is not None:
-            # Not left to the guest's first look at a clock: the host may not be able to.
+        if self._config.tsc_khz is not None or self._config.clock != "realtime":
+            # Not left to the first look at it: this host may not be able to scale the TSC, and a
+            # clock that stands still between runs has to be there in each of them.
             _ = self.clock
 
     def _add_vcpus(self, vm: VM, host: Host) -> None:
@@ -297,11 +302,13 @@ class Board:
 
     @property
     def clock(self) -> Clock:
-        """Guest time, from the first look at it on."""
+        """Guest time.  Its clock, which few guests need, is made at the first look at it."""
         if self._clock is None:
             from pykvm.irqchip.tsc_offset import clock_of
 
-            self._clock = clock_of(self.vcpus, self._config.clock, self._config.tsc_khz)
+            self._clock = clock_of(
+                self.vcpus, self._config.clock, self._config.tsc_khz, began=self._began
+            )
             if hasattr(self, "dispatch"):
                 self.dispatch.collected.follow(self._clock)
             if self._config.clock != "realtime":

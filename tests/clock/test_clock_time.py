@@ -264,3 +264,20 @@ def test_a_tick_comes_at_its_time_and_not_before(tick: int, hz: int) -> None:
     when = time_of(tick, hz)
     assert ticks_at(when, hz) == tick
     assert tick == 0 or ticks_at(when - 1, hz) == tick - 1
+
+
+@pytest.mark.parametrize(("policy", "now"), [("realtime", 7 * SECOND), ("paused", 0), ("warp", 0)])
+def test_it_may_have_begun_before_it_is_made(policy: str, now: int) -> None:
+    host = Host()
+    began = host.now
+    host.now += 7 * SECOND
+    clock = Clock(policy, host_now=host.read, began=began)
+    assert clock.now() == now
+    clock.start()
+    host.now += SECOND
+    assert clock.now() == now + SECOND
+
+
+def test_it_has_not_begun_in_the_future() -> None:
+    host = Host()
+    assert Clock(host_now=host.read, began=host.now + SECOND).now() == 0
