@@ -36,6 +36,10 @@ ROWS = (
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
 
+#: Folders of tests for what is no part of the package.
+BESIDE_THE_PACKAGE = {"docs", "examples", "guests", "linux", "packaging", "tooling"}
+
+
 def room_of(module: str) -> str:
     """The room of a module: 'pykvm.x86.paging.walker' is in x86."""
     return f"{module}.".split(".")[1]
@@ -78,6 +82,21 @@ def test_the_architecture_page_has_the_same_rows() -> None:
 def test_imports_point_down() -> None:
     upward = [f"{a} imports {b}" for a, b in imports(PACKAGE) if not allowed(a, b)]
     assert upward == []
+
+
+def test_tests_stand_where_their_room_stands(root: Path) -> None:
+    folders = {path.parent.name for path in (root / "tests").glob("*/test_*.py")}
+    assert folders - LEVEL.keys() == BESIDE_THE_PACKAGE
+
+
+def test_no_test_imports_from_another(root: Path) -> None:
+    """What several share is a module of helpers."""
+    pattern = re.compile(r"^ *(?:from|import) +(?:\w+\.)*test_\w+", re.MULTILINE)
+    files = sorted((root / "tests").rglob("*.py"))
+    assert files
+    assert {
+        path.name: found for path in files if (found := pattern.findall(path.read_text()))
+    } == {}
 
 
 @pytest.mark.parametrize("room", [room for room in LEVEL if room not in ("", "__main__")])

@@ -16,6 +16,8 @@ AMD = [
         "tests/machine",
         "tests/irqchip",
         "tests/interrupts",
+        "tests/devices",
+        "tests/bus",
         "tests/guests",
     ),
     *("tests/boot", "tests/memory", "tests/quirks", "tests/emulate", "tests/cli", "tests/linux"),
@@ -55,13 +57,13 @@ INTEL = [
         for name in ("the_kernel_coalesces_once_there_are_many", "mmio")
     ),
     *(
-        f"tests/machine/test_published_exits.py::test_{name}"
+        f"tests/bus/test_published_exits.py::test_{name}"
         for name in ("what_is_printed_comes_in_one_piece", "mmio_reads_of_the_hpet_go_on")
     ),
-    "tests/machine/test_machine_memory.py::test_a_slot_over_another_is_refused_while_the_machine_lives_on",
+    "tests/memory/test_memory_kvm.py::test_a_slot_over_another_is_refused_while_the_machine_lives_on",
     "tests/machine/test_run.py::test_a_triple_fault_gets_its_own_cause_or_none",
     "tests/machine/test_run.py::test_triple_fault_is_explained",
-    "tests/machine/test_vcpu.py::test_a_triple_fault_by_hand",
+    "tests/vcpu/test_raw_exits.py::test_a_triple_fault_by_hand",
     *(
         f"tests/guests/test_guests_interrupts.py::test_it_shows_what_it_is_for[{name}]"
         for name in ("pit-kernel-realtime", "nmi-user-paused", "tasks-user-warp")
@@ -71,7 +73,7 @@ INTEL = [
     "tests/emulate/test_emulate_machine.py::test_hints_do_nothing",
     "tests/emulate/test_emulate_events.py::test_iret_to_ring_3_and_a_fault_back",
     "tests/emulate/test_emulate_memory.py::test_a_guest_with_its_page_tables_in_rom",
-    "tests/machine/test_interrupts_time.py::test_a_tsc_deadline_does_not_make_time_run_away",
+    "tests/irqchip/test_interrupts_time.py::test_a_tsc_deadline_does_not_make_time_run_away",
     "tests/interrupts/test_oracle_pic_ioapic.py::test_a_difference_of_entries",
     "tests/machine/test_crash.py",
     "tests/cli/test_cli_step.py::test_script",
@@ -84,6 +86,8 @@ SHORT = [
     "tests/kvm",
     "tests/machine/test_run.py",
     "tests/machine/test_vcpu.py",
+    "tests/vcpu/test_raw_exits.py",
+    "tests/vcpu/test_registers.py",
     "tests/quirks/test_workarounds.py::test_a_guest_with_a_ring_3",
     "tests/linux/test_linux_stock.py::test_in_each_shape[1-kernel-host]",
     *OF_KVM,

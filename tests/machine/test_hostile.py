@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine.guest_code import CODE, ENDINGS
 
 from pykvm import HostError, Machine, Mode, Outcome
 from pykvm.exits import InternalError
 from support.guest import MakeGuest
+from support.guest_code import CODE, ENDINGS
 
 pytestmark = pytest.mark.kvm
 

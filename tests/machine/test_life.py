@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from machine.guest_code import EXIT_0, live
 
 from pykvm import BusConflict, ConfigError, GuestMemory, LoadError, Machine, Mode, Outcome
 from pykvm.bus import Placement, Space
 from support.guest import MakeGuest
+from support.guest_code import EXIT_0, live
 from support.resources import descriptors, mappings, resident
 
 pytestmark = pytest.mark.kvm

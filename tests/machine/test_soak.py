@@ -18,11 +18,11 @@ from machine.exceptions import (
     real_alarm,
     signals_at_the_ends,
 )
-from machine.guest_code import CODE, ENDINGS, MIXED, live, no_sink
 
 from pykvm import Machine, Mode, Outcome
 from pykvm.x86 import state as x86
 from support.guest import MakeGuest
+from support.guest_code import CODE, ENDINGS, MIXED, live, no_sink
 from support.resources import descriptors, mappings, resident
 
 pytestmark = [pytest.mark.kvm, pytest.mark.soak, pytest.mark.timeout(1800)]

@@ -12,13 +12,13 @@ import time
 from typing import Any
 
 import pytest
-from machine.guest_code import MIXED, Ignore, no_sink
 
 from pykvm import Machine, Mode, Outcome
 from pykvm._core import lib
 from pykvm.bus import Placement, Space
 from pykvm.exits import Hlt, Interrupted, IoOut
 from support.guest import MakeGuest
+from support.guest_code import MIXED, Ignore, no_sink
 
 pytestmark = pytest.mark.kvm
 
