@@ -58,7 +58,7 @@ def arguments() -> argparse.ArgumentParser:
         prog="benchmarks/run.py",
         description="Measure pykvm beside C, memcpy, the kernel and QEMU, taking turns (A B B A).",
     )
-    parser.add_argument("rows", nargs="*", help="names of rows, or patterns: 'sink-*' (all)")
+    parser.add_argument("rows", nargs="*", help="names of rows, or patterns: 'posted-*' (all)")
     parser.add_argument("--list", action="store_true", help="list the names of the rows")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PAIRS} pairs a row")
     form = parser.add_mutually_exclusive_group()

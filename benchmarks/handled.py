@@ -1,4 +1,4 @@
-"""Exits as users of pykvm meet them: taken by a sink, answered by a device, or looped over."""
+"""Exits as users of pykvm meet them: posted write, answered by a device, or looped over."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     Run = Callable[[], int]
 
 
-class SinkProbe:
+class PostedProbe:
     """Counts the writes that were collected in C."""
 
-    name = "sink"
+    name = "posted"
 
     def __init__(self) -> None:
         self.count = 0
 
-    def sink(self, writes: Sequence[tuple[int, int, int]]) -> None:
+    def posted(self, writes: Sequence[tuple[int, int, int]]) -> None:
         self.count += len(writes)
 
 
@@ -48,7 +48,7 @@ class DeviceProbe:
         self.count += 1
 
 
-def _run_with(machine: Machine, probe: SinkProbe | DeviceProbe) -> Run:
+def _run_with(machine: Machine, probe: PostedProbe | DeviceProbe) -> Run:
     machine.add(probe, pio=PORT, length=1)
     machine.add(probe, mmio=ADDRESS, length=4096)
     add_stop(machine)
@@ -61,8 +61,8 @@ def _run_with(machine: Machine, probe: SinkProbe | DeviceProbe) -> Run:
     return run
 
 
-def run_sink(machine: Machine) -> Run:
-    return _run_with(machine, SinkProbe())
+def run_posted(machine: Machine) -> Run:
+    return _run_with(machine, PostedProbe())
 
 
 def run_device(machine: Machine) -> Run:
@@ -95,13 +95,13 @@ class Way(NamedTuple):
     method: Method
     limit: float
     prepare: Callable[[Machine], Run]
-    # With a second vCPU, which stays parked, the kernel collects no writes for sinks.
+    # With a second vCPU, which stays parked, the kernel collects no posted writes.
     vcpus: int = 1
 
 
 WAYS = (
-    Way("sink", "taken by a sink", "ratio", 1.03, run_sink),
-    Way("sink-each", "taken by a sink, none coalesced", "ratio", 1.03, run_sink, vcpus=2),
+    Way("posted", "posted write", "ratio", 1.03, run_posted),
+    Way("posted-each", "posted write, none coalesced", "ratio", 1.03, run_posted, vcpus=2),
     Way("device", "answered by a Python device", "extra", 1.0, run_device),
     Way("loop", "for exit in vcpu", "extra", 2.5, run_loop),
 )

@@ -121,7 +121,7 @@ def run(elf: str, irqchip: str) -> None:
         elf,
         memory=qemu.MEMORY,
         irqchip=irqchip,
-        unclaimed="float",
+        unclaimed="open-bus",
         quirks="off",
         devices=[*standard_devices(), *pc_devices()],
     ) as machine:

@@ -84,7 +84,7 @@ class Place(NamedTuple):
 
 
 class Unclaimed(NamedTuple):
-    """Accesses where neither memory nor a device is, which the run let float: they went nowhere.
+    """Accesses that neither memory nor a device claimed, on an open bus: they went nowhere.
 
     `reads` and `writes` count them, `places` are the first few different ones in words, writes
     before reads.
@@ -146,7 +146,7 @@ class Result:
     coalesced caused none.  `seconds` is the time the run took.  Summed over the vCPUs that ran,
     `guest_seconds` of it were spent in the guest, in KVM and in the loop in C, `outside_seconds` in
     Python: pykvm and the devices.  `unclaimed` counts accesses that went nowhere, as those of
-    kernels may (Machine(unclaimed="float")).
+    kernels may (Machine(unclaimed="open-bus")).
 
     `emulated` counts the instructions that KVM refused and pykvm completed, by name, and
     `emulated_seconds`, a part of `outside_seconds`, is the time that took.  `workarounds` counts

@@ -69,7 +69,7 @@ struct pykvm_vcpu {
     uint64_t value;   /* what was written; for a read, put the answer here */
     int32_t error;
     uint32_t attention; /* nonzero: come back before entering the guest again */
-    uint8_t surface;  /* nonzero: every exit is PYKVM_EXIT, no map and no sink takes part */
+    uint8_t surface;  /* nonzero: every exit is PYKVM_EXIT, no map and no posting takes part */
     uint32_t watched; /* so many exits from now on set `attention` */
     uint64_t runs;          /* KVM_RUN calls so far */
     uint64_t guest_cycles;  /* host TSC cycles spent in the guest and in this loop */
@@ -86,11 +86,11 @@ struct pykvm_vcpu {
  */
 struct pykvm_map *pykvm_map_new(struct pykvm_shared *shared);
 /*
- * The writes of a `sink` are collected.  `table`, or NULL, has the registers of the range, whose
+ * With `posted`, writes are collected.  `table`, or NULL, has the registers of the range, whose
  * first address is the device's offset `bias`.  Returns 0, -EINVAL or -ENOMEM.
  */
 int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint64_t slot,
-                  int sink, struct pykvm_table *table, uint64_t bias);
+                  int posted, struct pykvm_table *table, uint64_t bias);
 void pykvm_map_free(struct pykvm_map *map);
 
 /* How many maps there are in this process. */

@@ -46,7 +46,7 @@ static int64_t hand_out(struct pykvm_vcpu *v, const struct range *range, uint64_
         v->value = load(data, size);
         return range->slot;
     }
-    /* Until somebody answers, the bus floats. */
+    /* Until it is answered, a read gives all ones, as on an open bus. */
     v->value = UINT64_MAX;
     v->private_->answer = data;
     return PYKVM_READ - (int64_t)range->slot;
@@ -117,7 +117,7 @@ static int64_t take_unclaimed(struct pykvm_vcpu *v, int space, uint64_t address,
 {
     struct pykvm_private *p = v->private_;
 
-    if (!p->shared->floats || map_claimed(p->map, space, address, size))
+    if (!p->shared->open_bus || map_claimed(p->map, space, address, size))
         return PYKVM_EXIT;
     p->hole[space].address = address;
     p->hole[space].size = size;
@@ -138,7 +138,7 @@ static int64_t take_io(struct pykvm_vcpu *v)
     if (!range)
         return take_unclaimed(v, PYKVM_PIO, run->io.port, data, run->io.size, run->io.count,
                               is_write);
-    if (is_write && range->sink &&
+    if (is_write && range->posted &&
         pykvm_collect(p->shared, range->slot, run->io.port - range->first, run->io.size, data,
                       run->io.count))
         return REENTER;
@@ -169,7 +169,7 @@ static int64_t take_mmio(struct pykvm_vcpu *v)
     if (!range)
         return take_unclaimed(v, PYKVM_MMIO, address, run->mmio.data, run->mmio.len, 1,
                               run->mmio.is_write);
-    if (run->mmio.is_write && range->sink &&
+    if (run->mmio.is_write && range->posted &&
         pykvm_collect(p->shared, range->slot, address - range->first, run->mmio.len,
                       run->mmio.data, 1))
         return REENTER;

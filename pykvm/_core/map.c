@@ -47,9 +47,9 @@ int64_t pykvm_maps(void)
 }
 
 int pykvm_map_add(struct pykvm_map *map, int space, uint64_t first, uint64_t last, uint64_t slot,
-                  int sink, struct pykvm_table *table, uint64_t bias)
+                  int posted, struct pykvm_table *table, uint64_t bias)
 {
-    struct range range = {.first = first, .last = last, .slot = slot, .sink = !!sink,
+    struct range range = {.first = first, .last = last, .slot = slot, .posted = !!posted,
                           .table = table, .bias = bias};
     size_t *count = space == PYKVM_PIO ? &map->port_ranges : &map->mmio_ranges;
     struct range **ranges = space == PYKVM_PIO ? &map->ports : &map->mmio;

@@ -41,8 +41,8 @@ struct pykvm_shared {
     uint32_t write_count;
     uint32_t batch_count;
 
-    uint8_t floats; /* nonzero: what no device claims is dropped, and reads give all ones */
-    uint8_t prompt; /* nonzero: no write is put off, but those of sinks */
+    uint8_t open_bus; /* nonzero: what no device claims is dropped, and reads give all ones */
+    uint8_t prompt; /* nonzero: no write is put off, but those to devices with `posted` */
 
     /* How many accesses no device claimed, and the first of them. */
     uint64_t dropped;

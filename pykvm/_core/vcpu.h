@@ -21,7 +21,7 @@ struct range {
     uint64_t first;
     uint64_t last;
     uint64_t slot : 56;
-    uint64_t sink : 8;
+    uint64_t posted : 8;
     struct pykvm_table *table; /* or NULL */
     uint64_t bias;             /* what the table calls `first` */
 };

@@ -62,7 +62,7 @@ class BootProtocol(Protocol):
 
     @property
     def PC(self) -> bool:  # noqa: N802 - a module's constant
-        """Whether what it boots expects a PC around it: tables, more devices, a bus that floats."""
+        """Whether what it boots expects a PC around it: tables, more devices, an open bus."""
 
     def recognise(self, source: Source, request: Request, /) -> str | None:
         """Return None if the file is of this kind, else the reason why not."""

@@ -35,9 +35,9 @@ def accessors(
     name = check_device(device)
     read: Read | None = getattr(device, "read", None)
     write: Write | None = getattr(device, "write", None)
-    sink: TakeWrites | None = getattr(device, "sink", None) if write is None else None
-    if read is None and write is None and sink is None:
-        raise ConfigError(f"{name} is no device: it has none of read, write and sink")
+    posted: TakeWrites | None = getattr(device, "posted", None) if write is None else None
+    if read is None and write is None and posted is None:
+        raise ConfigError(f"{name} is no device: it has none of read, write and posted")
     width = integer(f"{name}: width", getattr(device, "width", 8))
     if width not in SIZES:
         raise ConfigError(f"{name}: width is 1, 2, 4 or 8, not {width!r}")
@@ -47,8 +47,13 @@ def accessors(
         read_string = None
         read = read and _adapted_read(name, read, width, bias)
         write = write and _adapted_write(write, width, bias)
-        sink = sink and _adapted_sink(sink, width, bias)
-    return read or _all_ones, write or (_one_by_one(sink) if sink else _ignore), sink, read_string
+        posted = posted and _adapted_posted(posted, width, bias)
+    return (
+        read or _all_ones,
+        write or (_one_by_one(posted) if posted else _ignore),
+        posted,
+        read_string,
+    )
 
 
 def _all_ones(at: int, size: int) -> int:
@@ -59,8 +64,8 @@ def _ignore(at: int, size: int, value: int) -> None:
     pass
 
 
-def _one_by_one(sink: TakeWrites) -> Write:
-    return lambda at, size, value: sink(((at, size, value),))
+def _one_by_one(posted: TakeWrites) -> Write:
+    return lambda at, size, value: posted(((at, size, value),))
 
 
 def _adapted_read(name: str, read: Read, width: int, bias: int) -> Read:
@@ -93,14 +98,14 @@ def _adapted_write(write: Write, width: int, bias: int) -> Write:
     return adapted
 
 
-def _adapted_sink(sink: TakeWrites, width: int, bias: int) -> TakeWrites:
-    """`sink` from `bias` on, never given a write of more than `width` bytes."""
+def _adapted_posted(posted: TakeWrites, width: int, bias: int) -> TakeWrites:
+    """`posted` from `bias` on, never given a write of more than `width` bytes."""
 
     def adapted(writes: Sequence[tuple[int, int, int]]) -> None:
         parts: list[tuple[int, int, int]] = []
         collect = _adapted_write(lambda *part: parts.append(part), width, bias)
         for write in writes:
             collect(*write)
-        sink(parts)
+        posted(parts)
 
     return adapted

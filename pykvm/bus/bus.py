@@ -1,7 +1,7 @@
 """Who answers at which port or address.
 
-A device is any object with a `name` and some of `read`, `write` and `sink`; it sees offsets, never
-its own address.  Ten lines are enough:
+A device is any object with a `name` and some of `read`, `write` and `posted`; it sees offsets,
+never its own address.  Ten lines are enough:
 
 >>> class Doubler:
 ...     name = "doubler"
@@ -50,9 +50,9 @@ class Range(NamedTuple):
 
     `read(at, size)` and `write(at, size, value)` reach the device, or what stands for it where it
     lacks the method, for accesses of 1, 2, 4 or 8 bytes that lie in the range; `at` counts from
-    `first`, which the device calls `offset`.  `sink` takes many writes (at, size, value) at once;
-    it is None unless the device is a `Sink` without `write`.  `read_string(at, size, count)` is
-    None unless the device has one.
+    `first`, which the device calls `offset`.  `posted` takes many writes (at, size, value) at once;
+    it is None unless the device is a `PostedDevice` without `write`.  `read_string(at, size,
+    count)` is None unless the device has one.
     """
 
     space: Space
@@ -62,7 +62,7 @@ class Range(NamedTuple):
     slot: int
     read: Callable[[int, int], int]
     write: Callable[[int, int, int], None]
-    sink: Callable[[Sequence[tuple[int, int, int]]], None] | None
+    posted: Callable[[Sequence[tuple[int, int, int]]], None] | None
     read_string: Callable[[int, int, int], bytes] | None
     offset: int = 0
 

@@ -17,8 +17,8 @@ __all__ = [
     "Device",
     "NamedDevice",
     "Placement",
+    "PostedDevice",
     "Readable",
-    "Sink",
     "Space",
     "Writable",
     "check_device",
@@ -64,7 +64,7 @@ class Readable(Protocol):
 class Writable(Protocol):
     """A device that takes writes.
 
-    Without `write` and `sink`, writes are ignored.
+    Without `write` and `posted`, writes are ignored.
     """
 
     @property
@@ -75,18 +75,18 @@ class Writable(Protocol):
         """Take `value`, of `size` bytes (1, 2, 4 or 8), at `offset`."""
 
 
-class Sink(Protocol):
-    """A device whose writes are collected while the guest runs on, and handed over in bulk.
+class PostedDevice(Protocol):
+    """A device whose writes are posted: collected while the guest runs, and delivered in bulk.
 
-    For devices that only record: they see every write, in order, before the next exit that
-    anyone else sees, and cannot stop the guest at one of them.
+    For devices that only record.  They get every write, in order, before Python sees the next
+    exit, and cannot stop the guest at one of them.
     """
 
     @property
     def name(self) -> str:
         """What messages and `Bus.remove` call it."""
 
-    def sink(self, writes: Sequence[tuple[int, int, int]], /) -> None:
+    def posted(self, writes: Sequence[tuple[int, int, int]], /) -> None:
         """Take `writes`: (offset, size, value) each, oldest first."""
 
 
@@ -94,7 +94,7 @@ class Sink(Protocol):
 # or 8, else 8): the bus splits larger accesses, as an ISA bus does for an 8-bit card.  One that
 # hands out much data through a port may have `read_string(offset, size, count)` beside `read`: it
 # gives the bytes of `count` reads at once.
-Device = Readable | Writable | Sink
+Device = Readable | Writable | PostedDevice
 
 
 class NamedDevice:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pykvm.bus.published import Access
 
     _Call = Callable[[], None]
-    Sink = Callable[[Sequence[tuple[int, int, int]]], None]
+    TakeWrites = Callable[[Sequence[tuple[int, int, int]]], None]
 
 __all__ = ["Coalescing", "Dispatch"]
 
@@ -68,13 +68,13 @@ class Writers(dict[int, "Callable[[int, int, int], None]"]):
 class Dispatch:
     """Who answers what, in the form that the run loop uses.
 
-    `reads` and `writes` say by slot how that range is read and written, `sinks` who takes its
+    `reads` and `writes` say by slot how that range is read and written, `posted` who takes its
     writes in bulk.  `map` is the C side; `rebuild` after the bus has changed.  `collected` is what
     waits in C, and how C knows guest time.
     """
 
     def __init__(self, bus: Bus, *, vm: Coalescing | None = None, shared: bool = False) -> None:
-        """With `vm`, the kernel collects the writes of sinks by itself once `coalesce` is called.
+        """With `vm`, the kernel collects posted writes by itself once `coalesce` is called.
 
         `shared` is for several vCPUs: their threads enter a device one at a time.
         """
@@ -83,7 +83,7 @@ class Dispatch:
         self._shared = shared
         self.reads = Readers()
         self.writes = Writers()
-        self.sinks: dict[int, Sink] = {}
+        self.posted: dict[int, TakeWrites] = {}
         self.collected = Shared()
         self.map: Any = None
         # What a device has published, by its identity, and who is told of posted accesses, by tag.
@@ -114,7 +114,7 @@ class Dispatch:
                 range_.first,
                 range_.last,
                 range_.slot,
-                range_.sink is not None,
+                range_.posted is not None,
                 self._table(range_.device),
                 range_.offset,
             )
@@ -122,10 +122,10 @@ class Dispatch:
                 raise resource_error("no room for the map of ports and addresses", ENOMEM)
             self.reads[range_.slot] = self._locked(range_.read)
             self.writes[range_.slot] = self._locked(range_.write)
-            if range_.sink is not None:
-                self.sinks[range_.slot] = self._locked(range_.sink)
+            if range_.posted is not None:
+                self.posted[range_.slot] = self._locked(range_.posted)
         self.map = new
-        for methods in (self.reads, self.writes, self.sinks):
+        for methods in (self.reads, self.writes, self.posted):
             for slot in methods.keys() - self.bus.by_slot.keys():
                 del methods[slot]
         self._set_zones()
@@ -172,7 +172,7 @@ class Dispatch:
         return locked
 
     def coalesce(self, allowed: bool) -> None:
-        """Say whether the kernel may collect the writes of sinks without an exit.
+        """Say whether the kernel may collect posted writes without an exit.
 
         It does so from the moment that there were many: a zone makes each write ten times as
         cheap and the end of the VM milliseconds slower.
@@ -185,13 +185,13 @@ class Dispatch:
             return
         zones = set()
         if self._allowed and self._sunk >= MANY:
-            zones = {_zone(range_) for range_ in self.bus.ranges if range_.sink}
+            zones = {_zone(range_) for range_ in self.bus.ranges if range_.posted}
             zones |= {zone for range_ in self.bus.ranges for zone in self._posted_zones(range_)}
         for address, size, pio in self._zones - zones:
             self._vm.unregister_coalesced_mmio(address, size, pio=pio)
             self._zones.discard((address, size, pio))
         for address, size, pio in zones - self._zones:
-            # The kernel has room for a limited number; what is left exits, and C sinks it.
+            # The kernel has room for a limited number; what is left exits, and C collects it.
             with suppress(KVMError):
                 self._vm.register_coalesced_mmio(address, size, pio=pio)
                 self._zones.add((address, size, pio))
@@ -209,7 +209,7 @@ class Dispatch:
         ]
 
     def deliver(self) -> None:
-        """Hand what was collected to sinks and devices, in order.
+        """Hand what was collected to the devices, in order.
 
         What one of them raises passes; what is behind that waits for the next call.
         """
@@ -221,10 +221,10 @@ class Dispatch:
                     accesses = as_accesses(data)
                     count += len(accesses) if slot in self._always else 0
                     self._waiting.extend(self._replays[slot](accesses))
-                elif slot in self.sinks:
+                elif slot in self.posted:
                     writes = as_writes(data)
                     count += len(writes)
-                    self._waiting.append(partial(self.sinks[slot], writes))
+                    self._waiting.append(partial(self.posted[slot], writes))
             if count:
                 self._sunk += count
                 if self._sunk - count < MANY <= self._sunk:

@@ -68,7 +68,7 @@ WRITTEN: int = lib.PYKVM_WRITTEN_BANK
 
 _SAME: int = lib.PYKVM_SAME_BANK
 _MASK64 = (1 << 64) - 1
-# struct pykvm_write: all of it, and what a sink gets of it.
+# struct pykvm_write: all of it, and what `posted` gets of it.
 _ACCESS = struct.Struct("<QIIQQ")
 _WRITE = struct.Struct("<QI4xQ8x")
 # The tags of tables are no slots of a bus.
@@ -85,7 +85,7 @@ def as_accesses(data: memoryview) -> list[Access]:
 
 
 def as_writes(data: memoryview) -> list[tuple[int, int, int]]:
-    """The writes to a sink that `Shared.take` has brought: (offset, size, value) each."""
+    """The posted writes that `Shared.take` has brought: (offset, size, value) each."""
     return list(_WRITE.iter_unpack(data))
 
 
@@ -224,17 +224,17 @@ class Shared:
         return taken
 
     @property
-    def floats(self) -> bool:
+    def open_bus(self) -> bool:
         """Whether what no device claims is dropped, and reads give all ones."""
-        return bool(self.core.floats)
+        return bool(self.core.open_bus)
 
-    @floats.setter
-    def floats(self, on: bool) -> None:
-        self.core.floats = on
+    @open_bus.setter
+    def open_bus(self, on: bool) -> None:
+        self.core.open_bus = on
 
     @property
     def prompt(self) -> bool:
-        """Whether every write reaches its device at once, but for those of sinks."""
+        """Whether every write reaches its device at once, unless that has `posted`."""
         return bool(self.core.prompt)
 
     @prompt.setter

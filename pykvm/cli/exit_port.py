@@ -46,7 +46,7 @@ def watch(machine: Machine) -> MissedExit | None:
     from pykvm.bus import Space
 
     ports = range(QEMU_PORT, QEMU_PORT + _LENGTH)
-    if not machine.floats or any(machine.bus.find(Space.PIO, port) for port in ports):
+    if not machine.open_bus or any(machine.bus.find(Space.PIO, port) for port in ports):
         return None
     missed = MissedExit()
     machine.add(missed, pio=QEMU_PORT, length=_LENGTH)

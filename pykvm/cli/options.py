@@ -285,9 +285,9 @@ OPTIONS: tuple[Option, ...] = (
         _GUESTS,
     ),
     Option(
-        "--unclaimed", "WHAT", one_of("stop", "float"), MACHINE,
+        "--unclaimed", "WHAT", one_of("stop", "open-bus"), MACHINE,
         "an access where neither memory nor a device is: stop ends the run as a crash (default for "
-        "bare guests), float reads all ones and ignores writes (default for kernels)",
+        "bare guests), open-bus reads all ones and ignores writes (default for kernels)",
         _GUESTS,
     ),
     Option(

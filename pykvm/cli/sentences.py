@@ -95,7 +95,7 @@ def answer(machine: Machine, exit: Exit) -> str:
         reads = isinstance(exit, (IoIn, MmioRead))
         if found is not None:
             return f"{found.name} answers" if reads else f"{found.name} gets it"
-        if not machine.floats:
+        if not machine.open_bus:
             return "no device is there: the run would end as a crash"
         return f"no device is there: {'it reads all ones' if reads else 'it goes nowhere'}"
     match exit:

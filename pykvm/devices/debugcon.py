@@ -16,7 +16,7 @@ class DebugConsole(OutputLog, NamedDevice):
     """Every byte written is printed; a read gives 0xe9, so that a guest can tell it is there.
 
     >>> console = DebugConsole()
-    >>> console.sink([(0, 1, ord("h")), (0, 1, ord("i"))])
+    >>> console.posted([(0, 1, ord("h")), (0, 1, ord("i"))])
     >>> console.text
     'hi'
     """
@@ -29,6 +29,6 @@ class DebugConsole(OutputLog, NamedDevice):
         """Tell that the console is there."""
         return 0xE9
 
-    def sink(self, writes: Sequence[tuple[int, int, int]]) -> None:
+    def posted(self, writes: Sequence[tuple[int, int, int]]) -> None:
         """Print the low byte of each write."""
         self.emit(bytes([value & 0xFF for _, _, value in writes]))

@@ -18,7 +18,7 @@ class PostPort(NamedDevice):
     """Remembers the codes written to it; Linux also writes here to pass a microsecond.
 
     >>> port = PostPort()
-    >>> port.sink([(0, 1, 0x11), (0, 1, 0x2A)])
+    >>> port.posted([(0, 1, 0x11), (0, 1, 0x2A)])
     >>> port.code, port.history
     (42, (17, 42))
     """
@@ -37,6 +37,6 @@ class PostPort(NamedDevice):
         """The last `limit` codes, oldest first."""
         return tuple(self._codes)
 
-    def sink(self, writes: Sequence[tuple[int, int, int]]) -> None:
+    def posted(self, writes: Sequence[tuple[int, int, int]]) -> None:
         """Remember the low byte of each write."""
         self._codes.extend([value & 0xFF for _, _, value in writes])

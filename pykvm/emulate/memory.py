@@ -40,7 +40,7 @@ class Devices(Protocol):
 class BusDevices:
     """The devices of a bus, entered by one vCPU at a time.
 
-    Raises GuestError where nobody is, unless unclaimed accesses are to float: then `drop` is told
+    Raises GuestError for an unclaimed address, unless the bus is open: then `drop` is told
     of each, as `pykvm.bus.published.Shared.drop` is.
     """
 
@@ -50,13 +50,13 @@ class BusDevices:
         memory: GuestMemory,
         lock: AbstractContextManager[object],
         *,
-        floating: bool,
+        open_bus: bool,
         drop: Callable[..., None] = lambda **_: None,
     ) -> None:
         self._bus = bus
         self._memory = memory
         self._lock = lock
-        self._floating = floating
+        self._open_bus = open_bus
         self._drop = drop
 
     def read(self, address: int, size: int) -> int:
@@ -78,13 +78,13 @@ class BusDevices:
             self._drop(pio=False, address=address, size=size, value=value)
 
     def _nobody(self, what: str, address: int) -> None:
-        if not self._floating:
+        if not self._open_bus:
             rom = self._memory.region_at(address)
             raise GuestError(
                 "wild access",
                 f"the guest {what} at physical address {address:#x}, where there is "
                 + (f"ROM ({rom.name})" if rom is not None else "no memory and no device"),
-                hint=f"let unclaimed accesses float ({option('unclaimed', 'float')})"
+                hint=f"let unclaimed accesses find an open bus ({option('unclaimed', 'open-bus')})"
                 f"{in_python(', or add a device there')}",
             )
 

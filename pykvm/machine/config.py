@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MachineConfig"]
 
-UNCLAIMED = ("stop", "float")
+UNCLAIMED = ("stop", "open-bus")
 QUIRKS = ("auto", "on", "off")
 EMULATE = ("auto", "off")
 

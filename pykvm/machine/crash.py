@@ -49,7 +49,7 @@ NO_BIOS_HINT = (
 
 def _unclaimed_hint() -> str:
     return (
-        f"let unclaimed accesses float ({option('unclaimed', 'float')})"
+        f"let unclaimed accesses find an open bus ({option('unclaimed', 'open-bus')})"
         f"{in_python(', or add a device there')}"
     )
 

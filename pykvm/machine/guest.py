@@ -61,10 +61,10 @@ class Guest(NamedTuple):
         return config.irqchip or by_default
 
     @property
-    def floats(self) -> bool:
-        """Whether an access that no device claims floats: by default for what looks for devices."""
+    def open_bus(self) -> bool:
+        """Whether unclaimed accesses find an open bus: the default for what probes for devices."""
         unclaimed = self.config.unclaimed
-        return self.is_pc if unclaimed is None else unclaimed == "float"
+        return self.is_pc if unclaimed is None else unclaimed == "open-bus"
 
     @property
     def wants_workarounds(self) -> bool:

@@ -92,7 +92,7 @@ class Machine:
     `parked = False`.  `devices` replaces the standard ones (`pykvm.devices.standard_devices`);
     `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest
     touches a port or an address where nobody is: "stop" ends the run (the default for bare guests),
-    "float" reads all ones and ignores writes (for kernels, which look for devices so).
+    "open-bus" reads all ones and ignores writes (for kernels, which probe for devices so).
     `irqchip` is where interrupt controllers and clocks are: "user" for software (the default, but
     for Linux), "kernel" for KVM's own (the default for Linux, unless `clock` is "warp"), "split"
     for KVM's local APICs and the rest in software, "none" for nowhere; `clock` is the policy of
@@ -120,7 +120,7 @@ class Machine:
         #: Called after each instruction that was completed for KVM: the vCPU, the instruction's
         #: name, what became of it.
         self.on_emulated: Callable[[CPU, str, str], None] | None = None
-        self._float = guest.floats
+        self._open_bus = guest.open_bus
         self._remarks = guest.remarks
         self._kernel_watch: KernelWatch | None = None
         self._ear: Ear | None = None
@@ -132,14 +132,14 @@ class Machine:
                 self._workarounds = Workarounds(
                     board,
                     emulate=config.emulate == "auto",
-                    floating=self._float,
+                    open_bus=self._open_bus,
                     on_emulated=self._emulated,
                 )
                 self.memory, self.bus = board.memory, board.bus
                 #: The devices by name.
                 self.devices = board.devices
                 board.build(host, guest.devices())
-                board.dispatch.collected.floats = self._float
+                board.dispatch.collected.open_bus = self._open_bus
                 if guest.wants_workarounds:
                     self._workarounds.add_quirk_workarounds()
                 self._load(config.fw_cfg or {})
@@ -284,15 +284,15 @@ class Machine:
         return self._board.clock
 
     @property
-    def floats(self) -> bool:
-        """Whether an access that no device claims floats (`dropped` then counts it)."""
-        return self._float
+    def open_bus(self) -> bool:
+        """Whether unclaimed accesses find an open bus (`dropped` then counts them)."""
+        return self._open_bus
 
     @property
     def dropped(self) -> Dropped | None:
         """The accesses that no device claimed and that went nowhere; None if there were none.
 
-        Only with ``unclaimed="float"`` there are any: reads of them gave all ones.
+        Only with ``unclaimed="open-bus"`` there are any: reads of them gave all ones.
         """
         return self._board.dispatch.collected.dropped
 
@@ -522,7 +522,7 @@ class Machine:
 
     def _tell(self, result: Result, run: Run) -> None:
         """Add to a result where the vCPUs are, what the guest said last and what went nowhere."""
-        if self._float:
+        if self._open_bus:
             result.unclaimed = self._unclaimed()
         if result.outcome in _STILL_THERE:
             result.places = tuple(run.place(cpu, self.symbol_at) for cpu in self._board.vcpus)
@@ -672,7 +672,7 @@ class Machine:
 
     def _drop(self, exit: IoIn | IoOut | MmioRead | MmioWrite) -> bool:
         """Let an access that no device claims go nowhere, if that is what this machine does."""
-        if not self._float:
+        if not self._open_bus:
             return False
         from pykvm.exits import IoIn, IoOut, MmioWrite
 

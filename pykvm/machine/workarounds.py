@@ -37,7 +37,7 @@ class Tally(NamedTuple):
 class Workarounds:
     """Workarounds for quirks of this host, if wanted, and the emulator, made when first needed.
 
-    With `floating`, what emulated instructions read where nobody is reads as all ones.
+    With `open_bus`, emulated instructions read unclaimed addresses as all ones.
     `on_emulated` is called after those that Python does, with the vCPU, its name and what became of
     it; it gives False to be called after all of them.
     """
@@ -47,12 +47,12 @@ class Workarounds:
         board: Board,
         *,
         emulate: bool,
-        floating: bool,
+        open_bus: bool,
         on_emulated: Callable[[CPU, str, str], bool],
     ) -> None:
         self._board = board
         self._emulate = emulate
-        self._floating = floating
+        self._open_bus = open_bus
         self._on_emulated = on_emulated
         self._emulator: Emulator | None = None
         # What is looked out for until this host was asked, and what came of it.
@@ -124,7 +124,7 @@ class Workarounds:
 
                 drop = board.dispatch.collected.drop
                 devices = BusDevices(
-                    board.bus, board.memory, lock, floating=self._floating, drop=drop
+                    board.bus, board.memory, lock, open_bus=self._open_bus, drop=drop
                 )
                 self._emulator = Emulator(board.memory, devices)
                 self._emulator.on_done = self._on_emulated

@@ -95,7 +95,7 @@ class KvmEngine:
         self._run_page: RunPage | None = None
         self._page_handle = ffi.from_buffer(vcpu.run_page)
         base = ffi.cast("char *", self._page_handle)
-        #: Whether the kernel may collect writes to sinks without an exit.
+        #: Whether the kernel may collect posted writes without an exit.
         self.coalesces = ring is not None
         ring_page, entries = ring or (0, 0)
         ring_at = base + ring_page * PAGE if ring else ffi.NULL

@@ -56,7 +56,7 @@ class Collector:
     def __init__(self) -> None:
         self.writes: list[tuple[int, int, int]] = []
 
-    def sink(self, writes: Sequence[tuple[int, int, int]]) -> None:
+    def posted(self, writes: Sequence[tuple[int, int, int]]) -> None:
         self.writes += writes
 
 
@@ -101,32 +101,32 @@ def test_what_a_device_leaves_out() -> None:
         bus.write(PIO, 0x20, 1, 0x1FF)
 
 
-def test_a_sink_gets_its_writes_in_the_same_form_one_by_one_or_in_bulk() -> None:
-    bus, sink = Bus(), Collector()
-    added = bus.add_pio(0xE9, 2, sink)
+def test_posted_writes_come_in_the_same_form_one_by_one_or_in_bulk() -> None:
+    bus, posted = Bus(), Collector()
+    added = bus.add_pio(0xE9, 2, posted)
     assert bus.write(PIO, 0xEA, 1, 7)
-    assert added.sink is not None
-    added.sink([(0, 2, 0x1122), (1, 1, 3)])
-    assert sink.writes == [(1, 1, 7), (0, 2, 0x1122), (1, 1, 3)]
+    assert added.posted is not None
+    added.posted([(0, 2, 0x1122), (1, 1, 3)])
+    assert posted.writes == [(1, 1, 7), (0, 2, 0x1122), (1, 1, 3)]
     assert bus.read(PIO, 0xE9, 1) == 0xFF
-    assert bus.add_pio(0x100, 1, WriteOnly()).sink is None
+    assert bus.add_pio(0x100, 1, WriteOnly()).posted is None
 
 
-def test_a_sink_that_also_writes_is_no_sink() -> None:
+def test_write_goes_before_posted() -> None:
     class Both(Collector):
         def write(self, offset: int, size: int, value: int) -> None:
             self.writes.append((offset, size, -value))
 
     bus, both = Bus(), Both()
-    assert bus.add_pio(0, 1, both).sink is None
+    assert bus.add_pio(0, 1, both).posted is None
     bus.write(PIO, 0, 1, 5)
     assert both.writes == [(0, 1, -5)]
 
 
 def test_a_narrow_device_gets_pieces_it_can_take() -> None:
-    bus, device, sink = Bus(), ByteWide(), Narrow()
+    bus, device, posted = Bus(), ByteWide(), Narrow()
     bus.add_pio(0x3F8, 8, device)
-    added = bus.add_mmio(0x1000, 8, sink)
+    added = bus.add_mmio(0x1000, 8, posted)
     assert bus.write(PIO, 0x3F9, 4, 0x44332211)
     assert bus.read(PIO, 0x3FE, 2) == 0x1716
     assert device.log == [
@@ -135,9 +135,9 @@ def test_a_narrow_device_gets_pieces_it_can_take() -> None:
         ("read", 7, 1),
     ]
     bus.write(MMIO, 0x1004, 4, 0x44332211)
-    assert added.sink is not None
-    added.sink([(0, 8, 0x8877665544332211), (2, 1, 9)])
-    assert sink.writes == [
+    assert added.posted is not None
+    added.posted([(0, 8, 0x8877665544332211), (2, 1, 9)])
+    assert posted.writes == [
         (4, 2, 0x2211),
         (6, 2, 0x4433),
         (0, 2, 0x2211),
@@ -258,7 +258,7 @@ def test_what_is_no_device() -> None:
 
     with pytest.raises(ConfigError, match="no name"):
         Bus().add_pio(0, 1, Nameless())  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="none of read, write and sink"):
+    with pytest.raises(ConfigError, match="none of read, write and posted"):
         Bus().add_pio(0, 1, Mute())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="width is 1, 2, 4 or 8"):
         Bus().add_pio(0, 1, Odd())

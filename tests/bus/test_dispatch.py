@@ -29,12 +29,12 @@ class Plain:
         self.calls.append((offset, size, value))
 
 
-class Sink:
+class PostedDevice:
     def __init__(self, name: str, log: list[Any]) -> None:
         self.name = name
         self.log = log
 
-    def sink(self, writes: Sequence[tuple[int, int, int]]) -> None:
+    def posted(self, writes: Sequence[tuple[int, int, int]]) -> None:
         self.log.append((self.name, list(writes)))
 
 
@@ -74,10 +74,10 @@ def test_handlers_by_slot() -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_writes_are_handed_over_in_order_grouped_by_sink(shared: bool) -> None:
+def test_writes_are_handed_over_in_order_grouped_by_device(shared: bool) -> None:
     bus, log = Bus(), list[Any]()
-    first = bus.add_pio(0x10, 4, Sink("first", log)).slot
-    second = bus.add_mmio(0x1000, 4, Sink("second", log)).slot
+    first = bus.add_pio(0x10, 4, PostedDevice("first", log)).slot
+    second = bus.add_mmio(0x1000, 4, PostedDevice("second", log)).slot
     dispatch = Dispatch(bus, shared=shared)
     collect(dispatch, (first, [(0, 1, 7), (1, 1, 8)]), (second, [(0, 4, 9)]), (first, [(2, 2, 10)]))
     dispatch.deliver()
@@ -92,9 +92,9 @@ def test_writes_are_handed_over_in_order_grouped_by_sink(shared: bool) -> None:
 
 def test_the_kernel_collects_from_many_writes_on() -> None:
     bus, log, vm = Bus(), list[Any](), Zones(room=2)
-    slot = bus.add_pio(0x10, 4, Sink("a", log)).slot
-    bus.add_mmio(0x1000, 8, Sink("b", log))
-    bus.add_mmio(0x2000, 8, Sink("c", log))
+    slot = bus.add_pio(0x10, 4, PostedDevice("a", log)).slot
+    bus.add_mmio(0x1000, 8, PostedDevice("b", log))
+    bus.add_mmio(0x2000, 8, PostedDevice("c", log))
     bus.add_mmio(0x3000, 8, Plain("d"))
     dispatch = Dispatch(bus, vm=vm)
     dispatch.coalesce(True)
@@ -153,17 +153,17 @@ def test_a_map_lives_as_long_as_a_vcpu_may_read_it() -> None:
 def test_what_a_vcpu_found_before_a_device_went_away_finds_nobody() -> None:
     bus, log = Bus(), list[Any]()
     slot = bus.add_pio(0x10, 4, Plain("plain")).slot
-    sink = bus.add_pio(0x20, 4, Sink("sink", log)).slot
-    kept = bus.add_pio(0x30, 4, Sink("kept", log)).slot
+    posted = bus.add_pio(0x20, 4, PostedDevice("posted", log)).slot
+    kept = bus.add_pio(0x30, 4, PostedDevice("kept", log)).slot
     dispatch = Dispatch(bus)
     reads, writes = dispatch.reads, dispatch.writes
     bus.remove("plain")
-    bus.remove("sink")
+    bus.remove("posted")
     dispatch.rebuild()
 
     assert reads[slot](0, 2) == 0xFFFF
     writes[slot](0, 2, 1)
-    collect(dispatch, (sink, [(0, 1, 7)]), (kept, [(0, 1, 8)]))
+    collect(dispatch, (posted, [(0, 1, 7)]), (kept, [(0, 1, 8)]))
     dispatch.deliver()
     assert log == [("kept", [(0, 1, 8)])]
 

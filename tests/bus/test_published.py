@@ -356,7 +356,7 @@ def test_a_change_while_accesses_wait_is_urgent(shared: Shared) -> None:
     assert calls == [1]
 
 
-def test_accesses_of_devices_and_sinks_keep_their_order() -> None:
+def test_accesses_of_devices_and_posted_writes_keep_their_order() -> None:
     log: list[tuple[str, int]] = []
 
     class Posting:
@@ -372,16 +372,16 @@ def test_accesses_of_devices_and_sinks_keep_their_order() -> None:
             assert (offset, size) == (8, 1)
             log.append((self.name, value))
 
-    class Sink:
-        name = "sink"
+    class PostedDevice:
+        name = "posted"
 
-        def sink(self, writes: object) -> None:
-            log.extend(("sink", value) for _, _, value in writes)  # type: ignore[attr-defined]
+        def posted(self, writes: object) -> None:
+            log.extend(("posted", value) for _, _, value in writes)  # type: ignore[attr-defined]
 
     bus, first, second = Bus(), Posting("first"), Posting("second")
     bus.add_pio(0x10, 1, first, offset=8)
     bus.add_pio(0x20, 1, second, offset=8)
-    slot = bus.add_pio(0x30, 1, Sink()).slot
+    slot = bus.add_pio(0x30, 1, PostedDevice()).slot
     dispatch = Dispatch(bus)
     first.registers.write(8, 1, 1)
     lib.pykvm_collect(dispatch.collected.core, slot, 0, 1, b"\2", 1)
@@ -390,7 +390,7 @@ def test_accesses_of_devices_and_sinks_keep_their_order() -> None:
     assert log == []
     assert dispatch.waiting
     dispatch.deliver()
-    assert log == [("first", 1), ("sink", 2), ("second", 3), ("first", 4)]
+    assert log == [("first", 1), ("posted", 2), ("second", 3), ("first", 4)]
 
     second.registers.write(8, 1, 5)
     bus.remove(second)

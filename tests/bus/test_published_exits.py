@@ -217,7 +217,7 @@ class TestUnclaimed:
             66 EF        out dx, eax
             F4           hlt
             """,
-            unclaimed="float",
+            unclaimed="open-bus",
         )
         result = machine.run(timeout=10)
         assert result.outcome is Outcome.HALTED
@@ -235,7 +235,7 @@ class TestUnclaimed:
             F4           hlt
             """,
             memory=0x10000,
-            unclaimed="float",
+            unclaimed="open-bus",
         )
         assert machine.run(timeout=10).outcome is Outcome.HALTED
         assert machine.vcpus[0].regs.rax & 0xFFFF == 0xFFFF
@@ -250,7 +250,7 @@ class TestUnclaimed:
             F3 6C        rep insb
             F4           hlt
             """,
-            unclaimed="float",
+            unclaimed="open-bus",
         )
         assert machine.run(timeout=10).outcome is Outcome.HALTED
         assert machine.memory.read(0x2000, 6) == b"\xff" * 5 + b"\0"
@@ -270,7 +270,7 @@ class TestUnclaimed:
             66 ED        in eax, dx
             F4           hlt
             """,
-            unclaimed="float",
+            unclaimed="open-bus",
             devices=[Placement(Seven(), Space.PIO, 0x1236, 1)],
         )
         assert machine.run(timeout=10).outcome is Outcome.HALTED
@@ -278,7 +278,7 @@ class TestUnclaimed:
         assert machine.dropped is None
 
     def test_where_python_looks_they_count_too(self, guest: MakeGuest) -> None:
-        machine = guest("E5 70   in ax, 0x70\nE7 72   out 0x72, ax\nF4   hlt", unclaimed="float",
+        machine = guest("E5 70   in ax, 0x70\nE7 72   out 0x72, ax\nF4   hlt", unclaimed="open-bus",
                         irqchip="none")  # fmt: skip
         machine.run(timeout=10, on_exit=lambda *_: None)
         assert machine.dropped == Dropped(2, True, 0x70, 2, None)
@@ -355,7 +355,7 @@ def test_random_accesses_end_as_they_do_where_python_sees_them_all(
     """Clocks stand still, so that both sides read the same."""
     said = []
     for on_exit in (None, lambda *_: None):
-        machine = guest(random_accesses(seed), unclaimed="float", irqchip="none")
+        machine = guest(random_accesses(seed), unclaimed="open-bus", irqchip="none")
         machine.memory.write(0x2000, bytes(250))
         result = machine.run(timeout=20, on_exit=on_exit)
         said.append((result.outcome, machine.memory.read(0x2000, 250), machine.serial.output))
@@ -363,7 +363,7 @@ def test_random_accesses_end_as_they_do_where_python_sees_them_all(
 
 
 def test_random_accesses_with_every_clock_and_controller_end(guest: MakeGuest) -> None:
-    machine = guest(random_accesses(99), unclaimed="float", irqchip="user")
+    machine = guest(random_accesses(99), unclaimed="open-bus", irqchip="user")
     assert machine.run(timeout=20).outcome in (Outcome.HALTED, Outcome.RESET, Outcome.TIMEOUT)
 
 

@@ -43,12 +43,12 @@ def test_the_usual_one_is_given_up(pykvm: Pykvm, flat: Flat) -> None:
     assert done.returncode == 125
 
 
-@pytest.mark.parametrize("unclaimed", ["float", "stop"])
+@pytest.mark.parametrize("unclaimed", ["open-bus", "stop"])
 def test_a_guest_that_looks_for_it_where_qemu_has_it(
     pykvm: Pykvm, flat: Flat, unclaimed: str
 ) -> None:
     done = pykvm(flat(QEMUS), "--unclaimed", unclaimed)
-    assert done.returncode == (0 if unclaimed == "float" else 125)
+    assert done.returncode == (0 if unclaimed == "open-bus" else 125)
     assert done.stderr.splitlines()[-1] == (
         "pykvm: the guest wrote 0x10 to port 0x501, where QEMU has its isa-debug-exit: with "
         "--debug-exit 0x501 it ends the run with that code"
@@ -56,7 +56,7 @@ def test_a_guest_that_looks_for_it_where_qemu_has_it(
 
 
 def test_a_guest_that_does_not_is_told_nothing(pykvm: Pykvm, guests: Path, flat: Flat) -> None:
-    assert "0x501" not in pykvm(guests / "hello.elf", "--unclaimed", "float").stderr
+    assert "0x501" not in pykvm(guests / "hello.elf", "--unclaimed", "open-bus").stderr
     assert "0x501" not in pykvm(flat("BA 02 05 EE    out 0x502, al")).stderr
 
 

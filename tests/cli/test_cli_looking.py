@@ -148,7 +148,7 @@ def test_stats(pykvm: Pykvm, flat: Flat) -> None:
 
 @pytest.mark.kvm
 def test_stats_of_a_stray_store(pykvm: Pykvm, guests: Path) -> None:
-    done = pykvm(guests / "wild.elf", "--unclaimed", "float", "--stats", "--", "store")
+    done = pykvm(guests / "wild.elf", "--unclaimed", "open-bus", "--stats", "--", "store")
     lines = [line.split() for line in done.stderr.splitlines()]
     at = lines.index(["went", "nowhere", "1"])
     assert lines[at + 1 : at + 3] == [["reads", "0"], ["writes", "1"]]

@@ -60,7 +60,7 @@ def test_run_is_the_default(words: list[str]) -> None:
         (["--serial", "tcp:4444"], "serial", Destination("tcp", "4444")),
         (["--serial2", "tcp:[::1]:4444"], "serial2", Destination("tcp", "[::1]:4444")),
         (["--debugcon", "pty"], "debugcon", Destination("pty")),
-        (["--unclaimed", "float"], "unclaimed", "float"),
+        (["--unclaimed", "open-bus"], "unclaimed", "open-bus"),
         (["--timeout", "0.5"], "timeout", 0.5),
         (["--exit-status", "qemu"], "exit_status", "qemu"),
         (["--trace"], "trace", "text"),

@@ -167,7 +167,7 @@ def test_crashes(pykvm: Pykvm, guests: Path, name: str, arguments: list[str], wo
 
 @pytest.mark.kvm
 def test_unclaimed_accesses_may_float(pykvm: Pykvm, guests: Path) -> None:
-    done = pykvm("--unclaimed", "float", guests / "wild.elf", "--", "load")
+    done = pykvm("--unclaimed", "open-bus", guests / "wild.elf", "--", "load")
     assert (done.returncode, "read 0xffffffff" in done.stdout) == (1, True)
 
 
@@ -213,7 +213,7 @@ def test_signals(
         E6 F0    out 0xf0, al
         {SPIN}
     """)
-    arguments = [*command, str(spin), "--unclaimed", "float", "--dump-on-exit"]
+    arguments = [*command, str(spin), "--unclaimed", "open-bus", "--dump-on-exit"]
     process = subprocess.Popen(
         arguments,
         env=environment,

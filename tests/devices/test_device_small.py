@@ -65,8 +65,8 @@ def test_debug_console() -> None:
     heard: list[bytes] = []
     console.on_output(heard.append)
     assert console.read(0, 1) == 0xE9
-    console.sink([(0, 1, byte) for byte in b"hello "])
-    console.sink([(0, 1, byte) for byte in b"world"])
+    console.posted([(0, 1, byte) for byte in b"hello "])
+    console.posted([(0, 1, byte) for byte in b"world"])
     assert console.text == "hello world"
     assert heard == [b"hello ", b"world"], "handed over in bulk"
 
@@ -81,8 +81,8 @@ def test_debug_exit(value: int) -> None:
 def test_post_port() -> None:
     port = PostPort(limit=3)
     assert (port.code, port.history) == (None, ())
-    port.sink([(0, 1, code) for code in (1, 2, 3, 4)])
-    port.sink([(0, 1, 5)])
+    port.posted([(0, 1, code) for code in (1, 2, 3, 4)])
+    port.posted([(0, 1, 5)])
     assert (port.code, port.history) == (5, (3, 4, 5))
 
 
@@ -195,7 +195,7 @@ class TestStandardDevices:
             "com1 (ports 0x3f8-0x3ff)",
             "reset-control (ports 0xcf8-0xcff)",
         ]
-        assert [range_.name for range_ in bus.ranges if range_.sink] == ["post", "debugcon"]
+        assert [range_.name for range_ in bus.ranges if range_.posted] == ["post", "debugcon"]
         assert bus.read(Space.PIO, 0xE9, 1) == 0xE9
         with pytest.raises(GuestReset):
             bus.write(Space.PIO, 0x64, 1, 0xFE)
@@ -276,8 +276,8 @@ def test_devices_take_any_offset_and_value(accesses: list[tuple[int, int, int]])
         for offset, size, value in accesses:
             with suppress(*ALL):
                 device.write(offset, size, value)
-    for sink in (DebugConsole(limit=16), PostPort(limit=16)):
-        sink.sink(accesses)
+    for posted in (DebugConsole(limit=16), PostPort(limit=16)):
+        posted.posted(accesses)
     for reader in (
         Uart16550(),
         DebugConsole(),
@@ -298,8 +298,8 @@ def test_what_a_guest_makes_a_device_keep_is_bounded() -> None:
     console, port, uart = DebugConsole(limit=1000), PostPort(), Uart16550(limit=1000)
     uart.write(2, 1, 1)
     for _ in range(50):
-        console.sink([(0, 1, 65)] * 1000)
-        port.sink([(0, 1, 65)] * 1000)
+        console.posted([(0, 1, 65)] * 1000)
+        port.posted([(0, 1, 65)] * 1000)
     for step in range(5000):
         uart.write(4, 1, 0x10 if step % 2 else 0)
         uart.write(0, 1, 65)

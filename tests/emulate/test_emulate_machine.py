@@ -194,7 +194,7 @@ def test_nobody_at_the_address(long: MakeGuest) -> None:
     assert result.error.kind == "wild access"
     assert "0xd0000000" in result.error.cause
     assert result.error.registers["rdi"] == 0xD000_0000
-    assert long(MOVQ_TO_DEVICE, unclaimed="float").run(timeout=10).outcome is Outcome.HALTED
+    assert long(MOVQ_TO_DEVICE, unclaimed="open-bus").run(timeout=10).outcome is Outcome.HALTED
 
 
 @pytest.mark.kvm

@@ -78,7 +78,7 @@ class Storm:
             memory="8M",
             irqchip=irqchip,
             devices=standard_devices() + pc_devices(),
-            unclaimed="float",
+            unclaimed="open-bus",
             **options,  # type: ignore[arg-type]
         )
         memory = self.machine.memory

@@ -37,7 +37,7 @@ class Device:
 STAYS = {
     Machine: {
         *("close", "closed", "stop", "vcpus", "serial", "symbols", "symbol_at", "clock"),
-        *("dropped", "floats"),
+        *("dropped", "open_bus"),
     },
     CPU: {"close", "kick"},
     KvmEngine: {"close", "kick", "attend", "is_here", "forget", "end_exit", "end_by_hand"},

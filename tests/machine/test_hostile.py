@@ -18,7 +18,7 @@ pytestmark = pytest.mark.kvm
 @given(
     CODE,
     st.sampled_from(list(Mode)),
-    st.sampled_from(["stop", "float"]),
+    st.sampled_from(["stop", "open-bus"]),
     st.booleans(),
 )
 def test_random_code_comes_to_an_end(

@@ -143,7 +143,7 @@ def test_the_guest_cannot_write_a_rom(guest: MakeGuest) -> None:
         F4               hlt
         """,
         memory=memory,
-        unclaimed="float",
+        unclaimed="open-bus",
     )
     result = machine.run(timeout=20)
     assert result.outcome is Outcome.HALTED

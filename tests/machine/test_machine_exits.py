@@ -248,7 +248,7 @@ def test_a_device_may_raise(guest: MakeGuest) -> None:
 
 def test_memory_stands_still_between_two_exits(guest: MakeGuest) -> None:
     """Of two vCPUs, one exits and one counts."""
-    machine = guest("E6 80  out 0x80, al\nEB FC  jmp $-2", vcpus=2, unclaimed="float")
+    machine = guest("E6 80  out 0x80, al\nEB FC  jmp $-2", vcpus=2, unclaimed="open-bus")
     machine.memory.write(0x2000, bytes.fromhex("FF 06 00 05 EB FA"))  # inc word [0x500]; jmp
     machine.vcpus[1].state = x86.real_mode(ip=0x2000)
     machine.vcpus[1].parked = False
@@ -269,7 +269,7 @@ def test_exits_of_both_vcpus_come_each_once(guest: MakeGuest) -> None:
         75 F8        jne $-6
         F4           hlt
     """
-    machine = guest(count, vcpus=2, unclaimed="float", irqchip="none")
+    machine = guest(count, vcpus=2, unclaimed="open-bus", irqchip="none")
     machine.vcpus[1].state = machine.vcpus[0].state
     machine.vcpus[1].parked = False
     exits = machine.exits(timeout=60)
@@ -315,7 +315,7 @@ def test_a_guest_ends_as_in_a_run(guests: Path, how: str, outcome: Outcome) -> N
 
 
 def test_mmio(guests: Path) -> None:
-    with Machine(guests / "mmio.elf", unclaimed="float") as machine:
+    with Machine(guests / "mmio.elf", unclaimed="open-bus") as machine:
         kinds = {type(exit) for exit in machine.exits(timeout=20)}
     assert MmioWrite in kinds or MmioRead in kinds
 

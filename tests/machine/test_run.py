@@ -234,7 +234,7 @@ def test_unclaimed_port_ends_the_run_and_says_where(guest: MakeGuest) -> None:
     assert "wrote 41 to port 0x99" in str(result)
     with pytest.raises(GuestError, match="wild access"):
         result.check()
-    # The write is over; the read that nobody answers floats.
+    # The write is over; the read that is not answered gives all ones.
     assert machine.run(timeout=10).outcome is Outcome.CRASHED
     assert machine.run(timeout=10).exit_code == 0xFF
 
@@ -247,7 +247,7 @@ def test_unclaimed_accesses_float_when_asked_to(guest: MakeGuest) -> None:
         E4 98        in al, 0x98
         E6 F4        out 0xf4, al
         """,
-        unclaimed="float",
+        unclaimed="open-bus",
     )
     assert machine.run(timeout=10).exit_code == 0xFF
 

@@ -22,14 +22,14 @@ from machine.exceptions import (
 from pykvm import Machine, Mode, Outcome
 from pykvm.x86 import state as x86
 from support.guest import MakeGuest
-from support.guest_code import CODE, ENDINGS, MIXED, live, no_sink
+from support.guest_code import CODE, ENDINGS, MIXED, live, no_posted
 from support.resources import descriptors, mappings, resident
 
 pytestmark = [pytest.mark.kvm, pytest.mark.soak, pytest.mark.timeout(1800)]
 
 
 def test_a_hundred_thousand_kicks(guest: MakeGuest) -> None:
-    machine = guest(MIXED, devices=no_sink())
+    machine = guest(MIXED, devices=no_posted())
     chance = random.Random(2)
     over = False
     stops = 0
@@ -79,7 +79,7 @@ def test_a_great_deal_of_random_code(pieces: list[bytes], mode: Mode, traced: bo
         mode=mode,
         memory="2M",
         load_address=0x10000,
-        unclaimed="float",
+        unclaimed="open-bus",
     ) as machine:
         on_exit = (lambda cpu, exit: None) if traced else None
         assert machine.run(timeout=0.02, on_exit=on_exit).outcome in ENDINGS

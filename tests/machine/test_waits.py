@@ -164,7 +164,7 @@ def test_accesses_that_went_nowhere_are_counted(guest: MakeGuest) -> None:
         F4           hlt
         EB F5        jmp $-9
     """
-    machine = guest(listing, unclaimed="float")
+    machine = guest(listing, unclaimed="open-bus")
     result = machine.run(timeout=10)
     assert result.outcome is Outcome.HALTED
     assert (result.unclaimed.reads, result.unclaimed.writes) == (1, 3)
@@ -191,7 +191,7 @@ def test_a_guest_cannot_make_many_places_of_them(guest: MakeGuest) -> None:
         75 F9        jne $-5
         F4           hlt
         """,
-        unclaimed="float",
+        unclaimed="open-bus",
     )
     result = machine.run(timeout=10)
     assert result.unclaimed.writes == 64

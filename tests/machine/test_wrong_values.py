@@ -73,7 +73,7 @@ OPTIONS: dict[str, tuple[str, list[Any]]] = {
     "fw_cfg": ("fw_cfg", [5, "name", ["name"], {"name": "text"}, {"name": None}]),
     "devices": ("the devices is", [5, "com1"]),
     "cpu": ("cpu is a str", [None, 5, b"host"]),
-    "unclaimed": ("unclaimed is one of stop, float", ["maybe", True, 0, b"stop"]),
+    "unclaimed": ("unclaimed is one of stop, open-bus", ["maybe", True, 0, b"stop"]),
     "irqchip": ("irqchip is one of ", ["", "kvm", True, 1]),
     "clock": ("clock is one of ", ["", None, 1]),
     "tsc_khz": ("tsc_khz is an integer from 1 to", ["1000", 0, -1, 1e6, 1 << 40]),
@@ -336,7 +336,7 @@ def test_memory(told: str, call: Callable[..., object]) -> None:
     ("the code of a GuestExit is an integer", lambda: GuestExit("0")),  # type: ignore[arg-type]
     ("space is Space.PIO or Space.MMIO", lambda: Bus().add(Placement(PostPort(), "pio", 1, 1))),  # type: ignore[arg-type]
     ("post: offset is", lambda: Bus().add(Placement(PostPort(), Space.PIO, 1, 1, offset=-1))),
-    ("it has none of read, write and sink", lambda: Bus().add_pio(1, 1, Named())),  # type: ignore[arg-type]
+    ("it has none of read, write and posted", lambda: Bus().add_pio(1, 1, Named())),  # type: ignore[arg-type]
     ("the value of a write of 1 bytes", lambda: Bus().write(Space.PIO, 1, 1, 256)),
     ("the value of a write of 4 bytes", lambda: Bus().write(Space.PIO, 1, 4, "x")),  # type: ignore[arg-type]
     ("data is bytes", lambda: Bus().write_string(1, 1, "x")),  # type: ignore[arg-type]

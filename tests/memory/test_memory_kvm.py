@@ -144,7 +144,7 @@ def test_memory_comes_and_goes_between_runs() -> None:
         EB E7                           jmp to the beginning
     """)
     with Machine(
-        code, mode=Mode.PROTECTED, load_address=0x8000, memory=memory, unclaimed="float"
+        code, mode=Mode.PROTECTED, load_address=0x8000, memory=memory, unclaimed="open-bus"
     ) as machine:
         assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
         region = memory.add_ram(START, SIZE)

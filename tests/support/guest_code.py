@@ -8,7 +8,7 @@ from pykvm import Machine, Mode, Outcome
 from pykvm.bus import Placement, Space
 from support.listing import assemble
 
-__all__ = ["CODE", "ENDINGS", "EXIT_0", "MIXED", "Ignore", "live", "no_sink"]
+__all__ = ["CODE", "ENDINGS", "EXIT_0", "MIXED", "Ignore", "live", "no_posted"]
 
 EXIT_0 = assemble("""
     B0 00        mov al, 0
@@ -44,7 +44,7 @@ class Ignore:
         pass
 
 
-def no_sink() -> list[Placement]:
+def no_posted() -> list[Placement]:
     return [Placement(Ignore(), Space.PIO, 0x80, 1)]
 
 

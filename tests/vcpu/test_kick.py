@@ -18,7 +18,7 @@ from pykvm._core import lib
 from pykvm.bus import Placement, Space
 from pykvm.exits import Hlt, Interrupted, IoOut
 from support.guest import MakeGuest
-from support.guest_code import MIXED, Ignore, no_sink
+from support.guest_code import MIXED, Ignore, no_posted
 
 pytestmark = pytest.mark.kvm
 
@@ -33,13 +33,13 @@ OUTS = """
 
 
 @pytest.mark.parametrize("listing", [SPIN, OUTS, MIXED], ids=["spin", "outs", "mixed"])
-@pytest.mark.parametrize("sunk", [False, True], ids=["device", "sink"])
+@pytest.mark.parametrize("posts", [False, True], ids=["device", "posted"])
 def test_kicks_from_another_thread_at_random_moments(
-    guest: MakeGuest, listing: str, sunk: bool
+    guest: MakeGuest, listing: str, posts: bool
 ) -> None:
     """Over the six cases 10,200 stops: each that found a run ended that run, and no other."""
     runs = 1700
-    options: dict[str, Any] = {} if sunk else {"devices": no_sink()}
+    options: dict[str, Any] = {} if posts else {"devices": no_posted()}
     machine = guest(listing, **options)
     chance = random.Random(1)
     begin, stopped = threading.Event(), threading.Event()
@@ -78,7 +78,7 @@ def test_kicks_from_another_thread_at_random_moments(
 
 
 def test_a_storm_of_kicks_from_several_threads(guest: MakeGuest) -> None:
-    machine = guest(MIXED, devices=no_sink())
+    machine = guest(MIXED, devices=no_posted())
     over = False
 
     def storm() -> None:

@@ -130,7 +130,7 @@ def test_devices_answer_what_is_handed_to_them(guest: MakeGuest) -> None:
 
 
 def test_a_loop_left_by_an_exception_does_not_hold_the_vcpu(guest: MakeGuest) -> None:
-    machine = guest(ADD, unclaimed="float")
+    machine = guest(ADD, unclaimed="open-bus")
     with pytest.raises(ZeroDivisionError) as caught:
         for _ in machine.vcpus[0].raw_exits():
             _ = 1 // 0

@@ -1,4 +1,4 @@
-"""Sinks: writes collected in C, or by the kernel, and handed over in bulk and in order."""
+"""Posted writes: collected in C, or by the kernel, and handed over in bulk and in order."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Log = list[tuple[str, int, int, int]]
 
 
 class Recorder:
-    """A sink that notes what it gets in a log it shares with others."""
+    """A device that notes what it gets in a log it shares with others."""
 
     def __init__(self, name: str, log: Log) -> None:
         self.name = name
         self.log = log
         self.batches = 0
 
-    def sink(self, writes: Sequence[tuple[int, int, int]]) -> None:
+    def posted(self, writes: Sequence[tuple[int, int, int]]) -> None:
         self.batches += 1
         self.log += [(self.name, *write) for write in writes]
 
@@ -41,7 +41,7 @@ class Witness:
         self.log.append((self.name, offset, size, value))
 
 
-# Two sinks and a device, over and over: al, 0x10; al, 0x21; ax, 0x10; al, 0x30.
+# Two devices with posted writes and one without, in a loop: al, 0x10; al, 0x21; ax, 0x10; al, 0x30.
 INTERLEAVED = """
     B9 05 00     mov cx, 5
     88 C8        mov al, cl
@@ -89,7 +89,7 @@ def test_the_kernel_coalesces_once_there_are_many(guest: MakeGuest) -> None:
         F4           hlt
         EB F6        jmp $-8
         """,
-        devices=[Placement(Recorder("sink", log), Space.PIO, 0x10, 1)],
+        devices=[Placement(Recorder("posted", log), Space.PIO, 0x10, 1)],
     )
     assert machine.run(timeout=10).exits == {"IoOut": 100, "Hlt": 1}
     while len(log) < MANY:
@@ -117,12 +117,12 @@ def test_more_writes_than_any_buffer_holds(guest: MakeGuest) -> None:
         F4           hlt
         EB F4        jmp $-10
         """,
-        devices=[Placement(Recorder("sink", log), Space.PIO, 0x10, 2)],
+        devices=[Placement(Recorder("posted", log), Space.PIO, 0x10, 2)],
     )
     for _ in range(3):
         log.clear()
         assert machine.run(timeout=30).outcome is Outcome.HALTED
-        assert log == [("sink", 0, 2, number) for number in range(15000, 0, -1)]
+        assert log == [("posted", 0, 2, number) for number in range(15000, 0, -1)]
 
 
 def test_string_output_of_a_page_and_more(guest: MakeGuest) -> None:
@@ -136,7 +136,7 @@ def test_string_output_of_a_page_and_more(guest: MakeGuest) -> None:
         F3 6E        rep outsb
         F4           hlt
         """,
-        devices=[Placement(Recorder("sink", log), Space.PIO, 0x10, 1)],
+        devices=[Placement(Recorder("posted", log), Space.PIO, 0x10, 1)],
     )
     text = bytes(range(250)) * 20
     machine.memory.write(0x1000, text)
@@ -154,10 +154,10 @@ def test_mmio(guest: MakeGuest) -> None:
         F4                      hlt
         """,
         mode=Mode.PROTECTED,
-        devices=[Placement(Recorder("sink", log), Space.MMIO, 0xD0000000, 0x1000)],
+        devices=[Placement(Recorder("posted", log), Space.MMIO, 0xD0000000, 0x1000)],
     )
     assert machine.run(timeout=10).outcome is Outcome.HALTED
-    assert log == [("sink", 8, 4, number) for number in range(10, 0, -1)]
+    assert log == [("posted", 8, 4, number) for number in range(10, 0, -1)]
 
 
 def test_what_a_spinning_guest_wrote_is_seen_while_it_spins(guest: MakeGuest) -> None:
@@ -167,19 +167,19 @@ def test_what_a_spinning_guest_wrote_is_seen_while_it_spins(guest: MakeGuest) ->
         E6 10        out 0x10, al
         EB FE        jmp $
         """,
-        devices=[Placement(Recorder("sink", log), Space.PIO, 0x10, 1)],
+        devices=[Placement(Recorder("posted", log), Space.PIO, 0x10, 1)],
     )
     result = machine.run(timeout=30, until=lambda _: bool(log))
 
     assert result.outcome is Outcome.UNTIL
 
 
-def test_a_sink_that_raises_loses_nothing_of_the_others(guest: MakeGuest) -> None:
+def test_a_device_that_raises_loses_nothing_of_the_others(guest: MakeGuest) -> None:
     log: Log = []
 
     class Failing(Recorder):
-        def sink(self, writes: Sequence[tuple[int, int, int]]) -> None:
-            super().sink(writes)
+        def posted(self, writes: Sequence[tuple[int, int, int]]) -> None:
+            super().posted(writes)
             raise OSError("the disk is full")
 
     machine = guest(
@@ -202,7 +202,7 @@ def test_a_sink_that_raises_loses_nothing_of_the_others(guest: MakeGuest) -> Non
     assert [name for name, *_ in log] == ["failing", "sound", "failing", "sound"]
 
 
-def test_a_loop_by_hand_sees_the_writes_of_sinks_as_exits(guest: MakeGuest) -> None:
+def test_a_loop_by_hand_sees_posted_writes_as_exits(guest: MakeGuest) -> None:
     log: Log = []
     machine = guest(
         """
@@ -210,7 +210,7 @@ def test_a_loop_by_hand_sees_the_writes_of_sinks_as_exits(guest: MakeGuest) -> N
         F4           hlt
         EB FB        jmp $-3
         """,
-        devices=[Placement(Recorder("sink", log), Space.PIO, 0x10, 1)],
+        devices=[Placement(Recorder("posted", log), Space.PIO, 0x10, 1)],
     )
     # First let the kernel collect, then take the same writes by hand.
     while len(log) <= MANY:
@@ -224,7 +224,7 @@ def test_a_loop_by_hand_sees_the_writes_of_sinks_as_exits(guest: MakeGuest) -> N
     assert len(log) == 2
 
 
-def test_a_sink_added_while_the_guest_runs(guest: MakeGuest) -> None:
+def test_a_device_with_posted_writes_added_while_the_guest_runs(guest: MakeGuest) -> None:
     log: Log = []
 
     class Adder:
@@ -232,7 +232,7 @@ def test_a_sink_added_while_the_guest_runs(guest: MakeGuest) -> None:
 
         def write(self, offset: int, size: int, value: int) -> None:
             machine.remove("adder")
-            machine.add(Recorder("sink", log), pio=0x10, length=1)
+            machine.add(Recorder("posted", log), pio=0x10, length=1)
 
     machine = guest(
         """
@@ -243,4 +243,4 @@ def test_a_sink_added_while_the_guest_runs(guest: MakeGuest) -> None:
         devices=[Placement(Adder(), Space.PIO, 0x10, 1)],
     )
     assert machine.run(timeout=10).outcome is Outcome.HALTED
-    assert log == [("sink", 0, 1, 0)]
+    assert log == [("posted", 0, 1, 0)]
