@@ -153,6 +153,20 @@ class Exit(_Decoded, Frozen):
         """Whether it can no longer be answered: the vCPU has run on, or a register was set."""
         return not hasattr(self, "_page") or self._page.current is not self
 
+    @property
+    def answered(self) -> bytes | None:
+        """The bytes that the guest gets, little-endian, as far as this exit was answered.
+
+        Of a read that nobody has answered all ones, of a WRMSR that is accepted none; None where
+        the guest gets #GP, for an exit that waits for no answer, and once it `is_over`.
+        """
+        if self.is_over:
+            return None
+        return self._answered(self._page.view)
+
+    def _answered(self, view: memoryview) -> bytes | None:
+        return None
+
     def __repr__(self) -> str:
         names = type(self).__fields__
         values = ", ".join(f"{name}={_hexadecimal(getattr(self, name))}" for name in names)
@@ -211,6 +225,10 @@ class IoIn(Exit):
         data = _answer_bytes(value, self.size * self.count, f"IN from port {self.port:#x}")
         self._put(_IO.unpack_from(self._view(), PAYLOAD)[4], data)
 
+    def _answered(self, view: memoryview) -> bytes | None:
+        offset: int = _IO.unpack_from(view, PAYLOAD)[4]
+        return bytes(view[offset : offset + self.size * self.count])
+
 
 class IoOut(Exit):
     """KVM_EXIT_IO, out: the guest wrote `data` to a port, `size` bytes at a time.
@@ -254,6 +272,9 @@ class Hypercall(Exit):
         """What the guest finds in RAX.  Raises as `MmioRead.answer` does."""
         self._put(PAYLOAD + 56, word("result", result, 64).to_bytes(8, "little"))
 
+    def _answered(self, view: memoryview) -> bytes | None:
+        return bytes(view[PAYLOAD + 56 : PAYLOAD + 64])
+
 
 class Debug(Exit):
     """KVM_EXIT_DEBUG: a step, a breakpoint or a watchpoint that KVM_SET_GUEST_DEBUG asked for."""
@@ -286,6 +307,9 @@ class MmioRead(Exit):
         """
         data = _answer_bytes(value, self.size, f"the load from {self.address:#x}")
         self._put(PAYLOAD + 8, data)
+
+    def _answered(self, view: memoryview) -> bytes | None:
+        return bytes(view[PAYLOAD + 8 : PAYLOAD + 8 + self.size])
 
 
 class MmioWrite(Exit):
@@ -425,6 +449,9 @@ class RdMsr(Exit):
         """Inject #GP."""
         self._put(PAYLOAD, b"\1")
 
+    def _answered(self, view: memoryview) -> bytes | None:
+        return None if view[PAYLOAD] else bytes(view[PAYLOAD + 16 : PAYLOAD + 24])
+
 
 class WrMsr(Exit):
     """KVM_EXIT_X86_WRMSR: a write of a model-specific register that KVM left to user space.
@@ -445,6 +472,9 @@ class WrMsr(Exit):
     def fail(self) -> None:
         """Inject #GP."""
         self._put(PAYLOAD, b"\1")
+
+    def _answered(self, view: memoryview) -> bytes | None:
+        return None if view[PAYLOAD] else b""
 
 
 class DirtyRingFull(Exit):

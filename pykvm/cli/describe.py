@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from pykvm.machine import Machine
     from pykvm.vcpu import CPU
 
-__all__ = ["exit_fields", "linear_rip", "location", "target"]
+__all__ = ["NOBODY", "answer_of", "device_name", "exit_fields", "linear_rip", "location", "target"]
+
+#: Stands for a device where there is none.
+NOBODY = "nobody"
+
+# Answers up to this many bytes are numbers, longer ones are strings of them.
+_NUMBER = 8
 
 
 def linear_rip(cpu: CPU) -> int:
@@ -45,7 +51,18 @@ def device_name(machine: Machine, exit: Exit) -> str:
     if where is None:
         return ""
     found = machine.bus.find(*where)
-    return "nobody" if found is None else found.name
+    return NOBODY if found is None else found.name
+
+
+def answer_of(exit: Exit) -> str:
+    """What the guest gets: "0x60", the bytes of a long read, "#GP", "done" for a WRMSR."""
+    data = exit.answered
+    if data is None:
+        # Some accesses are done with at once: no answer waits in the page.
+        return "#GP" if exit.awaits_answer and not exit.is_over else ""
+    if not data:
+        return "done"
+    return f"{int.from_bytes(data, 'little'):#x}" if len(data) <= _NUMBER else repr(data)
 
 
 def exit_fields(exit: Exit) -> dict[str, Any]:

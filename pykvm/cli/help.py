@@ -50,9 +50,11 @@ Exit status:
   130  Ctrl-C; 128 + N for any other signal N
 A line on stderr always tells how the run ended, so that a guest's own 124 is not taken for ours.
 
-The JSON lines of --trace=json have the keys seq, time (seconds since the start), vcpu, rip, symbol
-(null if there is none), exit (a class of pykvm.exits) and that exit's fields; bytes are in hex.
-The last line has outcome, exit_code, exits (by kind), seconds, guest_seconds and outside_seconds.
+The JSON lines of --trace=json have the keys seq, time (seconds since the start), vcpu, rip, symbol,
+exit (a class of pykvm.exits) and that exit's fields, device and answer (null where there is none).
+rip, port, address and the like are integers; data is a string of hex, answer one as in 0x60.
+The last line has outcome, reason (a sentence), kind (of a crash), exit_code, exits (by kind),
+seconds, guest_seconds and outside_seconds.
 
 PYKVM_TRACEBACK=1 in the environment shows the Python traceback of an error.
 """

@@ -60,6 +60,7 @@ class Options:
     debug_exit: int | None = None
     quiet: bool = False
     trace: str | None = None
+    trace_only: str | None = None
     trace_file: str | None = None
     stats: bool = False
     dump_on_exit: bool = False
@@ -401,6 +402,11 @@ OPTIONS: tuple[Option, ...] = (
         bare="text",
     ),
     Option(
+        "--trace-only", "WHAT", str, LOOKING,
+        "trace these exits only: devices (com1), kinds (IoOut), ports or addresses (0x60, "
+        "0x3f8-0x3ff), with commas between them; -WHAT leaves out: -com1,-com2",
+    ),
+    Option(
         "--trace-file", "PATH", str, LOOKING,
         "write the trace there (and trace, if --trace is not given)",
     ),
@@ -515,5 +521,6 @@ def _check(options: Options, words: Sequence[str], given: Sequence[Option]) -> N
     if len(words) > 1:
         raise UsageError(f"unexpected {words[1]!r}: what is meant for the guest goes after --")
     options.guest = words[0]
-    if options.trace_file is not None and options.trace is None:
+    filed = options.trace_file is not None or options.trace_only is not None
+    if filed and options.trace is None:
         options.trace = "text"

@@ -81,7 +81,9 @@ class _Session:
         self._limit.start()
         if trace is None:
             return self._machine.run(timeout=self._options.timeout)
-        result = self._machine.run(timeout=self._options.timeout, on_exit=trace.exit)
+        result = self._machine.run(
+            timeout=self._options.timeout, on_exit=trace.exit, on_answer=trace.answered
+        )
         trace.end(result)
         return result
 

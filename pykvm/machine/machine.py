@@ -329,6 +329,7 @@ class Machine:
         until: Awaited | Sequence[Awaited] | None = None,
         on_exit: Callable[[CPU, Exit], None] | None = None,
         fail: Awaited | Sequence[Awaited] | None = None,
+        on_answer: Callable[[CPU, Exit], None] | None = None,
     ) -> Result:
         r"""Run the guest until it is done, and tell how it ended.
 
@@ -350,12 +351,13 @@ class Machine:
         counts as far as its last 64 KiB (and as `serial.output` still has it).  ``^`` is where the
         last match ended; line by line it is with re.MULTILINE.
 
-        `on_exit` sees every VM exit before a device answers it (and makes each of them cost some
-        microseconds).
+        `on_exit` sees every VM exit before a device answers it, and `on_answer` those that wait for
+        an answer, reads above all, once they have it: `exit.answered` is what the guest gets.
+        Either makes each exit cost some microseconds.
 
         The machine can run on after every outcome; what happens then is up to the guest.
 
-        What a device, `until` or `on_exit` raises comes out of here as it is, as does Ctrl-C in
+        What a device or one of these functions raises comes out of here as it is, as does Ctrl-C in
         the main thread; the machine stays usable.  Otherwise raises ClosedError, StateError (it
         runs already), KVMError, and HostError where no VM is to be had for the probes of quirks.
         """
@@ -363,8 +365,11 @@ class Machine:
             timeout = checks.seconds("timeout", timeout)
         if on_exit is not None:
             checks.callback("on_exit", on_exit)
+        if on_answer is not None:
+            checks.callback("on_answer", on_answer)
         self._board.dispatch.collected.forget_drops()
-        return self._board.claim.hold(partial(self._run, timeout, until, on_exit, fail))
+        run = partial(self._run, timeout, until, on_exit, fail, on_answer=on_answer)
+        return self._board.claim.hold(run)
 
     def exits(
         self,
@@ -429,6 +434,7 @@ class Machine:
         on_exit: Callable[[CPU, Exit], None] | None,
         fail: Awaited | Sequence[Awaited] | None,
         stops: Callable[[CPU, Exit], bool] | None = None,
+        on_answer: Callable[[CPU, Exit], None] | None = None,
     ) -> Result:
         """The run, inside the machine's claim."""
         with self._conditions(until, fail) as conditions, self._kernel() as kernel:
@@ -440,6 +446,7 @@ class Machine:
                 timeout=timeout,
                 check=None if conditions is None else conditions.check,
                 on_exit=on_exit,
+                on_answer=on_answer,
                 stops=stops,
                 interrupts=board.irqchip.interrupts if board.irqchip else None,
                 look=workarounds.look,

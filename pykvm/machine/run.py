@@ -96,13 +96,15 @@ class Run:
         timeout: float | None,
         check: Callable[[], Ending | None] | None = None,
         on_exit: Callable[[CPU, Exit], None] | None = None,
+        on_answer: Callable[[CPU, Exit], None] | None = None,
         stops: Callable[[CPU, Exit], bool] | None = None,
         interrupts: Interrupts | None = None,
         look: Callable[[CPU], None] | None = None,
     ) -> None:
         """`cpus` are to run within `claim`, which the caller holds.
 
-        `take` answers an exit or says how the run ends; `on_exit` sees each of them before.
+        `take` answers an exit or says how the run ends; `on_exit` sees each of them before, and
+        `on_answer` those that wait for an answer once they have it.
         With `stops` the run stops at each exit for which that is true, `AT_EXIT`, with the exit as
         its vCPU's `Loop.pending`; else `stops` has dealt with it.
         `interrupts` is what wakes halted vCPUs, and starts parked ones; None if nothing does.
@@ -117,8 +119,9 @@ class Run:
         ]
         self._take = take
         self._on_exit = on_exit
+        self._on_answer = on_answer
         self._stops = stops
-        self._surface = on_exit is not None or stops is not None
+        self._surface = (on_exit or on_answer or stops) is not None
         self._look = look
         self._timeout = timeout
         self._claim = claim
@@ -185,7 +188,10 @@ class Run:
         if self._on_exit is not None:
             self._on_exit(cpu, exit)
         if self._stops is None:
-            return self._answer(cpu, exit)
+            ending = self._answer(cpu, exit)
+            if self._on_answer is not None and exit.awaits_answer and ending is None:
+                self._on_answer(cpu, exit)
+            return ending
         if not self._stops(cpu, exit):
             return None
         cpu.loop.pending = Pending(exit)

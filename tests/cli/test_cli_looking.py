@@ -88,9 +88,87 @@ def test_trace_as_json(pykvm: Pykvm, flat: Flat, tmp_path: Path) -> None:
     assert first == {
         "seq": 1, "vcpu": 0, "symbol": None,
         "exit": "IoOut", "port": 0x3F8, "size": 1, "data": "48",
+        "device": "com1", "answer": None,
     }  # fmt: skip
     last = lines[-1]
     assert (last["outcome"], last["exit_code"], last["exits"]) == ("exited", 5, {"IoOut": 3})
+
+
+# Reads the status of COM1 and of the keyboard controller, prints 'A', reads where no device is.
+ASKS = """
+    BA FD 03    mov dx, 0x3fd
+    EC          in al, dx
+    E4 64       in al, 0x64
+    BA F8 03    mov dx, 0x3f8
+    B0 41       mov al, 'A'
+    EE          out dx, al
+    E5 50       in ax, 0x50
+"""
+
+
+@pytest.mark.kvm
+def test_trace_shows_what_reads_got(pykvm: Pykvm, flat: Flat) -> None:
+    done = pykvm(flat(ASKS), "--trace", "--unclaimed", "stop", "--debugcon", "none")
+    lines = [re.split(r"\s{2,}", line.strip())[-2] for line in done.stderr.splitlines()[:4]]
+    assert lines == [
+        "IoIn(port=0x3fd, size=1, count=1) com1 -> 0x60",
+        "IoIn(port=0x64, size=1, count=1) i8042 -> 0x10",
+        "IoOut(port=0x3f8, size=1, data=b'A') com1",
+        "IoIn(port=0x50, size=2, count=1) nobody",
+    ]
+
+
+@pytest.mark.kvm
+def test_trace_as_json_has_answers_and_the_reason_of_a_crash(
+    pykvm: Pykvm, flat: Flat, tmp_path: Path
+) -> None:
+    path = tmp_path / "trace.json"
+    pykvm(flat(ASKS), "--trace=json", "--trace-file", path)
+    *lines, last = map(json.loads, path.read_text().splitlines())
+    assert [(line["device"], line["answer"]) for line in lines] == [
+        ("com1", "0x60"), ("i8042", "0x10"), ("com1", None), ("nobody", None),
+    ]  # fmt: skip
+    assert (last["outcome"], last["kind"]) == ("crashed", "wild access")
+    assert last["reason"].startswith(
+        "the guest crashed: wild access: the guest read 2 byte(s) from port 0x50"
+    )
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("only", "seqs"),
+    [
+        ("com1", [1, 3]),
+        ("-com1", [2, 4]),
+        ("IoIn", [1, 2, 4]),
+        ("ioin,-0x60-0x6f", [1, 4]),
+        ("0x64", [2]),
+        ("0x3f8-0x3ff", [1, 3]),
+        ("nobody,i8042", [2, 4]),
+        ("MmioRead", []),
+    ],
+)
+def test_trace_only(pykvm: Pykvm, flat: Flat, tmp_path: Path, only: str, seqs: list[int]) -> None:
+    path = tmp_path / "trace"
+    done = pykvm(flat(ASKS), "--trace-only", only, "--trace-file", path, "--stats")
+    assert [int(line.split()[0]) for line in path.read_text().splitlines()] == seqs
+    # What is not shown is counted all the same.
+    assert re.search(r"IoIn port 0x64 +1  i8042", done.stderr)
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("only", "said"),
+    [
+        ("com3", "'com3' is no device, kind of exit, port or address"),
+        ("IoInn", "did you mean IoIn"),
+        ("0x60-", "'0x60-' is no device"),
+    ],
+)
+def test_trace_only_of_what_there_is_not(pykvm: Pykvm, flat: Flat, only: str, said: str) -> None:
+    done = pykvm(flat(ASKS), "--trace-only", only)
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 @pytest.mark.kvm
