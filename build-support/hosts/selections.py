@@ -65,7 +65,7 @@ INTEL = [
     "tests/machine/test_run.py::test_triple_fault_is_explained",
     "tests/vcpu/test_raw_exits.py::test_a_triple_fault_by_hand",
     *(
-        f"tests/guests/test_guests_interrupts.py::test_it_shows_what_it_is_for[{name}]"
+        f"tests/guests/test_guests_interrupts.py::test_each_guest_prints_its_line_and_exits_with_0[{name}]"
         for name in ("pit-kernel-realtime", "nmi-user-paused", "tasks-user-warp")
     ),
     "tests/quirks/test_workarounds.py::test_a_guest_with_a_ring_3[int80-kernel]",
@@ -76,7 +76,7 @@ INTEL = [
     "tests/irqchip/test_interrupts_time.py::test_a_tsc_deadline_does_not_make_time_run_away",
     "tests/interrupts/test_oracle_pic_ioapic.py::test_a_difference_of_entries",
     "tests/machine/test_crash.py",
-    "tests/cli/test_cli_step.py::test_script",
+    "tests/cli/test_cli_step.py::test_a_script_on_stdin_is_echoed",
 ]
 
 SELECTIONS = {"amd": AMD, "intel": INTEL}

@@ -79,7 +79,7 @@ class TestRecognised:
             "ff ff ff ff",
         ],
     )
-    def test_not_by_code_that_does_not(self, vector: str) -> None:
+    def test_not_by_a_reset_vector_that_does_not_jump_into_the_image(self, vector: str) -> None:
         with pytest.raises(LoadError, match="no jump stands at the reset vector"):
             boot.load(bios(vector=bytes.fromhex(vector)), name="bios.rom")
 
@@ -119,7 +119,7 @@ class TestRecognised:
             (bios(16 * M + 64 * K), "up to 16 MiB"),
         ],
     )
-    def test_else_the_reason_why_not(self, data: bytes, reason: str) -> None:
+    def test_a_refusal_says_what_is_missing(self, data: bytes, reason: str) -> None:
         with pytest.raises(LoadError, match=reason):
             boot.load(data, name="bios.rom")
 
@@ -194,7 +194,7 @@ class TestPlaced:
             with pytest.raises(LoadError, match="shadow"):
                 boot.place(boot.load(bios()), memory)
 
-    def test_something_else_is_where_it_belongs(self, memory: GuestMemory) -> None:
+    def test_memory_below_4_gib_that_is_taken(self, memory: GuestMemory) -> None:
         memory.add_ram(4 * G - 8 * K, 4 * K, name="mine")
         with pytest.raises(LoadError, match="firmware 0xffff0000-0x100000000 overlaps mine"):
             boot.place(boot.load(bios(), name="b"), memory)
@@ -209,7 +209,9 @@ class TestPlaced:
             (Setup(modules=(Module(Source("m", b"x")),)), "modules are given"),
         ],
     )
-    def test_what_it_cannot_pass_on(self, memory: GuestMemory, setup: Setup, message: str) -> None:
+    def test_kernel_options_without_a_kernel_are_refused(
+        self, memory: GuestMemory, setup: Setup, message: str
+    ) -> None:
         with pytest.raises(LoadError, match=message):
             boot.place(boot.load(bios()), memory, setup)
         assert len(memory.regions) == 1

@@ -60,7 +60,7 @@ def memory() -> Any:
         yield memory
 
 
-def test_attempt_goes_all_the_way(memory: GuestMemory) -> None:
+def test_the_files_to_mutate_are_placed(memory: GuestMemory) -> None:
     assert [attempt(memory, data) for data in SOUND[:3]] == ["placed"] * 3
     assert attempt(memory, elf(Part(vaddr=1 << 40))) == "does not fit"
     assert attempt(memory, b"\x7fELF") == "refused"

@@ -46,7 +46,7 @@ def memory() -> Iterator[GuestMemory]:
         yield memory
 
 
-def test_placed_like_any_other(path: Path, memory: GuestMemory) -> None:
+def test_a_large_kernel_is_placed_as_from_bytes(path: Path, memory: GuestMemory) -> None:
     small = boot.place(boot.load(LINUX), memory)
     places = ((16 * M, 64 + len(CONTENT) + 16), (32 * M, 64 * K))
     expected = [memory.read(*place) for place in places]
@@ -90,7 +90,9 @@ def test_a_source_has_one_face(path: Path) -> None:
     assert large.data is large.data
 
 
-def test_other_kinds_of_file(tmp_path: Path, memory: GuestMemory) -> None:
+def test_large_flat_pie_and_bzimage_files_are_placed_alike(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
     cases: dict[str, tuple[bytes, dict[str, Any]]] = {
         "flat.bin": (CONTENT, {"mode": Mode.PROTECTED, "address": M}),
         "pie.elf": (elf(Part(HLT + CONTENT, 0), type=3), {}),
@@ -107,7 +109,7 @@ def test_other_kinds_of_file(tmp_path: Path, memory: GuestMemory) -> None:
         assert HLT in placed[0] or name == "flat.bin"
 
 
-def test_an_initrd(path: Path, memory: GuestMemory) -> None:
+def test_a_large_initrd_is_placed(path: Path, memory: GuestMemory) -> None:
     entry = boot.place(boot.load(LINUX), memory, Setup(initrd=read_source(path)))
     (place,) = (one for one in entry.layout if one.name == "initrd")
     assert memory.read(place.start, len(LINUX)) == LINUX
@@ -155,7 +157,7 @@ def test_the_working_directory_may_change(
     assert memory.read(16 * M, 64) == HLT * 64
 
 
-def test_no_memory_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_host_memory_for_a_large_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = read_source(path)
     monkeypatch.setattr(LargeFile, "__len__", lambda self: 1 << 62)
     monkeypatch.setattr(source, "_size", 1 << 62)

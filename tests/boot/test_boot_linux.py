@@ -375,7 +375,7 @@ class TestCommandLine:
         entry = boot.place(boot.load(vmlinux()), memory, Setup("a  b", ("c", "d e")))
         assert memory.read_cstring(field(page_of(memory, entry), "cmd_line_ptr")) == b"a  b c d e"
 
-    def test_none(self, memory: GuestMemory) -> None:
+    def test_an_empty_command_line(self, memory: GuestMemory) -> None:
         entry = boot.place(boot.load(vmlinux()), memory)
         assert memory.read_cstring(field(page_of(memory, entry), "cmd_line_ptr")) == b""
 
@@ -411,7 +411,7 @@ class TestInitrd:
             assert (field(page, "ramdisk_image"), field(page, "ramdisk_size")) == (start, 6)
             assert memory.read(start, 6) == b"initrd"
 
-    def test_not_above_4_gib(self) -> None:
+    def test_an_initrd_stays_below_4_gib(self) -> None:
         with memory_of((0, 32 * M), (1 << 32, 32 * M)) as memory:
             setup = Setup(initrd=Source("rd", b"initrd"))
             data = bzimage(initrd_addr_max=0xFFFF_FFFF)

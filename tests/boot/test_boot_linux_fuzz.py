@@ -91,7 +91,7 @@ def _attempt(memory: GuestMemory, data: bytes, setup: Setup | None, request: dic
     return f"placed by {image.protocol}"
 
 
-def test_attempt_goes_all_the_way(memory: GuestMemory) -> None:
+def test_the_kernels_to_mutate_are_placed(memory: GuestMemory) -> None:
     assert [attempt(memory, data) for data in SOUND] == [
         "placed by linux",
         "placed by linux",

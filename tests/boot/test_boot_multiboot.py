@@ -123,7 +123,7 @@ class TestFlags:
         # Bits 11 and 12: VBE and a framebuffer.
         assert info1(memory, entry.state.rbx).flags & 0x1800 == 0
 
-    def test_else_there_are_no_remarks(self, memory: GuestMemory) -> None:
+    def test_no_remarks_without_a_video_mode(self, memory: GuestMemory) -> None:
         assert boot.place(boot.load(kernel(header1())), memory).remarks == ()
 
     def test_what_nobody_knows_is_refused_by_its_bits(self) -> None:
@@ -131,7 +131,9 @@ class TestFlags:
             boot.load(kernel(header1(0x8009)))
         assert caught.value.hint.endswith("boot='multiboot' starts it anyway")
 
-    def test_unless_the_caller_insists(self, memory: GuestMemory) -> None:
+    def test_unknown_bits_are_a_remark_if_the_caller_names_the_protocol(
+        self, memory: GuestMemory
+    ) -> None:
         image = boot.load(kernel(header1(0x8009)), name="k", protocol="multiboot")
         assert boot.place(image, memory).remarks == (
             "k: its multiboot header requires what the specification does not know: flag bit 3, "
@@ -186,7 +188,7 @@ class TestElf:
 
 
 class TestAddressFields:
-    def test_all_of_them(self) -> None:
+    def test_all_five_place_the_file(self) -> None:
         # The header is 8 bytes into what is loaded, which starts 4 bytes into the file.
         file = flat(0x10_0008, 0x10_0000, 0x10_0030, 0x10_1000, 0x10_0028, before=bytes(12))
         image = boot.load(file)
@@ -195,12 +197,12 @@ class TestAddressFields:
         assert segment.data == file[4 : 4 + 0x30]
         assert image.entry == 0x10_0028
 
-    def test_zeros_stand_for_the_whole_file_without_zeros_behind(self) -> None:
+    def test_zero_ends_mean_the_whole_file_and_no_bss(self) -> None:
         image = boot.load(flat(BASE, BASE, 0, 0, BASE + 40))
         (segment,) = image.segments
         assert (len(segment.data), segment.size) == (64, 64)
 
-    def test_they_count_in_an_elf_file_too(self) -> None:
+    def test_they_count_more_than_elf_headers(self) -> None:
         header = header1(ADDRESSES, 0x20_0000, 0x20_0000, 0, 0, 0x20_0020)
         image = boot.load(kernel(header))
         assert [segment.address for segment in image.segments] == [0x20_0000]

@@ -91,7 +91,7 @@ class TestTags:
             (tag(5, 1024, 768, 32), "framebuffer tag asks for a framebuffer, and there is no"),
         ],
     )
-    def test_what_there_is_not_it_starts_without(
+    def test_a_request_that_is_not_met_is_a_remark(
         self, memory: GuestMemory, wish: bytes, what: str
     ) -> None:
         entry = boot.place(boot.load(kernel(header2(wish)), name="k"), memory)
@@ -102,9 +102,7 @@ class TestTags:
         assert not {7, 8, 10, 17} & {kind for kind, _ in tags2(memory, entry.state.rbx)}
 
     @pytest.mark.parametrize("wish", [tag(4, 1), tag(5, 1024, 768, 32), tag(1, 8), tag(99)])
-    def test_without_a_remark_if_the_tag_is_optional(
-        self, memory: GuestMemory, wish: bytes
-    ) -> None:
+    def test_no_remark_for_an_optional_tag(self, memory: GuestMemory, wish: bytes) -> None:
         optional = wish[:2] + b"\1" + wish[3:]
         assert boot.place(boot.load(kernel(header2(optional))), memory).remarks == ()
 
@@ -154,7 +152,7 @@ class TestTags:
 
 
 class TestAddresses:
-    def test_of_a_file_that_is_no_elf(self, memory: GuestMemory) -> None:
+    def test_a_file_that_is_no_elf_is_loaded_by_them(self, memory: GuestMemory) -> None:
         wishes = tag(2, BASE + 8, BASE, BASE + 0x60, BASE + 0x2000), tag(3, BASE + 0x50)
         file = (bytes(8) + header2(*wishes)).ljust(0x80, HLT)
         image = boot.load(file)
@@ -172,11 +170,11 @@ class TestAddresses:
         with pytest.raises(LoadError, match="header_addr 0x8 is less than the header's offset"):
             boot.load(bytes(16) + header2(*wishes))
 
-    def test_want_an_entry(self) -> None:
+    def test_an_address_tag_needs_an_entry_tag(self) -> None:
         with pytest.raises(LoadError, match="has an address tag, but no entry address tag"):
             boot.load(header2(tag(2, BASE, BASE, 0, 0)))
 
-    def test_are_missing_in_a_file_that_is_no_elf(self) -> None:
+    def test_a_file_that_is_no_elf_needs_them(self) -> None:
         with pytest.raises(LoadError, match="header at 0x0 without an address tag, and is no ELF"):
             boot.load(header2())
 
@@ -197,31 +195,31 @@ class TestRelocation:
         assert entry.state.rip == where.start + len(header)
         return where.start, struct.unpack("<I", told)[0] if told else None
 
-    def test_none_stays_where_it_is_linked(self, memory: GuestMemory) -> None:
+    def test_without_preference_stays_where_it_is_linked(self, memory: GuestMemory) -> None:
         assert self.placed(memory, 0, 0xFFFF_FFFF, 0x1000, 0) == (BASE, BASE)
 
-    def test_none_moves_if_it_has_to(self, memory: GuestMemory) -> None:
+    def test_without_preference_moves_above_its_linked_address(self, memory: GuestMemory) -> None:
         where = 0x20_0000
         assert self.placed(memory, where, 0xFFFF_FFFF, 0x1000, 0) == (where, where)
 
-    def test_none_moves_down_if_it_has_to(self, memory: GuestMemory) -> None:
+    def test_without_preference_moves_below_its_linked_address(self, memory: GuestMemory) -> None:
         assert self.placed(memory, 0, 0x8_FFFF, 0x1000, 0) == (0x1000, 0x1000)
 
-    def test_low(self, memory: GuestMemory) -> None:
+    def test_prefers_the_lowest_address(self, memory: GuestMemory) -> None:
         assert self.placed(memory, 0x20_0001, 0xFFFF_FFFF, 0x2000, 1)[0] == 0x20_2000
 
-    def test_high(self, memory: GuestMemory) -> None:
+    def test_prefers_the_highest_address(self, memory: GuestMemory) -> None:
         assert self.placed(memory, 0, 0x2F_FFFF, 0x1000, 2)[0] == 0x2F_F000
         size = len(header2(tag(10, *[0] * 4))) + 16  # the HLTs that kernel() adds
         assert self.placed(memory, 0, 0x2F_FFFF, 0, 2)[0] == 0x30_0000 - size
 
-    def test_no_room(self, memory: GuestMemory) -> None:
+    def test_no_room_within_the_bounds(self, memory: GuestMemory) -> None:
         with pytest.raises(LoadError, match="wants between 0x500000 and 0x600000 at a multiple of"):
             self.placed(memory, 0x50_0000, 0x60_0000, 0x1000, 0)
         with pytest.raises(LoadError, match="wants between 0x300000 and 0x200000"):
             self.placed(memory, 0x30_0000, 0x20_0000, 0, 0)
 
-    def test_of_a_kernel_without_the_tag_nothing_is_told(self, memory: GuestMemory) -> None:
+    def test_no_load_base_tag_without_relocation(self, memory: GuestMemory) -> None:
         entry = boot.place(boot.load(kernel(header2())), memory)
         assert 21 not in dict(tags2(memory, entry.state.rbx))
 

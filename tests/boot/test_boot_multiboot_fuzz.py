@@ -57,7 +57,7 @@ setups = st.builds(
 )
 
 
-def test_all_of_them_are_sound(memory: GuestMemory) -> None:
+def test_the_kernels_to_mutate_are_placed(memory: GuestMemory) -> None:
     assert [attempt(memory, file) for file in SOUND] == ["placed"] * len(SOUND)
 
 

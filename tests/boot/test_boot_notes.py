@@ -34,7 +34,7 @@ def test_notes_aligned_to_8_bytes() -> None:
     assert notes(both) == [Note("GNU", 5, b"12345"), Note("Xen", 18, b"1234")]
 
 
-def test_what_is_damaged_ends_them() -> None:
+def test_a_damaged_note_ends_the_reading() -> None:
     good = note("Xen", 18, b"1234").data
     assert notes(Part(good + b"\xff" * 12, 0, type=4)) == [Note("Xen", 18, b"1234")]
     assert notes(Part(good + good[:11], 0, type=4)) == [Note("Xen", 18, b"1234")]
@@ -88,14 +88,14 @@ class TestPadding:
 class TestSections:
     @pytest.mark.parametrize("bits", [32, 64])
     @pytest.mark.parametrize("align", [4, 8])
-    def test_of_notes(self, bits: int, align: int) -> None:
+    def test_a_section_of_notes_is_read(self, bits: int, align: int) -> None:
         file = sectioned(raw(b"1234"), bits=bits, align=align)
         assert list(read_notes(Source("k", file))) == [XEN]
 
-    def test_of_another_type(self) -> None:
+    def test_a_section_of_another_type_is_not_read(self) -> None:
         assert list(read_notes(Source("k", sectioned(raw(b"1234"), type=1)))) == []
 
-    def test_that_a_segment_has_too_come_once(self) -> None:
+    def test_a_note_in_a_segment_too_comes_once(self) -> None:
         file = elf(Part(HLT), note("Xen", 18, b"1234"))
         offset = file.index(raw(b"1234"))
         section = struct.pack("<IIQQQQIIQQ", 0, 7, 0, 0, offset, 20, 0, 0, 4, 0)
@@ -110,11 +110,11 @@ class TestSections:
             elf(e_shoff=64, e_shnum=99),
         ],
     )
-    def test_a_damaged_table(self, file: bytes) -> None:
+    def test_a_damaged_section_table_has_none(self, file: bytes) -> None:
         assert list(read_notes(Source("k", file))) == []
 
 
-def test_one_that_cannot_be_read_is_found() -> None:
+def test_an_unreadable_entry_note_is_found() -> None:
     short = raw(b"1234")[:-1]
     assert unreadable_entry_note(Source("k", elf(Part(HLT)))) is None
     file = elf(Part(HLT), Part(short, 0, type=4))

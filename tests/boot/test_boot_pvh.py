@@ -139,7 +139,7 @@ def test_start_info(memory: GuestMemory) -> None:
     assert list(table) == [(*one, 0) for one in memory_map([(0, 8 * M)])]
 
 
-def test_the_state(memory: GuestMemory) -> None:
+def test_state_at_the_entry(memory: GuestMemory) -> None:
     state = boot.place(boot.load(kernel()), memory).state
     assert (state.mode, state.rip, state.cr0, state.cr4) == (Mode.PROTECTED, M, 0x11, 0)
     assert (state.rflags, state.efer) == (2, 0)

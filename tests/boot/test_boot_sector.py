@@ -51,7 +51,7 @@ class TestBootSector:
             (SECTOR + b"\xeb\x66HdrS".ljust(512, b"\0"), "is a Linux kernel (HdrS at 0x202)"),
         ],
     )
-    def test_what_is_none(self, data: bytes, reason: str) -> None:
+    def test_a_refusal_says_why_it_is_no_boot_sector(self, data: bytes, reason: str) -> None:
         with pytest.raises(LoadError) as caught:
             boot.load(data, protocol="bootsector")
         assert f"no bootsector image ({reason})" in caught.value.message
@@ -77,7 +77,7 @@ class TestRealAddress:
         assert RealAddress.parse(text) == address
 
     @pytest.mark.parametrize("text", ["", "7c00", "0:1:2", "10000:0", "0:-1", "g:0", "0:"])
-    def test_what_is_none(self, text: str) -> None:
+    def test_wrong_real_mode_addresses_are_refused(self, text: str) -> None:
         with pytest.raises(ConfigError, match="is no real-mode address: SEGMENT:OFFSET"):
             RealAddress.parse(text)
 

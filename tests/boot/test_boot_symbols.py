@@ -74,14 +74,14 @@ def test_an_absolute_symbol_is_a_number_and_names_no_address() -> None:
     assert symbols.describe(0x1004) == "main+0x4"
 
 
-def test_of_one_name_the_global_one_counts() -> None:
+def test_a_name_given_twice_is_the_global_symbol() -> None:
     symbols = symbols_of(
         Sym("f", 0x1010, binding=STB_LOCAL), Sym("f", 0x1020), Sym("f", 0x1030, binding=STB_WEAK)
     )
     assert symbols["f"] == 0x1020
 
 
-def test_of_one_address_the_global_function_speaks() -> None:
+def test_an_address_with_several_names_is_the_global_function() -> None:
     symbols = symbols_of(
         Sym("alias", 0x1000, 4, binding=STB_WEAK),
         Sym("main", 0x1000, 4),
@@ -117,7 +117,7 @@ def test_a_stripped_file_has_none() -> None:
     assert repr(symbols) == "<0 symbols>"
 
 
-def test_they_are_read_once_and_only_when_asked_for() -> None:
+def test_symbols_are_read_once_and_only_when_asked_for() -> None:
     reads: list[int] = []
 
     def read() -> list[Symbol]:

@@ -75,7 +75,7 @@ def test_an_access_inside_a_device_reaches_it_whole(size: int) -> None:
     assert device.log == [("write", 3, size, value), ("read", 3, size)]
 
 
-def test_nobody_there() -> None:
+def test_an_unclaimed_place_is_not_found() -> None:
     bus = Bus()
     bus.add_pio(0x80, 1, Recorder())
     assert bus.find(PIO, 0x80) is not None
@@ -85,7 +85,7 @@ def test_nobody_there() -> None:
         assert bus.write(space, address, 1, 0) is False
 
 
-def test_what_a_device_leaves_out() -> None:
+def test_devices_that_only_read_or_only_write() -> None:
     bus, writer = Bus(), WriteOnly()
     bus.add_pio(0x10, 2, ReadOnly())
     bus.add_pio(0x20, 2, writer)
@@ -245,7 +245,7 @@ def test_places_that_do_not_exist(placement: Placement) -> None:
         Bus().add(placement)
 
 
-def test_what_is_no_device() -> None:
+def test_a_device_needs_a_name_a_method_and_a_sound_width() -> None:
     class Nameless:
         def read(self, offset: int, size: int) -> int:
             return 0

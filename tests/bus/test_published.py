@@ -192,7 +192,9 @@ class TestCaptures:
         assert registers.exchange(0) == (1, 0x32)
         assert registers.bank == 0
 
-    def test_other_writes_and_other_times_ask(self, shared: Shared, registers: Published) -> None:
+    def test_a_write_without_a_rule_or_without_a_time_asks(
+        self, shared: Shared, registers: Published
+    ) -> None:
         self.at(shared, 1)
         assert not registers.write(1, 1, 2)
         shared.set_time(None)

@@ -241,7 +241,7 @@ class TestUnclaimed:
         assert machine.vcpus[0].regs.rax & 0xFFFF == 0xFFFF
         assert machine.dropped == Dropped(2, False, 0xF1000, 1, 0x7F)
 
-    def test_strings(self, guest: MakeGuest) -> None:
+    def test_unclaimed_string_instructions(self, guest: MakeGuest) -> None:
         machine = guest(
             """
             BF 00 20     mov di, 0x2000

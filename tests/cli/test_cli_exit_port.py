@@ -38,7 +38,7 @@ def test_the_port_can_be_chosen(pykvm: Pykvm, flat: Flat) -> None:
     assert "the guest exited with code 16" in done.stdout
 
 
-def test_the_usual_one_is_given_up(pykvm: Pykvm, flat: Flat) -> None:
+def test_the_usual_port_is_free_when_another_is_chosen(pykvm: Pykvm, flat: Flat) -> None:
     done = pykvm(flat("B0 03 E6 F4 F4    mov al, 3; out 0xf4, al"), "--debug-exit", "0x501")
     assert done.returncode == 125
 
@@ -55,7 +55,7 @@ def test_a_guest_that_looks_for_it_where_qemu_has_it(
     )
 
 
-def test_a_guest_that_does_not_is_told_nothing(pykvm: Pykvm, guests: Path, flat: Flat) -> None:
+def test_no_hint_for_a_guest_that_writes_elsewhere(pykvm: Pykvm, guests: Path, flat: Flat) -> None:
     assert "0x501" not in pykvm(guests / "hello.elf", "--unclaimed", "open-bus").stderr
     assert "0x501" not in pykvm(flat("BA 02 05 EE    out 0x502, al")).stderr
 

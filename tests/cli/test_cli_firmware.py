@@ -13,7 +13,9 @@ Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 pytestmark = pytest.mark.kvm
 
 
-def test_it_runs_and_reads_a_file(pykvm: Pykvm, guests: Path, tmp_path: Path) -> None:
+def test_firmware_runs_and_reads_a_file_of_fw_cfg(
+    pykvm: Pykvm, guests: Path, tmp_path: Path
+) -> None:
     (tmp_path / "greeting").write_text("good evening")
     done = pykvm(
         guests / "firmware.bin", "--fw-cfg", f"opt/org.pykvm/greeting={tmp_path / 'greeting'}"
@@ -43,7 +45,7 @@ def test_it_runs_and_reads_a_file(pykvm: Pykvm, guests: Path, tmp_path: Path) ->
         (["--mode", "real", "--fw-cfg", "opt/a=/nowhere"], "/nowhere: cannot be read", ""),
     ],
 )
-def test_told_what_is_wrong(
+def test_wrong_firmware_options_are_named(
     pykvm: Pykvm, tmp_path: Path, options: list[str], line: str, hint: str
 ) -> None:
     path = tmp_path / "image"
@@ -54,7 +56,7 @@ def test_told_what_is_wrong(
     assert hint in done.stderr
 
 
-def test_a_kernel_that_is_none(pykvm: Pykvm, guests: Path) -> None:
+def test_a_kernel_for_firmware_that_is_no_bzimage(pykvm: Pykvm, guests: Path) -> None:
     done = pykvm(guests / "firmware.bin", "--kernel", guests / "hello.elf")
     assert done.returncode == 2
     assert done.stderr.startswith("pykvm: hello.elf: is no bzImage")

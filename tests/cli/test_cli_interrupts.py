@@ -68,7 +68,7 @@ def test_during_the_run_it_stops_the_run() -> None:
         assert runner.stops == 1
 
 
-def test_the_second_is_raised() -> None:
+def test_the_second_signal_is_raised() -> None:
     with Interrupts(Runner().stop) as interrupts:
         interrupts.hold()
         with pytest.raises(KeyboardInterrupt):
@@ -100,7 +100,7 @@ def test_whoever_waits_for_something_can_wait_for_it_too() -> None:
         assert select.select([interrupts.fd], [], [], 0)[0] == [interrupts.fd]
 
 
-def test_everything_is_put_back() -> None:
+def test_handlers_and_descriptors_are_restored() -> None:
     gc.collect()  # what others forgot to close is not to go meanwhile
     before = [signal.getsignal(number) for number in range(1, 32)]
     opened = descriptors()

@@ -65,7 +65,7 @@ def test_no_stdin_at_all(command: list[str], environment: dict[str, str], guests
 
 
 @pytest.mark.kvm
-def test_file(pykvm: Pykvm, guests: Path, tmp_path: Path) -> None:
+def test_serial_to_a_file_replaces_its_content(pykvm: Pykvm, guests: Path, tmp_path: Path) -> None:
     path = tmp_path / "serial.txt"
     path.write_text("what stood there before, which is longer than the greeting")
     done = pykvm("--serial", f"file:{path}", guests / "hello.elf", stdin="unread")
@@ -81,7 +81,7 @@ def test_full_disk(pykvm: Pykvm, guests: Path) -> None:
 
 
 @pytest.mark.kvm
-def test_none(pykvm: Pykvm, guests: Path) -> None:
+def test_serial_none_discards_output(pykvm: Pykvm, guests: Path) -> None:
     done = pykvm("--serial", "none", guests / "hello.elf")
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -161,7 +161,7 @@ def read_until(fd: int, text: bytes) -> bytes:
 
 
 @pytest.mark.kvm
-def test_pty(start: Start, guests: Path) -> None:
+def test_serial_on_a_pty(start: Start, guests: Path) -> None:
     running = start("--serial", "pty", guests / "echo.elf")
     told = re.fullmatch(r"pykvm: serial console on (/dev/pts/\d+)\n", running.line())
     assert told
@@ -178,7 +178,7 @@ def test_pty(start: Start, guests: Path) -> None:
 
 
 @pytest.mark.kvm
-def test_unix_socket(start: Start, guests: Path, tmp_path: Path) -> None:
+def test_serial_on_a_unix_socket(start: Start, guests: Path, tmp_path: Path) -> None:
     path = tmp_path / "serial.sock"
     running = start("--serial", f"unix:{path}", guests / "echo.elf")
     assert running.line() == f"pykvm: serial console at {path}, which waits for a client\n"

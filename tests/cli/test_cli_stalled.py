@@ -123,7 +123,9 @@ def start(
 
 
 @pytest.mark.parametrize("kind", ["terminal", "pipe", "socket"])
-def test_the_time_limit_ends_it(start: Callable[..., Stalled], kind: str) -> None:
+def test_the_time_limit_ends_a_run_whose_output_nobody_reads(
+    start: Callable[..., Stalled], kind: str
+) -> None:
     status, said = start(kind, "--timeout", "0.3").end()
     assert status == 124
     assert "the guest was still running after 0.3 s" in said
@@ -139,7 +141,7 @@ def test_the_time_limit_ends_it(start: Callable[..., Stalled], kind: str) -> Non
         ("socket", signal.SIGINT),
     ],
 )
-def test_one_signal_ends_it(
+def test_one_signal_ends_a_run_whose_output_nobody_reads(
     start: Callable[..., Stalled], kind: str, number: signal.Signals
 ) -> None:
     running = start(kind)
@@ -150,7 +152,9 @@ def test_one_signal_ends_it(
 
 
 @pytest.mark.parametrize("kind", ["terminal", "pipe"])
-def test_nobody_reads_stderr_either(start: Callable[..., Stalled], kind: str) -> None:
+def test_a_signal_ends_a_run_whose_stderr_nobody_reads(
+    start: Callable[..., Stalled], kind: str
+) -> None:
     running = start(kind, "--stats", "--dump-on-exit", stderr=True)
     running.process.send_signal(signal.SIGTERM)
     assert running.end()[0] == 143
@@ -289,7 +293,9 @@ def test_closed_descriptors(
 # Full, or gone
 
 
-def test_full_everywhere(command: list[str], environment: dict[str, str], guests: Path) -> None:
+def test_a_full_file_is_status_126_wherever_it_is_written(
+    command: list[str], environment: dict[str, str], guests: Path
+) -> None:
     hello = f"{guests}/hello.elf"
     for words in (
         f"{hello} >/dev/full",

@@ -59,7 +59,9 @@ def result(outcome: Outcome, code: int | None = None) -> Result:
         (Outcome.CRASHED, None, 125, 125),
     ],
 )
-def test_table(outcome: Outcome, code: int | None, guest: int, qemu: int) -> None:
+def test_exit_status_of_each_outcome(
+    outcome: Outcome, code: int | None, guest: int, qemu: int
+) -> None:
     assert exit_status(result(outcome, code))[0] == guest
     assert exit_status(result(outcome, code), "qemu")[0] == qemu
 
@@ -70,14 +72,14 @@ def test_a_code_that_no_process_can_give_is_told() -> None:
 
 
 @pytest.mark.kvm
-def test_hello(pykvm: Pykvm, guests: Path) -> None:
+def test_a_guest_that_exits_with_0(pykvm: Pykvm, guests: Path) -> None:
     done = pykvm(guests / "hello.elf")
     assert (done.returncode, done.stdout) == (0, "Hello from long mode!\n")
     assert told(done.stderr) == "the guest exited with code 0"
 
 
 @pytest.mark.kvm
-def test_run_is_the_same(pykvm: Pykvm, guests: Path) -> None:
+def test_run_as_a_first_word_changes_nothing(pykvm: Pykvm, guests: Path) -> None:
     done = pykvm("run", guests / "hello16.bin")
     assert (done.returncode, done.stdout) == (0, "Hello from real mode!\n")
 
@@ -179,7 +181,7 @@ def test_halting_for_good_is_an_end_like_any_other(pykvm: Pykvm, guests: Path) -
 
 
 @pytest.mark.kvm
-def test_reset_too(pykvm: Pykvm, flat: Flat) -> None:
+def test_a_reset_is_status_0_and_told(pykvm: Pykvm, flat: Flat) -> None:
     done = pykvm(
         flat("""
             B0 FE    mov al, 0xfe
@@ -234,7 +236,7 @@ def test_signals(
 
 
 @pytest.mark.kvm
-def test_quiet(pykvm: Pykvm, guests: Path, flat: Flat) -> None:
+def test_quiet_says_nothing_but_crashes(pykvm: Pykvm, guests: Path, flat: Flat) -> None:
     done = pykvm("-q", guests / "hello.elf")
     assert (done.returncode, done.stderr) == (0, "")
     assert pykvm("-q", flat(EXIT_3)).stderr == ""

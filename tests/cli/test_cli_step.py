@@ -147,7 +147,7 @@ def test_until(step: Session) -> None:
     assert "the guest said 'A'" in step("until 'A'")
 
 
-def test_to_the_end(step: Session) -> None:
+def test_continue_runs_to_the_end_of_the_guest(step: Session) -> None:
     step("n 2")
     step("a 0")
     shown = step("c").splitlines()
@@ -191,7 +191,7 @@ def test_skipping_code(step: Session) -> None:
     assert step("n").startswith("[1] the guest writes 0x2 to port 0xf4")
 
 
-def test_memory(step: Session) -> None:
+def test_memory_commands(step: Session) -> None:
     assert step("m 0x7c00 4").startswith("0x7c00: ba f8 03 b0  ")
     assert step("x rip 1").startswith("0x7c00: ba  ")
     assert step("mp 0x7c03 2").startswith("0x7c03: b0 41  ")
@@ -323,7 +323,7 @@ def test_lines_of_source(guests: Path) -> None:
 
 
 @pytest.mark.kvm
-def test_script(pykvm: Pykvm, guests: Path) -> None:
+def test_a_script_on_stdin_is_echoed(pykvm: Pykvm, guests: Path) -> None:
     done = pykvm("step", guests / "hello.elf", stdin="n\nr rip\nc\nq\n")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()

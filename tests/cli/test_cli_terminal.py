@@ -188,7 +188,7 @@ def test_two_ctrl_c_in_a_row_end_the_run(terminal: Open, guests: Path) -> None:
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_signals_put_it_back(terminal: Open, guests: Path, number: signal.Signals) -> None:
+def test_signals_restore_the_terminal(terminal: Open, guests: Path, number: signal.Signals) -> None:
     console = terminal(guests / "busy.elf")
     console.wait_for("spinning")
     assert console.is_raw
@@ -202,7 +202,7 @@ def test_signals_put_it_back(terminal: Open, guests: Path, number: signal.Signal
     ("arguments", "status"),
     [(["triple.elf"], 125), (["busy.elf", "--timeout", "0.3"], 124), (["halt.elf"], 0)],
 )
-def test_other_ends_put_it_back(
+def test_every_end_of_a_run_restores_the_terminal(
     terminal: Open, guests: Path, arguments: list[str], status: int
 ) -> None:
     console = terminal(guests / arguments[0], *arguments[1:])

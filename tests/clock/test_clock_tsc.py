@@ -98,7 +98,7 @@ def test_the_offset_can_be_set_while_stopped() -> None:
     assert clock.tsc_offset == 1_000
 
 
-def test_the_ratio() -> None:
+def test_another_frequency_scales_the_hosts_tsc() -> None:
     host = Host(khz=3_000_000)
     clock = Clock(
         tsc_khz=1_000_000, host_now=host.read, host_tsc=host.read_tsc, host_tsc_khz=3_000_000
@@ -165,7 +165,7 @@ class TestNotMovable:
     """Where guests read the host's TSC whatever KVM is told, the model says so."""
 
     @pytest.mark.parametrize("policy", POLICIES)
-    def test_it_is_the_hosts(self, policy: str) -> None:
+    def test_the_guests_tsc_is_the_hosts(self, policy: str) -> None:
         host = Host()
         clock = host.clock(policy, movable=False)
         assert not clock.tsc_movable
@@ -300,7 +300,7 @@ class TestTimeOfATsc:
 
 
 @given(st.integers(-LIMIT, 2 * LIMIT))
-def test_signed(value: int) -> None:
+def test_signed_is_twos_complement_of_64_bits(value: int) -> None:
     assert -(1 << 63) <= signed(value) < 1 << 63
     assert (signed(value) - value) % LIMIT == 0
 

@@ -48,7 +48,9 @@ def control(memory: GuestMemory, at: int = ACCESS) -> int:
     return int.from_bytes(memory.read(at, 4), "big")
 
 
-def test_one_piece_at_a_time(device: FwCfg, memory: GuestMemory, clock: FakeClock) -> None:
+def test_a_long_transfer_goes_one_piece_at_a_time(
+    device: FwCfg, memory: GuestMemory, clock: FakeClock
+) -> None:
     """The control word stays until all is there; the guest polls it (fw_cfg.rst)."""
     start(device, memory, BEGUN, len(DATA))
     pieces = 1
@@ -72,13 +74,17 @@ def test_zeros_behind_the_end_too(device: FwCfg, memory: GuestMemory, clock: Fak
     assert memory.read(TARGET, length + 1) == DATA + bytes(5 * PIECE + 3) + b"\xee"
 
 
-def test_a_short_one_needs_no_clock(device: FwCfg, memory: GuestMemory, clock: FakeClock) -> None:
+def test_a_short_transfer_is_done_at_once(
+    device: FwCfg, memory: GuestMemory, clock: FakeClock
+) -> None:
     start(device, memory, BEGUN, PIECE)
     assert control(memory) == 0
     assert clock.timers == []
 
 
-def test_a_second_one_fails_meanwhile(device: FwCfg, memory: GuestMemory, clock: FakeClock) -> None:
+def test_a_second_transfer_fails_during_a_long_one(
+    device: FwCfg, memory: GuestMemory, clock: FakeClock
+) -> None:
     """However many a string instruction asks for, none keeps the vCPU."""
     start(device, memory, BEGUN, len(DATA))
     for _ in range(3):
@@ -90,7 +96,7 @@ def test_a_second_one_fails_meanwhile(device: FwCfg, memory: GuestMemory, clock:
     assert control(memory, OTHER) == 0
 
 
-def test_a_reset_ends_it(device: FwCfg, memory: GuestMemory, clock: FakeClock) -> None:
+def test_a_reset_ends_a_long_transfer(device: FwCfg, memory: GuestMemory, clock: FakeClock) -> None:
     start(device, memory, BEGUN, len(DATA))
     device.reset()
     clock.advance(100)

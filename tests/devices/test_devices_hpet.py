@@ -337,14 +337,14 @@ class TestOneShot:
         rig.run(0)
         assert (len(rig.rises(20)), rig.hpet.missed) == (1, missed)
 
-    def test_64_bit_mode_does_not(self, rig: Rig) -> None:
+    def test_64_bit_mode_does_not_match_at_32_bits(self, rig: Rig) -> None:
         rig.write(COUNTER, 0x7_FFFF_FF00)
         rig.set(0, INT_ENB_CNF | route(20), 0x10)
         rig.start()
         rig.run(3 << 32)
         assert rig.rises(20) == []
 
-    def test_64_bit_mode_matches_across_its_own(self, rig: Rig) -> None:
+    def test_64_bit_mode_matches_across_its_own_wrap(self, rig: Rig) -> None:
         rig.write(COUNTER, ONES64)
         rig.set(0, INT_ENB_CNF | route(20), 5)
         rig.start()

@@ -107,7 +107,7 @@ class TestKeyboardController:
         assert controller.read(DATA, 1) == 0xFE
         assert not controller.read(STATUS, 1) & (FULL | TIME_OUT)
 
-    def test_nor_does_a_mouse(self) -> None:
+    def test_no_mouse_answers(self) -> None:
         controller = KeyboardController()
         controller.write(COMMAND, 1, 0xD4)
         controller.write(DATA, 1, 0xF2)

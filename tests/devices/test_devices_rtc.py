@@ -89,7 +89,7 @@ def test_the_index_cannot_be_read(rig: Rig) -> None:
 
 
 class TestTime:
-    def test_it_goes_on(self, rig: Rig) -> None:
+    def test_time_turns_at_each_second(self, rig: Rig) -> None:
         assert rig.date() == [0x20, 0x24, 0x02, 0x28, 0x23, 0x59, 0x50, 4]
         rig.host = 9 * SECOND + 999 * MS
         assert rig.get(SEC) == 0x59
@@ -318,7 +318,7 @@ class TestFlags:
         assert other.level
 
 
-def test_ram(rig: Rig) -> None:
+def test_the_other_registers_are_ram(rig: Rig) -> None:
     for register in set(range(14, 128)) - {CENTURY}:
         rig.put(register, register ^ 0xFF)
     rig.host = 400 * DAY * SECOND

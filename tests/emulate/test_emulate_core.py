@@ -97,7 +97,7 @@ def vcpu() -> Iterator[Vcpu]:
     made.close()
 
 
-def test_one_after_the_other(vcpu: Vcpu) -> None:
+def test_learnt_instructions_run_one_after_the_other(vcpu: Vcpu) -> None:
     vcpu.code(ADDPS, ADDPS, "0f59c1")
     assert vcpu.steps() == 3
     assert vcpu.xmm(0) == struct.pack("<4f", 10, 10, 10, 10)
@@ -117,7 +117,7 @@ def test_registers_and_flags(vcpu: Vcpu) -> None:
     assert regs.rflags == 2 | RFLAGS.DF
 
 
-def test_memory(vcpu: Vcpu) -> None:
+def test_operands_in_memory(vcpu: Vcpu) -> None:
     regs, sregs = vcpu.regs, vcpu.sregs
     regs.rdi, regs.rcx, sregs.gs.base = DATA, 2, DATA - 0x100
     vcpu.put(DATA + 0x20, TWO)
@@ -174,7 +174,7 @@ def test_addresses_that_need_a_closer_look(vcpu: Vcpu, address: int) -> None:
     assert vcpu.regs.rip == CODE
 
 
-def test_other_code_in_the_same_place(vcpu: Vcpu) -> None:
+def test_changed_code_is_not_taken_for_what_was_learnt(vcpu: Vcpu) -> None:
     vcpu.code(ADDPS, ADDPS)
     vcpu.put(CODE + 3, bytes.fromhex("0f5cc1"))
     assert vcpu.steps() == 1
@@ -188,7 +188,7 @@ def test_a_breakpoint_is_left_to_kvm(vcpu: Vcpu) -> None:
     assert vcpu.steps() == 1
 
 
-def test_a_kick_ends_it(vcpu: Vcpu) -> None:
+def test_a_kick_ends_a_row_of_learnt_instructions(vcpu: Vcpu) -> None:
     vcpu.code(ADDPS, ADDPS)
     vcpu.page[IMMEDIATE_EXIT] = 1
     assert vcpu.steps() == 1
@@ -217,7 +217,9 @@ def test_what_is_switched_off_raises_in_python(vcpu: Vcpu, name: str, bits: int)
         ("d9e8", 2, b"\x80\x80"),  # FSW: an exception is pending
     ],
 )
-def test_exceptions_are_for_python(vcpu: Vcpu, code: str, offset: int, value: bytes) -> None:
+def test_instructions_that_may_raise_go_to_python(
+    vcpu: Vcpu, code: str, offset: int, value: bytes
+) -> None:
     vcpu.code(code)
     vcpu.state[offset : offset + 2] = value
     before = bytes(vcpu.state)

@@ -55,7 +55,7 @@ def test_each_run_counts_its_own(guest: MakeGuest) -> None:
 
 
 @pytest.mark.needs_host(REFUSES)
-def test_off_shows_the_host_bare(long: MakeGuest) -> None:
+def test_emulate_off_leaves_refused_instructions_a_crash(long: MakeGuest) -> None:
     result = long(TWO, emulate="off").run(timeout=10)
     assert result.outcome is Outcome.CRASHED
     assert result.error is not None
@@ -310,7 +310,7 @@ def test_a_closed_machine_gives_its_memory_back(long: MakeGuest) -> None:
 
 
 @pytest.mark.kvm
-def test_the_guest_that_shows_them(guests: Path) -> None:
+def test_guest_refused_elf(guests: Path) -> None:
     with Machine(guests / "refused.elf", cpu="baseline,+cx16") as machine:
         result = machine.run(timeout=30)
         assert result.exit_code == 0, result

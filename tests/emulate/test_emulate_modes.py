@@ -44,7 +44,7 @@ def with_base(state: CpuState) -> None:
     state.rdi -= BASE
 
 
-def test_there_are_enough_of_them() -> None:
+def test_many_instructions_are_tried_in_32_bit_code() -> None:
     assert len(COMMON) > 150
 
 

@@ -56,7 +56,7 @@ def run(cases: list[Case], data: bytes, *, watched: bool) -> tuple[Any, ...]:
 
 @given(st.lists(st.sampled_from(CASES), min_size=1, max_size=12), st.binary(max_size=SIZE))
 @settings(max_examples=25)
-def test_the_same_as_in_python(cases: list[Case], data: bytes) -> None:
+def test_learnt_instructions_give_what_python_gives(cases: list[Case], data: bytes) -> None:
     require_host(REFUSES)
     for group in {case.group for case in cases}:
         require_host(f"processor-has-{group}")

@@ -49,7 +49,9 @@ GUESTS = {
 
 @pytest.mark.parametrize(("irqchip", "clock"), SETTINGS)
 @pytest.mark.parametrize("name", GUESTS)
-def test_it_shows_what_it_is_for(guests: Path, name: str, irqchip: str, clock: str) -> None:
+def test_each_guest_prints_its_line_and_exits_with_0(
+    guests: Path, name: str, irqchip: str, clock: str
+) -> None:
     shown = GUESTS[name]
     if name == "priority" and irqchip != "user":
         require_host(IN_KERNEL_PRIORITIES)

@@ -23,7 +23,7 @@ def pasted(size: int) -> bytes:
 @pytest.mark.parametrize(
     ("irqchip", "size"), [("user", 1 << 14), ("kernel", 1 << 13), ("split", 1 << 13)]
 )
-def test_every_byte_comes_back(guests: Path, irqchip: str, size: int) -> None:
+def test_every_byte_of_a_paste_comes_back(guests: Path, irqchip: str, size: int) -> None:
     with Machine(guests / "paste.elf", irqchip=irqchip) as machine:
         machine.serial.send(pasted(size) + END)
         result = machine.run(timeout=DEADLINE)
@@ -31,7 +31,7 @@ def test_every_byte_comes_back(guests: Path, irqchip: str, size: int) -> None:
         assert machine.serial.output == pasted(size)
 
 
-def test_what_comes_while_it_runs(guests: Path) -> None:
+def test_input_from_another_thread_while_the_guest_runs(guests: Path) -> None:
     """In pieces of all sizes, from another thread, while the guest takes RTS away and back."""
     text = pasted(1 << 12)
 

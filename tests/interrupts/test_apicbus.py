@@ -168,7 +168,7 @@ class TestShorthands:
         board = board_of(x2apic=x2apic)
         assert ipi(board, 1, 0x77, shorthand << 18) == places
 
-    def test_from_nobody(self) -> None:
+    def test_a_shorthand_without_a_sender(self) -> None:
         board = board_of()
         board.bus.deliver(Message(0, False, FIXED, VECTOR, shorthand=SHORTHAND_SELF))
         assert reached(board) == []

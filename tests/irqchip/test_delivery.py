@@ -107,7 +107,7 @@ class TestTimers:
 
 
 class TestCanWake:
-    def test_nothing_is_armed(self) -> None:
+    def test_nothing_wakes_without_a_timer(self) -> None:
         board = Board()
         board.cpus[0].leave()
         assert not board.can_wake()
@@ -120,7 +120,7 @@ class TestCanWake:
         board.cpus[0].leave(interrupts_on=True)
         assert board.can_wake()
 
-    def test_so_does_input_from_outside(self) -> None:
+    def test_input_from_outside_wakes_who_has_interrupts_on(self) -> None:
         board = Board()
         board.waits_for_host = True
         board.cpus[0].leave(interrupts_on=False)
@@ -157,14 +157,14 @@ class TestCanWake:
 
 
 class TestWarp:
-    def test_only_if_that_is_the_policy(self) -> None:
+    def test_no_warp_under_other_policies(self) -> None:
         for policy in ("realtime", "paused"):
             board = Board(policy=policy)
             board.clock.timer(ignore).arm(HOUR)
             assert not board.keeper.warp()
             assert board.clock.now() == 0
 
-    def test_to_the_earliest_deadline_of_all(self) -> None:
+    def test_warps_to_the_earliest_deadline_of_all_vcpus(self) -> None:
         board = Board(cpus=3, policy="warp")
         for queue, when in ((0, 3 * HOUR), (2, HOUR)):
             board.clock.timer(ignore, queue).arm(when)
@@ -172,7 +172,7 @@ class TestWarp:
         assert board.clock.now() == HOUR
 
     @pytest.mark.parametrize("movable", [False, True])
-    def test_not_past_a_tsc_that_stays_behind(self, movable: bool) -> None:
+    def test_no_warp_past_a_deadline_of_a_tsc_that_cannot_move(self, movable: bool) -> None:
         board = Board(policy="warp", movable=movable)
         lapic = board.lapic()
         lapic.write(reg.LVT_TIMER << 4, 4, 0x40041)
@@ -180,7 +180,7 @@ class TestWarp:
         assert board.keeper.warp() is movable
         assert abs(board.clock.now() - movable * 1000 * MS) < 1000
 
-    def test_there_is_nowhere_to_go(self) -> None:
+    def test_no_warp_without_a_timer(self) -> None:
         board = Board(policy="warp")
         assert not board.keeper.warp()
         assert board.clock.now() == 0

@@ -39,7 +39,7 @@ class TestServe:
         assert cpu.kvm.injected == []
         assert not window(cpu)
 
-    def test_at_once_if_the_processor_is_ready(self) -> None:
+    def test_a_processor_that_is_ready_is_injected_at_once(self) -> None:
         injector, cpu, lapic = make()
         cpu.leave()
         assert lapic.accept(0x31)
@@ -47,7 +47,7 @@ class TestServe:
         assert cpu.kvm.injected == [0x31]
         assert not window(cpu)
 
-    def test_a_window_if_it_is_not(self) -> None:
+    def test_a_processor_that_is_not_ready_gets_a_window_first(self) -> None:
         injector, cpu, lapic = make()
         cpu.leave(ready=False)
         lapic.accept(0x31)
@@ -59,7 +59,7 @@ class TestServe:
         assert cpu.kvm.injected == [0x31]
         assert not window(cpu)
 
-    def test_one_at_a_time(self) -> None:
+    def test_one_interrupt_at_a_time(self) -> None:
         """KVM takes a second one before the first is delivered, and loses one of the two."""
         injector, cpu, lapic = make()
         cpu.leave()
@@ -146,7 +146,9 @@ class TestThe8259:
         injector.pic = pic
         return injector, cpu, pic
 
-    def test_its_vector(self, wired: tuple[Injector, FakeCpu, Pic8259Pair]) -> None:
+    def test_the_8259s_vector_is_injected(
+        self, wired: tuple[Injector, FakeCpu, Pic8259Pair]
+    ) -> None:
         injector, cpu, pic = wired
         line = pic.line(3)
         line.set(True)
@@ -157,7 +159,9 @@ class TestThe8259:
         assert cpu.kvm.injected == [0x23]
         assert pic.master.read(0, 1) == 0, "no longer in IRR"
 
-    def test_before_what_the_apic_has(self, wired: tuple[Injector, FakeCpu, Pic8259Pair]) -> None:
+    def test_the_8259_comes_before_the_local_apic(
+        self, wired: tuple[Injector, FakeCpu, Pic8259Pair]
+    ) -> None:
         injector, cpu, pic = wired
         assert injector.lapic is not None
         injector.lapic.accept(0xE0)
@@ -276,7 +280,7 @@ class TestInit:
         injector.serve()
         assert cpu.kvm.injected == ["nmi"]
 
-    def test_a_start_up_ipi_right_behind_it_counts(self) -> None:
+    def test_a_start_up_ipi_right_after_init_counts(self) -> None:
         injector, cpu, _ = make(index=1)
         cpu.parked = False
         injector.request_init()
@@ -286,7 +290,7 @@ class TestInit:
         assert injector.take_sipi()
         assert cpu.state.cs.base == 0x10000
 
-    def test_one_before_it_does_not(self) -> None:
+    def test_a_start_up_ipi_before_init_is_dropped(self) -> None:
         injector, cpu, _ = make(index=1)
         injector.request_sipi(0x10)
         injector.request_init()

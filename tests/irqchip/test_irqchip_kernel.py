@@ -38,7 +38,7 @@ def split(vm: Any) -> SplitIrqChip:
     return SplitIrqChip(vm, lambda: pytest.fail("no clock is needed"))
 
 
-def test_all_of_it_or_half() -> None:
+def test_what_kernel_and_split_ask_of_kvm() -> None:
     whole, half = FakeVm(), FakeVm()
     kernel(whole)
     split(half)

@@ -137,7 +137,7 @@ class TestIrq0:
         board.advance(2 * MS)
         assert board.taken() == 0x40
 
-    def test_and_irq_8_from_the_clock(self, board: Board) -> None:
+    def test_the_hpet_in_legacy_replacement_takes_irq_8_from_the_clock(self, board: Board) -> None:
         board.init_pic(mask=0xFFFF)
         board.route(8, 0x48)
         for index, value in ((0xA, 0x26), (0xB, 0x42)):
@@ -187,7 +187,7 @@ class TestLines:
         uart.write(1, 1, 0x02)  # THRE
         assert board.taken() == 0x44
 
-    def test_and_when_it_has_received(self, board: Board) -> None:
+    def test_a_serial_port_interrupts_when_it_has_received(self, board: Board) -> None:
         board.init_pic()
         uart = Uart16550("com1")
         uart.connect(board.platform.line(4))
@@ -213,7 +213,7 @@ class TestEndOfInterrupt:
         board.write("lapic", EOI, 0, 4)
         assert board.taken() is None
 
-    def test_an_edge_does_not(self, board: Board) -> None:
+    def test_an_edge_does_not_come_again_after_the_eoi(self, board: Board) -> None:
         board.route(10, 0x4A)
         board.platform.ioapic.line(10).set(True)
         assert board.taken() == 0x4A
@@ -260,16 +260,16 @@ class TestPage:
 
 
 class TestNmiSource:
-    def test_none_after_reset(self, board: Board) -> None:
+    def test_no_nmi_source_after_reset(self, board: Board) -> None:
         assert not board.platform.has_nmi_source()
 
-    def test_a_pin_of_the_local_apic(self, board: Board) -> None:
+    def test_a_pin_of_the_local_apic_is_an_nmi_source(self, board: Board) -> None:
         board.platform.lapics[0].write(LINT1, 4, NMI)
         assert board.platform.has_nmi_source()
         board.platform.lapics[0].write(LINT1, 4, NMI | MASKED)
         assert not board.platform.has_nmi_source()
 
-    def test_an_entry_of_the_io_apic(self, board: Board) -> None:
+    def test_an_entry_of_the_io_apic_is_an_nmi_source(self, board: Board) -> None:
         board.route(2, NMI)
         assert board.platform.has_nmi_source()
         board.start_pit(1193)

@@ -84,13 +84,15 @@ EITHER: dict[str, Callable[[Closed], object]] = {
 
 
 @pytest.mark.parametrize("use", REFUSED.values(), ids=REFUSED)
-def test_refused(closed: Closed, use: Callable[[Closed], object]) -> None:
+def test_what_a_closed_machine_refuses(closed: Closed, use: Callable[[Closed], object]) -> None:
     with pytest.raises(ClosedError):
         use(closed)
 
 
 @pytest.mark.parametrize("use", HARMLESS.values(), ids=HARMLESS)
-def test_harmless(closed: Closed, use: Callable[[Closed], object]) -> None:
+def test_what_a_closed_machine_still_answers(
+    closed: Closed, use: Callable[[Closed], object]
+) -> None:
     use(closed)
 
 

@@ -53,7 +53,7 @@ def run(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize("options", ["", "vcpus=2", "irqchip='kernel'", "irqchip='split'"])
-def test_descriptors(options: str) -> None:
+def test_running_out_of_descriptors(options: str) -> None:
     """With 0, 1, 2, ... left: an error for each number until there are enough, and no leak."""
     lines = run(f"""
 live({options})
@@ -75,7 +75,7 @@ for left in range(40):
     assert all("Too many open files" in line for line in failures), failures
 
 
-def test_memory() -> None:
+def test_running_out_of_memory() -> None:
     """With ever more address space to have: errors, then machines."""
     lines = run("""
 live()
@@ -91,7 +91,7 @@ for left in range(0, 6 << 20, 64 << 10):
     assert lines[-1] == "made"
 
 
-def test_timers() -> None:
+def test_running_out_of_timers() -> None:
     """Each running vCPU has one, and each counts as a pending signal."""
     lines = run("""
 live()
@@ -113,7 +113,7 @@ with Machine(CODE, mode=Mode.REAL, memory="1M") as machine:
     assert lines[4] == "0"
 
 
-def test_signals() -> None:
+def test_running_out_of_signals() -> None:
     lines = run("""
 for number in range(signal.SIGRTMIN, signal.SIGRTMAX + 1):
     signal.signal(number, lambda *_: None)

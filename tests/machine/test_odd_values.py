@@ -24,7 +24,7 @@ def bears(call: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("option", inspect.signature(Machine).parameters)
-def test_options_of_a_machine(option: str) -> None:
+def test_odd_values_for_options_of_a_machine(option: str) -> None:
     for value in ODD:
         options = {"image": HALT, "mode": "real", "memory": "1M", option: value}
         bears(lambda options=options: Machine(**options).close())  # type: ignore[misc]
@@ -79,7 +79,7 @@ METHODS: dict[str, tuple[Callable[[Machine], Callable[..., object]], tuple[Any, 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_arguments_of_methods(name: str) -> None:
+def test_odd_values_for_methods_of_a_machine(name: str) -> None:
     method, right = METHODS[name]
     with Machine(HALT, mode="real", memory="1M") as machine:
         call = method(machine)
@@ -89,7 +89,7 @@ def test_arguments_of_methods(name: str) -> None:
                 bears(lambda arguments=arguments: call(*arguments))  # type: ignore[misc]
 
 
-def test_arguments_of_memory() -> None:
+def test_odd_values_for_memory() -> None:
     for value in ODD:
         bears(lambda value=value: GuestMemory(overcommit=value).close())  # type: ignore[misc]
         for option in ("name", "backing", "shared", "huge_pages"):

@@ -92,7 +92,9 @@ def test_a_device_that_comes_and_goes_on_the_guests_word(guests: Path) -> None:
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_every_register_to_and_fro(guests: Path, irqchip: str, chance: random.Random) -> None:
+def test_alternating_writes_to_every_register_keep_nothing(
+    guests: Path, irqchip: str, chance: random.Random
+) -> None:
     storm = Storm(guests, irqchip)
     with storm.machine:
         registers = storm.registers()
@@ -108,7 +110,7 @@ def test_every_register_to_and_fro(guests: Path, irqchip: str, chance: random.Ra
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_anything_at_random(guests: Path, irqchip: str, chance: random.Random) -> None:
+def test_random_accesses_keep_nothing(guests: Path, irqchip: str, chance: random.Random) -> None:
     storm = Storm(guests, irqchip)
     with storm.machine:
         accesses = everything(storm.registers(), chance)

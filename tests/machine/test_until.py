@@ -73,7 +73,7 @@ def test_the_guest_stops_at_the_last_byte(until: object, said: bytes, printed: b
         (re.compile(r"\Ax+"), b"y" + b"x" * 3 * PATTERN_WINDOW),
     ],
 )
-def test_what_was_not_said_is_not_found(until: object, said: bytes) -> None:
+def test_text_that_was_not_said_does_not_match(until: object, said: bytes) -> None:
     assert Console().wait(*bytewise(said), until=until).check() is None
     assert Console().wait(said, until=until).check() is None
 

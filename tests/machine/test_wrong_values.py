@@ -87,7 +87,7 @@ OPTIONS: dict[str, tuple[str, list[Any]]] = {
     [(option, value) for option, (_, values) in OPTIONS.items() for value in values],
     ids=lambda value: str(value)[:20],
 )
-def test_options_of_a_machine(option: str, value: Any) -> None:
+def test_wrong_values_for_options_of_a_machine(option: str, value: Any) -> None:
     options = {**REAL, option: value}
     with pytest.raises(ConfigError) as raised:
         Machine(**options)
@@ -180,7 +180,9 @@ SECONDS = "timeout is a number of seconds from 0 to 1000000000, not "
     ("no device 'sensor'", lambda m: m.remove("sensor")),
     ("is no device: it has no name", lambda m: m.remove(5)),
 )  # fmt: skip
-def test_methods_of_a_machine(machine: Machine, told: str, call: Callable[..., object]) -> None:
+def test_wrong_values_for_methods_of_a_machine(
+    machine: Machine, told: str, call: Callable[..., object]
+) -> None:
     refuses(told, call, machine)
 
 
@@ -204,7 +206,9 @@ def test_methods_of_a_machine(machine: Machine, told: str, call: Callable[..., o
     ("overlaps com1", lambda m: m.add(Sensor(), pio=0x3F8, length=8)),
     ("overlaps ram", lambda m: m.add(Sensor(), mmio=0x2000, length=4)),
 )
-def test_adding_a_device(machine: Machine, told: str, call: Callable[..., object]) -> None:
+def test_wrong_values_for_adding_a_device(
+    machine: Machine, told: str, call: Callable[..., object]
+) -> None:
     before = machine.bus.ranges, dict(machine.devices)
     refuses(told, call, machine)
     assert (machine.bus.ranges, dict(machine.devices)) == before
@@ -252,7 +256,7 @@ def test_adding_a_device(machine: Machine, told: str, call: Callable[..., object
     ("5 breakpoints: a processor has 4", lambda c: c.debug.set_breakpoints("me", range(5))),
     ("on is True or False", lambda c: c.debug.single_step("no")),
 )  # fmt: skip
-def test_a_vcpu(machine: Machine, told: str, call: Callable[..., object]) -> None:
+def test_wrong_values_for_a_vcpu(machine: Machine, told: str, call: Callable[..., object]) -> None:
     cpu = machine.vcpus[0]
     before = cpu.state
     refuses(told, call, cpu)
@@ -310,7 +314,7 @@ def test_negative_numbers_are_twos_complement(machine: Machine) -> None:
     ("not (or no longer) part", lambda m: m.remove("ram")),
     ("overcommit is True or False", lambda m: GuestMemory(overcommit="no")),  # type: ignore[arg-type]
 )
-def test_memory(told: str, call: Callable[..., object]) -> None:
+def test_wrong_values_for_memory(told: str, call: Callable[..., object]) -> None:
     with GuestMemory() as memory:
         memory.add_ram(0, 0x10000)
         before = memory.regions, memory.read(0, 16)
@@ -352,7 +356,7 @@ def test_memory(told: str, call: Callable[..., object]) -> None:
     ("ip is an integer", lambda: real_mode(ip="0x7c00")),  # type: ignore[arg-type]
     ("cs is an integer from 0 to 0xffff", lambda: real_mode(ip=0, cs=1 << 16)),
 )
-def test_devices_clocks_and_states(told: str, call: Callable[..., object]) -> None:
+def test_wrong_values_for_devices_clocks_and_states(told: str, call: Callable[..., object]) -> None:
     refuses(told, call)
 
 

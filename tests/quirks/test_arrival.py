@@ -143,11 +143,11 @@ def test_what_ring_3_may_not_have_is_a_fault(
     assert there.rsp == STACK_TOP - 48
 
 
-def test_an_ordinary_invalid_opcode_is_none_of_it() -> None:
+def test_an_ordinary_invalid_opcode_is_no_int_n() -> None:
     assert arrival(Guest(b"\x0f\x0b", v80=interrupt_gate(KERNEL, 0x5000, dpl=3))) is None
 
 
-def test_ring_0_is_none_of_it() -> None:
+def test_ring_0_is_left_alone() -> None:
     guest = Guest(v80=interrupt_gate(KERNEL, 0x5000, dpl=3))
     guest.push(STACK_TOP, cs=KERNEL)
     assert arrival(guest) is None

@@ -23,7 +23,7 @@ def about_to_page(cr4: int = 0) -> CpuState:
 
 
 class TestWhoMeetsIt:
-    def test_who_turns_it_on(self) -> None:
+    def test_a_guest_that_sets_cr0_pg(self) -> None:
         assert refused_paging(about_to_page(), MOV_CR0_EAX) is TWO_LEVEL
         assert refused_paging(about_to_page(CR4.PSE), MOV_CR0_EAX) is TWO_LEVEL
         assert refused_paging(about_to_page(CR4.PAE), MOV_CR0_EAX) is PAE
@@ -32,15 +32,15 @@ class TestWhoMeetsIt:
         assert refused_paging(other, MOV_CR0 + b"\xc7") is TWO_LEVEL
         assert refused_paging(other, MOV_CR0_EAX) is None
 
-    def test_who_has_it_on(self) -> None:
+    def test_a_guest_that_starts_with_paging(self) -> None:
         state = protected_mode(eip=0, esp=0, gdt_base=0, cr3=0x1000, cr4_flags=CR4.PAE)
         assert refused_paging(state, b"") is PAE
 
-    def test_who_does_something_else(self) -> None:
+    def test_other_instructions_do_not(self) -> None:
         for code in (b"", MOV_CR0, b"\x0f\x0b\xc0", MOV_CR0 + b"\xd8"):  # the last is CR3's
             assert refused_paging(about_to_page(), code) is None
 
-    def test_who_is_not_allowed_to(self) -> None:
+    def test_ring_3_and_real_mode_do_not(self) -> None:
         state = about_to_page()
         state.cs.dpl = state.ss.dpl = state.cs.selector = 3
         assert refused_paging(state, MOV_CR0_EAX) is None
@@ -48,7 +48,7 @@ class TestWhoMeetsIt:
         real.rax = CR0.PG
         assert refused_paging(real, MOV_CR0_EAX) is None
 
-    def test_who_goes_to_long_mode(self) -> None:
+    def test_a_guest_on_its_way_to_long_mode_does_not(self) -> None:
         state = about_to_page(CR4.PAE)
         state.efer = EFER.LME
         assert refused_paging(state, MOV_CR0_EAX) is None

@@ -77,7 +77,7 @@ def test_a_loop_by_hand_asks_nothing(asked: list[object], with_idt: Machine) -> 
     assert asked == []
 
 
-def test_a_triple_fault_of_a_guest_without_one(asked: list[object]) -> None:
+def test_a_triple_fault_of_a_guest_without_an_idt(asked: list[object]) -> None:
     with Machine(b"\x0f\x0b", mode="long", quirks="on", irqchip="none") as machine:
         assert machine.run(timeout=20).outcome is Outcome.CRASHED
     assert len(asked) == 1

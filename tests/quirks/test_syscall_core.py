@@ -213,7 +213,7 @@ def test_without_syscall_enabled_it_is_let_through(vcpu: Vcpu, missing: int) -> 
     assert not in_ring_0(vcpu)
 
 
-def test_nobody_has_set_lstar(vcpu: Vcpu) -> None:
+def test_without_lstar_it_is_no_syscall(vcpu: Vcpu) -> None:
     vcpu.core.lstar = vcpu.sync.sregs.cr2 = 0
     vcpu.frame(rip=0)
     vcpu.work_around()
@@ -260,7 +260,7 @@ def test_the_first_instruction_of_a_handler_is_executed(
 @pytest.mark.parametrize(
     "code", ["6A 0E", "50", "E9 00 00 00 00", "0F 1F C0", "F3 90", "66 66 66 66"]
 )
-def test_any_other_is_left_to_a_single_step(vcpu: Vcpu, code: str) -> None:
+def test_other_first_instructions_are_left_to_a_single_step(vcpu: Vcpu, code: str) -> None:
     vcpu.put(CODE, bytes.fromhex(code))
     vcpu.frame(rip=0x1000)
     assert vcpu.work_around() == 0
@@ -276,7 +276,7 @@ def test_where_others_wait_too_they_get_what_is_no_syscall(vcpu: Vcpu) -> None:
     assert in_ring_0(vcpu)
 
 
-def test_other_exits_are_none_of_it(vcpu: Vcpu) -> None:
+def test_other_exits_are_passed_on(vcpu: Vcpu) -> None:
     before = bytes(vcpu.page[SYNC:])
     for reason, fields in (
         (HLT, {}),

@@ -34,16 +34,16 @@ def flat(code: bytes) -> boot.Image:
         "B9 82 00 00 C0          mov ecx, LSTAR",
     ],
 )
-def test_code_that_may_lead_there(code: str) -> None:
+def test_code_with_lidt_or_lstar_may_meet_quirks(code: str) -> None:
     assert may_meet_quirks(flat(assemble(code)))
     assert may_meet_quirks(flat(assemble(HARMLESS) + assemble(code)))
 
 
-def test_code_that_does_not() -> None:
+def test_code_without_lidt_or_lstar_does_not() -> None:
     assert not may_meet_quirks(flat(assemble(HARMLESS)))
 
 
-def test_data_is_not_code() -> None:
+def test_data_like_lstar_does_not_count() -> None:
     image = flat(assemble("B9 82 00 00 C0   mov ecx, LSTAR"))
     (segment,) = image.segments
     assert not may_meet_quirks(image._replace(segments=(segment._replace(executable=False),)))
@@ -56,5 +56,5 @@ def test_data_is_not_code() -> None:
         ("syscall", True), ("int80", True), ("exceptions", True), ("faults", True),
     ],
 )  # fmt: skip
-def test_guests(guests: Path, name: str, asked: bool) -> None:
+def test_which_of_our_guests_may_meet_quirks(guests: Path, name: str, asked: bool) -> None:
     assert may_meet_quirks(boot.load(guests / f"{name}.elf")) == asked

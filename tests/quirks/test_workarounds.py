@@ -105,7 +105,7 @@ def test_a_trace_sees_the_exits_and_changes_nothing(guests: Path, name: str) -> 
         pytest.param("int80", "int-n", marks=pytest.mark.needs_host(INT_N_ERROR)),
     ],
 )
-def test_off_shows_the_host_bare(guests: Path, name: str, quirk: str) -> None:
+def test_quirks_off_works_around_nothing(guests: Path, name: str, quirk: str) -> None:
     with Machine(guests / f"{name}.elf", quirks="off") as machine:
         result = machine.run(timeout=20)
     assert result.workarounds == {}
@@ -173,7 +173,7 @@ def test_a_run_after_a_loop_by_hand_has_it_again(guests: Path) -> None:
     assert result.exit_code == 0, result
 
 
-def test_one_handler_for_both(guests: Path) -> None:
+def test_one_handler_for_page_faults_and_invalid_opcodes(guests: Path) -> None:
     """#PF and #UD lead to the same place; SYSCALL and INT n do what they should."""
     program = assemble("0F 05   syscall\nCD 80   int 0x80") + FOUR_CALLS
     with ring_3([program], KERNEL_CODE) as machine:

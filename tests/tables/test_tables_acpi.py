@@ -38,7 +38,7 @@ def number(value: bytes) -> int:
 
 
 class TestWhatIsThere:
-    def test_all_of_it(self) -> None:
+    def test_a_pc_has_fadt_madt_and_hpet(self) -> None:
         assert list(found(Hardware(devices=PC)).tables) == ["FACP", "APIC", "HPET"]
 
     def test_without_an_hpet(self) -> None:

@@ -34,7 +34,7 @@ def entries(hardware: Hardware) -> list[bytes]:
     return found
 
 
-def test_all_of_it() -> None:
+def test_every_entry_of_two_processors() -> None:
     hardware = Hardware(2, signature=0x800F12, features=0x178BFBFF)
     found = entries(hardware)
     assert [entry.hex() for entry in found[:4]] == [

@@ -62,7 +62,7 @@ def read(hardware: Hardware) -> list[Structure]:
     return found
 
 
-def test_what_it_tells() -> None:
+def test_structures_of_a_machine_with_four_vcpus() -> None:
     found = read(Hardware(vcpus=4, ram=((0, 3 * GIB), (4 * GIB, 5 * GIB))))
     assert [one.kind for one in found] == [0, 1, 3, 4, 16, 17, 19, 19, 32, 127]
     assert len({one.handle for one in found}) == len(found)

@@ -66,7 +66,7 @@ def test_any_value_is_taken_or_refused_by_name(
     refused(check, value)
 
 
-def test_what_is_taken() -> None:
+def test_values_that_checks_take() -> None:
     assert checks.integer("n", Seven()) == 7
     assert checks.integer("n", Level.HIGH) == 1
     assert checks.seconds("t", 0) == 0.0
@@ -96,7 +96,7 @@ def test_what_is_taken() -> None:
         (checks.flag, 1, "n is True or False, not 1"),
     ],
 )
-def test_the_message(check: Callable[[str, Any], object], value: Any, message: str) -> None:
+def test_messages_of_checks(check: Callable[[str, Any], object], value: Any, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         check("n", value)
     assert raised.value.message == message

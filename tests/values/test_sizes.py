@@ -34,7 +34,7 @@ from pykvm.values.sizes import format_size, parse_size
         (12345, 12345),
     ],
 )
-def test_parse(text: str | int, size: int) -> None:
+def test_parse_size(text: str | int, size: int) -> None:
     assert parse_size(text) == size
 
 
@@ -64,7 +64,7 @@ def test_not_a_size(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "-64M", -4096])
-def test_negative(text: str | int) -> None:
+def test_negative_sizes(text: str | int) -> None:
     with pytest.raises(ConfigError, match="negative"):
         parse_size(text)
 
@@ -91,7 +91,7 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         (5 << 60, "5120 PiB"),
     ],
 )
-def test_format(size: int, text: str) -> None:
+def test_format_size(size: int, text: str) -> None:
     assert format_size(size) == text
 
 

@@ -41,7 +41,7 @@ def test_a_breakpoint_in_a_loop_is_met_once_a_round(guest: MakeGuest, quirks: st
 
 
 @pytest.mark.needs_host(BREAKPOINTS)
-def test_one_where_the_guest_starts(guest: MakeGuest) -> None:
+def test_a_breakpoint_where_the_guest_starts(guest: MakeGuest) -> None:
     machine = guest(COUNT)
     machine.vcpus[0].debug.set_breakpoints("test", [INC])
     # It has not been met yet, wherever the vCPU stands.
@@ -52,7 +52,7 @@ def test_one_where_the_guest_starts(guest: MakeGuest) -> None:
 
 
 @pytest.mark.needs_host(BREAKPOINTS)
-def test_two_in_a_row(guest: MakeGuest) -> None:
+def test_breakpoints_on_two_instructions_in_a_row(guest: MakeGuest) -> None:
     machine = guest(COUNT)
     cpu = machine.vcpus[0]
     cpu.debug.set_breakpoints("test", [NOP, CMP])
@@ -63,7 +63,7 @@ def test_two_in_a_row(guest: MakeGuest) -> None:
 
 
 @pytest.mark.needs_host(BREAKPOINTS)
-def test_going_back_to_it_meets_it_again(guest: MakeGuest) -> None:
+def test_setting_rip_back_meets_a_breakpoint_again(guest: MakeGuest) -> None:
     machine = guest(COUNT)
     cpu = machine.vcpus[0]
     cpu.debug.set_breakpoints("test", [NOP])
@@ -106,7 +106,7 @@ def test_a_step_starts_at_registers_that_were_just_set(guest: MakeGuest) -> None
 
 
 @pytest.mark.needs_host(BREAKPOINTS)
-def test_a_symbol_in_the_sentence(guests: object) -> None:
+def test_the_sentence_names_the_symbol_of_a_breakpoint(guests: object) -> None:
     from pykvm import Machine
 
     with Machine(f"{guests}/hello.elf") as machine:
