@@ -18,17 +18,16 @@ from pykvm.vcpu import CPU
 from pykvm.vcpu.claim import Claim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from pykvm.boot import Setup
     from pykvm.bus import Device, Placement
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.host import Host
-    from pykvm.irqchip import IrqChip
+    from pykvm.irqchip import Interrupts, IrqChip
     from pykvm.kvm import VM
     from pykvm.machine.config import MachineConfig
-    from pykvm.machine.run import Run
     from pykvm.memory import GuestMemory
     from pykvm.vcpu.msr_exits import MsrExits
 
@@ -64,9 +63,9 @@ class Board:
         #: The right to run it.
         self.claim = Claim()
         self.claim.on_fork(self.forget)
-        #: The run in progress, or the last one: see `claim`.
-        self.run: Run | None = None
-        self.closed = False
+        #: Called when the guest has touched what can interrupt it, and a run has to ask that.
+        self.on_interrupts: Callable[[Interrupts], None] | None = None
+        self._closed = False
         self._irqchip_kind = irqchip
         self._config = config
         # Guest time begins here, whenever its clock is made.
@@ -149,8 +148,8 @@ class Board:
         assert self.irqchip is not None
         self.devices.update(devices)
         self._wire(self.irqchip)
-        if self.run is not None:
-            self.run.interrupts = self.irqchip.interrupts
+        if self.on_interrupts is not None and self.irqchip.interrupts is not None:
+            self.on_interrupts(self.irqchip.interrupts)
 
     # -- devices -----------------------------------------------------------------------------
 
@@ -340,7 +339,7 @@ class Board:
         """The guest runs no more."""
         if self._clock is not None:
             self._clock.stop()
-            if self._config.clock != "realtime" and self.irqchip is not None and not self.closed:
+            if self._config.clock != "realtime" and self.irqchip is not None and not self._closed:
                 self.irqchip.pause()
 
     def forget(self) -> None:
@@ -354,6 +353,8 @@ class Board:
         """Give back the VM and the memory; the vCPUs must be closed."""
         # No loops of references: what a thousand machines had is not to wait for the collector.
         self.memory.on_add, self.bus.fixed = None, tuple
+        self.on_interrupts = None
+        self._closed = True
         # The VM first: deleting its slots one by one would wait for each.
         if self.vm is not None:
             self.vm.close()

@@ -11,15 +11,15 @@ from pykvm._core import lib
 from pykvm.boot import Entry, place
 from pykvm.boot.symbols import Symbols
 from pykvm.bus import Placement, Space, check_device
-from pykvm.errors import ConfigError, GuestError, StateError, exhausted
+from pykvm.errors import ConfigError, StateError, exhausted
 from pykvm.host import Host
 from pykvm.machine.board import Board
 from pykvm.machine.config import MachineConfig
 from pykvm.machine.guest import memory_of, read_guest
 from pykvm.machine.guest_ends import ending_of
-from pykvm.machine.run import SENT_INIT, Run
-from pykvm.machine.workarounds import WORKAROUND_EXITS, Workarounds
-from pykvm.result import Ending, Outcome, Unclaimed
+from pykvm.machine.run import Run
+from pykvm.machine.workarounds import Workarounds
+from pykvm.result import Ending, Outcome
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
 from pykvm.values.frozen import SignatureOf, with_fields_of
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.devices.uart import Uart16550
-    from pykvm.exits import Debug, Exit, IoIn, IoOut, MmioRead, MmioWrite
+    from pykvm.exits import Exit
+    from pykvm.machine.answers import Answers
     from pykvm.machine.config import File
     from pykvm.machine.exits import Exits
     from pykvm.machine.linux_console import KernelWatch
@@ -57,9 +58,6 @@ _IRQS = "a PC's devices have interrupts 0 to 15 but 2"
 
 # Ends of a kernel that has said its last word, if it was one of a panic.
 _MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
-
-# Ends of which one wants to know where the guest is.
-_STILL_THERE = frozenset({Outcome.TIMEOUT, Outcome.STOPPED, Outcome.HALTED, Outcome.FAILED})
 
 
 class Machine:
@@ -114,13 +112,16 @@ class Machine:
 
     @with_fields_of(ConfigOrFields)
     def __init__(self, image: Any = None, **fields: Any) -> None:
+        self._closed = False
+        # The run in progress, or the last one: see `Board.claim`.
+        self._last_run: Run | None = None
+        self._answers_made: Answers | None = None
         config = self.config = _config_of(image, fields)
         guest = self._guest = read_guest(config)
         self.entry: Entry | None = None
         #: Called after each instruction that was completed for KVM: the vCPU, the instruction's
         #: name, what became of it.
         self.on_emulated: Callable[[CPU, str, str], None] | None = None
-        self._open_bus = guest.open_bus
         self._remarks = guest.remarks
         self._kernel_watch: KernelWatch | None = None
         self._ear: Ear | None = None
@@ -132,14 +133,14 @@ class Machine:
                 self._workarounds = Workarounds(
                     board,
                     emulate=config.emulate == "auto",
-                    open_bus=self._open_bus,
+                    open_bus=guest.open_bus,
                     on_emulated=self._emulated,
                 )
                 self.memory, self.bus = board.memory, board.bus
                 #: The devices by name.
                 self.devices = board.devices
                 board.build(host, guest.devices())
-                board.dispatch.collected.open_bus = self._open_bus
+                board.dispatch.collected.open_bus = guest.open_bus
                 if guest.wants_workarounds:
                     self._workarounds.add_quirk_workarounds()
                 self._load(config.fw_cfg or {})
@@ -286,7 +287,7 @@ class Machine:
     @property
     def open_bus(self) -> bool:
         """Whether unclaimed accesses find an open bus (`dropped` then counts them)."""
-        return self._open_bus
+        return self._guest.open_bus
 
     @property
     def dropped(self) -> Dropped | None:
@@ -410,22 +411,12 @@ class Machine:
 
         def run(left: float | None) -> tuple[Result, bool]:
             result = self._board.claim.hold(
-                partial(self._run, left, until, None, fail, self._stops)
+                partial(self._run, left, until, None, fail, self._answers.stops)
             )
-            return result, self._board.run is not None and self._board.run.at_exit
+            return result, self._last_run is not None and self._last_run.at_exit
 
         self._board.dispatch.collected.forget_drops()
         return Exits(self.vcpus, run, timeout)
-
-    def _stops(self, cpu: CPU, exit: Exit) -> bool:
-        """Whether `exits` stops here: not at breakpoints and steps that pykvm needs for itself."""
-        from pykvm.exits import Debug
-        from pykvm.vcpu.guest_debug import DR6_BS
-
-        if not isinstance(exit, Debug):
-            return True
-        past = exit.dr6 & DR6_BS and cpu.debug.stepped()
-        return not (past or self._workarounds.take(cpu, exit))
 
     def _run(
         self,
@@ -451,7 +442,8 @@ class Machine:
                 interrupts=board.irqchip.interrupts if board.irqchip else None,
                 look=workarounds.look,
             )
-            board.run = run
+            self._last_run = run
+            board.on_interrupts = run.use_interrupts
             self._check_open()  # `close` may not have seen it
             if conditions is not None:
                 run.end(conditions.ending)
@@ -466,7 +458,10 @@ class Machine:
                     result.end(ending_of(death, board.vcpus[0]))
             result.awaited = "" if conditions is None else conditions.awaited
             result.notes = (*self._remarks, *board.notes)
-            self._tell(result, run)
+            if self.open_bus or not result.ok:
+                from pykvm.machine.report import complete
+
+                complete(result, run, board, self._guest, self.symbol_at)
             if self.entry is not None and result.outcome is Outcome.CRASHED:
                 result.notes += self.entry.suspicions
             return result
@@ -527,49 +522,13 @@ class Machine:
             self._ear = Ear(serial)
         return self._ear
 
-    def _tell(self, result: Result, run: Run) -> None:
-        """Add to a result where the vCPUs are, what the guest said last and what went nowhere."""
-        if self._open_bus:
-            result.unclaimed = self._unclaimed()
-        if result.outcome in _STILL_THERE:
-            result.places = tuple(run.place(cpu, self.symbol_at) for cpu in self._board.vcpus)
-            result.notes += self._astray()
-        if not (result.ok or result.console):
-            result.console = self._last_lines()
-            if result.error is not None:
-                result.error.console = result.console
-
-    def _astray(self) -> tuple[str, ...]:
-        """That a guest without a BIOS called it, and executes what lies at address 0."""
-        image = self._guest.image
-        if image is None or image.mode.value != "real" or image.protocol == "firmware":
-            return ()
-        from pykvm.machine.crash import NO_BIOS_HINT, through_a_zero_vector
-
-        way = through_a_zero_vector(self._board.vcpus[0])
-        return (f"{way}; {NO_BIOS_HINT}",) if way else ()
-
-    def _unclaimed(self) -> Unclaimed:
-        collected = self._board.dispatch.collected
-        reads, read = collected.drops(writes=False)
-        writes, written = collected.drops(writes=True)
-        return Unclaimed(reads, writes, tuple(map(str, (*written, *read))))
-
-    def _last_lines(self) -> str:
-        """The last lines on the first serial port, or on the debug console where there are none."""
-        for name in ("com1", "debugcon"):
-            lines = getattr(self.devices.get(name), "last_lines", str)()
-            if lines:
-                return str(lines)
-        return ""
-
     def stop(self) -> bool:
         """From any thread: end the run in progress with Outcome.STOPPED.
 
         Returns False, and does nothing, if there is none.  If there is, that run ends, however
         busy the guest is; if it came to an end of its own at the same moment, that one counts.
         """
-        run = self._board.run
+        run = self._last_run
         return run is not None and run.stop()
 
     def handle(self, exit: Exit) -> bool:
@@ -578,24 +537,7 @@ class Machine:
         What devices raise passes, GuestExit and GuestReset included.
         """
         self._check_open()
-        from pykvm.exits import IoIn, IoOut, MmioRead, MmioWrite
-
-        match exit:
-            case IoOut(port=port, size=size, data=data):
-                return self.bus.write_string(port, size, data)
-            case IoIn(port=port, size=size, count=count):
-                data_in = self.bus.read_string(port, size, count)
-                if data_in is not None:
-                    exit.answer(data_in)
-                return data_in is not None
-            case MmioWrite(address=address, data=data):
-                return self.bus.write(Space.MMIO, address, len(data), exit.value)
-            case MmioRead(address=address, size=size):
-                value = self.bus.read(Space.MMIO, address, size)
-                if value is not None:
-                    exit.answer(value)
-                return value is not None
-        return False
+        return self._answers.by_device(exit)
 
     def work_around(self, cpu: CPU, exit: Exit) -> bool:
         """Do what KVM could not at `exit`: an instruction that it refused, for one.
@@ -606,101 +548,27 @@ class Machine:
         self._check_open()
         return self._workarounds.take(cpu, exit)
 
+    @property
+    def _answers(self) -> Answers:
+        """Made when an exit first comes to Python: many a guest ends without any."""
+        if self._answers_made is None:
+            from pykvm.machine.answers import Answers
+
+            self._answers_made = Answers(
+                self._board, self._workarounds, self._guest, self.symbol_at
+            )
+        return self._answers_made
+
     def _take_exit(self, cpu: CPU, exit: Exit) -> Ending | None:
         """What becomes of an exit that the fast path left over."""
-        if getattr(exit, "reason", None) in WORKAROUND_EXITS:
-            try:
-                if self.work_around(cpu, exit):
-                    return None
-            except GuestError as error:
-                from pykvm.machine.crash import located
-
-                return self._sent_init(cpu, exit) or _crash(
-                    located(error, cpu, exit, self.symbol_at), exit
-                )
-        if self._answer(cpu, exit):
-            return None
-        from pykvm.exits import Debug, SystemEvent
-        from pykvm.machine.crash import crash_of
-
-        match exit:
-            case Debug():
-                return self._debug_event(cpu, exit)
-            case SystemEvent(type=1):
-                return Ending(Outcome.EXITED, "the guest shut down", exit_code=0, exit=exit)
-            case SystemEvent(type=2):
-                return Ending(Outcome.RESET, "the guest asked for a reset", exit=exit)
-        ending = self._sent_init(cpu, exit)
-        if ending is not None:
-            return ending
-        refusal = self._workarounds.refusal(cpu)
-        limit = self._workarounds.limit(cpu, exit)
-        return _crash(crash_of(cpu, exit, self.symbol_at, refusal, limit), exit)
-
-    def _sent_init(self, cpu: CPU, exit: Exit) -> Ending | None:
-        """The end of a guest whose first vCPU KVM has sent to a reset vector without firmware."""
-        from pykvm.machine.crash import begins_anew
-
-        if cpu.index or self._guest.image is None or not begins_anew(cpu, exit):
-            return None
-        return Ending(Outcome.RESET, SENT_INIT, exit=exit)
-
-    def _debug_event(self, cpu: CPU, exit: Debug) -> Ending | None:
-        """A breakpoint or the like; None if it was the step past one."""
-        from pykvm.vcpu.guest_debug import DR6_BS, debug_event
-
-        if exit.dr6 & DR6_BS and cpu.debug.stepped():
-            return None
-        cpu.debug.ended(exit.pc)
-        name = self.symbol_at(exit.pc)
-        return Ending(
-            Outcome.DEBUG,
-            f"{debug_event(exit.exception, exit.dr6, exit.dr7)} stopped the guest at "
-            f"{exit.pc:#x}" + (f" ({name})" if name else ""),
-            exit=exit,
-        )
-
-    def _answer(self, cpu: CPU, exit: Exit) -> bool:
-        """Let the devices or the irqchip answer an exit; False if it is for none of them."""
-        from pykvm.exits import IoapicEoi, IoIn, IoOut, MmioRead, MmioWrite, RdMsr, SetTpr, WrMsr
-
-        irqchip = self._board.irqchip
-        match exit:
-            case IoIn() | IoOut() | MmioRead() | MmioWrite():
-                with self._board.dispatch.lock:
-                    return self.handle(exit) or self._drop(exit)
-            case RdMsr() if irqchip is not None:
-                irqchip.read_msr(cpu, exit)
-            case WrMsr() if irqchip is not None:
-                irqchip.write_msr(cpu, exit)
-            case IoapicEoi(vector=vector) if irqchip is not None:
-                irqchip.end_of_interrupt(vector)
-        return isinstance(exit, (RdMsr, WrMsr, SetTpr, IoapicEoi))
-
-    def _drop(self, exit: IoIn | IoOut | MmioRead | MmioWrite) -> bool:
-        """Let an access that no device claims go nowhere, if that is what this machine does."""
-        if not self._open_bus:
-            return False
-        from pykvm.exits import IoIn, IoOut, MmioWrite
-
-        drop = self._board.dispatch.collected.drop
-        if isinstance(exit, IoIn):
-            drop(pio=True, address=exit.port, size=exit.size, value=None, count=exit.count)
-        elif isinstance(exit, IoOut):
-            values = exit.values
-            drop(pio=True, address=exit.port, size=exit.size, value=values[0], count=len(values))
-        elif isinstance(exit, MmioWrite):
-            drop(pio=False, address=exit.address, size=len(exit.data), value=exit.value)
-        else:
-            drop(pio=False, address=exit.address, size=exit.size, value=None)
-        return True
+        return self._answers.take(cpu, exit)
 
     # -- life --------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._board.closed
+        return self._closed
 
     def close(self) -> None:
         """Give everything back: descriptors, memory, mappings.  Closing twice is harmless.
@@ -708,18 +576,16 @@ class Machine:
         A run in another thread is stopped first and returns its Result.  Raises StateError when
         called from inside the machine's own run (a device, `until`).
         """
-        board = self._board
-        claim = board.claim
+        claim = self._board.claim
         if claim.is_mine:
             raise StateError(
                 "a machine cannot be closed from inside its own run",
                 hint="call stop() here and close it where run() returns",
             )
-        board.closed = True
+        self._closed = True
         busy = claim.shut()
         while busy:
-            if board.run is not None:
-                board.run.stop()
+            self.stop()
             busy = claim.shut(wait=True)
         # Every part of it may be closed twice: after an exception in here the next call goes on.
         self._release()
@@ -730,7 +596,8 @@ class Machine:
         workarounds: Workarounds | None = getattr(self, "_workarounds", None)
         if board is None:
             return
-        board.closed = True
+        self._closed = True
+        self._answers_made = None
         for cpu in board.vcpus:
             cpu.close()
         if workarounds is not None:
@@ -743,13 +610,13 @@ class Machine:
 
     def _check_open(self) -> None:
         board = self._board
-        if board.closed or board.claim.forked:
+        if self._closed or board.claim.forked:
             code = lib.PYKVM_FORKED if board.claim.forked else lib.PYKVM_SHUT
             raise refusal(code, "this machine", 0)
 
     def __del__(self) -> None:
         board = getattr(self, "_board", None)
-        if board is not None and not board.closed and not board.claim.forked:
+        if board is not None and not self._closed and not board.claim.forked:
             # Its parts free themselves, in any order: some of them may be gone by now.
             message = f"Machine {self.config.name!r} was not closed"
             warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
@@ -763,9 +630,9 @@ class Machine:
         self.close()
 
     def __repr__(self) -> str:
-        if self._board.closed:
+        if self._closed:
             return "<Machine closed>"
-        run = self._board.run
+        run = self._last_run
         doing = "running" if run is not None and run.under_way else "stopped"
         return f"<Machine {doing}: {len(self._board.vcpus)} vCPU(s), {self.memory!r}>"
 
@@ -780,7 +647,3 @@ def _config_of(image: Any, fields: dict[str, Any]) -> MachineConfig:
             hint="change it: Machine(config.replace(vcpus=2))",
         )
     return image
-
-
-def _crash(error: GuestError, exit: Exit) -> Ending:
-    return Ending(Outcome.CRASHED, f"the guest crashed: {error.message}", exit=exit, error=error)

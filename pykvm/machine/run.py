@@ -157,6 +157,10 @@ class Run:
         """Whether it has ended for nothing but an exit to stop at."""
         return self._ending is AT_EXIT
 
+    def use_interrupts(self, interrupts: Interrupts) -> None:
+        """The guest has touched what can interrupt it: ask this from now on."""
+        self.interrupts = interrupts
+
     @property
     def under_way(self) -> bool:
         """Whether its vCPUs may still enter the guest."""
