@@ -82,6 +82,10 @@ _REGION = (
     "addresses and sizes are multiples of 4096, slots lie below KVM_CAP_NR_MEMSLOTS, and a slot "
     "that exists can change its flags or move but not its size or its host memory"
 )
+_SREGS = (
+    "control registers contradict each other, have a reserved bit set, or use a feature that the "
+    "vCPU's CPUID does not show (SDM 3A 2.5)"
+)
 _NO_IRQCHIP = "create the in-kernel irqchip first (create_irqchip)"
 _IRQCHIP_ORDER = "the in-kernel irqchip comes before the first vCPU, and only once"
 
@@ -96,11 +100,8 @@ HINTS = {
     ("KVM_SET_USER_MEMORY_REGION", errno.EINVAL): _REGION,
     ("KVM_SET_USER_MEMORY_REGION2", errno.EEXIST): "the range overlaps another memory slot",
     ("KVM_SET_USER_MEMORY_REGION2", errno.EINVAL): _REGION,
-    ("KVM_SET_SREGS", errno.EINVAL): (
-        "control registers contradict each other or the CPUID: CR0.PG needs PE, long mode needs "
-        "EFER.LME, EFER.LMA, CR0.PG and CR4.PAE together"
-    ),
-    ("KVM_SET_SREGS2", errno.EINVAL): "control registers contradict each other or the CPUID",
+    ("KVM_SET_SREGS", errno.EINVAL): _SREGS,
+    ("KVM_SET_SREGS2", errno.EINVAL): _SREGS,
     ("KVM_SET_CPUID2", errno.E2BIG): "too many CPUID entries",
     ("KVM_SET_CPUID2", errno.EINVAL): "CPUID cannot change once the vCPU has run",
     ("KVM_CREATE_IRQCHIP", errno.EEXIST): _IRQCHIP_ORDER,

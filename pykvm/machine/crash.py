@@ -156,11 +156,13 @@ def _unbacked(cpu: CPU) -> str:
 
 def _fail_entry(cpu: CPU, exit: FailEntry) -> tuple[str, str, str]:
     reason = exit.hardware_entry_failure_reason
+    problems = cpu.state.problems()
     name = _ENTRY_FAILURES.get(reason, "a reason that the processor's manual may tell")
     return (
         "entry failure",
         f"the processor refused to enter the guest: {name} ({reason:#x}, on host CPU {exit.cpu})",
-        "compare the vCPU's state with the checks of SDM volume 3, chapter 27",
+        "; ".join(problems)
+        or "compare the vCPU's state with the checks of SDM volume 3, chapter 27",
     )
 
 

@@ -7,12 +7,12 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, integer, unsigned, wrong
 from pykvm.vcpu.kvm_engine import KvmEngine
 from pykvm.vcpu.loop import Loop
-from pykvm.vcpu.registers import CONTROL, GENERAL, SEGMENTS, TABLES, Registers
-from pykvm.x86.state import CpuState, SegmentRegister, TableRegister, check_record
+from pykvm.vcpu.registers import CONTROL, GENERAL, SEGMENTS, TABLES, Registers, state_of
+from pykvm.x86.state import CpuState, SegmentRegister, check_record
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from typing import Any, Literal
+    from typing import Literal
 
     from pykvm import kvm
     from pykvm.exits import Exit
@@ -77,20 +77,12 @@ class CPU:
 
     @property
     def state(self) -> CpuState:
-        """All registers as one value.  Assign it (edited, or another) to set them all."""
-        regs = self.engine.regs()
-        sregs = self.engine.sregs()
-        values: dict[str, Any] = {name: getattr(regs, name) for name in GENERAL}
-        values.update((name, getattr(sregs, name)) for name in CONTROL)
-        for name in SEGMENTS:
-            segment = getattr(sregs, name)
-            values[name] = SegmentRegister(
-                **{field: getattr(segment, field) for field in _SEGMENT_FIELDS}
-            )
-        for name in TABLES:
-            table = getattr(sregs, name)
-            values[name] = TableRegister(base=table.base, limit=table.limit)
-        return CpuState(**values)
+        """All registers as one value.  Assign it (edited, or another) to set them all.
+
+        Raises KVMError if KVM refuses it, and the hint says what is wrong: `CpuState.problems`
+        says so beforehand.
+        """
+        return state_of(self.engine.sregs(), self.engine.regs())
 
     @state.setter
     def state(self, state: CpuState) -> None:

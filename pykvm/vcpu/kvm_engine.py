@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from errno import ENOMEM
+from errno import EINVAL, ENOMEM
 
 from pykvm._core import ffi, hold_vcpu, lib, owned
 from pykvm.errors import KVMError, ResourceError, StateError, resource_error
@@ -205,8 +205,22 @@ class KvmEngine:
         self._sregs = None
         self.finish_instruction()
         self._overtaken_at = self.living().runs
-        self.kvm.set_sregs(sregs)
+        try:
+            self.kvm.set_sregs(sregs)
+        except KVMError as error:
+            if error.errno == EINVAL:
+                self._explain(error, sregs)
+            raise
         self.page[DIRTY_REGS] &= ~_SYNC_SREGS
+
+    def _explain(self, error: KVMError, sregs: Any) -> None:
+        """Say what is wrong with the control registers that KVM refused."""
+        from pykvm.vcpu.registers import state_of
+        from pykvm.x86.consistency import control_problems
+        from pykvm.x86.cpuid import CpuidTable
+
+        cpuid = CpuidTable(self.kvm.get_cpuid2())
+        error.hint = "; ".join(control_problems(state_of(sregs), cpuid)) or error.hint
 
     def _settle_sregs(self) -> None:
         """Set the registers that the core has left in the page for the next KVM_RUN."""

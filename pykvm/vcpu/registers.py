@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from pykvm.typed import TYPE_CHECKING, Protocol, overload
 from pykvm.values.checks import word
-from pykvm.x86.state import SegmentRegister, TableRegister, check_record
+from pykvm.x86.registers import EFER
+from pykvm.x86.state import CpuState, SegmentRegister, TableRegister, check_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["CONTROL", "GENERAL", "SEGMENTS", "TABLES", "Registers"]
+__all__ = ["CONTROL", "GENERAL", "SEGMENTS", "TABLES", "Registers", "state_of"]
 
 GENERAL = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
@@ -87,6 +88,13 @@ class _Control:
         registers.source.set_sregs(sregs)
 
 
+def _segment(sregs: Any, name: str) -> SegmentRegister:
+    fields = getattr(sregs, name)
+    segment = SegmentRegister(**{field: getattr(fields, field) for field in _SEGMENT_FIELDS})
+    segment.long = bool(sregs.efer & EFER.LMA and not segment.s)
+    return segment
+
+
 class _Segment:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -98,8 +106,7 @@ class _Segment:
     def __get__(self, registers: Registers | None, owner: type) -> SegmentRegister | _Segment:
         if registers is None:
             return self
-        segment = getattr(registers.source.sregs(), self.name)
-        return SegmentRegister(**{field: getattr(segment, field) for field in _SEGMENT_FIELDS})
+        return _segment(registers.source.sregs(), self.name)
 
     def __set__(self, registers: Registers, value: SegmentRegister) -> None:
         check_record(self.name, value, SegmentRegister)
@@ -130,6 +137,19 @@ class _Table:
         table = getattr(sregs, self.name)
         table.base, table.limit = value.base, value.limit
         registers.source.set_sregs(sregs)
+
+
+def state_of(sregs: Any, regs: Any = None) -> CpuState:
+    """The CpuState of a struct kvm_sregs, and of a kvm_regs where there is one."""
+    values: dict[str, Any] = {name: getattr(sregs, name) for name in CONTROL}
+    if regs is not None:
+        values.update((name, getattr(regs, name)) for name in GENERAL)
+    for name in SEGMENTS:
+        values[name] = _segment(sregs, name)
+    for name in TABLES:
+        table = getattr(sregs, name)
+        values[name] = TableRegister(base=table.base, limit=table.limit)
+    return CpuState(**values)
 
 
 class Registers:

@@ -88,6 +88,10 @@ class EFER:
     LMSLE = 1 << 13
     FFXSR = 1 << 14
     TCE = 1 << 15
+    MCOMMIT = 1 << 17
+    INTWB = 1 << 18
+    UAIE = 1 << 20
+    AIBRSE = 1 << 21
 
 
 class RFLAGS:

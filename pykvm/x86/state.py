@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from pykvm.x86.cpuid import CpuidTable
+
 __all__ = [
     "CpuState",
     "Mode",
@@ -91,7 +93,23 @@ class _Record:
         return new
 
 
-class SegmentRegister(_Record):
+class _OfMode(_Record):
+    """A record that prints itself differently in long mode."""
+
+    __slots__ = ("long",)
+
+    #: Whether its descriptor is one of long mode, where LDT and TSS have 16 bytes.  No part of the
+    #: value.
+    long: bool
+
+    def copy(self) -> Self:
+        """See `_Record`."""
+        new = super().copy()
+        new.long = self.long
+        return new
+
+
+class SegmentRegister(_OfMode):
     """A segment register with its hidden part, fields as in kvm_segment.
 
     `limit` is in bytes whatever `g` says.  `unusable` is 1 for one that no access may go through.
@@ -148,6 +166,7 @@ class SegmentRegister(_Record):
         self.g = g
         self.avl = avl
         self.unusable = unusable
+        self.long = False
 
     @classmethod
     def load(cls, descriptor: SegmentDescriptor, selector: int) -> SegmentRegister:
@@ -156,7 +175,7 @@ class SegmentRegister(_Record):
         >>> SegmentRegister.load(descriptors.code(64), 0x10).l
         1
         """
-        return cls(
+        loaded = cls(
             base=descriptor.base,
             limit=descriptor.limit,
             selector=selector,
@@ -169,9 +188,15 @@ class SegmentRegister(_Record):
             g=descriptor.g,
             avl=descriptor.avl,
         )
+        loaded.long = descriptor.long
+        return loaded
 
-    def descriptor(self, *, long: bool = False) -> SegmentDescriptor:
-        """The hidden part as a descriptor; in long mode (`long`) LDT and TSS are 16-byte ones."""
+    def descriptor(self, *, long: bool | None = None) -> SegmentDescriptor:
+        """The hidden part as a descriptor; in long mode (`long`) LDT and TSS are 16-byte ones.
+
+        Without `long` it is that of the mode in which the register was read or loaded.
+        """
+        long = self.long if long is None else long
         return SegmentDescriptor(
             self.base,
             self.limit,
@@ -186,7 +211,7 @@ class SegmentRegister(_Record):
             long=long and not self.s,
         )
 
-    def describe(self, *, long: bool = False) -> str:
+    def describe(self, *, long: bool | None = None) -> str:
         """The selector and the hidden part in words, on one line; `long` as in `descriptor`."""
         hidden = "unusable" if self.unusable else str(self.descriptor(long=long))
         return f"{self.selector:04x} {hidden}"
@@ -399,6 +424,27 @@ class CpuState(_Record):
             return self.rsp
         mask = 0xFFFF_FFFF if self.ss.db else 0xFFFF
         return (self.ss.base + (self.rsp & mask)) & 0xFFFF_FFFF
+
+    def problems(self, cpuid: CpuidTable | None = None) -> tuple[str, ...]:
+        """What no processor would run, a sentence each: control registers first, then the rest.
+
+        The rules are of SDM 3A 2.5 and 3C 27.3.1.  With the vCPU's `cpuid`, features and the width
+        of physical addresses count as well.  Some hosts run a state that others refuse.
+
+        >>> state = long_mode(rip=0, rsp=0, cr3=0x1000, gdt_base=0x2000, tss_base=0x3000)
+        >>> state.problems()
+        ()
+        >>> state.cr4 = 1 << 30
+        >>> state.cs.db = 1
+        >>> for problem in state.problems():
+        ...     print(problem)
+        CR4 has reserved bit 30 set
+        EFER.LME and CR0.PG without CR4.PAE
+        CS.L and CS.D are both set
+        """
+        from pykvm.x86.consistency import problems
+
+        return tuple(problems(self, cpuid))
 
     def __repr__(self) -> str:
         """Several lines, as `str` has them: what a prompt and a failed assertion show."""

@@ -74,6 +74,14 @@ def test_each_way_of_dying(exit: exits.Exit, kind: str, words: str) -> None:
     assert error.registers == {"rip": 0x1000}
 
 
+def test_what_the_processor_refused_to_enter() -> None:
+    state = real_mode(ip=0x1000)
+    assert "SDM volume 3, chapter 27" in report(exits.FailEntry(0x80000021, 2), state=state).hint
+    state.tr.unusable, state.rflags = 1, 0x8002
+    hint = report(exits.FailEntry(0x80000021, 2), state=state).hint
+    assert hint == "TR is unusable; RFLAGS has reserved bit 15 set"
+
+
 def test_a_jump_to_where_no_memory_is() -> None:
     error = report(exits.InternalError(1), ip=0xF000_0)
 

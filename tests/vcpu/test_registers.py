@@ -159,3 +159,11 @@ def test_registers_taken_from_the_page_bring_no_interrupt_of_the_past(guest: Mak
     cpu.engine.commit_sregs()
     assert cpu.regs.cr2 == 0x1234
     assert cpu.kvm.get_sregs().interrupt_bitmap == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [(Mode.PROTECTED, "tss32"), (Mode.LONG, "tss64")])
+def test_a_register_alone_prints_as_in_the_state(guest: MakeGuest, mode: Mode, kind: str) -> None:
+    cpu = guest("F4   hlt", mode=mode).vcpus[0]
+    assert f"tr =00{cpu.regs.tr.selector:x} {kind} busy" in str(cpu.state)
+    assert str(cpu.regs.tr) == str(cpu.state.tr)
+    assert kind in str(cpu.regs.tr)

@@ -226,6 +226,16 @@ def test_a_real_mode_dump_begins_with_the_mode() -> None:
     assert "tr =0000 tss32 busy base=0 limit=ffff dpl=0" in str(reset())
 
 
+def test_a_segment_prints_the_mode_that_it_was_loaded_in() -> None:
+    state = a_long_mode()
+    assert str(state.tr) == str(state.copy().tr) == "0038 tss64 busy base=8000 limit=67 dpl=0"
+    assert str(state.tr) in str(state)
+    assert str(a_protected_mode().tr) == "0038 tss32 busy base=8000 limit=67 dpl=0"
+    plain = SegmentRegister(0x8000, 0x67, 0x38, type=0xB, present=1)
+    assert plain == state.tr
+    assert state.tr.descriptor() == state.tr.descriptor(long=True) != plain.descriptor()
+
+
 def test_reprs_show_every_field_in_hex() -> None:
     assert repr(TableRegister(0x1000, 0x57)) == "TableRegister(base=0x1000, limit=0x57)"
     assert "selector=0x10" in repr(a_long_mode().cs)
