@@ -3,9 +3,11 @@
 Run it:  python examples/01_raw_ioctls.py
 
 KVM is a file and a handful of ioctls on three kinds of file descriptor: the system (/dev/kvm), a
-virtual machine, and a virtual CPU of that machine.  The kernel runs the guest's instructions; it
-comes back to this program, a "VM exit", whenever the guest does something that only a machine
-around the processor can answer: a port, an address without memory behind it, a halt.
+virtual machine (VM), and a virtual CPU (vCPU) of that machine.  The kernel runs the guest's
+instructions.  It returns to this program when the guest needs more than a processor: a port, an
+address without memory, a halt.  That is a VM exit.
+
+The next example does the same with pykvm, which does steps 1 to 5 for you.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ CODE = bytes.fromhex(
     "a2 10 00       "  # 1017        mov  [0x10], al     ; VM exit: memory that is not there
     "f4             "  # 101a        hlt                 ; VM exit: nothing left to do
 )
-MESSAGE = b"Hello from a guest\n\0"  # 101b, right behind the code
+MESSAGE = b"Hello from a guest\n\0"  # 101b, right after the code
 
 # An ioctl's number packs a direction, the size of its argument, a type (0xAE is KVM's) and a number
 # (<asm-generic/ioctl.h>).  Those that transfer no struct have only the last two.
@@ -74,7 +76,7 @@ def address_in_this_process(name: str) -> int:
 
 
 def main() -> None:
-    # 1. The system.  12 is the one stable version of the API; everything newer is a "capability".
+    # 1. The system.  12 is the only stable version of the API; everything newer is a "capability".
     kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     assert fcntl.ioctl(kvm, KVM_GET_API_VERSION) == 12
 
@@ -94,7 +96,7 @@ def main() -> None:
     fcntl.ioctl(vm, KVM_SET_USER_MEMORY_REGION, region)
 
     # 4. A virtual CPU.  Besides its ioctls it has a page shared with the kernel, struct kvm_run,
-    # in which the kernel says why it came back, and we leave our answer.
+    # in which the kernel says why it returned, and we put our answer.
     vcpu = fcntl.ioctl(vm, KVM_CREATE_VCPU, 0)
     run = mmap.mmap(vcpu, fcntl.ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE))
 
@@ -135,7 +137,7 @@ def main() -> None:
             break
 
         else:  # <linux/kvm.h> lists some forty reasons
-            raise SystemExit(f"exit reason {exit_reason}: this page does not know it")
+            raise SystemExit(f"exit reason {exit_reason}: not handled here")
 
     # 7. The VM lives as long as a descriptor or mapping of it does.
     run.close()

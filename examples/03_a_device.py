@@ -2,8 +2,10 @@
 
 Run it:  python examples/03_a_device.py
 
-A device does not know where it stands: the machine puts it at a physical address (memory-mapped
-I/O) or at a port (port I/O), and a load, a store, an IN or an OUT of the guest becomes a call.
+Example 02 answered every exit itself.  `machine.run` lets devices answer: each machine has a PC's
+serial port and a few others, and `machine.add` adds yours, at a physical address (memory-mapped
+I/O) or at a port (port I/O).  A load, a store, an IN or an OUT of the guest becomes a call of
+`read` or `write`.  The device sees offsets; it does not know its address.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ GUEST = Path(__file__).parents[1] / "guests" / "build" / "mmio.elf"
 
 
 class Adder:
-    """Three registers of 32 bits: 0 tells who is there, 4 adds, 8 gives the sum."""
+    """Three 32-bit registers: reading 0 gives an ID, writing 4 adds, reading 8 gives the sum."""
 
     name = "adder"
     total = 0
@@ -30,7 +32,7 @@ class Adder:
 
 
 class Dice:
-    """One port that gives another number each time.  What is written to it is ignored."""
+    """One port; each read gives the next number.  Writes are ignored."""
 
     name = "dice"
 
@@ -41,7 +43,7 @@ class Dice:
         return self.numbers.pop(0)
 
 
-# In real mode, as the first sector of a disk would run: throw twice, end with the sum as exit code.
+# Real-mode code: throw twice, and end with the sum as exit code (port 0xf4 ends a run).
 THROW_TWICE = bytes.fromhex(
     "e4 10   "  # in  al, 0x10
     "88 c3   "  # mov bl, al

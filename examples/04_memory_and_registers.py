@@ -1,10 +1,11 @@
-"""Looking into a guest, and changing it: memory, registers, symbols, page tables.
+"""Read and change a guest: memory, registers, symbols, page tables.
 
 Run it:  python examples/04_memory_and_registers.py
 
-There are three kinds of address.  The guest's code uses guest-virtual ones (GVA); the guest's page
-tables turn them into guest-physical ones (GPA); KVM's memory slots turn those into addresses of
-this process (HVA).  `machine.memory` takes GPAs, a vCPU's `read` and `write` take GVAs.
+There are three kinds of address.  The guest's code uses guest-virtual addresses (GVA).  The guest's
+page tables translate them to guest-physical addresses (GPA).  KVM's memory slots translate those to
+addresses of this process (HVA).  `machine.memory` takes GPAs, a vCPU's `read` and `write` take
+GVAs.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ def change_what_it_is_given() -> None:
         pointers = memoryview(cpu.read(argv, 8 * cpu.regs.rdi)).cast("Q")
         print("argv:", [cpu.read_cstring(pointer).decode() for pointer in pointers])
 
-        # Registers are set by assigning to them, one by one ...
+        # Assign to registers one by one ...
         cpu.write(pointers[1], b"ONE")
         cpu.regs.rdi = 2
 
-        # ... or all at once, as a value that can be printed, edited and assigned.
+        # ... or all at once: the state is a value to print, edit and assign.
         state = cpu.state
         state.rax = 0x1234
         cpu.state = state
@@ -57,7 +58,7 @@ def follow_its_page_tables() -> None:
         view = machine.memory.view(gpa, 8).cast("Q")
         print(int.from_bytes(cpu.read(window, 8), "little"), machine.memory.read_u64(gpa), view[0])
 
-        # A page that is not there yet says which level ends the walk, and with which #PF.
+        # For a page that is not mapped the walk says which level ends it, and with which #PF.
         print(cpu.walk(window + 4096, access="write"))
 
 

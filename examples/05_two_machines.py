@@ -2,9 +2,9 @@
 
 Run it:  python examples/05_two_machines.py
 
-While a guest runs, its thread does not hold Python's global interpreter lock: machines run side by
-side on as many processors as there are.  args.elf prints its arguments on its serial port; what it
-prints is typed at echo.elf, which sends back every byte until a line is just "q".
+While a guest runs, its thread does not hold Python's global interpreter lock: machines run in
+parallel on as many processors as there are.  args.elf prints its arguments on its serial port.
+That output is the input of echo.elf, which sends back every byte until a line is just "q".
 """
 
 from __future__ import annotations

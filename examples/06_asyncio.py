@@ -2,8 +2,8 @@
 
 Run it:  python examples/06_asyncio.py
 
-`machine.run` blocks, so it gets a thread.  Serial output comes up in that thread and is passed to
-the event loop, which is free for everything else meanwhile.  echo.elf sends back what it is sent.
+`machine.run` blocks, so it gets a thread.  That thread calls back with serial output, which goes to
+the event loop; the loop stays free for everything else.  echo.elf sends back what it is sent.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ async def main() -> None:
             console.serial.send(line + "\n")
             print("guest:", await asyncio.wait_for(console.read_line(), timeout=10))
 
-        # Nobody types any more, and the guest waits for ever.  Cancelling the task would leave the
-        # thread behind; `stop` ends the run, however busy the guest is.
+        # Without more input the guest waits for ever.  Cancelling the task would not end its
+        # thread; `stop` ends the run, however busy the guest is.
         done, _ = await asyncio.wait({running}, timeout=0.1)
         print("done by itself:", bool(done))
         machine.stop()

@@ -1,12 +1,12 @@
-"""A test rig in one file: guests as the things under test, pytest as the runner.
+"""A test rig in one file: pytest tests guests.
 
 Run it:  python examples/07_pytest.py    (or: pytest examples/07_pytest.py)
 
-pytest is what `make venv` has and `make run` has not: pip install pytest.
+`make venv` installs pytest, `make run` does not: pip install pytest.
 
 A fixture boots the guest and closes it afterwards; tests talk to it and read its memory.  `check`
-raises unless a run ended as it was asked to: by what it waited for, or else with exit code 0.  The
-`Result` has more: five endings below, each unlike the others.
+raises unless the run ended as asked: by what it waited for, else with exit code 0.  The `Result`
+has more: the last test shows five ways in which a run ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Boot = Callable[..., Machine]
 
 @pytest.fixture
 def boot() -> Iterator[Boot]:
-    """Start a guest by its file's name; what else it is given goes to Machine."""
+    """Start a guest by its file's name; the other arguments go to Machine."""
     with ExitStack() as stack:
         yield lambda name, **options: stack.enter_context(Machine(GUESTS / name, **options))
 
@@ -77,5 +77,5 @@ def test_five_endings(boot: Boot, name: str, timeout: float, outcome: Outcome, s
 if __name__ == "__main__":
     if not GUESTS.exists():
         sys.exit("Build the guests first: make guests")
-    # Without the settings of the tests of pykvm itself, which make every warning an error.
+    # Without the settings of pykvm's own tests, which make every warning an error.
     sys.exit(pytest.main(["-q", "-c", os.devnull, "-p", "no:cacheprovider", __file__]))
