@@ -96,7 +96,7 @@ def _notes(boots: list[tuple[Told, Told]]) -> tuple[str, ...]:
     if not theirs.trouble:
         return notes
     last = theirs.lines[-1].message if theirs.lines else "nothing"
-    return (*notes, f"QEMU does not come to user space: behind {last!r}, {theirs.trouble}")
+    return (*notes, f"QEMU does not come to user space: after {last!r}, {theirs.trouble}")
 
 
 def _times(boots: list[tuple[Told, Told]], text: str) -> tuple[Pair, ...]:

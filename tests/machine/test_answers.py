@@ -51,7 +51,7 @@ def test_reads_come_with_what_their_devices_said(guest: MakeGuest) -> None:
 
 
 def test_on_exit_comes_before_and_on_answer_after(guest: MakeGuest) -> None:
-    machine = guest("E4 60 in al, 0x60\nE6 80 out 0x80, al\nEB FA jmp $-4", unclaimed="float")
+    machine = guest("E4 60 in al, 0x60\nE6 80 out 0x80, al\nEB FA jmp $-4", unclaimed="open-bus")
     machine.remove("i8042")
     machine.add(Odometer(), pio=0x60, length=1)
     order: list[tuple[str, str, bytes | None]] = []
@@ -72,7 +72,7 @@ def test_on_exit_comes_before_and_on_answer_after(guest: MakeGuest) -> None:
 
 
 def test_what_floats_is_answered_with_all_ones(guest: MakeGuest) -> None:
-    machine = guest(READS, mode="protected", memory="1M", unclaimed="float")
+    machine = guest(READS, mode="protected", memory="1M", unclaimed="open-bus")
     device = Odometer()
     machine.add(device, pio=0x500, length=2)
     seen = []

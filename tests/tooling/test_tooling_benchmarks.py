@@ -216,7 +216,7 @@ def test_how_far_linux_came_in_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.pairs == ((1.0, 2.0),)
     assert first.notes == (
         "as it is",
-        "QEMU does not come to user space: behind 'tsc: 2 MHz', KVM internal error",
+        "QEMU does not come to user space: after 'tsc: 2 MHz', KVM internal error",
     )
     assert (common.row.title.split(", ")[1], common.pairs) == (
         "command to 'tsc: 1 MHz'",
