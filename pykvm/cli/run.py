@@ -29,7 +29,17 @@ _WITH_CONSOLE = frozenset({Outcome.TIMEOUT, Outcome.CRASHED})
 def main(options: Options) -> int:
     """Run the guest that `options` describe and return the exit status."""
     with machine_of(options) as machine:
+        if machine.is_linux and not options.quiet:
+            _announce()
         return _Session(machine, options).run()
+
+
+def _announce() -> None:
+    """Before Linux is silent for a while, say why it will be."""
+    from pykvm.quirks.kernel_options import ring_0_is_emulated
+
+    if ring_0_is_emulated():
+        say("this host runs ring 0 in an emulator: Linux takes about a minute", until=0.0)
 
 
 class _Session:
@@ -103,7 +113,7 @@ class _Session:
         if not (options.quiet and result.outcome is Outcome.EXITED):
             line = ending_line(sentence + result.where, result, note)
             self._say(line, self._advice(result))
-            for remark in filter(None, (*result.notes, hint(result, self._missed))):
+            for remark in filter(None, (*self._notes(result), hint(result, self._missed))):
                 self._say(remark)
         if options.stats:
             from pykvm.cli.stats import stats_text
@@ -115,6 +125,12 @@ class _Session:
 
             tell(dump_text(machine), until=self._patience)
         return status
+
+    def _notes(self, result: Result) -> list[str]:
+        """What this host did not do as asked; how a Linux was made to start, only if it failed."""
+        started_well = self._machine.is_linux and result.ok
+        known = self._machine.notes if started_well else ()
+        return [note for note in result.notes if note not in known]
 
     def _advice(self, result: Result) -> str:
         """What stands below the sentence."""

@@ -275,6 +275,16 @@ class Machine:
     # -- looking -----------------------------------------------------------------------------
 
     @property
+    def is_linux(self) -> bool:
+        """Whether the guest is a Linux kernel."""
+        return self._guest.is_linux
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done otherwise than asked when it was made: sentences that each Result has."""
+        return self._remarks
+
+    @property
     def vcpus(self) -> tuple[CPU, ...]:
         """The vCPUs; the first is the one that the guest starts on."""
         return tuple(self._board.vcpus)

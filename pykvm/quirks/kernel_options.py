@@ -18,7 +18,14 @@ from pykvm.values.spelling import option
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["ALWAYS", "OPTIONS", "KernelOption", "add_workarounds", "options_for"]
+__all__ = [
+    "ALWAYS",
+    "OPTIONS",
+    "KernelOption",
+    "add_workarounds",
+    "options_for",
+    "ring_0_is_emulated",
+]
 
 
 class KernelOption(NamedTuple):
@@ -59,6 +66,11 @@ OPTIONS = (
 
 # What an option names, and what the workarounds of the same machine ask for: in one probe VM.
 KERNEL_QUIRKS = (syscall.QUIRK, bit_counts.QUIRK, cpuid.QUIRK, software_interrupt.QUIRK)
+
+
+def ring_0_is_emulated() -> bool:
+    """Whether this host's KVM runs ring 0 in its instruction emulator.  Raises as `found` does."""
+    return bool(found((bit_counts.QUIRK,)))
 
 
 def options_for(quirks: Collection[str], vcpus: int) -> tuple[str, ...]:
