@@ -88,7 +88,12 @@ class Symbols(Mapping[str, int]):
         if self._by_name is None:
             symbols = sorted(self._read(), key=lambda symbol: symbol.rank)
             # Built whole, then published: another thread may ask meanwhile.
-            by_address = {symbol.address: symbol for symbol in symbols if not symbol.absolute}
+            per_cpu = _per_cpu({symbol.name: symbol.address for symbol in symbols})
+            by_address = {
+                symbol.address: symbol
+                for symbol in symbols
+                if not (symbol.absolute or symbol.address in per_cpu)
+            }
             self._addresses = sorted(by_address)
             self._by_address = [by_address[address] for address in self._addresses]
             self._by_name = {symbol.name: symbol.address for symbol in symbols}
@@ -156,6 +161,15 @@ class Symbols(Mapping[str, int]):
         if not self._extents:
             return False
         return not any(start <= first and second < end for start, end in self._extents)
+
+
+def _per_cpu(names: Mapping[str, int]) -> range:
+    """Where Linux's per-CPU variables are linked, if at 0: their addresses are no places.
+
+    Before Linux 6.15 a kernel for several processors has them so (arch/x86/kernel/vmlinux.lds.S).
+    """
+    end = names.get("__per_cpu_end", -1)
+    return range(end + 1) if names.get("__per_cpu_start") == 0 else range(0)
 
 
 def _may_be_meant(name: str, known: str) -> bool:

@@ -160,6 +160,13 @@ def _address(text: str) -> int:
     return address
 
 
+def _offset(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ValueError("bytes such as 0x1e000000") from None
+
+
 def _port(text: str) -> int:
     try:
         port = int(text, 0)
@@ -349,6 +356,17 @@ OPTIONS: tuple[Option, ...] = (
         "--kernel", "FILE", str, GUEST,
         "a Linux kernel that the guest file, which is firmware, is to boot (fw_cfg); without a "
         "guest file it is the guest itself",
+        _GUESTS,
+    ),
+    Option(
+        "--symbols", "FILE", str, GUEST,
+        "the guest's symbols, where its file has none: a vmlinux or another ELF file, or a "
+        "System.map",
+        _GUESTS,
+    ),
+    Option(
+        "--symbols-offset", "BYTES", _offset, GUEST,
+        "how far above these addresses the guest is, as where KASLR has moved a kernel",
         _GUESTS,
     ),
     Option(

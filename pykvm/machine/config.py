@@ -66,6 +66,8 @@ class MachineConfig(Frozen):
     modules: Sequence[tuple[File, str]] = ()
     kernel: File | None = None
     fw_cfg: Mapping[str, bytes] | None = None
+    symbols: File | None = None
+    symbols_offset: int = 0
     devices: Iterable[Placement] | None = None
     cpu: str = "baseline"
     unclaimed: str | None = None
@@ -114,7 +116,7 @@ class MachineConfig(Frozen):
 # What has no meaning without a guest file.
 _OF_IMAGES = (
     *("boot", "mode", "load_address", "entry", "stack"),
-    *("append", "args", "initrd", "modules", "kernel"),
+    *("append", "args", "initrd", "modules", "kernel", "symbols"),
 )
 
 
@@ -149,6 +151,9 @@ def _file(name: str, value: Any) -> Any:
         raise checks.wrong(name, "a path or the bytes of a file", value)
     return value
 
+
+# How far a guest may lie from where its symbols say: anywhere in 64 bits.
+_MOST_MOVED = (1 << 64) - 1
 
 _UNITS = "write it with a unit: memory='64M'"
 
@@ -213,6 +218,8 @@ _CHECKS: Mapping[str, checks.Check] = {
     "modules": _modules,
     "kernel": checks.optional(_file),
     "fw_cfg": checks.optional(_files),
+    "symbols": checks.optional(_file),
+    "symbols_offset": lambda name, value: checks.integer(name, value, -_MOST_MOVED, _MOST_MOVED),
     "devices": checks.optional(_placements),
     "cpu": checks.text,
     "unclaimed": checks.choice(None, *UNCLAIMED),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pykvm.boot import Image
+    from pykvm.boot.symbols import Symbols
     from pykvm.bus import Placement
     from pykvm.machine.config import MachineConfig
 
@@ -34,6 +35,8 @@ class Guest(NamedTuple):
     image: Image | None
     setup: Setup
     remarks: tuple[str, ...] = ()
+    #: Those of a file beside it.
+    symbols: Symbols | None = None
 
     @property
     def is_pc(self) -> bool:
@@ -125,7 +128,12 @@ def read_guest(config: MachineConfig) -> Guest:
         ),
         kernel=None if config.kernel is None else source_of(config.kernel, nameless="kernel"),
     )
-    return Guest(config, image, setup, (remark,) if remark else ())
+    symbols = None
+    if config.symbols is not None:
+        from pykvm.boot.symbol_files import symbols_of
+
+        symbols = symbols_of(config.symbols, offset=config.symbols_offset)
+    return Guest(config, image, setup, (remark,) if remark else (), symbols)
 
 
 def _real_address(text: str | None) -> RealAddress | None:

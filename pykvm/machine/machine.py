@@ -161,7 +161,8 @@ class Machine:
         if guest.is_pc or "fw-cfg" in board.devices:
             setup = setup._replace(hardware=board.hardware())
         if guest.image is not None:
-            self.entry = place(guest.image, self.memory, setup)
+            entry = place(guest.image, self.memory, setup)
+            self.entry = entry if guest.symbols is None else entry._replace(symbols=guest.symbols)
             self._remarks += self.entry.remarks
             board.vcpus[0].state = self.entry.state
         if guest.follows_firmware:
