@@ -166,7 +166,8 @@ def check_configuration(built: str) -> None:
 
 def initial_ramdisk() -> Artifact:
     """The initramfs, with busybox and our programs in it."""
-    inputs = [HERE / name for name in ("init", "checks", "environment", "fpsig.c", "initramfs.py")]
+    names = ("init", "inittab", "checks", "environment", "fpsig.c", "initramfs.py")
+    inputs = [HERE / name for name in names]
     return Artifact(
         title="the initramfs",
         name=f"initramfs-{digest(BUSYBOX.read_bytes(), *(path.read_bytes() for path in inputs))}",

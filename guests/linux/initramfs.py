@@ -40,6 +40,7 @@ def entries(busybox: bytes, programs: dict[str, bytes]) -> list[Entry]:
         Entry("dev/console", stat.S_IFCHR | 0o600, device=CONSOLE),
         Entry("init", executable, (HERE / "init").read_bytes()),
         Entry("etc/environment", stat.S_IFREG | 0o644, (HERE / "environment").read_bytes()),
+        Entry("etc/inittab", stat.S_IFREG | 0o644, (HERE / "inittab").read_bytes()),
         Entry("bin/busybox", executable, busybox),
         Entry("bin/checks", executable, (HERE / "checks").read_bytes()),
         *(Entry(f"bin/{name}", executable, data) for name, data in sorted(programs.items())),

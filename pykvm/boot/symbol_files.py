@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 
 from pykvm.boot import elf
 from pykvm.boot.source import source_of
-from pykvm.boot.symbols import Symbol, Symbols, read_symbols
+from pykvm.boot.symbols import Symbol, Symbols, per_cpu, read_symbols
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,21 +39,32 @@ def symbols_of(file: str | os.PathLike[str] | bytes, *, offset: int = 0) -> Symb
     source = source_of(file, nameless="symbols")
     if bytes(source.part(0, len(elf.ELFMAG))) == elf.ELFMAG:
         header = elf.read_header(source)
-        return Symbols(lambda: read_symbols(source, header, bias=offset))
+        return Symbols(lambda: _moved(read_symbols(source, header), offset))
     first = bytes(source.part(0, _LONGEST_LINE)).split(b"\n")[0]
-    if _symbol(first, offset) is None:
+    if _symbol(first) is None:
         raise source.error(
             "has no symbols: it is neither an ELF file nor a System.map",
             hint="a kernel's build leaves them in vmlinux and in System.map",
         )
-    return Symbols(lambda: _read_map(source, offset))
+    return Symbols(lambda: _moved(_read_map(source), offset))
 
 
-def _read_map(source: Source, offset: int) -> list[Symbol]:
+def _moved(symbols: list[Symbol], offset: int) -> list[Symbol]:
+    """The places among them `offset` further on, as far as that is in 64 bits."""
+    if not offset:
+        return symbols
+    numbers = per_cpu({symbol.name: symbol.address for symbol in symbols})
+    return [
+        symbol if stays else symbol._replace(address=symbol.address + offset)
+        for symbol in symbols
+        if (stays := symbol.absolute or symbol.address in numbers)
+        or 0 <= symbol.address + offset < 1 << 64
+    ]
+
+
+def _read_map(source: Source) -> list[Symbol]:
     """The symbols of a System.map, each as long as it is to the next one."""
-    found = sorted(
-        islice(_map_symbols(source, offset), _MOST_SYMBOLS), key=lambda symbol: symbol.address
-    )
+    found = sorted(islice(_map_symbols(source), _MOST_SYMBOLS), key=lambda symbol: symbol.address)
     sized = []
     for symbol, following in pairwise([*found, *found[-1:]]):
         sized.append(symbol._replace(size=following.address - symbol.address or 1))
@@ -64,15 +75,15 @@ def _read_map(source: Source, offset: int) -> list[Symbol]:
     return sized
 
 
-def _map_symbols(source: Source, offset: int) -> Iterator[Symbol]:
+def _map_symbols(source: Source) -> Iterator[Symbol]:
     text = bytes(source.part(0, min(len(source), _MOST_BYTES)))
     for line in text.splitlines():
-        symbol = _symbol(line, offset)
+        symbol = _symbol(line)
         if symbol is not None:
             yield symbol
 
 
-def _symbol(line: bytes, offset: int) -> Symbol | None:
+def _symbol(line: bytes) -> Symbol | None:
     """The symbol of a line; None if it has none."""
     words = line[:_LONGEST_LINE].decode(errors="replace").split()
     if len(words) < 3 or len(words[1]) != 1 or not words[0].isalnum():
@@ -82,10 +93,6 @@ def _symbol(line: bytes, offset: int) -> Symbol | None:
     except ValueError:
         return None
     kind = words[1]
-    absolute = kind in _ABSOLUTE
     binding = 1 if kind in _WEAK else 2 * kind.isupper()
     rank = (binding, 3 * (kind in _FUNCTION), 0)
-    moved = address if absolute else address + offset
-    if not 0 <= moved < 1 << 64:
-        return None
-    return Symbol(words[2], moved, 0, rank, absolute)
+    return Symbol(words[2], address, 0, rank, kind in _ABSOLUTE) if address < 1 << 64 else None

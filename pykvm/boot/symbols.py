@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pykvm.boot.elf import ElfHeader
     from pykvm.boot.source import Source
 
-__all__ = ["Symbol", "Symbols", "read_symbols"]
+__all__ = ["Symbol", "Symbols", "per_cpu", "read_symbols"]
 
 SHT_SYMTAB, SHT_DYNSYM = 2, 11
 SHN_UNDEF, SHN_ABS = 0, 0xFFF1
@@ -88,11 +88,11 @@ class Symbols(Mapping[str, int]):
         if self._by_name is None:
             symbols = sorted(self._read(), key=lambda symbol: symbol.rank)
             # Built whole, then published: another thread may ask meanwhile.
-            per_cpu = _per_cpu({symbol.name: symbol.address for symbol in symbols})
+            numbers = per_cpu({symbol.name: symbol.address for symbol in symbols})
             by_address = {
                 symbol.address: symbol
                 for symbol in symbols
-                if not (symbol.absolute or symbol.address in per_cpu)
+                if not (symbol.absolute or symbol.address in numbers)
             }
             self._addresses = sorted(by_address)
             self._by_address = [by_address[address] for address in self._addresses]
@@ -163,7 +163,7 @@ class Symbols(Mapping[str, int]):
         return not any(start <= first and second < end for start, end in self._extents)
 
 
-def _per_cpu(names: Mapping[str, int]) -> range:
+def per_cpu(names: Mapping[str, int]) -> range:
     """Where Linux's per-CPU variables are linked, if at 0: their addresses are no places.
 
     Before Linux 6.15 a kernel for several processors has them so (arch/x86/kernel/vmlinux.lds.S).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pykvm.cli.describe import location
+from pykvm.cli.instruction import instruction_at
 from pykvm.errors import MemoryRangeError
 from pykvm.typed import TYPE_CHECKING
 
@@ -18,11 +19,13 @@ _LINE = 16
 
 
 def dump_text(machine: Machine) -> str:
-    """Registers, code and stack of every vCPU that was running."""
+    """Registers, code, the next instruction where capstone can spell it, and stack of each vCPU."""
     parts = []
     for cpu in machine.vcpus:
         if cpu.index == 0 or not cpu.parked:
             parts += [f"vCPU {cpu.index}: {cpu.state}", code_line(machine, cpu)]
+            text = instruction_at(cpu, cpu.state.linear_rip).text
+            parts += [f"next: {text}"] if text else []
             parts += stack_lines(machine, cpu)
     return "".join(f"{part}\n" for part in parts)
 

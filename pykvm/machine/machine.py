@@ -84,6 +84,8 @@ class Machine:
     files, with a command line each, for kernels that take them: paths or bytes.  `kernel` is for
     firmware as `image`: a Linux kernel for it to boot, with `append` and `initrd`.  `fw_cfg` has
     files for firmware and kernels to read, by name, beside those that tell of the machine.
+    `symbols` is a file with the guest's symbols, where the guest's own has none: an ELF file or a
+    System.map; `symbols_offset` is how far above their addresses the guest lies.
     A Linux kernel's command line gets words before `append` that spare it trouble on this host,
     which `Result.notes` tells; `append_only` leaves them out.
     `vcpus` counts the vCPUs; all but the first are parked until somebody sets their state and

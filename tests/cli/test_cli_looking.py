@@ -172,6 +172,18 @@ def test_trace_only_of_what_there_is_not(pykvm: Pykvm, flat: Flat, only: str, sa
 
 
 @pytest.mark.kvm
+def test_symbols_of_a_file_beside_the_guest(pykvm: Pykvm, flat: Flat, tmp_path: Path) -> None:
+    (tmp_path / "System.map").write_text("7b00 T before\n7bf8 T asks\n7d00 T after\n")
+    beside = ["--symbols", tmp_path / "System.map"]
+    assert "at 0x7c0c (asks+0x14)" in pykvm(flat(ASKS), *beside, "--unclaimed", "stop").stderr
+    moved = pykvm(flat(ASKS), *beside, "--symbols-offset", "8", "--unclaimed", "stop")
+    assert "at 0x7c0c (asks+0xc)" in moved.stderr
+    wrong = pykvm(flat(ASKS), "--symbols", flat(ASKS))
+    assert wrong.returncode == 2
+    assert "neither an ELF file nor a System.map" in wrong.stderr
+
+
+@pytest.mark.kvm
 def test_trace_file_that_cannot_be_written(pykvm: Pykvm, flat: Flat) -> None:
     done = pykvm(flat(HI), "--trace-file", "/nowhere/trace")
     assert done.returncode == 2
@@ -239,6 +251,8 @@ def test_dump(pykvm: Pykvm, guests: Path) -> None:
     text = pykvm(guests / "triple.elf", "--dump-on-exit").stderr
     assert "vCPU 0: long mode" in text
     assert re.search(r"^code at 0x[0-9a-f]+ main\+0x[0-9a-f]+: .*<0f> 0b", text, re.MULTILINE)
+    # The development environment has capstone.
+    assert re.search(r"^next: ud2$", text, re.MULTILINE)
     assert re.search(r"^stack at 0x[0-9a-f]+:\n  0x[0-9a-f]+: [0-9a-f]{16}", text, re.MULTILINE)
 
 

@@ -98,7 +98,7 @@ def test_only_the_image_goes_by_position() -> None:
     ],
 )
 def test_what_describes_an_image_goes_with_one(fields: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="initrd, modules and kernel go with an image"):
+    with pytest.raises(ConfigError, match="initrd, modules, kernel and symbols go with an image"):
         MachineConfig(**fields)
 
 

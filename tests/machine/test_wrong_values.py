@@ -71,6 +71,8 @@ OPTIONS: dict[str, tuple[str, list[Any]]] = {
     "modules": ("modules", [5, "file", ["file"], [("file",)], [("file", 5)], [(5, "")]]),
     "kernel": ("kernel is a path or the bytes of a file", [5]),
     "fw_cfg": ("fw_cfg", [5, "name", ["name"], {"name": "text"}, {"name": None}]),
+    "symbols": ("symbols is a path or the bytes of a file", [5, ["a"]]),
+    "symbols_offset": ("symbols_offset is an integer from ", ["0", None, 1.0, 1 << 64]),
     "devices": ("the devices is", [5, "com1"]),
     "cpu": ("cpu is a str", [None, 5, b"host"]),
     "unclaimed": ("unclaimed is one of stop, open-bus", ["maybe", True, 0, b"stop"]),
