@@ -76,7 +76,7 @@ class Stepper:
         self._lines = Lines(self._show_lines)
         if console:
             machine.serial.on_output(self._lines.write)
-        machine.on_emulated = self._show_emulated
+        machine.on_emulated(self._show_emulated)
 
     # -- where it stands ---------------------------------------------------------------------
 

@@ -104,11 +104,11 @@ class Trace:
 
     def __enter__(self) -> Trace:
         self._port = self._open()
-        self._machine.on_emulated = self.completed
+        self._forget = self._machine.on_emulated(self.completed)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._machine.on_emulated = None
+        self._forget()
         # Those whose answer has ended the run.
         for index in sorted(self._pending):
             self._write_pending(index)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from pykvm.typed import TYPE_CHECKING
-from pykvm.values.checks import callback as check_callback
 from pykvm.values.checks import integer
+from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +35,9 @@ class OutputLog:
         self._kept = bytearray()
         self._keeping = threading.Lock()
         self._trimmed = 0
-        self._subscribers: tuple[Callable[[bytes], object], ...] = ()
-        # The `at_once` of each subscriber.
+        self._printed = Subscribers()
+        # The `at_once` of each subscriber: by what ends its subscription, and alone.
+        self._wants: dict[Callable[[], None], bytes | None] = {}
         self._at_once: tuple[bytes | None, ...] = ()
 
     def _summary(self) -> str:
@@ -83,7 +84,7 @@ class OutputLog:
     def on_output(
         self, callback: Callable[[bytes], object], *, at_once: bytes | None = None
     ) -> Callable[[], None]:
-        """Call ``callback(data)`` with everything printed from now on; returns how to stop that.
+        """Call ``callback(data)`` with everything printed from now on; returns what ends that.
 
         It is called in the thread of the vCPU that prints.  What it raises comes out of that
         vCPU's run.  A subscriber that need not see each byte at the moment at which the guest
@@ -91,26 +92,20 @@ class OutputLog:
         (``b""`` for none): others come with them, before the guest's next exit that Python sees,
         or within 50 ms.
         """
-        check_callback("callback", callback)
-
-        def subscribed(data: bytes) -> None:
-            callback(data)
-
-        self._subscribers = (*self._subscribers, subscribed)
-        self._at_once = (*self._at_once, at_once)
+        end = self._printed.add(callback)
+        self._wants[end] = at_once
         self._subscribers_changed()
 
         def unsubscribe() -> None:
-            if subscribed in self._subscribers:
-                at = self._subscribers.index(subscribed)
-                self._subscribers = self._subscribers[:at] + self._subscribers[at + 1 :]
-                self._at_once = self._at_once[:at] + self._at_once[at + 1 :]
-                self._subscribers_changed()
+            end()
+            self._wants.pop(end, None)
+            self._subscribers_changed()
 
         return unsubscribe
 
     def _subscribers_changed(self) -> None:
         """Others listen now, or want other bytes at once."""
+        self._at_once = tuple(self._wants.values())
 
     @property
     def _prompt(self) -> bytes | None:
@@ -127,5 +122,4 @@ class OutputLog:
                 excess = len(self._kept) - self._limit
                 self._trimmed += excess
                 del self._kept[:excess]
-        for callback in self._subscribers:
-            callback(data)
+        self._printed(data)

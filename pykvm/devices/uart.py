@@ -34,7 +34,7 @@ from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, flag
-from pykvm.values.checks import callback as check_callback
+from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -153,7 +153,7 @@ class Uart16550(OutputLog, NamedDevice):
         self._incoming = Incoming()
         self._received: deque[int] = deque()
         self._inputs = MSR_CTS | MSR_DSR | MSR_DCD
-        self._drained: tuple[Callable[[], object], ...] = ()
+        self._drained = Subscribers()
         self._published: Published | None = None
         self._published_for: object = None
         self._bank: int | None = None
@@ -193,12 +193,13 @@ class Uart16550(OutputLog, NamedDevice):
         """Whether a byte from the host would interrupt the guest."""
         return bool(self._ier & IER_RECEIVED) and self._listens
 
-    def on_drained(self, callback: Callable[[], object]) -> None:
+    def on_drained(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Call ``callback()`` whenever the guest has read the last character that was sent.
 
-        It is called in the thread of the vCPU that reads.
+        Returns what ends that.  It is called in the thread of the vCPU that reads, and what it
+        raises comes out of that vCPU's run.
         """
-        self._drained = (*self._drained, check_callback("callback", callback))
+        return self._drained.add(callback)
 
     def set_modem_lines(
         self, *, cts: bool = True, dsr: bool = True, ri: bool = False, dcd: bool = True
@@ -315,6 +316,7 @@ class Uart16550(OutputLog, NamedDevice):
 
     def _subscribers_changed(self) -> None:
         with self._lock:
+            super()._subscribers_changed()
             self._republish()
 
     def _republish(self) -> None:
@@ -436,8 +438,7 @@ class Uart16550(OutputLog, NamedDevice):
                 self._republish()
             emptied, self._emptied = self._emptied, False
         if emptied:
-            for callback in self._drained:
-                callback()
+            self._drained()
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:

@@ -23,6 +23,7 @@ from pykvm.result import Ending, Outcome
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
 from pykvm.values.frozen import SignatureOf, with_fields_of
+from pykvm.values.subscribers import Subscribers
 from pykvm.vcpu.claim import refusal
 
 if TYPE_CHECKING:
@@ -121,9 +122,7 @@ class Machine:
         config = self.config = _config_of(image, fields)
         guest = self._guest = read_guest(config)
         self.entry: Entry | None = None
-        #: Called after each instruction that was completed for KVM: the vCPU, the instruction's
-        #: name, what became of it.
-        self.on_emulated: Callable[[CPU, str, str], None] | None = None
+        self._emulated = Subscribers()
         self._remarks = guest.remarks
         self._kernel_watch: KernelWatch | None = None
         self._ear: Ear | None = None
@@ -136,7 +135,7 @@ class Machine:
                     board,
                     emulate=config.emulate == "auto",
                     open_bus=guest.open_bus,
-                    on_emulated=self._emulated,
+                    on_emulated=self._tell_emulated,
                 )
                 self.memory, self.bus = board.memory, board.bus
                 #: The devices by name.
@@ -150,10 +149,11 @@ class Machine:
             self._release()
             raise
 
-    def _emulated(self, cpu: CPU, name: str, result: str) -> bool:
-        if self.on_emulated is None:
+    def _tell_emulated(self, cpu: CPU, name: str, result: str) -> bool:
+        """See `Emulator.on_done`: unless somebody listens, C may do the next ones."""
+        if not self._emulated:
             return True
-        self.on_emulated(cpu, name, result)
+        self._emulated(cpu, name, result)
         return False
 
     def _load(self, files: Mapping[str, bytes]) -> None:
@@ -534,6 +534,15 @@ class Machine:
         if self._ear is None or self._ear.console is not serial:
             self._ear = Ear(serial)
         return self._ear
+
+    def on_emulated(self, callback: Callable[[CPU, str, str], object]) -> Callable[[], None]:
+        """Call ``callback(cpu, name, result)`` after each instruction that pykvm executed for KVM.
+
+        `name` is the instruction's, `result` what became of it.  Returns what ends that.  It is
+        called in the thread of the vCPU, and what it raises comes out of `run`.  While there is
+        one, C executes none of them by itself; who subscribes in a run may miss some of that run.
+        """
+        return self._emulated.add(callback)
 
     def stop(self) -> bool:
         """From any thread: end the run in progress with Outcome.STOPPED.

@@ -105,8 +105,17 @@ class Side:
             for name, value in vars(self.uart).items()
             if not name.startswith(
                 (
-                    *("_lock", "_keep", "_pub", "_irq", "_subscribers", "_incoming", "_driven"),
-                    *("_bank", "_levels"),
+                    *(
+                        "_lock",
+                        "_keep",
+                        "_pub",
+                        "_irq",
+                        "_printed",
+                        "_drained",
+                        "_incoming",
+                        "_driven",
+                    ),
+                    *("_bank", "_levels", "_wants"),
                 )
             )
         }

@@ -403,7 +403,7 @@ def test_what_a_subscriber_raises_comes_out(rig: Rig) -> None:
 
 def test_drained_is_told_once_per_message(rig: Rig) -> None:
     told: list[int] = []
-    rig.uart.on_drained(lambda: told.append(rig.uart.pending))
+    end = rig.uart.on_drained(lambda: told.append(rig.uart.pending))
     rig.take()
     assert told == []
     rig.uart.send("abc")
@@ -419,6 +419,11 @@ def test_drained_is_told_once_per_message(rig: Rig) -> None:
     rig.out(DATA, 0)
     rig.take()
     assert told == [0, 0], "nobody sent what the guest sends itself"
+    end()
+    rig.out(MCR, 0)
+    rig.uart.send("e")
+    rig.take()
+    assert told == [0, 0]
 
 
 def test_wide_accesses_reach_neighbouring_registers(rig: Rig) -> None:

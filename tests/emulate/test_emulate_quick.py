@@ -43,7 +43,7 @@ def run(cases: list[Case], data: bytes, *, watched: bool) -> tuple[Any, ...]:
         cpu.state = state
         seen: list[str] = []
         if watched:
-            machine.on_emulated = lambda cpu, name, result: seen.append(name)
+            machine.on_emulated(lambda cpu, name, result: seen.append(name))
         result = machine.run(timeout=30)
         assert result.outcome is Outcome.EXITED, (result, body.hex())
         registers = {name: getattr(cpu.regs, name) for name in ("rax", "rcx", "rdx", "rdi", "rbx")}
@@ -73,3 +73,39 @@ def test_consecutive_instructions_make_one_exit() -> None:
     assert emulated == {"addps": 20 * ROUNDS}
     assert result.exits["InternalError"] == 20 + ROUNDS - 1
     assert 0 < result.emulated_seconds <= result.outside_seconds
+
+
+@pytest.mark.needs_host(REFUSES)
+def test_subscribers_hear_of_each_until_they_end() -> None:
+    (addps,) = (case for case in ALL if case.name == "addps")
+    with Machine(addps.code + b"\xf4", mode=Mode.LONG, memory="4M") as machine:
+        cpu = machine.vcpus[0]
+        state = cpu.state
+        state.cr4 |= CR4.OSFXSR | CR4.OSXMMEXCPT
+        state.rdi = DATA
+        first: list[tuple[int, str]] = []
+        second: list[str] = []
+
+        def refuse(cpu: object, name: str, result: str) -> None:
+            raise LookupError(name)
+
+        def run() -> None:
+            cpu.state = state
+            machine.run(timeout=30)
+
+        ends = [
+            machine.on_emulated(lambda cpu, name, result: first.append((cpu.index, name))),
+            machine.on_emulated(lambda cpu, name, result: second.append(name)),
+        ]
+        run()
+        assert (first, second) == ([(0, "addps")], ["addps"])
+        ends[0]()
+        run()
+        assert (len(first), len(second)) == (1, 2)
+        ends.append(machine.on_emulated(refuse))
+        with pytest.raises(LookupError, match="addps"):
+            run()
+        ends[2]()
+        ends[1]()
+        run()
+        assert (len(first), len(second)) == (1, 3)
