@@ -13,7 +13,7 @@
 
 `decode` makes one from the bytes of a kvm_run page (Documentation/virt/kvm/api.rst, section 5).
 Reads and the MSR exits want an answer; it goes into the same page, and KVM hands it to the guest
-at the next KVM_RUN.  Without one a read gives all ones, as a bus that nobody drives does.
+at the next KVM_RUN.  Without one a read gives all ones, as on an open bus.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _MSR = struct.Struct("<B7xIIQ")
 
 _IO_OUT = 1
 
-# What a bus that nobody drives reads as: the longest string input of one exit fills a page.
+# What an open bus reads as: the longest string input of one exit fills a page.
 _FLOATING = b"\xff" * 4096
 
 
@@ -120,7 +120,7 @@ class Exit(_Decoded, Frozen):
     def _view(self) -> memoryview:
         """The page to put an answer into."""
         if not hasattr(self, "_page"):
-            raise StateError(f"{self!r} was not made by a vCPU: there is nobody to answer")
+            raise StateError(f"{self!r} was not made by a vCPU, so it cannot be answered")
         if self._page.current is not self:
             raise StateError(
                 f"{self!r} is over: the vCPU has run on since",
@@ -157,7 +157,7 @@ class Exit(_Decoded, Frozen):
     def answered(self) -> bytes | None:
         """The bytes that the guest gets, little-endian, as far as this exit was answered.
 
-        Of a read that nobody has answered all ones, of a WRMSR that is accepted none; None where
+        All ones for a read that is not answered, of a WRMSR that is accepted none; None where
         the guest gets #GP, for an exit that waits for no answer, and once it `is_over`.
         """
         if self.is_over:
@@ -393,7 +393,7 @@ class InternalError(Exit):
 
     @property
     def instruction(self) -> bytes:
-        """The bytes at RIP when an emulation failed, empty if KVM does not tell."""
+        """The bytes at RIP when an emulation failed, empty if KVM does not give them."""
         # struct emulation_failure: u64 flags, u8 insn_size, u8 insn_bytes[15], after ndata.
         if self.suberror != 1 or len(self.data) < 3 or not self.data[0] & 1:
             return b""

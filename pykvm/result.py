@@ -64,7 +64,7 @@ _ERRORS: dict[Outcome, type[RunError]] = {
 class Place(NamedTuple):
     """Where a vCPU is between two runs: `address` is the linear one that it goes on at.
 
-    `doing` is "running", "halted" (it waits in HLT) or "parked" (nobody has started it).
+    `doing` is "running", "halted" (it waits in HLT) or "parked" (not started yet).
 
     >>> print(Place(0, "running", 0x100011, "main+0x11"))
     at 0x100011 (main+0x11)
@@ -132,13 +132,13 @@ class Ending:
 
 
 class Result:
-    """How one call of `Machine.run` ended.  Printing it tells the story.
+    """How one call of `Machine.run` ended.  Printing it says how.
 
     `outcome` is the kind of end and `exit_code` the guest's own code (None unless the outcome is
     EXITED).  `exit` is the last VM exit, where it matters to the outcome, and `error` the
     GuestError of a crash.  `awaited` says what `until` waited for, in words, and is empty without
     one; `matched` is which of the alternatives of `until` or `fail` it was that ended the run, as
-    it was given, and `match` the match of a regular expression.  `places` tells where each vCPU is,
+    it was given, and `match` the match of a regular expression.  `places` says where each vCPU is,
     unless the guest has ended, and `console` has the last lines that it printed, unless the run
     ended well.
 

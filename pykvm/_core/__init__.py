@@ -45,6 +45,6 @@ def owned(new: Callable[..., Any], free: Callable[[Any], None], *arguments: Any)
     """What ``new(*arguments)`` returns, a pointer or NULL, freed with the last reference to it.
 
     Both are functions of `lib`.  Two calls would be too many: a signal handler that raises after
-    the first would leave what it has made to nobody.  This is one, of functions in C.
+    the first would leak what it has made.  This is one, of functions in C.
     """
     return next(map(ffi.gc, starmap(new, (arguments,)), (free,)))

@@ -1,7 +1,7 @@
 /*
  * Who runs a machine: one claim a machine, one run at a time.
  *
- * A claim is taken and given up in C (hold.c), so that it is never left behind.  Giving it up bars the
+ * A claim is taken and given up in C (hold.c), so that it is never leaked.  Giving it up bars the
  * vCPUs first: none enters the guest for a run that is over, and those inside are taken out.
  */
 #define _GNU_SOURCE

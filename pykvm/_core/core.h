@@ -63,7 +63,7 @@ struct pykvm_syscall {
 
 /* One virtual CPU as the loop sees it.  Only the thread that runs it may touch it. */
 struct pykvm_vcpu {
-    /* The access behind a return value of zero or above; Python reads the three at once. */
+    /* The access of a return value of zero or above; Python reads the three at once. */
     uint64_t offset;
     uint64_t size;    /* in bytes: 1, 2, 4 or 8 */
     uint64_t value;   /* what was written; for a read, put the answer here */
@@ -208,14 +208,14 @@ void pykvm_attend(struct pykvm_vcpu *vcpu);
 void pykvm_set_alarm(struct pykvm_vcpu *vcpu, uint64_t when);
 
 /*
- * Let KVM finish the instruction behind the last exit without entering the guest.  Returns 0, or
+ * Let KVM finish the instruction of the last exit without entering the guest.  Returns 0, or
  * 1 if the instruction caused another exit (the next pykvm_run() returns it), or a negative errno:
  * EBUSY while a device owes the answer to a read.
  */
 int pykvm_complete(struct pykvm_vcpu *vcpu);
 
 /*
- * Be done with the instruction behind the last exit, whatever it still wants: what it writes goes nowhere
+ * Be done with the instruction of the last exit, whatever it still wants: what it writes goes nowhere
  * and what it reads is left to chance.  For a vCPU whose registers are all to be set.
  */
 void pykvm_abandon(struct pykvm_vcpu *vcpu);
@@ -298,7 +298,7 @@ struct pykvm_native {
     uint64_t rax, rcx, rdx, rflags;
     uint64_t entry;
     uint8_t *state;   /* x87, SSE and AVX, as KVM_GET_XSAVE gives them: 4096 bytes */
-    uint8_t *scratch; /* 4096 bytes, PYKVM_STUBS behind the start of the code */
+    uint8_t *scratch; /* 4096 bytes, PYKVM_STUBS after the start of the code */
     struct pykvm_learnt *learnt;
     const struct pykvm_region *regions; /* guest RAM, and nothing that cannot be written */
     uint32_t region_count;
@@ -312,7 +312,7 @@ struct pykvm_native {
 struct pykvm_native *pykvm_native_new(void);
 void pykvm_native_free(struct pykvm_native *native);
 
-/* Put code that ends with RET `at` bytes behind the start.  Returns 0 or a negative errno. */
+/* Put code that ends with RET `at` bytes after the start.  Returns 0 or a negative errno. */
 int pykvm_native_put(struct pykvm_native *native, uint32_t at, const void *code, uint32_t size);
 
 /* Run it.  Returns 0, or -EINVAL if `state` is not sound. */

@@ -498,7 +498,7 @@ static int step(struct pykvm_native *n, struct pykvm_learnt *l, struct kvm_sync_
     return 1;
 }
 
-/* Whether this is 64-bit code with nothing pending and nobody who wants to see each instruction. */
+/* Whether this is 64-bit code, nothing is pending, and Python need not see each instruction. */
 static int is_plain(const struct kvm_run *run)
 {
     const struct kvm_sync_regs *all = &run->s.regs;
@@ -526,7 +526,7 @@ static int has_breakpoint(const struct pykvm_native *n, uint64_t rip)
 }
 
 /*
- * The instruction at RIP behind one that was done, if it was learnt.  In the same page as the one
+ * The instruction after one that was done, if it was learnt.  In the same page as the one
  * that KVM has fetched, it may be executed, too.
  */
 static struct pykvm_learnt *next(struct pykvm_native *n, const struct kvm_sync_regs *all,

@@ -1,7 +1,7 @@
 /*
  * SYSCALL on a host whose KVM lets it jump to LSTAR without entering ring 0.
  *
- * Ring 3 cannot execute there, so the guest's #PF handler is called, with a frame that tells of a
+ * Ring 3 cannot execute there, so the guest's #PF handler is called, with a frame that reports a
  * fetch at LSTAR.  A breakpoint on that handler's first instruction ends KVM_RUN before it has done
  * anything, and from the frame the vCPU is set to what SYSCALL would have left (SDM 2B, SYSCALL).
  * Every other page fault comes here too, and is let through.

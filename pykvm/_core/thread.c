@@ -28,7 +28,7 @@ static void ignore_kick(int number)
     (void)number;
 }
 
-/* Take the highest real-time signal that nobody in this process has a use for. */
+/* Take the highest real-time signal that this process does not use. */
 static void choose_kick_signal(void)
 {
     for (int number = SIGRTMAX; number > SIGRTMIN; number--) {
@@ -261,7 +261,7 @@ static void disarm(struct pykvm_private *p)
 
 /*
  * The timer of a step goes on after it, for the next one: to set it is dear.  A tick that comes between
- * two steps goes to the empty handler, and the step behind it finds the time past.
+ * two steps goes to the empty handler, and the step after it finds the time past.
  */
 static void arm_for_step(struct pykvm_private *p, uint64_t now)
 {
@@ -507,7 +507,7 @@ void pykvm_forget(struct pykvm_vcpu *v)
     p->masked = 0;
 }
 
-/* A signal without `kicked`: `attention` alone tells what it was for. */
+/* A signal without `kicked`: `attention` alone says what it was for. */
 void pykvm_attend(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;

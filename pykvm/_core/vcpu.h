@@ -30,7 +30,7 @@ struct pykvm_map {
     uint64_t holders; /* who may read it: the caller of pykvm_map_new(), and vCPUs */
     struct pykvm_shared *shared;
 
-    /* Index into `ports` plus one; 0 means nobody.  Pages that no device touches stay unmapped. */
+    /* Index into `ports` plus one; 0 means no device.  Pages that no device touches stay unmapped. */
     uint16_t port[65536];
     struct range *ports;
     struct range *mmio; /* sorted by address */

@@ -124,7 +124,7 @@ def _place_pie(
 def _check_size(source: Source, loaded: Sequence[ProgramHeader], request: Request) -> None:
     """Raise LoadError if the segments, of which relocation needs a copy, are larger than allowed.
 
-    That is the guest's memory or, where nobody has told how large that is, the file twice over.
+    That is the guest's memory or, if its size is not known, twice the file's size.
     """
     size = sum(one.p_filesz for one in loaded)
     room = 2 * len(source) if request.room is None else request.room

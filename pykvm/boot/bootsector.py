@@ -1,7 +1,7 @@
 """Boot sectors: the first 512 bytes of a disk, started as a BIOS would, without one.
 
 The sector is at 0000:7c00 in real mode, DL says that it came from the first hard disk.  As under a
-BIOS, the sectors behind it are not loaded; and as there is no BIOS, nobody answers the INT 13h that
+BIOS, the sectors after it are not loaded; and as there is no BIOS, nothing answers the INT 13h that
 would load them, nor INT 10h: the interrupt table is all zeros.  Ports and memory are all it has.
 (A disk image with its boot loader wants a firmware under it.)
 

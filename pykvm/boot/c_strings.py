@@ -9,7 +9,7 @@ __all__ = ["c_string", "command_line"]
 
 
 def c_string(text: str, what: str = "argument") -> bytes:
-    r"""`text` in UTF-8 with a NUL behind it.
+    r"""`text` in UTF-8 with a NUL after it.
 
     Raises ConfigError, which calls the text `what`, for what no C string can hold.
 

@@ -1,6 +1,6 @@
 """ELF headers: read with `struct`, every field checked before it is used.
 
-pyelftools reads well-formed files; a hypervisor is handed the others too, and must tell what is
+pyelftools reads well-formed files; a hypervisor is handed the others too, and must say what is
 wrong with them.  Importing it also takes longer than running a small guest.  So the two headers
 that say how to load a file are read here, and pyelftools is asked for what only it knows: the names
 of the machines and relocations that pykvm refuses.

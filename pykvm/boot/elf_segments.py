@@ -1,4 +1,4 @@
-"""The segments of an ELF executable, whoever enters it.
+"""The segments of an ELF executable, for every protocol that enters one.
 
 Which program headers take memory, where they go, and whether code lies at the entry.
 """

@@ -47,7 +47,7 @@ SHADOW_LARGEST = 128 << 10
 SHADOW_END = 1 << 20
 RESET_VECTOR = FOUR_GIB - VECTOR_SIZE
 
-# EFI_FIRMWARE_VOLUME_HEADER: the signature behind the zero vector, the GUID and the length.
+# EFI_FIRMWARE_VOLUME_HEADER: the signature after the zero vector, the GUID and the length.
 _FVH, _FVH_OFFSET = b"_FVH", 0x28
 # 96b582de-1fb2-45f7-baea-a366c55a082d ends OVMF's table, 32 bytes before the image does.
 _TABLE_END = bytes.fromhex("de82b596b21ff745baeaa366c55a082d")

@@ -1,4 +1,4 @@
-"""What fw_cfg tells of a machine: processors, memory, tables, a kernel for firmware to boot.
+"""What fw_cfg has of a machine: processors, memory, tables, a kernel for firmware to boot.
 
 Sources: QEMU, docs/specs/fw_cfg.rst, and hw/i386/fw_cfg.c for the items of a PC; SeaBIOS,
 docs/Runtime_config.md, for the files that it reads.

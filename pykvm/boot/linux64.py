@@ -1,6 +1,6 @@
 """A bzImage that unpacks itself: entered at its own 64-bit entry.
 
-That is 512 bytes behind its start, in 64-bit mode.  Only by name: `linux` takes the same files.
+That is 512 bytes after its start, in 64-bit mode.  Only by name: `linux` takes the same files.
 
 Source: Linux, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol".
 """

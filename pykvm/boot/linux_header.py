@@ -1,4 +1,4 @@
-"""The setup header of a Linux kernel: what a bzImage tells its loader, and is told by it.
+"""The setup header of a Linux kernel: what a bzImage and its loader tell each other.
 
 Source: Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header" and "Details of Header
 Fields"; the fields keep their names.
@@ -38,7 +38,7 @@ HDRS = 0x53726448
 LOADED_HIGH = 1 << 0
 XLF_KERNEL_64 = 1 << 0
 
-# Before, a kernel did not tell how long its command line may be.
+# Before, a kernel did not say how long its command line may be.
 OLDEST_VERSION = 0x206
 
 _BOOT_FLAG_OFFSET = 0x1FE
@@ -136,7 +136,7 @@ _SINCE = {
 def missing_header(source: Source) -> str | None:
     """Return what a setup header has and this file has not, None if the file has one.
 
-    A boot sector has the boot flag too; "HdrS" behind it makes it Linux's.
+    A boot sector has the boot flag too; "HdrS" after it makes it Linux's.
     """
     flag = bytes(source.part(_BOOT_FLAG_OFFSET, 2))
     if int.from_bytes(flag, "little") != BOOT_FLAG:
@@ -180,7 +180,7 @@ def read_setup_header(source: Source, *, oldest: int = OLDEST_VERSION) -> SetupH
 
 
 def protected_mode_code(source: Source, header: SetupHeader) -> memoryview:
-    """Return the part of a bzImage that is loaded: behind the setup code, `syssize` paragraphs.
+    """Return the part of a bzImage that is loaded: after the setup code, `syssize` paragraphs.
 
     Raises LoadError if the file ends before.
     """
@@ -188,7 +188,7 @@ def protected_mode_code(source: Source, header: SetupHeader) -> memoryview:
     code = source.part(header.setup_size, header.syssize * PARAGRAPH)
     if not header.syssize or len(code) <= (header.syssize - 1) * PARAGRAPH:
         raise source.error(
-            f"has {max(len(source) - header.setup_size, 0):#x} bytes behind its setup code "
+            f"has {max(len(source) - header.setup_size, 0):#x} bytes after its setup code "
             f"(setup_sects {header.setup_sects}), but the kernel has "
             f"{header.syssize * PARAGRAPH:#x} (syssize {header.syssize:#x})",
             hint="the file is truncated or damaged: copy or build it again",
@@ -206,7 +206,7 @@ def kernel_version(source: Source, header: SetupHeader) -> str:
 
 
 def later_fields(source: Source) -> bytes:
-    """Return the header's bytes behind the fields that are known here: a loader copies them too.
+    """Return the header's bytes after the fields that are known here: a loader copies them too.
 
     The short jump at its start leads past the end of the header.
     """

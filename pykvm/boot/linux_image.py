@@ -67,7 +67,7 @@ _BANNER = re.compile(rb"Linux version ([ -~]{1,512})")
 # Its release, who built it where, and the number of the build (arch/x86/boot/version.c).
 _VERSION = re.compile(r"\d+\.\d+.* \(.*@.*\) #")
 
-# What a vmlinux cannot tell, having no setup header: the values that every 64-bit kernel has.
+# What a vmlinux cannot say, having no setup header: the values that every 64-bit kernel has.
 VMLINUX_HEADER = SetupHeader(
     version=0x20F,
     loadflags=LOADED_HIGH,
@@ -79,9 +79,9 @@ VMLINUX_HEADER = SetupHeader(
 
 
 class Kernel(NamedTuple):
-    """What a kernel tells beside its segments.
+    """What a kernel says beside its segments.
 
-    `later` are the header's fields behind the known ones, `version` is what the header says of the
+    `later` are the header's fields after the known ones, `version` is what the header says of the
     kernel's.  `needs` must be RAM and stays free until the kernel has looked at its memory map.
     The kernel may be moved by multiples of `alignment`, not at all if that is 0.
     """
@@ -143,7 +143,7 @@ def read_bzimage(
 
 
 def read_unpacked(source: Source, request: Request, *, protocol: str) -> Image:
-    """Read the ELF file that is a bzImage's payload, and what its header tells about it.
+    """Read the ELF file that is a bzImage's payload, and what its header says about it.
 
     Raises CannotUnpack where that takes the kernel itself, LoadError for a payload that is damaged
     or larger than `request.room` and the header allow.
@@ -174,7 +174,7 @@ def read_vmlinux(source: Source, request: Request, *, protocol: str) -> Image:
 
 
 def version_of(image: Image) -> str:
-    """The version of the kernel that was read as `image`, as it tells it; "" where it does not.
+    """The version of the kernel that was read as `image`, as it says itself; "" if it does not.
 
     A bzImage has it in its setup header, an uncompressed kernel in the line that it prints first.
     """

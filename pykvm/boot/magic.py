@@ -39,7 +39,7 @@ _MAGIC = (
 def familiar(start: bytes) -> tuple[str, str] | None:
     """Say what a file that starts with `start` is, and the advice to give; None if unknown.
 
-    The first 64 bytes tell all there is to tell.
+    The first 64 bytes decide.
 
     >>> familiar(b"#!/bin/sh")[0]
     'a script'

@@ -53,7 +53,7 @@ MULTIBOOT_INFO_MEM_MAP = 1 << 6
 MULTIBOOT_INFO_BOOT_LOADER_NAME = 1 << 9
 
 _ADDRESSES = Struct("<5I")
-# Words up to the boot loader's name; APM, VBE and the frame buffer behind it stay zero.
+# Words up to the boot loader's name; APM, VBE and the frame buffer after it stay zero.
 _INFO = Struct("<17I48x")
 _MODULE = Struct("<4I")
 _MEMORY = Struct("<IQQI")
@@ -135,7 +135,7 @@ def load(source: Source, request: Request) -> Image:
         raise source.error(
             f"has a multiboot header at {header.offset:#x} that says no addresses (flag bit 16 is "
             "clear), and is no ELF file that would",
-            hint="set the bit and the address fields behind it, or boot the ELF file",
+            hint="set the bit and the address fields after it, or boot the ELF file",
         )
     return image_of(source, NAME, kernel._replace(remarks=remarks))
 

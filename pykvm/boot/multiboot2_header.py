@@ -41,7 +41,7 @@ PREFER_LOW, PREFER_HIGH = 1, 2
 _TAG = Struct("<HHI")
 
 # What the kernel can ask to be told: the tags of the information, by their numbers.  Those in TOLD
-# are sent where there is anything to tell; of a BIOS boot device there never is, which is allowed.
+# are sent where there is any information; there never is a BIOS boot device, which is allowed.
 INFORMATION = {
     1: "boot command line",
     2: "boot loader name",
@@ -69,7 +69,7 @@ TOLD = frozenset({1, 2, 3, 4, 5, 6, 9, 13, 14, 15, 21})
 
 
 class Tag(NamedTuple):
-    """One tag: where in the file it lies, and the words behind its type, flags and size."""
+    """One tag: where in the file it lies, and the words after its type, flags and size."""
 
     offset: int
     type: int

@@ -95,7 +95,7 @@ class AddressFields(NamedTuple):
     """What a header says of a file that it does not leave to ELF, each a physical address.
 
     `load_addr` is None for the file from its beginning on; `load_end_addr` and `bss_end_addr` are 0
-    for the file's end and for no zeros behind it.
+    for the file's end and for no zeros after it.
     """
 
     header_addr: int
@@ -241,7 +241,7 @@ def place_modules(plan: Plan, setup: Setup) -> list[LoadedModule]:
     given += [(module.source, module.command_line) for module in setup.modules]
     loaded = []
     for source, words in given:
-        place = plan.behind(f"module {source.name}", len(source))
+        place = plan.after(f"module {source.name}", len(source))
         plan.fill(place.start, source.slice(0, len(source)))
         loaded.append(LoadedModule(place, c_string(f"{source.name} {words}".rstrip())))
     return loaded

@@ -41,7 +41,7 @@ class Sections:
         return len(self._table) // self.shape.size
 
     def place(self, plan: Plan) -> bytes | None:
-        """Find places for the sections that are in none yet; returns the table that tells of them.
+        """Find places for the sections that are in none yet; returns the table that describes them.
 
         None where they find no room: a kernel is worth running without its symbols.
         """
@@ -57,7 +57,7 @@ class Sections:
                 size = offsets[number] + header.sh_size
         if not plan.has_room_behind(size):
             return None
-        block = plan.behind("sections", size)
+        block = plan.after("sections", size)
         for number, offset in offsets.items():
             header = headers[number]._replace(sh_addr=block.start + offset)
             headers[number] = header

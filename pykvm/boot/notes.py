@@ -81,7 +81,7 @@ def read_notes(source: Source) -> Iterator[Note]:
 
     A note that can be read in two ways comes twice, first as the alignment of its segment has it.
 
-    Never raises: whoever loads the file says what is wrong with it.  What is damaged ends an area.
+    Never raises: loading the file says what is wrong with it.  What is damaged ends an area.
     """
     for area, content in _contents(source, _MOST_BYTES):
         yield from _notes(content, 8 if area.alignment == 8 else 4)

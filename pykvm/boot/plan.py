@@ -72,16 +72,16 @@ class Plan:
         """Take `size` bytes from the start of a page, as high as possible below `limit`."""
         return self._take(self._free.take_highest(name, size, limit=limit))
 
-    def behind(self, name: str, size: int) -> Range:
-        """Take whole pages for something large: behind the image or, if it is full, from 1 MiB on.
+    def after(self, name: str, size: int) -> Range:
+        """Take whole pages for something large: after the image or, if that is full, from 1 MiB on.
 
-        Kernels take the memory behind the last thing that was loaded for free.
+        Kernels treat the memory after the last thing loaded as free.
         """
         low = self._end if self._has_room(size, self._end) else MIB
         return self._take(self._free.take(name, size, align=PAGE_SIZE, low=low))
 
     def has_room_behind(self, size: int) -> bool:
-        """Whether `behind` would find it."""
+        """Whether `after` would find it."""
         return self._has_room(size, min(self._end, MIB))
 
     def fill(self, address: int, content: Content) -> None:
@@ -123,7 +123,7 @@ class Plan:
 
     @property
     def _end(self) -> int:
-        """The first address behind the image."""
+        """The first address after the image."""
         return max(segment.end for segment in self._image.segments)
 
     def _has_room(self, size: int, low: int) -> bool:

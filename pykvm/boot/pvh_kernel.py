@@ -59,7 +59,7 @@ _LINUX_LONGEST = 2047
 
 
 class Kernel(NamedTuple):
-    """What a PVH kernel tells beside its segments: the longest command line, if there is one."""
+    """What a PVH kernel says beside its segments: the longest command line, if there is one."""
 
     longest_line: int | None
 

@@ -35,7 +35,7 @@ _BEFORE = (
     (b"\x74", 2),  # jz: falls through on a reset
     (b"\x75", 2),  # jnz
     (b"\xb0", 2),  # mov al, imm8
-    (b"\xe6", 2),  # out imm8, al: a code for whoever watches port 80
+    (b"\xe6", 2),  # out imm8, al: a POST code
 )
 _OPERAND_SIZE = b"\x66"
 

@@ -39,7 +39,7 @@ _COMPARED = 2000
 
 
 class Symbol(NamedTuple):
-    """One defined symbol; `size` is 0 where the file does not tell.
+    """One defined symbol; `size` is 0 where the file does not say.
 
     `rank` decides between symbols of one name or one address; an `absolute` symbol is a number that
     the linker knew, not a place in memory.

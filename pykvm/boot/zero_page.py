@@ -1,6 +1,6 @@
-"""The zero page: `struct boot_params`, which tells a Linux kernel about the machine.
+"""The zero page: `struct boot_params`, which describes the machine to a Linux kernel.
 
-Source: Linux, Documentation/arch/x86/zero-page.rst, and boot.rst for the setup data behind it.
+Source: Linux, Documentation/arch/x86/zero-page.rst, and boot.rst for the setup data after it.
 
 What is left zero means "none": no display in screen_info, no EDD disks, no EFI.  So does the
 sentinel: a loader that cleared the page is believed.
@@ -62,7 +62,7 @@ def zero_page(
     initrd: tuple[int, int] = (0, 0),
     command_line: int = 0,
 ) -> bytes:
-    """The page, with `header` in it and `later` behind that.
+    """The page, with `header` in it and `later` after that.
 
     `rsdp` and `command_line` are addresses, `initrd` is an address and a size; their low halves go
     into the header, what does not fit there to the places that the page has for it.  The page takes

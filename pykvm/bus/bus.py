@@ -269,8 +269,8 @@ class Bus:
     def read(self, space: Space, address: int, size: int) -> int | None:
         """What the devices answer for `size` bytes (1 to 8) at `address`, little-endian.
 
-        None if nobody is there.  An access that several devices share, or of a size that is not
-        1, 2, 4 or 8, reaches them in aligned pieces; bytes that nobody has read as 0xff.  What a
+        None if no device is there.  An access that several devices share, or of a size that is not
+        1, 2, 4 or 8, reaches them in aligned pieces; bytes of no device read as 0xff.  What a
         device raises passes unchanged.
         """
         found = self.find(space, address)
@@ -286,9 +286,9 @@ class Bus:
         return value
 
     def write(self, space: Space, address: int, size: int, value: int) -> bool:
-        """Hand `value`, of `size` bytes, to the devices at `address`; False if nobody is there.
+        """Hand `value`, of `size` bytes, to the devices at `address`; False if no device is there.
 
-        Split as `read` is; bytes that nobody has are dropped.  Raises ConfigError for a value of
+        Split as `read` is; bytes of no device are dropped.  Raises ConfigError for a value of
         more than `size` bytes.
         """
         if 1 <= size <= 8:
@@ -307,7 +307,7 @@ class Bus:
     def read_string(self, port: int, size: int, count: int) -> bytes | None:
         """`count` reads of `size` bytes, all at `port`, as ``rep ins`` does.
 
-        None if nobody is there.
+        None if no device is there.
         """
         found = self.find(Space.PIO, port)
         if found is not None and found.read_string and port + size - 1 <= found.last:
@@ -329,7 +329,7 @@ class Bus:
     def write_string(self, port: int, size: int, data: Buffer) -> bool:
         """`data` in elements of `size` bytes, all to `port`, as ``rep outs`` does.
 
-        False if nobody is there.  Raises ConfigError if `data` is not whole elements.
+        False if no device is there.  Raises ConfigError if `data` is not whole elements.
         """
         view = memoryview(buffer("data", data).tobytes())
         if len(view) % size:

@@ -50,8 +50,8 @@ class Coalescing(Protocol):
 class Readers(dict[int, "Callable[[int, int], int]"]):
     """How the range of a slot is read.
 
-    Another thread may take a device away between the look-up in C and the one here: then nobody is
-    there.
+    Another thread may remove a device between the look-up in C and the one here: then nothing
+    answers there.
     """
 
     def __missing__(self, slot: int) -> Callable[[int, int], int]:
@@ -211,7 +211,7 @@ class Dispatch:
     def deliver(self) -> None:
         """Hand what was collected to the devices, in order.
 
-        What one of them raises passes; what is behind that waits for the next call.
+        What one of them raises comes out; what follows it waits for the next call.
         """
         with self.lock:
             count = 0
@@ -239,7 +239,7 @@ class Dispatch:
 
 
 def _replay_of(device: Device) -> Callable[[Sequence[Access]], list[_Call]]:
-    """The calls that tell a device of posted accesses: one for all, or one each."""
+    """The calls that hand posted accesses to a device: one for all, or one each."""
     replay: Callable[[Sequence[Access]], None] | None = getattr(device, "replay", None)
     if replay is not None:
         return lambda accesses: [partial(replay, accesses)]

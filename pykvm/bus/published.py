@@ -173,7 +173,7 @@ class Dropped(NamedTuple):
 
 
 class TimeTeller(Protocol):
-    """A clock that tells how guest time goes by CLOCK_MONOTONIC: `pykvm.clock.Clock`."""
+    """A clock that relates guest time to CLOCK_MONOTONIC: `pykvm.clock.Clock`."""
 
     def publish(self, publish: Callable[[int | None], None], /) -> None:
         """Call ``publish(base)`` as `Shared.set_time` wants it, now and at each change."""

@@ -60,7 +60,7 @@ NEVER = 1 << 62
 #: The most callbacks in one `Clock.run_due`: timers that are always due cannot keep a vCPU.
 BATCH = 64
 
-#: The TSC's frequency where nobody says: a tick is a nanosecond.
+#: The TSC's default frequency: a tick is a nanosecond.
 DEFAULT_TSC_KHZ = 1_000_000
 
 _SECOND = 1_000_000_000
@@ -423,7 +423,7 @@ class Clock:
     def tsc_time(self, value: int, *, cpu: int = 0) -> int:
         """The guest time at which vCPU `cpu` reads `value` in its TSC, or has read it.
 
-        What is less than it reads now is past: nobody waits for the counter to wrap.
+        What is less than it reads now is past: the counter does not wrap in practice.
         """
         with self._lock:
             return self._now() + self._tsc.until(cpu, value)

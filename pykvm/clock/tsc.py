@@ -4,7 +4,7 @@ Source: Intel SDM Vol. 3B, "Time-Stamp Counter" (18.17) and "IA32_TSC_ADJUST MSR
 
 All vCPUs read ``host TSC x ratio + offset``, the sum that KVM has the processor do
 (KVM_SET_TSC_KHZ, KVM_VCPU_TSC_OFFSET), plus what each has in its own IA32_TSC_ADJUST.  Where the
-host ignores an offset, the counter is `movable` by nobody: guests read the host's, and so does this
+host ignores an offset, the counter is not `movable`: guests read the host's, and so does this
 model, whatever they write.  Where KVM moves the offset itself (a host whose TSC is unstable), it is
 asked for each reading.
 """
@@ -121,7 +121,7 @@ class Tsc:
         if offset and not self.movable:
             raise HostError(
                 f"the TSC cannot be offset by {offset}: this host's KVM shows guests its own",
-                hint="devices keep guest time all the same; `pykvm info` tells what KVM lacks",
+                hint="devices keep guest time all the same; `pykvm info` lists what KVM lacks",
             )
         if self._stopped_at is not None:
             self._stopped_at = self._scaled() + offset

@@ -1,11 +1,11 @@
-"""fw_cfg, by which QEMU tells firmware and test kernels about the machine: numbered items, files.
+"""fw_cfg, by which QEMU describes the machine to firmware and test kernels: numbered items, files.
 
 Source: QEMU, docs/specs/fw_cfg.rst; keys and structures in <linux/qemu_fw_cfg.h>.
 
 A guest selects an item by its key and reads its bytes one after the other; past the end, and of an
 item that is not there, it reads zeros.  Files are items that the directory gives a name.  DMA
 copies an item into guest memory: a short one at once, a long one by and by, while the guest waits
-for the end of it as the specification tells it to.
+for the end of it, as the specification says.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Contents", "DmaControl", "DmaMemory", "FwCfg", "Key", "check_files"]
 
-# Offsets from port 0x510: two ports, two that belong to nobody, eight.
+# Offsets from port 0x510: two ports, two without a device, eight.
 SELECTOR = 0
 DATA = 1
 DMA_ADDRESS = 4
@@ -140,7 +140,7 @@ def check_files(files: Mapping[str, bytes]) -> None:
 
 
 class Transfer:
-    """A copy of `data`, and zeros behind it, to `length` bytes at `target`."""
+    """A copy of `data`, and zeros after it, to `length` bytes at `target`."""
 
     def __init__(self, memory: DmaMemory, target: int, data: memoryview, length: int) -> None:
         self._memory = memory

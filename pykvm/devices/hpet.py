@@ -8,7 +8,7 @@ and without FSB delivery.  The counter is a function of guest time; nothing here
 fires when the counter *equals* its comparator, in 32-bit mode in the low 32 bits, so a comparator
 that was passed comes again when the counter has wrapped: after 43 s in 32-bit mode.
 
-A periodic timer that falls behind coalesces: the guest gets one interrupt for all the periods that
+A periodic timer that is late coalesces: the guest gets one interrupt for all the periods that
 went by, the comparator stands where it would stand anyway, and `missed` counts the others.  So do
 periods that end while a level-triggered interrupt is still not cleared, and those shorter than
 `SHORTEST`.  Interrupts plus `missed` is the exact number of periods.
@@ -85,7 +85,7 @@ _ONES64 = (1 << 64) - 1
 
 
 class _Output:
-    """An IRQ: what the timers and, behind them, another device make of one line."""
+    """An IRQ: the level of one line, by the timers and by another device that shares it."""
 
     __slots__ = ("behind", "irq", "level", "line")
 
@@ -479,7 +479,7 @@ class Hpet(NamedDevice):
                 self._drive(output, high)
 
     def update_line(self, output: _Output) -> None:
-        """Drive one line: the device behind it has driven its own."""
+        """Drive one line after the device that shares it has changed its level."""
         with self._lock:
             self._drive(output, self._high())
 

@@ -48,7 +48,7 @@ class Incoming:
         return len(self._queue)
 
     def send(self, characters: Iterable[int]) -> None:
-        """Put `characters` behind what waits already."""
+        """Put `characters` after what waits already."""
         self._queue.extend(characters)
 
     def pace(self, clock: TimeSource, resumed: Callable[[], None]) -> None:

@@ -30,10 +30,10 @@ def pc_devices() -> list[Placement]:
 
 
 def firmware_devices() -> list[Placement]:
-    """All that firmware gets: the standard devices, those of a PC, and what it looks for itself.
+    """New devices for firmware: the standard ones, those of a PC, and two that firmware uses.
 
-    There is a PCI host bridge behind ``reset-control``, and ``firmware-log`` has what SeaBIOS and
-    OVMF tell of their work.
+    A PCI host bridge takes the place of ``reset-control``; ``firmware-log`` has the log of SeaBIOS
+    or OVMF.
     """
     from pykvm.devices.debugcon import DebugConsole
     from pykvm.devices.pci_host import PciHost

@@ -81,7 +81,7 @@ class Pit8254(NamedDevice):
         self, clock: TimeSource, line: InterruptLine | None = None, name: str = "pit"
     ) -> None:
         self.name = name
-        #: How many interrupts of channel 0 the guest will never get, as it was too far behind.
+        #: How many interrupts of channel 0 the guest will never get, as it was too late.
         self.missed = 0
         self._clock = clock
         self._irq = Output(line)

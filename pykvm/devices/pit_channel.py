@@ -5,7 +5,7 @@ Source: Intel 8254 Programmable Interval Timer data sheet (order number 231164),
 
 Nothing here counts: a counter is the count it was loaded with and the pulses since, and whatever a
 guest can ask for (the value, OUT, how often OUT has risen, when it rises next) follows from these
-two.  So a counter costs nothing while nobody looks, however fast it runs.
+two.  So a counter costs nothing while it is not read, however fast it runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STATUS_OUT = 0x80
 
 
 class Mode(NamedTuple):
-    """What tells the six modes apart ("Mode definitions" and figure 21, gate operations)."""
+    """How the six modes differ ("Mode definitions" and figure 21, gate operations)."""
 
     #: OUT between the control word and the first count.
     idle: bool
@@ -193,9 +193,9 @@ class Channel:
 
     @property
     def counting(self) -> Counting | None:
-        """How CE goes on until somebody interferes, if the next reads are of a count as it is.
+        """How CE continues without interference, if the next reads are of a count as it is.
 
-        None where a few numbers do not tell that: no count is loaded, or another one will be, it
+        None where a few numbers cannot say that: no count is loaded, or another one will be, it
         does not count or not in binary, or an odd count in mode 3; or where the CPU reads one byte
         only, or is in the middle of something.
         """
@@ -280,7 +280,7 @@ class Channel:
         self._pass(tick)
 
     def next_rise(self) -> int | None:
-        """The pulse at which OUT will rise next if nobody interferes, or None for never."""
+        """The pulse at which OUT will rise next without interference, or None for never."""
         loaded, load = self._loaded, self._load_at
         if loaded and self._counting:
             rise = self._tick + self._until_rise(loaded, self._elapsed)

@@ -3,8 +3,8 @@
 Source: ACPI Specification 6.5, section 4.8.3.3 "Power Management Timer (PM_TMR)" and 4.8.2.1
 "Power Management Timer"; on a PC, the chipset's PM1 block at 0x600 has it at offset 8.
 
-A counter at three times the 8254's frequency that nobody can stop, write or reset.  The interrupt
-at each change of its top bit (TMR_STS, 4.8.3.1.1) is the business of `pykvm.devices.acpi_pm`.
+A counter at three times the 8254's frequency that cannot be stopped, written or reset.
+`pykvm.devices.acpi_pm` has the interrupt at each change of its top bit (TMR_STS, 4.8.3.1.1).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ SPEAKER = 2  # the timer's channel
 class Port61(NamedDevice):
     """Bits 0 and 5 are channel 2's gate and output; bit 4 toggles with every memory refresh.
 
-    Bit 1 lets the speaker hear channel 2; there is no speaker but `speaker`, which tells whether
+    Bit 1 lets the speaker hear channel 2; there is no speaker but `speaker`, which says whether
     there would be a tone.
     """
 

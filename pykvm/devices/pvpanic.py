@@ -1,4 +1,4 @@
-"""pvpanic: a port by which a guest tells that it has died.
+"""pvpanic: a port by which a guest reports that it has died.
 
 Source: QEMU, docs/specs/pvpanic.rst; Linux, include/uapi/misc/pvpanic.h.
 """

@@ -1,9 +1,9 @@
-"""The MC146818 real-time clock of a PC, with the RAM behind it.
+"""The MC146818 real-time clock of a PC, with its RAM.
 
 Source: Motorola MC146818A data sheet (advance information ADI856R2), "Update cycle", "Interrupts"
 and "Registers"; for the ports, Intel ICH9 data sheet (316972), 13.6 "Real time clock registers".
 
-The clock and its flags follow from guest time whenever somebody looks; the host need not be on
+The clock and its flags follow from guest time whenever they are read; the host need not be on
 time for them to be right.  Timers run only for interrupts that the guest enabled and has not got
 yet.  A periodic interrupt that comes while the last one is not acknowledged (by reading register
 C) is coalesced with it, as on the chip, and counted in `Rtc146818.missed`.
@@ -313,7 +313,7 @@ class Rtc146818(NamedDevice):
             self.nvram[REGISTER_C] |= ALARM
         self.nvram[REGISTER_C] |= UPDATE_ENDED
         midnights = (shown + seconds) // DAY - shown // DAY
-        # The day of the week is a counter of its own, which nobody checks against the date.
+        # The day of the week is a counter of its own, which is not checked against the date.
         self._show(shown + seconds, self.nvram[WEEKDAY] - 1 + midnights if midnights else None)
 
     def _show(self, shown: int, weekday: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What a guest printed: kept within bounds, and handed to whoever subscribed."""
+"""What a guest printed: kept within bounds, and handed to subscribers."""
 
 from __future__ import annotations
 

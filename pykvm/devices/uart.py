@@ -84,7 +84,7 @@ LSR_SENT = 0x60  # THRE and TEMT
 LSR_FIFO_ERROR = 0x80
 LSR_CHARACTER_ERRORS = LSR_PARITY | LSR_FRAMING | LSR_BREAK
 
-# Modem status register; the low four bits tell what changed since it was read.
+# Modem status register; the low four bits say what changed since it was read.
 MSR_CTS = 0x10
 MSR_DSR = 0x20
 MSR_RI = 0x40
@@ -597,7 +597,7 @@ class Uart16550(OutputLog, NamedDevice):
     def _refill(self) -> None:
         """Let the receiver have what the host sent, as far as there is room.
 
-        The guest cannot tell when a character came, so it comes when the guest looks or is to be
+        The guest cannot know when a character came, so it comes when the guest looks or is to be
         interrupted: what it does to the chip before that, as drivers do when they start, throws
         nothing away.
         """

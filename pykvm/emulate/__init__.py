@@ -3,7 +3,7 @@
 KVM_EXIT_INTERNAL_ERROR with suberror 1 says that KVM had to emulate an instruction and does not
 know it (api.rst 5): on every host where a vector register meets a device, on hosts without VMX or
 SVM for most of what a kernel does beyond moving integers.  The vCPU stands on the instruction, and
-nothing is pending: whoever executes it can let the guest go on.  `Emulator` does: by a table of
+nothing is pending: once it is executed, the guest can resume.  `Emulator` does: by a table of
 small functions (`pykvm.emulate.table`), by this processor (`native`).  Exceptions that the
 instruction raises become the guest's own.
 """
@@ -90,7 +90,7 @@ class Emulator:
         return sum(bench.seconds + bench.seconds_in_core() for bench in benches)
 
     def take(self, cpu: CPU, exit: Exit) -> bool:
-        """Complete the instruction behind `exit`; False if it is not one, or nobody can.
+        """Complete the instruction of `exit`; False if it is not one, or pykvm cannot.
 
         Raises GuestError where the guest cannot go on, and what a device raises.
         """
@@ -120,7 +120,7 @@ class Emulator:
 class _Late:
     """Devices whose exceptions wait until the instruction that they were raised in is done.
 
-    A read gives all ones then, as a bus that nobody drives does.
+    A read gives all ones then, as on an open bus.
     """
 
     def __init__(self, devices: Devices) -> None:
@@ -168,13 +168,13 @@ class _Bench:
         self._memory = LinearMemory(memory, self._late)
         self._plans: dict[tuple[bytes, int], Plan | None] = {}
         self._made: Native | None = None
-        #: The name of the last instruction that nobody could do, and why.
+        #: The name of the last instruction that pykvm does not emulate, and why.
         self.refusal = "", ""
         self._stuck = 0
         self._fault_scene: tuple[object, ...] = ()
 
     def take(self, code: bytes) -> tuple[str, str] | None:
-        """Complete the instruction at RIP; its name and what became of it, None if nobody can."""
+        """Complete the instruction at RIP; its name and result, None if pykvm cannot emulate it."""
         began = time.perf_counter()
         everything = self.cpu.engine.sync_regs()
         regs, special = everything.regs, everything.sregs
@@ -222,7 +222,7 @@ class _Bench:
     def _plan(self, at: Refused, code: bytes) -> Plan | None:
         """How the instruction that begins with `code` is done, None if that is not known.
 
-        KVM tells the bytes up to the end of a page; what stands behind it is fetched here.  Raises
+        KVM gives the bytes up to the end of a page; those after it are fetched here.  Raises
         Fault as the fetch does.
         """
         key = code, at.bits

@@ -51,7 +51,7 @@ def _events(at: Refused) -> Any:
 
 
 def inject_step(at: Refused) -> None:
-    """#DB behind an instruction that began with RFLAGS.TF set (SDM 3B 18.3.1.4)."""
+    """#DB after an instruction that began with RFLAGS.TF set (SDM 3B 18.3.1.4)."""
     registers = at.cpu.kvm.get_debugregs()
     registers.dr6 |= DR6.BS
     at.cpu.kvm.set_debugregs(registers)
@@ -67,7 +67,7 @@ def unblock_nmi(at: Refused) -> None:
 
 
 def _trap(at: Refused, vector: int) -> None:
-    """An exception whose RIP is behind the instruction."""
+    """An exception whose RIP is past the instruction."""
     at.finish()
     _raise(at, vector)
 

@@ -35,12 +35,12 @@ _LEAF_XSAVE = 0xD
 # In struct kvm_xcrs: nr_xcrs, flags, then (xcr, reserved, value) each.
 XCR0_VALUE = 16
 
-# What CPUID tells cannot change once a vCPU has run.
+# CPUID cannot change once a vCPU has run.
 _layouts: WeakKeyDictionary[CPU, tuple[Component, ...]] = WeakKeyDictionary()
 
 
 def layout_of(cpu: CPU) -> tuple[Component, ...]:
-    """The components above SSE, as CPUID tells them."""
+    """The components above SSE, as CPUID lists them."""
     found = _layouts.get(cpu)
     if found is None:
         leaf = [

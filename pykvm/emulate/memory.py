@@ -34,7 +34,7 @@ class Devices(Protocol):
         """`size` bytes, 1 to 8, at a guest-physical address."""
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Hand `value` to whoever is at a guest-physical address."""
+        """Hand `value` to the device at a guest-physical address."""
 
 
 class BusDevices:
@@ -105,7 +105,7 @@ class LinearMemory:
         self._ac = bool(rflags & RFLAGS.AC)
 
     def physical(self, address: int, *, write: bool) -> int:
-        """The guest-physical address behind a linear one; sets accessed and dirty bits.
+        """Translate a linear address to its guest-physical one; sets accessed and dirty bits.
 
         Raises Fault, and GuestError for page tables outside memory.
         """

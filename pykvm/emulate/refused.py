@@ -40,7 +40,7 @@ class Refused:
 
     `instruction` is set once the instruction is known.  `regs` and `special` are the struct
     kvm_regs and kvm_sregs of the kvm_run page: a handler writes to `regs` freely and sets
-    `special_changed` if it wrote to `special`.  RIP moves behind the
+    `special_changed` if it wrote to `special`.  RIP moves past the
     instruction unless `jumped` is set.  A handler raises `Fault` before it changes
     anything.
     """

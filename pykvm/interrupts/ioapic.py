@@ -78,14 +78,14 @@ class IoApic(NamedDevice):
       that the guest believes this to be.
     - A physical destination has 8 bits, not 4.
     - Remote IRR is cleared, too, when an entry is made edge-triggered: Linux ends interrupts so.
-    - The registers between IOAPICARB and the entries, and those behind the entries, read all ones;
+    - The registers between IOAPICARB and the entries, and those after the entries, read all ones;
       a write of less than 32 bits sets the bits above to 0.
 
     KVM's in-kernel I/O APIC differs from the data sheet, and so from this, in that
 
     - it keeps what is written to the reserved bits of an entry;
     - it sends SMI, NMI and INIT as level-triggered if the entry says so, remote IRR and all: here
-      they and ExtINT are edge-triggered, as the data sheet has it; ExtINT reaches nobody there;
+      they and ExtINT are edge-triggered, as the data sheet has it; ExtINT is not delivered there;
     - it sends the reserved delivery modes, 6 as a start-up message: here they send nothing;
     - an EOI sends an edge-triggered entry again whose line is asserted, if its vector is that of a
       level-triggered one;

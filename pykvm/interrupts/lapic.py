@@ -35,7 +35,7 @@ __all__ = ["CpuPort", "GpFault", "LocalApic"]
 PAGE = 0x1000
 _WORD = 0xFFFF_FFFF
 
-# Registers that x2APIC mode has not, and EOI, which it lets nobody read.
+# Registers that x2APIC mode does not have, and EOI, which cannot be read there.
 _XAPIC_ONLY = frozenset((reg.APR, reg.EOI, reg.DFR, reg.ICR_HIGH))
 
 
@@ -113,7 +113,7 @@ class LocalApic(ApicCore):
 
         Registers are 32 bits wide, 16 bytes apart; a shorter read that lies in one gets its part,
         as KVM has it, and any other that is not 4 bytes at a multiple of 16 gets 0.  In the other
-        modes nobody is there.
+        modes nothing answers.
         """
         if self._base & (reg.BASE_ENABLE | reg.BASE_X2APIC) != reg.BASE_ENABLE:
             return (1 << 8 * size) - 1

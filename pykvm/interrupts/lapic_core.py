@@ -341,7 +341,7 @@ class ApicCore:
                 self._tmr |= bit
             elif self._tmr & bit:
                 self._tmr ^= bit
-        # Not the task priority: the processor may have lowered its CR8, which nobody is told.
+        # Not the task priority: the processor may have lowered its CR8 without an exit.
         if fresh and vector & 0xF0 > self._serving:
             self._port.wake()
         return fresh

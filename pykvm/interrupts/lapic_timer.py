@@ -3,7 +3,7 @@
 Nothing counts here.  The timer remembers when the count was started and derives the current count
 from the time that it is asked; it arms the clock only for an expiry that will interrupt.
 
-A periodic timer that falls behind coalesces: however many ticks have gone by, the guest gets one
+A periodic timer that is late coalesces: however many ticks have gone by, the guest gets one
 interrupt, the next tick comes where it would have come anyway, and `missed` counts the others.  So
 a count of ticks plus `missed` is exact.  Interrupts of a periodic timer are at least
 `MINIMUM_INTERVAL` apart, as KVM has them; faster ticks count as missed.
@@ -75,9 +75,9 @@ def divisor(divide: int) -> int:
 
 
 class ApicTimer:
-    """The timer behind LVT timer, initial count, current count, divide and IA32_TSC_DEADLINE.
+    """The timer: LVT timer, initial count, current count, divide and IA32_TSC_DEADLINE.
 
-    `fire` is called at each expiry that is not masked, and tells whether the interrupt is a new
+    `fire` is called at each expiry that is not masked, and returns whether the interrupt is a new
     one (False: it merged with one that still waits).  All methods belong to the vCPU's thread.
     """
 

@@ -68,7 +68,7 @@ class Pic8259:
 
     `lines` are the levels at its inputs; `irr`, `isr` and `imr` its registers; `elcr` says which
     inputs are level-triggered; `lowest` is the input of the lowest priority; `slaves` are the
-    inputs that ICW3 says have a slave behind them, and `identity` is the slave that it makes this;
+    inputs that ICW3 says have a slave connected, and `identity` is the slave that it makes this;
     after a poll command it is `polling` until it is read.
     """
 
@@ -185,7 +185,7 @@ class Pic8259:
         return found
 
     def poll(self) -> int:
-        """Accept the request and tell which it is ("Poll Command")."""
+        """Accept the request and return which it is ("Poll Command")."""
         found = self.accept()
         return SPURIOUS if found is None else POLL_REQUEST | found
 
@@ -406,7 +406,7 @@ class Pic8259Pair:
     def __init__(self, output: InterruptLine | None = None) -> None:
         self._output: InterruptLine = output or Unconnected()
         self._level = False
-        # Re-entrant: whoever is interrupted may acknowledge at once.
+        # Re-entrant: the interrupted processor may acknowledge at once.
         self._lock = threading.RLock()
         self._sources = [0] * 16
         self.chips = Pic8259(master=True), Pic8259(master=False)

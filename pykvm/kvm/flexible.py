@@ -71,7 +71,7 @@ class FlexibleLayout(StructLayout):
         return super().pack(head) + bytes((fill,)) * (count * self.element_size)
 
     def count_in(self, buffer: Buffer) -> int:
-        """Return the number of elements that the counter in `buffer` tells."""
+        """Return the number of elements that the counter in `buffer` gives."""
         if self.counter is None:
             raise ConfigError(f"{self.name} does not count its elements")
         return int(super().unpack(buffer).__dict__[self.counter])

@@ -134,7 +134,7 @@ class Handle:
         self.close()
 
     def __del__(self) -> None:
-        # The descriptor closes itself; whoever keeps the warning has this handle with it.
+        # The descriptor closes itself; a warning that is kept keeps this handle.
         if getattr(self, "_warns", False) and not self.closed:
             message = f"{self!r} was never closed"
             try:

@@ -150,7 +150,7 @@ class System(Extensions, Attributes):
         return self._indices(uapi.KVM_GET_MSR_INDEX_LIST)
 
     def msr_feature_index_list(self) -> list[int]:
-        """Return the indices of the MSRs that tell features, to be read with `get_msrs`.
+        """Return the indices of the MSRs that show features, to be read with `get_msrs`.
 
         Needs KVM_CAP_GET_MSR_FEATURES.  KVM_GET_MSR_FEATURE_INDEX_LIST, api.rst 4.3.
         """

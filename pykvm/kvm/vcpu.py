@@ -34,7 +34,7 @@ class VCPU(State, Enabling, Attributes):
     """A vCPU, made by `VM.create_vcpu`; its ioctls belong to the thread that runs it.
 
     `id` is its number in the VM, `run_page` the mapping that it shares with the kernel: kvm_run,
-    and behind it the pages of port data and of the coalesced ring, `xsave_size` the size of its
+    and after it the pages of port data and of the coalesced ring, `xsave_size` the size of its
     extended state (KVM_CAP_XSAVE2).
     """
 
@@ -147,7 +147,7 @@ class VCPU(State, Enabling, Attributes):
         return write_msrs(self, values, partial=partial)
 
     def set_cpuid2(self, entries: Iterable[Fields] | bytes | bytearray) -> None:
-        """Set what CPUID tells the guest.
+        """Set what CPUID shows the guest.
 
         `entries` are kvm_cpuid_entry2 (KVM_CPUID_FLAG_SIGNIFCANT_INDEX where `index` counts), or
         a packed kvm_cpuid2 as `System.supported_cpuid_packed` returns it.  Needs
@@ -161,7 +161,7 @@ class VCPU(State, Enabling, Attributes):
         self.ioctl_write(uapi.KVM_SET_CPUID2, uapi.kvm_cpuid2, value)
 
     def get_cpuid2(self) -> list[Record]:
-        """Return what CPUID tells the guest, as kvm_cpuid_entry2.
+        """Return what CPUID shows the guest, as kvm_cpuid_entry2.
 
         Needs KVM_CAP_EXT_CPUID.  KVM_GET_CPUID2, api.rst 4.20.
         """
@@ -174,7 +174,7 @@ class VCPU(State, Enabling, Attributes):
         return entries
 
     def set_cpuid(self, entries: Iterable[Fields]) -> None:
-        """Set what CPUID tells the guest, in entries without an index (kvm_cpuid_entry).
+        """Set what CPUID shows the guest, in entries without an index (kvm_cpuid_entry).
 
         KVM_SET_CPUID, api.rst 4.20; `set_cpuid2` says more.
         """
@@ -223,7 +223,7 @@ class VCPU(State, Enabling, Attributes):
     def translate(self, linear_address: int) -> Record:
         """Return where the guest's page tables map an address, as kvm_translation.
 
-        `valid` tells whether they do; `writeable` and `usermode` are not filled in by KVM.
+        `valid` says whether they do; `writeable` and `usermode` are not filled in by KVM.
         KVM_TRANSLATE, api.rst 4.15.
         """
         data = uapi.kvm_translation.pack({"linear_address": linear_address})
@@ -252,7 +252,7 @@ class VCPU(State, Enabling, Attributes):
 
         `control` is KVM_GUESTDBG_..., KVM_GUESTDBG_ENABLE being implied by any; 0 ends it.
         `debugreg` are DR0 to DR7 for KVM_GUESTDBG_USE_HW_BP, as far as given.  Needs
-        KVM_CAP_SET_GUEST_DEBUG (KVM_CAP_SET_GUEST_DEBUG2 tells the flags).  Raises KVMError:
+        KVM_CAP_SET_GUEST_DEBUG (KVM_CAP_SET_GUEST_DEBUG2 returns the flags).  Raises KVMError:
         EBUSY to inject while an exception is pending.  KVM_SET_GUEST_DEBUG, api.rst 4.87.
         """
         if len(debugreg) > 8:

@@ -224,7 +224,7 @@ class State(Handle):
         self.ioctl_write(uapi.KVM_SET_VAPIC_ADDR, uapi.kvm_vapic_addr, {"vapic_addr": vapic_addr})
 
     def setup_mce(self, mcg_cap: int) -> None:
-        """Give the vCPU machine check banks: `mcg_cap` as `System.mce_cap_supported` tells.
+        """Give the vCPU machine check banks: `mcg_cap` as `System.mce_cap_supported` returns.
 
         Needs KVM_CAP_MCE.  Raises KVMError: EINVAL for bits that are not supported.
         KVM_X86_SETUP_MCE, api.rst 4.105.

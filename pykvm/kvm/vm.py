@@ -99,7 +99,7 @@ class VM(Interrupts, Enabling, Extensions):
         self._slot_pages[slot] = memory_size // PAGE
 
     def set_user_memory_region2(self, region: Fields) -> None:
-        """Map memory as `set_user_memory_region` does, or with a guest_memfd behind it.
+        """Map memory as `set_user_memory_region` does, or backed by a guest_memfd.
 
         `region` is a kvm_userspace_memory_region2.  Needs KVM_CAP_USER_MEMORY2.
         KVM_SET_USER_MEMORY_REGION2, api.rst 4.140.
@@ -175,7 +175,7 @@ class VM(Interrupts, Enabling, Extensions):
         self.ioctl_word(uapi.KVM_SET_NR_MMU_PAGES, pages)
 
     def get_nr_mmu_pages(self) -> int:
-        """Return the limit set by `set_nr_mmu_pages`; newer kernels no longer tell.
+        """Return the limit set by `set_nr_mmu_pages`; newer kernels no longer report it.
 
         KVM_GET_NR_MMU_PAGES, deprecated.
         """

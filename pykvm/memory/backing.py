@@ -58,7 +58,7 @@ def host_address(buffer: mmap.mmap) -> int:
 
 
 def host_memory(path: str = "/proc/meminfo") -> dict[str, int]:
-    """The host's memory as the kernel tells it: ``MemAvailable`` and so on, in bytes.
+    """The host's memory as the kernel reports it: ``MemAvailable`` and so on, in bytes.
 
     Counts without a unit (``HugePages_Free``) stay counts.  Source: proc_meminfo(5).
     """
@@ -240,7 +240,7 @@ def _check_huge_pages(size: int, backing: Backing) -> None:
 
 
 def _refusal(size: int, backing: Backing, error: OSError | OverflowError) -> HostError:
-    """What to tell the caller when the host refused a mapping."""
+    """The error for a mapping that the host refused."""
     reason = error.strerror if isinstance(error, OSError) else "more than an address space holds"
     message = f"cannot map {format_size(size)} of guest memory ({backing}): {reason}"
     number = getattr(error, "errno", None)

@@ -80,7 +80,7 @@ class Region(NamedTuple):
 
     @property
     def fd(self) -> int | None:
-        """The memfd behind it, to share with another process; None for other backings."""
+        """Its memfd, to share with another process; None for other backings."""
         return self.mapping.fd
 
     def __str__(self) -> str:
@@ -177,7 +177,7 @@ class RegionMap:
         """Give every region, now and in future, to `vm` as a memory slot.
 
         Raises StateError if a VM is attached already; KVMError if KVM refuses a slot: then none
-        of them stays behind.
+        of them is left.
         """
         with self._lock:
             self._check_open()

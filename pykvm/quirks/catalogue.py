@@ -1,4 +1,4 @@
-"""All quirks there are, in the order in which `pykvm info` tells of them."""
+"""All quirks there are, in the order in which `pykvm info` lists them."""
 
 from __future__ import annotations
 

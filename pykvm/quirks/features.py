@@ -130,7 +130,7 @@ def _unusable(irqchip: str) -> set[str]:
         }
         if irqchip == "user" and not rig.exits(Msr(_IA32_TSC_DEADLINE, 0)):
             refused.add(TSC_DEADLINE)
-    # Without the interrupt that tells of their end, asynchronous page faults are no use.
+    # Without the interrupt at their end, asynchronous page faults are no use.
     if "kvm_asyncpf_int" in refused:
         refused |= {"kvm_asyncpf", "kvm_asyncpf_vmexit"}
     if irqchip in ("user", "none"):

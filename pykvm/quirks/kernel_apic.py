@@ -32,7 +32,7 @@ KVM_IRQCHIP_IOAPIC = 2
 
 _MAIN, _HANDLER = 0x1000, 0x1800
 _READY, _WAITING, _SERVED = 0x80, 0x81, 0x82
-# Takes interrupts, tells that it does, and then does nothing but leave the guest.
+# Takes interrupts, reports each, and then does nothing but leave the guest.
 _MAIN_CODE = bytes.fromhex("FB E680 E681 EBFC")
 # Tells the host, with the ISR's word of the vector in EAX; then ends the interrupt.
 _HANDLER_CODE = bytes.fromhex(

@@ -1,7 +1,7 @@
 """A VM so small that a probe may have one: 64-bit mode, a page for each ring, and every exception.
 
 What runs in it ends with HLT in ring 0, by itself or because a gate of the IDT led there: each
-vector has a HLT of its own, and `Stop.vector` tells which it was.
+vector has a HLT of its own, and `Stop.vector` says which it was.
 """
 
 from __future__ import annotations

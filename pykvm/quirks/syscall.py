@@ -6,7 +6,7 @@ privilege are not.  A kernel keeps that page from ring 3: the fetch is a page fa
 handler finds a frame that no processor would have made.  `pykvm._core` (syscall.c) waits there, at
 a breakpoint, and does the rest of what SYSCALL should have done.
 
-What it cannot do: tell the guest the RFLAGS.IF of ring 3 in R11 (the host's is there, always 1),
+What it cannot do: give the guest the RFLAGS.IF of ring 3 in R11 (the host's is there, always 1),
 leave CR2 alone, refuse SYSCALL where EFER.SCE is clear, or help where LSTAR's page is ring 3's.
 """
 

@@ -1,6 +1,6 @@
 """A triple fault after which the registers are those of a reset.
 
-Nothing in them tells what happened, so a crash report cannot either.  The exit itself is right, and
+They do not show what happened, so a crash report cannot either.  The exit itself is right, and
 there is no workaround: the registers are gone when the exit comes.
 """
 

@@ -243,7 +243,7 @@ class _Vcpu:
         try:
             self.cpu.debug.set_breakpoints(OWNER, wanted)
         except ConfigError:
-            # The debug registers are in use by somebody who looks at this guest.
+            # The debug registers are in use by someone who debugs this guest.
             self.cpu.debug.set_breakpoints(OWNER, [])
 
     # -- INT n -------------------------------------------------------------------------------

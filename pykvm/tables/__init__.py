@@ -1,4 +1,4 @@
-"""What a PC's firmware leaves in memory to tell a kernel about the machine.
+"""What a PC's firmware leaves in memory to describe the machine to a kernel.
 
 `build` gives all of it for fixed addresses.  A firmware that runs in the guest places the ACPI
 tables itself: `acpi_tables` gives them as they are before, with what is to be filled in said beside

@@ -112,7 +112,7 @@ def _name_string(path: str) -> bytes:
 
 
 def _with_length(body: bytes) -> bytes:
-    """`body` behind its PkgLength (20.2.4), which counts its own one to four bytes, too.
+    """`body` after its PkgLength (20.2.4), which counts its own one to four bytes, too.
 
     >>> _with_length(bytes(0x3E))[:1].hex(), _with_length(bytes(0x3F))[:2].hex(" ")
     ('3f', '41 04')

@@ -1,4 +1,4 @@
-r"""The differentiated system description table: the devices that nobody can find by looking.
+r"""The differentiated system description table: the devices that a kernel cannot discover.
 
 Source: ACPI Specification 6.5, 5.2.11.1 "Differentiated System Description Table (DSDT)", 6.1 and
 6.2 (device objects), 7.4.2 (`\_Sx`), 8.4 (processors, ACPI0007); for the ids, "Plug and Play ID and

@@ -96,7 +96,7 @@ CMOS_RTC_NOT_PRESENT = 1 << 5
 WBINVD = 1 << 0
 PROC_C1 = 1 << 2
 SLP_BUTTON = 1 << 5  # no fixed sleep button
-FIX_RTC = 1 << 6  # the RTC wakes nobody through the fixed registers
+FIX_RTC = 1 << 6  # the RTC does not wake the system through the fixed registers
 TMR_VAL_EXT = 1 << 8
 RESET_REG_SUP = 1 << 10
 

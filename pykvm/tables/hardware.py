@@ -1,4 +1,4 @@
-"""What the tables have to tell."""
+"""The facts that the tables describe."""
 
 from __future__ import annotations
 

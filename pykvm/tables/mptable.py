@@ -1,4 +1,4 @@
-"""The MP tables: what there was before ACPI to tell of processors and APICs.
+"""The MP tables, which described processors and APICs before ACPI.
 
 Source: Intel MultiProcessor Specification 1.4, chapter 4 "MP Configuration Table": 4.1 (floating
 pointer), 4.2 (header) and 4.3 (entries).

@@ -1,7 +1,7 @@
 """Where each table lies: in the BIOS area, the EBDA and the BIOS data area.
 
 SMBIOS comes first in the half of the BIOS area that it is looked for in.  The others lie first fit
-around it: nobody minds where, but for the root pointers, which are the first of theirs.
+around it.  Their order does not matter, except that the root pointers come first.
 """
 
 from __future__ import annotations

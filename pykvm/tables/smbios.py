@@ -22,7 +22,7 @@ _KIB = 1 << 10
 _MIB = 1 << 20
 _GIB = 1 << 30
 
-# What many of the fields below are where there is nothing to tell: an enumeration's "Other" and
+# The value of many fields below that have nothing to say: an enumeration's "Other" and
 # "Unknown", a number that is not known, and no string.
 _OTHER = 1
 _UNKNOWN = 2
@@ -31,7 +31,7 @@ _NO_STRING = 0
 _MEMORY_ARRAY = 0x1000
 _MEMORY_DEVICE = 0x1100
 _NO_ERROR_INFORMATION = 0xFFFE
-# How many ranges of RAM are told of; the memory map is what tells kernels of all.
+# How many ranges of RAM are described here; kernels get all of them from the memory map.
 _MAPPED = 16
 
 

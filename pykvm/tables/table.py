@@ -1,7 +1,7 @@
 """A table that does not know yet where it will lie.
 
 Tables name each other by address and have checksums over those addresses.  Here both are left at 0
-and said beside the bytes, so that whoever places a table can fill them in: `link` for fixed
+and said beside the bytes, so that the code that places a table can fill them in: `link` for fixed
 addresses, or a firmware by the commands of fw_cfg's etc/table-loader, which say the same.
 """
 

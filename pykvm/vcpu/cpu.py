@@ -120,7 +120,7 @@ class CPU:
         access: Literal["read", "write", "execute"] | None = "read",
         user: bool = False,
     ) -> Walk:
-        """Translate a guest-virtual address and tell every level of the walk.
+        """Translate a guest-virtual address and return every level of the walk.
 
         `access` is what the guest would do there, None to ask for the mapping alone.
         """
@@ -142,7 +142,7 @@ class CPU:
         )
 
     def translate(self, address: int) -> int:
-        """The guest-physical address behind a guest-virtual one.
+        """Translate a guest-virtual address to its guest-physical one.
 
         Raises TranslationError, with the level at which the walk failed, if there is none.
         """
@@ -158,7 +158,7 @@ class CPU:
         return walk.physical
 
     def _pieces(self, address: int, length: int) -> Iterator[tuple[int, int]]:
-        """(guest-physical address, length) of the pages behind a virtual range."""
+        """(guest-physical address, length) of the pages of a virtual range."""
         address = unsigned("address", address, 64)
         end = address + integer("length", length, 0)
         while address < end:

@@ -1,7 +1,7 @@
 """KVM_SET_GUEST_DEBUG for all who want something of it at once.
 
 There is one set of debug registers and one single step a vCPU, and setting them replaces what was
-set before.  So whoever needs a breakpoint says so here, by name, and leaves the others' alone.
+set before.  So each user of breakpoints asks for them here, by name, and those of others stay.
 
 While any of this is on, the guest's own DR0 to DR7 are out of force (KVM_GUESTDBG_USE_HW_BP takes
 their place): a debugger inside the guest finds its breakpoints silent.
@@ -37,7 +37,7 @@ _BP = 3  # the vector of INT3
 
 
 def debug_event(exception: int, dr6: int, dr7: int) -> str:
-    """What a KVM_EXIT_DEBUG tells of, by its exception and debug registers (SDM 3B 18.2.3).
+    """What a KVM_EXIT_DEBUG reports, by its exception and debug registers (SDM 3B 18.2.3).
 
     >>> debug_event(1, 0x4000, 0x400), debug_event(1, 1, 0x402), debug_event(1, 2, 0x100400)
     ('a single step', 'a breakpoint', 'a watchpoint (DR1)')
@@ -137,7 +137,7 @@ class GuestDebug:
         self._apply()
 
     def stepped(self) -> bool:
-        """A single step has ended: whether it was for `step_over`, and nobody else waits for it."""
+        """A single step has ended: whether it was for `step_over` alone."""
         over, self._stepping_over = self._stepping_over, False
         self._apply()
         return over and not self._stepping

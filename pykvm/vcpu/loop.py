@@ -69,7 +69,7 @@ class Loop:
         self._dispatch: Dispatch | None = None
         # The number of the loop that began last, by `run` or by hand.
         self._turn = 0
-        # The RIP behind the HLT in which the last run left this vCPU waiting.
+        # The RIP after the HLT in which the last run left this vCPU waiting.
         self._halted: int | None = None
         #: The exit at which the last run stopped, for the next to deal with.
         self.pending: Pending | None = None

@@ -159,7 +159,7 @@ class Registers:
     GDTR and IDTR `TableRegister`, copies that take effect when they are assigned back.
 
     Setting a register while a port or memory read waits for its answer raises StateError.
-    At the exit of an OUT, RIP may stand on the instruction or behind it: KVM does not say.
+    At the exit of an OUT, RIP may be at the instruction or past it: KVM does not say.
     """
 
     __slots__ = ("source",)

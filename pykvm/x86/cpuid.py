@@ -445,7 +445,7 @@ def _bits(names: frozenset[str]) -> dict[tuple[int, int], tuple[int, int, int, i
 
 
 def _only(entries: list[CpuidEntry], names: frozenset[str]) -> list[CpuidEntry]:
-    """The entries with no feature but `names`, and only the leaves that still tell something."""
+    """The entries with no feature but `names`, and only the leaves that still have content."""
     bits = _bits(names)
     telling = _DESCRIPTIVE | {leaf for leaf, name in _DEPENDENT.items() if name in names}
     masked = []

@@ -105,7 +105,7 @@ class Address(NamedTuple):
     bits: int
 
     def offset(self, register: Callable[[int], int], rip: int) -> int:
-        """The offset in the segment; `rip` is the address behind the instruction."""
+        """The offset in the segment; `rip` is the address after the instruction."""
         value = self.displacement
         if self.base is not None:
             value += rip if self.base == RIP else register(self.base)
@@ -167,7 +167,7 @@ class _Reader:
             value = self.code[self.at]
         except IndexError:
             raise TruncatedError(
-                f"{self.code.hex(' ')}: an instruction goes on behind this"
+                f"{self.code.hex(' ')}: an instruction continues after this"
             ) from None
         self.at += 1
         return value

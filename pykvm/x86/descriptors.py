@@ -92,7 +92,7 @@ class SegmentDescriptor(NamedTuple):
     """A segment descriptor: code, data, LDT or TSS (SDM 3A 3.4.5, figure 3-8).
 
     Fields are named as in kvm_segment.  `limit` is in bytes: with `g` set its low 12 bits must be
-    ones.  `long` tells a 16-byte descriptor, the form of LDT and TSS in long mode.
+    ones.  `long` means a 16-byte descriptor, the form of LDT and TSS in long mode.
     """
 
     base: int
@@ -188,7 +188,7 @@ class SegmentDescriptor(NamedTuple):
 class Gate(NamedTuple):
     """A call, interrupt, trap or task gate (SDM 3A 5.8.3, 6.11, 6.14.1, 8.2.5).
 
-    `long` tells the 16-byte form of long mode, the only one with `ist`.  `parameters` is how
+    `long` means the 16-byte form of long mode, the only one with `ist`.  `parameters` is how
     many of them a call gate copies.
     """
 

@@ -240,7 +240,7 @@ def _stack_exception(guest: _Guest, code: bytes) -> _Exception | None:
 
 
 def _page_fault_left(guest: _Guest) -> _Exception | None:
-    """The page fault that CR2 still tells of, if its address is not mapped now either."""
+    """The page fault that CR2 still shows, if its address is not mapped now either."""
     state = guest.state
     if not state.cr2:
         return None

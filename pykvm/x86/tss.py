@@ -117,7 +117,7 @@ def _encode(layout: _Layout, fields: dict[str, int]) -> bytes:
 
 
 def _with_bitmap(layout: _Layout, fields: dict[str, int], ports: Iterable[int]) -> bytes:
-    """The TSS with its bitmap behind it; a bit that is set or beyond the limit denies the port.
+    """The TSS with its bitmap after it; a bit that is set or beyond the limit denies the port.
 
     The byte of ones after the last is required: the processor reads two at a time (SDM 1 19.5.2).
     """

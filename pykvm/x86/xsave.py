@@ -69,7 +69,7 @@ class Component(NamedTuple):
 
 
 def components(leaf_d: Iterable[tuple[int, int, int, int]]) -> tuple[Component, ...]:
-    """The components that CPUID leaf 0xD tells of: (sub-leaf, EAX, EBX, ECX) each (SDM 1 13.2)."""
+    """The components that CPUID leaf 0xD lists: (sub-leaf, EAX, EBX, ECX) each (SDM 1 13.2)."""
     return tuple(
         Component(1 << index, size, offset, bool(ecx & 2))
         for index, size, offset, ecx in sorted(leaf_d)

@@ -86,7 +86,7 @@ def test_a_zimage_is_refused() -> None:
 def test_the_file_ends_before_the_kernel() -> None:
     size = len(bzimage())
     assert refusal(bzimage()[: size - 16]) == (
-        "k: has 0xff0 bytes behind its setup code (setup_sects 1), but the kernel has 0x1000 "
+        "k: has 0xff0 bytes after its setup code (setup_sects 1), but the kernel has 0x1000 "
         "(syssize 0x100)\nthe file is truncated or damaged: copy or build it again"
     )
     assert "has 0x0 bytes behind" in refusal(bzimage()[:0x300])

@@ -112,7 +112,7 @@ def walk(
     `access` is "read", "write" or "execute", at CPL 3 if `user`; with None no rights are asked,
     as a debugger looks.  `ac` is RFLAGS.AC, which lets the supervisor past SMAP, `pkru` the
     protection keys of user pages.  `maxphyaddr` (physical address bits) and `gbpages` say what
-    CPUID tells the guest; they decide which bits are reserved.  Accessed and dirty bits are read,
+    CPUID shows the guest; they decide which bits are reserved.  Accessed and dirty bits are read,
     never set.
 
     Raises ConfigError for another `access`.
