@@ -6,6 +6,18 @@ import struct
 
 from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import VM, System
+from pykvm.kvm.uapi import (
+    KVM_CAP_COALESCED_MMIO,
+    KVM_CAP_COALESCED_PIO,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+    KVM_CAP_EXT_CPUID,
+    KVM_CAP_IMMEDIATE_EXIT,
+    KVM_CAP_MAX_VCPUS,
+    KVM_CAP_NR_VCPUS,
+    KVM_CAP_SYNC_REGS,
+    KVM_CAP_TSC_DEADLINE_TIMER,
+    KVM_CAP_USER_MEMORY,
+)
 from pykvm.layout import KVM_PAGES
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import option
@@ -25,20 +37,12 @@ __all__ = ["Host"]
 IDENTITY_MAP_ADDRESS = KVM_PAGES
 TSS_ADDRESS = IDENTITY_MAP_ADDRESS + 0x1000
 
-# Capabilities by number: to import the enum of all of them costs a millisecond at every start.
-KVM_CAP_NR_VCPUS = 9
-KVM_CAP_COALESCED_MMIO = 15
-KVM_CAP_MAX_VCPUS = 66
-KVM_CAP_TSC_DEADLINE_TIMER = 72
-KVM_CAP_COALESCED_PIO = 162
-KVM_CAP_EXIT_ON_EMULATION_FAILURE = 204
-
 # What the run loop is built on; Linux has all of it since 4.17.
 REQUIRED = {
-    "KVM_CAP_USER_MEMORY": 3,
-    "KVM_CAP_EXT_CPUID": 7,
-    "KVM_CAP_SYNC_REGS": 74,
-    "KVM_CAP_IMMEDIATE_EXIT": 136,
+    "KVM_CAP_USER_MEMORY": KVM_CAP_USER_MEMORY,
+    "KVM_CAP_EXT_CPUID": KVM_CAP_EXT_CPUID,
+    "KVM_CAP_SYNC_REGS": KVM_CAP_SYNC_REGS,
+    "KVM_CAP_IMMEDIATE_EXIT": KVM_CAP_IMMEDIATE_EXIT,
 }
 
 # CPUID.1:ECX

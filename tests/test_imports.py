@@ -1,5 +1,6 @@
 """Imports point down: each room of pykvm knows the rooms below it and no other."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import grimp
 import pytest
 from docs.markdown import prose
+
+from pykvm.kvm import constants, uapi
 
 PACKAGE = "pykvm"
 
@@ -82,6 +85,22 @@ def test_the_architecture_page_has_the_same_rows() -> None:
 def test_imports_point_down() -> None:
     upward = [f"{a} imports {b}" for a, b in imports(PACKAGE) if not allowed(a, b)]
     assert upward == []
+
+
+def test_kernel_numbers_are_kvms_alone(root: Path) -> None:
+    """What <linux/kvm.h> defines comes from `pykvm.kvm`, which tests compare with the header."""
+    known = {name for name in (*vars(uapi), *vars(constants)) if name.isupper()}
+    paths = [
+        path
+        for path in (root / PACKAGE).rglob("*.py")
+        if path.parent.relative_to(root).parts[1:2] != ("kvm",)
+    ]
+    assert [
+        f"{path.relative_to(root)} assigns {node.id}"
+        for path in sorted(paths)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in known
+    ] == []
 
 
 def test_tests_stand_where_their_room_stands(root: Path) -> None:

@@ -226,7 +226,7 @@ void pykvm_abandon(struct pykvm_vcpu *vcpu);
  * ordinary page fault whose handler begins in a way that this does not know.  Needs the general and
  * special registers in the page.
  */
-int pykvm_make_syscall_good(struct pykvm_syscall *syscall, void *page);
+int pykvm_work_around_syscall(struct pykvm_syscall *syscall, void *page);
 
 /*
  * Read guest-virtual memory, through the page tables of the special registers in the kvm_run page.

@@ -205,7 +205,7 @@ int64_t take_exit(struct pykvm_vcpu *v)
         return take_io(v);
     if (p->run->exit_reason == KVM_EXIT_MMIO)
         return take_mmio(v);
-    if (v->syscall && pykvm_make_syscall_good(v->syscall, p->run))
+    if (v->syscall && pykvm_work_around_syscall(v->syscall, p->run))
         return REENTER;
     if (v->native) {
         int done = pykvm_native_exit(v->native, p->fd, p->run);

@@ -200,7 +200,7 @@ static struct frame undelivered(const struct kvm_regs *regs, const struct kvm_sr
     return frame;
 }
 
-int pykvm_make_syscall_good(struct pykvm_syscall *s, void *page)
+int pykvm_work_around_syscall(struct pykvm_syscall *s, void *page)
 {
     struct kvm_run *run = page;
     struct kvm_regs *regs = &run->s.regs.regs;

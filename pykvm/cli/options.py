@@ -343,7 +343,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--append-only", "", _flag, GUEST,
-        "add nothing to a kernel's command line that spares this host trouble",
+        "add no workarounds for this host to a kernel's command line",
         _GUESTS, bare=True,
     ),
     Option("--initrd", "FILE", str, GUEST, "a Linux kernel's initial RAM disk", _GUESTS),

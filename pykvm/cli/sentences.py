@@ -18,6 +18,7 @@ from pykvm.exits import (
     Shutdown,
     WrMsr,
 )
+from pykvm.kvm.constants import KVM_INTERNAL_ERROR_EMULATION
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.guest_debug import debug_event
 
@@ -38,8 +39,6 @@ _MSRS = {
     0xC000_0084: "IA32_FMASK",
 }
 _X2APIC = range(0x800, 0x900)
-
-_EMULATION = 1  # KVM_INTERNAL_ERROR_EMULATION
 
 
 def reason(exit: Exit) -> str:
@@ -76,7 +75,7 @@ def reason(exit: Exit) -> str:
             return "can take the interrupt that waits for it"
         case SetTpr():
             return "has lowered its task priority (CR8)"
-        case InternalError(suberror=suberror) if suberror == _EMULATION:
+        case InternalError(suberror=suberror) if suberror == KVM_INTERNAL_ERROR_EMULATION:
             return "executes an instruction that KVM refuses"
         case Shutdown():
             return "has died of a triple fault"
@@ -101,7 +100,7 @@ def answer(machine: Machine, exit: Exit) -> str:
     match exit:
         case RdMsr() | WrMsr():
             return "the interrupt controllers and clocks answer, or it is #GP"
-        case InternalError(suberror=suberror) if suberror == _EMULATION:
+        case InternalError(suberror=suberror) if suberror == KVM_INTERNAL_ERROR_EMULATION:
             return "pykvm's emulator executes it"
     return ""
 

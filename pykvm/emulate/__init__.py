@@ -23,6 +23,8 @@ from pykvm.emulate.refused import Refused, code_bits
 from pykvm.emulate.table import Plan, plan_of
 from pykvm.errors import GuestError, MemoryRangeError
 from pykvm.exits import InternalError
+from pykvm.kvm.constants import KVM_INTERNAL_ERROR_EMULATION
+from pykvm.kvm.uapi import KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR
 from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.cpuid import CpuidTable
 from pykvm.x86.decode import (
@@ -46,9 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BusDevices", "Emulator"]
 
-_EMULATION = 1  # KVM_INTERNAL_ERROR_EMULATION
-# Among the counters of exits by reason: this one, and returns for a signal.
-_INTERNAL_ERROR, _INTERRUPTED = 17, 10
 _COUNTERS: int = lib.PYKVM_COUNTERS
 _PLANS = 4096
 _FOREIGN = {"EVEX": "avx512f", "XOP": "xop"}
@@ -94,7 +93,7 @@ class Emulator:
 
         Raises GuestError where the guest cannot go on, and what a device raises.
         """
-        if not isinstance(exit, InternalError) or exit.suberror != _EMULATION:
+        if not isinstance(exit, InternalError) or exit.suberror != KVM_INTERNAL_ERROR_EMULATION:
             return False
         bench = self._benches.get(cpu.index)
         if bench is None or bench.cpu is not cpu:
@@ -327,7 +326,7 @@ class _Bench:
     def _count_fault(self, at: Refused, name: str, fault: Fault) -> None:
         """Raise GuestError when the guest does nothing but run into the same fault."""
         exits = ffi.unpack(self.cpu.engine.core.exits, _COUNTERS)
-        elsewhere = sum(exits) - exits[_INTERNAL_ERROR] - exits[_INTERRUPTED]
+        elsewhere = sum(exits) - exits[KVM_EXIT_INTERNAL_ERROR] - exits[KVM_EXIT_INTR]
         registers = bytes(ffi.buffer(ffi.addressof(at.regs)))
         scene = elsewhere, registers, fault.vector, fault.error, fault.address
         self._stuck = self._stuck + 1 if scene == self._fault_scene else 0

@@ -6,6 +6,7 @@ Documentation/virt/kvm/devices/vcpu.rst, 4.1 (KVM_VCPU_TSC_OFFSET); SDM 4, table
 
 from __future__ import annotations
 
+from pykvm.kvm.constants import KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,19 +41,14 @@ def set_tsc_offsets(cpus: Sequence[CPU], clock: Clock) -> None:
             set_tsc_offset(cpu, clock.vcpu_tsc_offset(cpu.index))
 
 
-# <asm/kvm.h>: the group KVM_VCPU_TSC_CTRL and its attribute KVM_VCPU_TSC_OFFSET
-_TSC_CTRL = 0
-_TSC_OFFSET = 0
-
-
 def set_tsc_offset(cpu: CPU, offset: int) -> None:
     """Set what KVM adds to the host's TSC (signed)."""
-    cpu.kvm.set_device_attr(_TSC_CTRL, _TSC_OFFSET, offset % (1 << 64))
+    cpu.kvm.set_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, offset % (1 << 64))
 
 
 def tsc_offset(cpu: CPU) -> int:
     """What KVM adds to the host's TSC (signed)."""
-    value = cpu.kvm.get_device_attr(_TSC_CTRL, _TSC_OFFSET)
+    value = cpu.kvm.get_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET)
     return value - (1 << 64) if value >> 63 else value
 
 

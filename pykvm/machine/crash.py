@@ -14,6 +14,12 @@ from pykvm.exits import (
     Shutdown,
     SystemEvent,
 )
+from pykvm.kvm.constants import (
+    KVM_INTERNAL_ERROR_DELIVERY_EV,
+    KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+)
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import in_python, option
 
@@ -33,12 +39,11 @@ _ENTRY_FAILURES = {
     0x80000029: "machine-check event",
 }
 
-# <linux/kvm.h>: KVM_INTERNAL_ERROR_*
 _SUBERRORS = {
-    1: "KVM cannot emulate the instruction",
-    2: "simultaneous exceptions",
-    3: "an exit while an event was delivered",
-    4: "an exit that KVM does not expect",
+    KVM_INTERNAL_ERROR_EMULATION: "KVM cannot emulate the instruction",
+    KVM_INTERNAL_ERROR_SIMUL_EX: "simultaneous exceptions",
+    KVM_INTERNAL_ERROR_DELIVERY_EV: "an exit while an event was delivered",
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON: "an exit that KVM does not expect",
 }
 
 NO_BIOS_HINT = (

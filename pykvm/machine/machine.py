@@ -87,8 +87,8 @@ class Machine:
     files for firmware and kernels to read, by name, beside those that tell of the machine.
     `symbols` is a file with the guest's symbols, where the guest's own has none: an ELF file or a
     System.map; `symbols_offset` is how far above their addresses the guest lies.
-    A Linux kernel's command line gets words before `append` that spare it trouble on this host,
-    which `Result.notes` tells; `append_only` leaves them out.
+    pykvm puts workarounds for this host before a Linux kernel's `append`, and `Result.notes` says
+    which; `append_only` leaves them out.
     `vcpus` counts the vCPUs; all but the first are parked until somebody sets their state and
     `parked = False`.  `devices` replaces the standard ones (`pykvm.devices.standard_devices`);
     `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest

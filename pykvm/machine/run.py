@@ -9,13 +9,13 @@ from functools import partial
 from pykvm._core import ffi, lib
 from pykvm.bus import GuestEnd
 from pykvm.errors import ResourceError
+from pykvm.kvm import uapi
 from pykvm.kvm.constants import (
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_UNINITIALIZED,
 )
 from pykvm.kvm.run_page import EXIT_REASON
-from pykvm.kvm.uapi import KVM_EXIT_HLT
 from pykvm.machine.guest_ends import ending_of
 from pykvm.result import Ending, Outcome, Place, Result
 from pykvm.typed import TYPE_CHECKING
@@ -48,32 +48,32 @@ _ASKED_FOR = frozenset(
 # The index in pykvm_vcpu.exits to the name of the exit's class in pykvm.exits.
 _WRITE = lib.PYKVM_COUNTERS // 2
 _NAMES = {
-    0: "Unknown",
-    1: "ExceptionExit",
-    2: "IoIn",
-    2 + _WRITE: "IoOut",
-    3: "Hypercall",
-    4: "Debug",
-    5: "Hlt",
-    6: "MmioRead",
-    6 + _WRITE: "MmioWrite",
-    7: "IrqWindowOpen",
-    8: "Shutdown",
-    9: "FailEntry",
-    10: "Interrupted",
-    11: "SetTpr",
-    12: "TprAccess",
-    16: "Nmi",
-    17: "InternalError",
-    24: "SystemEvent",
-    26: "IoapicEoi",
-    27: "Hyperv",
-    29: "RdMsr",
-    30: "WrMsr",
-    31: "DirtyRingFull",
-    33: "BusLock",
-    37: "Notify",
-    39: "MemoryFault",
+    uapi.KVM_EXIT_UNKNOWN: "Unknown",
+    uapi.KVM_EXIT_EXCEPTION: "ExceptionExit",
+    uapi.KVM_EXIT_IO: "IoIn",
+    uapi.KVM_EXIT_IO + _WRITE: "IoOut",
+    uapi.KVM_EXIT_HYPERCALL: "Hypercall",
+    uapi.KVM_EXIT_DEBUG: "Debug",
+    uapi.KVM_EXIT_HLT: "Hlt",
+    uapi.KVM_EXIT_MMIO: "MmioRead",
+    uapi.KVM_EXIT_MMIO + _WRITE: "MmioWrite",
+    uapi.KVM_EXIT_IRQ_WINDOW_OPEN: "IrqWindowOpen",
+    uapi.KVM_EXIT_SHUTDOWN: "Shutdown",
+    uapi.KVM_EXIT_FAIL_ENTRY: "FailEntry",
+    uapi.KVM_EXIT_INTR: "Interrupted",
+    uapi.KVM_EXIT_SET_TPR: "SetTpr",
+    uapi.KVM_EXIT_TPR_ACCESS: "TprAccess",
+    uapi.KVM_EXIT_NMI: "Nmi",
+    uapi.KVM_EXIT_INTERNAL_ERROR: "InternalError",
+    uapi.KVM_EXIT_SYSTEM_EVENT: "SystemEvent",
+    uapi.KVM_EXIT_IOAPIC_EOI: "IoapicEoi",
+    uapi.KVM_EXIT_HYPERV: "Hyperv",
+    uapi.KVM_EXIT_X86_RDMSR: "RdMsr",
+    uapi.KVM_EXIT_X86_WRMSR: "WrMsr",
+    uapi.KVM_EXIT_DIRTY_RING_FULL: "DirtyRingFull",
+    uapi.KVM_EXIT_X86_BUS_LOCK: "BusLock",
+    uapi.KVM_EXIT_NOTIFY: "Notify",
+    uapi.KVM_EXIT_MEMORY_FAULT: "MemoryFault",
 }
 
 
@@ -184,7 +184,7 @@ class Run:
     def take_exit(self, cpu: CPU) -> Ending | None:
         """See `pykvm.vcpu.loop.Handlers`."""
         reason = cpu.engine.page[EXIT_REASON]
-        if not self._surface and reason == KVM_EXIT_HLT:
+        if not self._surface and reason == uapi.KVM_EXIT_HLT:
             return self._halt(cpu)
         from pykvm.exits import decode
 

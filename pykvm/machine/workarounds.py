@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from pykvm.errors import PykvmError
+from pykvm.kvm.uapi import (
+    KVM_EXIT_DEBUG,
+    KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_X86_WRMSR,
+)
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
@@ -22,8 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["WORKAROUND_EXITS", "Workarounds"]
 
-#: Debug, Shutdown, InternalError and WrMsr, by KVM_EXIT_...: the exits that are asked about.
-WORKAROUND_EXITS = (4, 8, 17, 30)
+#: The exits that are asked about.
+WORKAROUND_EXITS = (
+    KVM_EXIT_DEBUG,
+    KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_X86_WRMSR,
+)
 
 
 class Tally(NamedTuple):
@@ -61,7 +72,7 @@ class Workarounds:
         self._msr_exits: MsrExits | None = None
 
     def add_quirk_workarounds(self) -> None:
-        """Make good the quirks that this host has, from now on; the vCPUs must have been made."""
+        """Work around the quirks that this host has, from now on; the vCPUs must have been made."""
         from pykvm.quirks.signs import Signs
 
         self._msr_exits = self._board.msr_exits()
@@ -93,8 +104,8 @@ class Workarounds:
     def take(self, cpu: CPU, exit: Exit) -> bool:
         """Set the vCPU right after one of the WORKAROUND_EXITS exits, so that the guest goes on.
 
-        False if nobody can.  Raises GuestError where the guest cannot go on, and what devices
-        raise.
+        False if that is not possible.  Raises GuestError where the guest cannot go on, and what
+        devices raise.
         """
         if self._signs is not None:
             self._signs.take(cpu, exit)
@@ -102,7 +113,9 @@ class Workarounds:
             return True
         if self._msr_exits is not None and self._quirks is None and self._pass_on(cpu, exit):
             return True
-        return self._emulate and (self._emulator or self.emulator()).take(cpu, exit)
+        if not self._emulate or exit.reason != KVM_EXIT_INTERNAL_ERROR:
+            return False
+        return (self._emulator or self.emulator()).take(cpu, exit)
 
     def _pass_on(self, cpu: CPU, exit: Exit) -> bool:
         """Carry out a write that only exits because this host might have had a quirk."""

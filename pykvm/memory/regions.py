@@ -8,6 +8,7 @@ from bisect import bisect_right
 from contextlib import suppress
 
 from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
+from pykvm.kvm.constants import KVM_MEM_READONLY
 from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import buffer, flag, integer, show, text, wrong
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from pykvm.memory.backing import Backing, HostMapping, HugePages
 
 __all__ = ["ADDRESS_LIMIT", "Region", "RegionMap", "SlotHost", "bytes_of", "flat"]
-
-KVM_MEM_READONLY = 1 << 1
 
 # A physical address has at most 52 bits (SDM 3A 4.1.4), a slot at most KVM_MEM_MAX_NR_PAGES pages.
 ADDRESS_LIMIT = 1 << 52

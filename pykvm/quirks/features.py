@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing
 from pykvm.errors import PykvmError
 from pykvm.exits import IoOut, WrMsr
 from pykvm.host import Host
+from pykvm.kvm.uapi import KVM_CAP_SPLIT_IRQCHIP
 from pykvm.memory import GuestMemory
 from pykvm.quirks import found, hypercall
 from pykvm.typed import TYPE_CHECKING
@@ -88,7 +89,6 @@ _BY_HYPERCALL |= {"kvm_hc_map_gpa_range"}
 TSC_DEADLINE = "tsc_deadline_timer"
 _IA32_TSC_DEADLINE = 0x6E0
 
-KVM_CAP_SPLIT_IRQCHIP = 121
 _PINS = 24
 
 # RDMSR and WRMSR, each followed by OUT 0x80, AL; #GP leads to OUT 0x81, AL.

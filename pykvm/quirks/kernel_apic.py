@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 
 from pykvm.exits import IoOut
 from pykvm.host import Host
+from pykvm.kvm.constants import KVM_IRQCHIP_IOAPIC
 from pykvm.memory import GuestMemory
 from pykvm.quirks.quirk import Quirk
 from pykvm.typed import TYPE_CHECKING
@@ -28,7 +29,6 @@ PIN = 5
 _LEVEL = 1 << 15
 _EXTD = 1 << 10
 _SVR, _SVR_ENABLE = 0xF0, 0x1FF
-KVM_IRQCHIP_IOAPIC = 2
 
 _MAIN, _HANDLER = 0x1000, 0x1800
 _READY, _WAITING, _SERVED = 0x80, 0x81, 0x82

@@ -10,6 +10,7 @@ import threading
 from functools import partial
 
 from pykvm.errors import KVMError
+from pykvm.kvm.uapi import KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR
 from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import EFER
 
@@ -42,7 +43,6 @@ OCCASIONS = 64
 # The end of the gate of #UD, the lower one of the two vectors that matter, in an IDT of gates of 16
 # bytes (SDM 3A 6.14.1).
 _IDT_LIMIT = 7 * 16 - 1
-_SHUTDOWN, _WRMSR = 8, 30  # KVM_EXIT_...
 
 
 class Signs:
@@ -79,7 +79,8 @@ class Signs:
     def take(self, cpu: CPU, exit: Exit) -> None:
         """The guest says where SYSCALL is to lead, or may have made one without an IDT."""
         reason = exit.reason
-        if reason == _SHUTDOWN or (reason == _WRMSR and getattr(exit, "index", 0) in MSRS):
+        to_lstar = reason == KVM_EXIT_X86_WRMSR and getattr(exit, "index", 0) in MSRS
+        if to_lstar or reason == KVM_EXIT_SHUTDOWN:
             self._ask(cpu)
 
 

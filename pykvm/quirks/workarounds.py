@@ -129,7 +129,7 @@ class QuirkWorkarounds:
             case WrMsr(index=index) if index in MSRS:
                 vcpu.write_msr(exit)
                 return True
-            case Debug() | Shutdown() if vcpu.makes_syscall_good():
+            case Debug() | Shutdown() if vcpu.works_around_syscall():
                 return True
             case Debug(dr6=dr6) if dr6 & _BS:
                 return cpu.debug.stepped()
@@ -162,9 +162,9 @@ class _Vcpu:
         self._invalid_opcode: int | None = None
         self._buffer: Any = ffi.new("uint8_t[]", _GATE_SIZE)
 
-    def makes_syscall_good(self) -> bool:
+    def works_around_syscall(self) -> bool:
         """Whether the exit was SYSCALL's, and its handler is where the vCPU stands now."""
-        return bool(lib.pykvm_make_syscall_good(self.core, self.cpu.engine.run_address))
+        return bool(lib.pykvm_work_around_syscall(self.core, self.cpu.engine.run_address))
 
     # -- following the guest -----------------------------------------------------------------
 

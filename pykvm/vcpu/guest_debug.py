@@ -10,6 +10,11 @@ their place): a debugger inside the guest finds its breakpoints silent.
 from __future__ import annotations
 
 from pykvm.errors import ConfigError
+from pykvm.kvm.constants import (
+    KVM_GUESTDBG_ENABLE,
+    KVM_GUESTDBG_SINGLESTEP,
+    KVM_GUESTDBG_USE_HW_BP,
+)
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import each, flag, text, unsigned
 
@@ -19,11 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["DR6_BS", "GuestDebug", "debug_event"]
 
 BREAKPOINTS = 4
-
-# <linux/kvm.h>, <asm/kvm.h>
-KVM_GUESTDBG_ENABLE = 1
-KVM_GUESTDBG_SINGLESTEP = 2
-KVM_GUESTDBG_USE_HW_BP = 0x20000
 
 # DR7 (SDM 3B 18.2.4): bit 10 reads as one; Gn, two bits apart.  R/Wn and LENn of 0 are execution.
 _DR7_ONES = 1 << 10

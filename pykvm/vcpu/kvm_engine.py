@@ -7,6 +7,11 @@ from errno import EINVAL, ENOMEM
 
 from pykvm._core import ffi, hold_vcpu, lib, owned
 from pykvm.errors import KVMError, ResourceError, StateError, resource_error
+from pykvm.kvm.constants import (
+    KVM_SYNC_X86_REGS,
+    KVM_SYNC_X86_SREGS,
+    KVM_SYNC_X86_VALID_FIELDS,
+)
 from pykvm.kvm.run_page import (
     DIRTY_REGS,
     EVENTS,
@@ -43,11 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["KvmEngine"]
 
 PAGE = 4096
-
-# KVM_SYNC_X86_REGS, _SREGS, and both with _EVENTS.
-_SYNC_REGS = 1
-_SYNC_SREGS = 2
-_SYNC_ALL = 7
 
 
 def _no_memory(index: int) -> ResourceError:
@@ -168,12 +168,12 @@ class KvmEngine:
         core = self.living()
         runs = core.runs
         if self._regs_at != runs:
-            if runs == 0 or not self.page[VALID_REGS] & _SYNC_REGS:
+            if runs == 0 or not self.page[VALID_REGS] & KVM_SYNC_X86_REGS:
                 current = self.kvm.get_regs()
                 for name in GENERAL:
                     setattr(self._regs, name, getattr(current, name))
                 # From the next KVM_RUN on the kernel does this by itself.
-                self.page[VALID_REGS] |= _SYNC_REGS
+                self.page[VALID_REGS] |= KVM_SYNC_X86_REGS
             self._regs_at = runs
         return self._regs
 
@@ -181,7 +181,7 @@ class KvmEngine:
         """See `Engine`."""
         self.finish_instruction()
         self.regs()
-        self.page[DIRTY_REGS] |= _SYNC_REGS
+        self.page[DIRTY_REGS] |= KVM_SYNC_X86_REGS
 
     def replace_regs(self, values: Mapping[str, int]) -> None:
         """See `Engine`."""
@@ -189,7 +189,7 @@ class KvmEngine:
         self._regs_at = self.living().runs
         for name in GENERAL:
             setattr(self._regs, name, values[name])
-        self.page[DIRTY_REGS] |= _SYNC_REGS
+        self.page[DIRTY_REGS] |= KVM_SYNC_X86_REGS
 
     def sregs(self) -> Any:
         """See `Engine`."""
@@ -211,7 +211,7 @@ class KvmEngine:
             if error.errno == EINVAL:
                 self._explain(error, sregs)
             raise
-        self.page[DIRTY_REGS] &= ~_SYNC_SREGS
+        self.page[DIRTY_REGS] &= ~KVM_SYNC_X86_SREGS
 
     def _explain(self, error: KVMError, sregs: Any) -> None:
         """Say what is wrong with the control registers that KVM refused."""
@@ -224,8 +224,8 @@ class KvmEngine:
 
     def _settle_sregs(self) -> None:
         """Set the registers that the core has left in the page for the next KVM_RUN."""
-        if self.page[DIRTY_REGS] & _SYNC_SREGS:
-            self.page[DIRTY_REGS] &= ~_SYNC_SREGS
+        if self.page[DIRTY_REGS] & KVM_SYNC_X86_SREGS:
+            self.page[DIRTY_REGS] &= ~KVM_SYNC_X86_SREGS
             self.commit_sregs()
 
     # At exits that leave no instruction half done (InternalError, Debug), 100,000 times: nothing
@@ -239,7 +239,7 @@ class KvmEngine:
         self._settle_sregs()
         if self._synced_from is None:
             # From the next KVM_RUN on the kernel brings them by itself.
-            page[VALID_REGS] |= _SYNC_ALL
+            page[VALID_REGS] |= KVM_SYNC_X86_VALID_FIELDS
             self._synced_from = runs + 1
         if runs < self._synced_from or self._overtaken_at == runs:
             self.kvm.ioctl(KVM_GET_SREGS, page[SREGS:EVENTS])
@@ -249,7 +249,7 @@ class KvmEngine:
 
     def commit_regs(self) -> None:
         """See `Engine`."""
-        self.page[DIRTY_REGS] |= _SYNC_REGS
+        self.page[DIRTY_REGS] |= KVM_SYNC_X86_REGS
 
     def commit_sregs(self) -> None:
         """KVM_SET_SREGS with the ones in the page."""
@@ -291,9 +291,9 @@ class KvmEngine:
         that wait for the next KVM_RUN are set first.
         """
         self.living()
-        if self.page[DIRTY_REGS] & _SYNC_REGS:
+        if self.page[DIRTY_REGS] & KVM_SYNC_X86_REGS:
             self.kvm.ioctl(KVM_SET_REGS, self.page[REGS:SREGS])
-            self.page[DIRTY_REGS] &= ~_SYNC_REGS
+            self.page[DIRTY_REGS] &= ~KVM_SYNC_X86_REGS
         self.kvm.set_guest_debug(control, debugreg)
 
     # -- the kvm_run page --------------------------------------------------------------------

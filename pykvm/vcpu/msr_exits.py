@@ -5,19 +5,19 @@ KVM_X86_SET_MSR_FILTER is one for the whole VM, and setting it replaces what was
 
 from __future__ import annotations
 
+from pykvm.kvm.constants import (
+    KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_INVAL,
+    KVM_MSR_FILTER_READ,
+    KVM_MSR_FILTER_WRITE,
+)
+from pykvm.kvm.uapi import KVM_CAP_X86_USER_SPACE_MSR
 from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["MsrExits"]
-
-# <linux/kvm.h>
-KVM_CAP_X86_USER_SPACE_MSR = 188
-KVM_MSR_EXIT_REASON_INVAL = 1
-KVM_MSR_EXIT_REASON_FILTER = 4
-KVM_MSR_FILTER_READ = 1
-KVM_MSR_FILTER_WRITE = 2
 
 # One MSR, and the bit that would allow it clear; KVM reads bitmaps in words of 64 bits.
 _DENIED = 1, bytes(8)

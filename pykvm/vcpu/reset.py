@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pykvm.kvm.constants import KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,8 +13,8 @@ __all__ = ["can_reset", "reset_by_init"]
 _RESET_VECTOR = 0xFFFF_FFF0
 _DR6_INIT = 0xFFFF_0FF0
 _DR7_INIT = 0x400
-# KVM_VCPUEVENT_VALID_NMI_PENDING and KVM_VCPUEVENT_VALID_SHADOW: with what they cover, all events.
-_ALL_EVENTS = 1 | 4
+# With what they cover, all events.
+_ALL_EVENTS = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW
 # A family 6 processor, where CPUID has no leaf 1.
 _SIGNATURE = 0x600
 

@@ -19,6 +19,7 @@ from pykvm.devices import standard_devices
 from pykvm.devices.pc import pc_devices
 from pykvm.irqchip.user import UserIrqChip
 from pykvm.kvm import System
+from pykvm.kvm.constants import KVM_MP_STATE_UNINITIALIZED
 from support.resources import descriptors, mappings, resident
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Access", "Footprint", "Storm", "What", "alternating", "everything", "kernel_memory"]
 
-KVM_MP_STATE_UNINITIALIZED = 1
 
 TABLE = 0x200000
 ROOM = 8000

@@ -94,7 +94,7 @@ class Vcpu:
         struct.pack_into("<QQ", self.page, VALID, REGS | SREGS, 0)
 
     def work_around(self) -> int:
-        done: int = lib.pykvm_make_syscall_good(self.core, self.address)
+        done: int = lib.pykvm_work_around_syscall(self.core, self.address)
         return done
 
     @property
