@@ -37,9 +37,9 @@ EMULATE = ("auto", "off")
 class MachineConfig(Frozen):
     """What a `Machine` is made from: its fields are the keywords of `Machine`, which explains them.
 
-    >>> config = MachineConfig("kernel.elf", memory="64M")
+    >>> config = MachineConfig("kernel.elf", memory="16M")
     >>> config
-    MachineConfig('kernel.elf', memory='64M')
+    MachineConfig('kernel.elf', memory='16M')
     >>> config.replace(vcpus=2).vcpus
     2
 

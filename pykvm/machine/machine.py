@@ -71,38 +71,46 @@ class Machine:
             assert result.exit_code == 0, result
             assert "ready" in machine.serial.text
 
-    The keywords are the fields of a `MachineConfig`: ``Machine(config)`` is the same, and
-    `machine.config` is what this one was made from.
+    The keywords are the fields of a `MachineConfig`; ``Machine(config)`` takes one, and
+    `machine.config` is the one of this machine.
 
-    `image` is a path or the bytes of a guest file, or None for an empty machine whose vCPU is as
-    after power-on.  `memory` is its RAM: bytes, a string as "64M", or a GuestMemory that was put
-    together by hand (the machine then closes it).  RAM beyond 3 GiB lies from 4 GiB on.
-    `boot` insists on a boot protocol by name (docs/boot.md); by default the file decides.
-    `mode` ("real", "protected", "long") and `load_address` say how a flat binary is entered and
-    where it lies, `entry` and `stack`, as "07C0:0000", where it starts in real mode with which
-    stack.  `append` is a kernel's command line; a bare ELF guest finds its words, then
-    `args`, in argv behind its own name.  `initrd` is a kernel's initial RAM disk, and `modules` are
-    files, with a command line each, for kernels that take them: paths or bytes.  `kernel` is for
-    firmware as `image`: a Linux kernel for it to boot, with `append` and `initrd`.  `fw_cfg` has
-    files for firmware and kernels to read, by name, beside those that tell of the machine.
-    `symbols` is a file with the guest's symbols, where the guest's own has none: an ELF file or a
-    System.map; `symbols_offset` is how far above their addresses the guest lies.
-    pykvm puts workarounds for this host before a Linux kernel's `append`, and `Result.notes` says
-    which; `append_only` leaves them out.
-    `vcpus` counts the vCPUs; all but the first are parked until somebody sets their state and
-    `parked = False`.  `devices` replaces the standard ones (`pykvm.devices.standard_devices`);
-    `cpu` is the CPUID model, "baseline" or "host".  `unclaimed` says what happens when the guest
-    touches a port or an address where nobody is: "stop" ends the run (the default for bare guests),
-    "open-bus" reads all ones and ignores writes (for kernels, which probe for devices so).
-    `irqchip` is where interrupt controllers and clocks are: "user" for software (the default, but
-    for Linux), "kernel" for KVM's own (the default for Linux, unless `clock` is "warp"), "split"
-    for KVM's local APICs and the rest in software, "none" for nowhere; `clock` is the policy of
-    guest time, "realtime", "paused" or "warp" (`pykvm.clock`), and `tsc_khz` the frequency of the
-    guest's TSC, where this host can scale it.
-    `quirks` is "auto" to work around what this host's KVM gets wrong for the guest, for
-    kernels and for bare guests whose code shows that they may meet it, "on" for any guest (one that
-    is put together by hand), "off" to see the host bare; `emulate` is "auto" to execute
-    instructions that KVM refuses, or "off".
+    The machine:
+
+    - `memory`: its RAM, in bytes or as "64M", or a GuestMemory, which the machine then closes.
+      RAM beyond 3 GiB starts at 4 GiB.
+    - `vcpus`: the number of vCPUs.  All but the first are parked until the guest starts them, or
+      until you set their state and ``parked = False``.
+    - `cpu`: the CPUID model, "baseline", "host" or "x86-64-v1" to "x86-64-v4", with features added
+      or removed: "baseline,+cx16" (docs/quirks.md).
+    - `devices`: replaces the standard devices (`pykvm.devices.standard_devices`).
+    - `irqchip`: interrupt controllers and clocks: "user" for those in software (the default, except
+      for Linux), "kernel" for KVM's own (the default for Linux, unless `clock` is "warp"), "split"
+      for KVM's local APICs and the rest in software, or "none".
+    - `clock`: the policy of guest time, "realtime", "paused" or "warp" (docs/time.md).
+    - `tsc_khz`: the frequency of the guest's TSC, where this host can scale it.
+    - `unclaimed`: an access to a port or address without a device ends the run ("stop", the default
+      for bare guests), or reads all ones and ignores writes ("open-bus", the default for kernels,
+      which probe for devices).
+    - `quirks`: work around what this host's KVM gets wrong: "auto" for kernels and for bare guests
+      whose code shows that they may meet it, "on" for any guest, "off" for none (docs/quirks.md).
+    - `emulate`: "auto" to execute instructions that KVM refuses, or "off" (docs/emulation.md).
+
+    The guest:
+
+    - `image`: the path or the bytes of the guest file.  None makes an empty machine, whose vCPU is
+      as after power-on.
+    - `boot`: the name of the boot protocol (docs/boot.md).  By default the file decides.
+    - `mode` ("real", "protected", "long") and `load_address`: how and where a flat binary starts;
+      `entry` and `stack`, as "07C0:0000", are CS:IP and SS:SP in real mode.
+    - `append`: a kernel's command line.  A bare ELF guest gets its words in argv, then `args`.
+    - `append_only`: do not prepend words for Linux on this host to `append` (`Result.notes` has
+      them).
+    - `initrd`: a kernel's initial RAM disk, a path or bytes.
+    - `modules`: (file, command line) pairs, for kernels that take modules.
+    - `kernel`: a Linux kernel that the firmware in `image` boots, with `append` and `initrd`.
+    - `fw_cfg`: files for firmware and kernels, by name.
+    - `symbols`: an ELF file or a System.map with the guest's symbols, if the guest file has none;
+      `symbols_offset` is how far above these addresses the guest is loaded.
 
     Raises HostError (no usable KVM, too little memory), LoadError (the file), ConfigError (wrong
     values) and KVMError (KVM refused).
@@ -126,7 +134,7 @@ class Machine:
         self._remarks = guest.remarks
         self._kernel_watch: KernelWatch | None = None
         self._ear: Ear | None = None
-        # What an exception finds half made is given back, also one that comes out of this `with`.
+        # What an exception finds half made is released, also one that comes out of this `with`.
         try:
             with exhausted("this machine could not be made"), closing(Host()) as host:
                 host.check_vcpus(config.vcpus)
@@ -150,14 +158,14 @@ class Machine:
             raise
 
     def _tell_emulated(self, cpu: CPU, name: str, result: str) -> bool:
-        """See `Emulator.on_done`: unless somebody listens, C may do the next ones."""
+        """See `Emulator.on_done`: without a subscriber, C may do the next ones."""
         if not self._emulated:
             return True
         self._emulated(cpu, name, result)
         return False
 
     def _load(self, files: Mapping[str, bytes]) -> None:
-        """Put the guest into memory, and what is told of this machine where the guest looks."""
+        """Put the guest, and the tables that describe this machine, into memory."""
         board, guest = self._board, self._guest
         setup = guest.setup
         if guest.is_pc or "fw-cfg" in board.devices:
@@ -183,9 +191,8 @@ class Machine:
     ) -> None:
         """Put a device at a port (`pio`) or a physical address (`mmio`).
 
-        `length` is how many ports or bytes it takes; a device that has a `length` of its own needs
-        none.  Raises BusConflict if another device is there, or memory, ConfigError for anything
-        that makes no sense.
+        `length` is the number of ports or bytes; by default the device's own `length`.  Raises
+        BusConflict if another device or memory is there, ConfigError for invalid values.
 
         >>> class Echo:
         ...     name = "echo"
@@ -216,19 +223,19 @@ class Machine:
         self._board.place([Placement(device, space, first, size)])
 
     def remove(self, device: Device | str) -> None:
-        """Take a device away, by name or by itself.  Raises ConfigError if it is not there."""
+        """Remove a device, given by name or itself.  Raises ConfigError if it is not there."""
         self._check_open()
         name = device if isinstance(device, str) else check_device(device)
         self.bus.remove(device)
         self.devices.pop(name, None)
 
     def line(self, irq: int) -> InterruptLine:
-        """A wire to ISA interrupt `irq` (0 to 15 but 2), for a device to drive: `line.set(True)`.
+        """Return a line to ISA interrupt `irq` (0 to 15, except 2): a device drives it by `set`.
 
-        Wires to the same input are ORed.  It may be driven from any thread, and is the same
-        whichever irqchip the machine has.  A guest that halts with interrupts on is waited for once
-        there is one: only `timeout`, `stop` or the guest end its run.  Raises ConfigError if the
-        machine has no interrupt controller, or that no such input.
+        Lines to the same input are ORed.  Any thread may drive one, with any irqchip.  Once there
+        is a line, a run waits for a guest that halts with interrupts on: only `timeout`, `stop` or
+        the guest end it.  Raises ConfigError if the machine has no interrupt controller, or that
+        no such input.
         """
         self._check_open()
         irq = checks.integer("irq", irq, 0, layout.ISA_IRQS - 1, hint=_IRQS)
@@ -249,9 +256,9 @@ class Machine:
         return self._board.need_irqchip().send_msi(address, data)
 
     def irqfd(self, fd: int, irq: int) -> None:
-        """Pulse ISA interrupt `irq` whenever the eventfd `fd` is written to, without pykvm.
+        """Let KVM pulse ISA interrupt `irq` whenever the eventfd `fd` is written to.
 
-        Only KVM itself can: raises ConfigError unless ``irqchip="kernel"``.
+        Raises ConfigError unless ``irqchip="kernel"``.
         """
         self._check_open()
         fd = checks.integer("fd", fd, 0, 0x7FFF_FFFF)
@@ -259,10 +266,10 @@ class Machine:
         self._board.need_irqchip().irqfd(fd, irq)
 
     def press_power_button(self) -> None:
-        """Press the power button: the guest is told of it by ACPI, and may switch itself off.
+        """Press the power button: ACPI reports it to the guest, which may switch itself off.
 
-        May be called from any thread.  Raises ConfigError if the machine has no such button: that
-        of a bare guest has none.
+        May be called from any thread.  Raises ConfigError if the machine has no such button, as
+        that of a bare guest.
         """
         self._check_open()
         from pykvm.devices.acpi_pm import AcpiPm
@@ -284,7 +291,7 @@ class Machine:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done otherwise than asked when it was made: sentences that each Result has."""
+        """What the machine does differently from what was asked: sentences, also in each Result."""
         return self._remarks
 
     @property
@@ -304,7 +311,7 @@ class Machine:
 
     @property
     def dropped(self) -> Dropped | None:
-        """The accesses that no device claimed and that went nowhere; None if there were none.
+        """The unclaimed accesses on an open bus so far; None if there were none.
 
         Only with ``unclaimed="open-bus"`` there are any: reads of them gave all ones.
         """
@@ -345,7 +352,7 @@ class Machine:
         fail: Awaited | Sequence[Awaited] | None = None,
         on_answer: Callable[[CPU, Exit], None] | None = None,
     ) -> Result:
-        r"""Run the guest until it is done, and tell how it ended.
+        r"""Run the guest until it ends or is stopped, and return how.
 
         ::
 
@@ -354,26 +361,26 @@ class Machine:
             passed = int(result.check().match[1])
 
         `timeout` is in seconds.  `until` is text to wait for on the first serial port: str, bytes
-        or a compiled regular expression of either.  It is looked for in all that the guest has said
-        since the last match, in this run or before it, and the guest stops at its last byte.  Or it
-        is a function of the machine that is called after every exit that Python sees, and 20 times
-        a second beside that; the run ends when it returns something true.  Or it is a list or tuple
-        of such: `Result.matched` is then the one that ended the run.  `fail` is the same for what
-        must not come: the run then ends as FAILED.
+        or a compiled regular expression of either.  It is searched in everything that the guest has
+        printed since the last match, in this run or before, and the guest stops at its last byte.
+        Or it is a function of the machine, called after every exit that Python sees and 20 times a
+        second; the run ends when it returns a true value.  Or it is a list or tuple of these:
+        `Result.matched` is then the one that ended the run.  `fail` takes the same, for what must
+        not happen: the run then ends as FAILED.
 
-        A match of a regular expression may be 1,024 bytes long, and what was said before the run
-        counts as far as its last 64 KiB (and as `serial.output` still has it).  ``^`` is where the
-        last match ended; line by line it is with re.MULTILINE.
+        A match of a regular expression may be 1,024 bytes long.  Of the output before the run the
+        last 64 KiB count (if `serial.output` still has them).  ``^`` is where the last match ended;
+        use re.MULTILINE for the beginning of a line.
 
         `on_exit` sees every VM exit before a device answers it, and `on_answer` those that wait for
-        an answer, reads above all, once they have it: `exit.answered` is what the guest gets.
-        Either makes each exit cost some microseconds.
+        an answer, mostly reads, once they have it: `exit.answered` is what the guest gets.  Either
+        makes each exit some microseconds slower.
 
-        The machine can run on after every outcome; what happens then is up to the guest.
+        You may call `run` again after every outcome; what happens then is up to the guest.
 
-        What a device or one of these functions raises comes out of here as it is, as does Ctrl-C in
-        the main thread; the machine stays usable.  Otherwise raises ClosedError, StateError (it
-        runs already), KVMError, and HostError where no VM is to be had for the probes of quirks.
+        What a device or one of these functions raises comes out of `run` unchanged, as does Ctrl-C
+        in the main thread; the machine stays usable.  Also raises ClosedError, StateError (it is
+        running), KVMError, and HostError if there is no VM for the probes of quirks.
         """
         if timeout is not None:
             timeout = checks.seconds("timeout", timeout)
@@ -404,16 +411,16 @@ class Machine:
                         exit.take()
             print(exits.result)
 
-        An exit that you neither answer nor `take` goes where it would in `run` once you ask for the
-        next: to its device, to the interrupt controllers, to the emulator; a HLT waits for an
+        When you ask for the next exit, one that you neither answered nor took (`take`) is handled
+        as in `run`: by its device, the interrupt controllers or the emulator; a HLT waits for an
         interrupt.  Timers and interrupts come as in `run`, and the iteration ends as a run does:
-        `result` of what is returned says how, `cpu` of which vCPU the last exit was.
+        `exits.result` says how.  `exits.cpu` is the vCPU of the last exit.
 
-        Between two exits no vCPU runs: look at and change what you like.  Setting a register first
-        completes the instruction of the exit, so a read that you want to answer is answered before.
-        Leave the loop when you like; the next `run` or `exits` goes on from there.  A breakpoint
-        is an exit like others, and `until` and `fail` are as for `run`, each looked at anew from
-        one exit to the next.  `timeout` counts the time that the guest runs.
+        Between two exits no vCPU runs: read and change what you like.  Setting a register first
+        completes the instruction of the exit, so answer a read before that.  You may leave the loop
+        at any time; the next `run` or `exits` continues from there.  A breakpoint is an exit, too.
+        `until` and `fail` are as for `run`, and checked at each exit.  `timeout` counts only the
+        time that the guest runs.
 
         Raises what `run` does.
         """
@@ -538,34 +545,35 @@ class Machine:
     def on_emulated(self, callback: Callable[[CPU, str, str], object]) -> Callable[[], None]:
         """Call ``callback(cpu, name, result)`` after each instruction that pykvm executed for KVM.
 
-        `name` is the instruction's, `result` what became of it.  Returns what ends that.  It is
-        called in the thread of the vCPU, and what it raises comes out of `run`.  While there is
-        one, C executes none of them by itself; who subscribes in a run may miss some of that run.
+        `name` is the instruction's, `result` a few words.  Returns a function that unsubscribes.
+        The callback runs in the thread of the vCPU, and what it raises comes out of `run`.  While
+        there is a subscriber, C executes none of them by itself; one that subscribes during a run
+        may miss some of that run.
         """
         return self._emulated.add(callback)
 
     def stop(self) -> bool:
         """From any thread: end the run in progress with Outcome.STOPPED.
 
-        Returns False, and does nothing, if there is none.  If there is, that run ends, however
-        busy the guest is; if it came to an end of its own at the same moment, that one counts.
+        Returns False, and does nothing, if there is none.  The run ends however busy the guest is;
+        if the guest ends itself at the same moment, that end counts.
         """
         run = self._last_run
         return run is not None and run.stop()
 
     def handle(self, exit: Exit) -> bool:
-        """Let the devices answer an exit from ``for exit in vcpu``; False if none is concerned.
+        """Let the devices answer an exit of `CPU.raw_exits`; False if it is none for a device.
 
-        What devices raise passes, GuestExit and GuestReset included.
+        Raises what devices raise, GuestExit and GuestReset included.
         """
         self._check_open()
         return self._answers.by_device(exit)
 
     def work_around(self, cpu: CPU, exit: Exit) -> bool:
-        """Do what KVM could not at `exit`: an instruction that it refused, for one.
+        """Apply the workaround for `exit`: execute an instruction that KVM refused, for one.
 
-        `run` does so by itself; this is for ``for exit in vcpu``.  False if nobody can.  Raises
-        GuestError where the guest cannot go on, and what devices raise.
+        `run` does so by itself; this is for `CPU.raw_exits`.  False if there is no workaround.
+        Raises GuestError if the guest cannot resume, and what devices raise.
         """
         self._check_open()
         return self._workarounds.take(cpu, exit)
@@ -593,7 +601,7 @@ class Machine:
         return self._closed
 
     def close(self) -> None:
-        """Give everything back: descriptors, memory, mappings.  Closing twice is harmless.
+        """Free everything: descriptors, memory, mappings.  Closing twice is harmless.
 
         A run in another thread is stopped first and returns its Result.  Raises StateError when
         called from inside the machine's own run (a device, `until`).
@@ -613,7 +621,7 @@ class Machine:
         self._release()
 
     def _release(self) -> None:
-        """Give back what there is: a machine that could not be made may have neither."""
+        """Free what there is: a machine that could not be made may have neither."""
         board: Board | None = getattr(self, "_board", None)
         workarounds: Workarounds | None = getattr(self, "_workarounds", None)
         if board is None:

@@ -89,7 +89,7 @@ def test_the_file_ends_before_the_kernel() -> None:
         "k: has 0xff0 bytes after its setup code (setup_sects 1), but the kernel has 0x1000 "
         "(syssize 0x100)\nthe file is truncated or damaged: copy or build it again"
     )
-    assert "has 0x0 bytes behind" in refusal(bzimage()[:0x300])
+    assert "has 0x0 bytes after" in refusal(bzimage()[:0x300])
     assert "syssize 0x0" in refusal(bzimage(syssize=0))
     # The last paragraph of old kernels is not filled up.
     boot.load(bzimage()[: size - 15], protocol="linux64")
