@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
 from pykvm.errors import ConfigError
-from pykvm.kvm.records import Overlay, Record, show
+from pykvm.kvm.records import RAW, Overlay, Record, show
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
@@ -388,9 +388,14 @@ class UnionLayout:
         return Overlay(self, values[0])
 
     def store(self, value: Any, out: list[Any], where: str) -> None:
-        """Append `value` to `out` as bytes: an overlay, a mapping of one member, or bytes."""
+        """Append `value` to `out` as bytes: an overlay, a mapping of one member, or bytes.
+
+        In a mapping, `RAW` is a member that has all of the union's bytes.
+        """
         if isinstance(value, Overlay):
             value = bytes(value)
+        if isinstance(value, Mapping) and value.keys() == {RAW}:
+            value = value[RAW]
         if isinstance(value, Mapping):
             if len(value) != 1 or not value.keys() <= self.members.keys():
                 members = ", ".join(self.members)

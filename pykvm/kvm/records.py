@@ -85,6 +85,10 @@ class Record:
         return {name: plain(value) for name, value in self.__dict__.items()}
 
 
+#: In `Overlay.as_dict`, the name of the union's bytes.
+RAW = "raw"
+
+
 class Overlay:
     """The value of a C union: bytes that are read and written as one member at a time.
 
@@ -154,7 +158,11 @@ class Overlay:
         return f"{self._layout.name}({' | '.join(self._layout.members)}: {show(bytes(self))})"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the union as the one member that was looked at last, or as its bytes."""
-        if self._member is not None:
-            return {self._member: plain(self._view)}
-        return {"raw": bytes(self)}
+        """Return the union as the member that was looked at last, if that is all of it, or as RAW.
+
+        Either is taken where the union is.
+        """
+        member, layout, data = self._member, self._layout, bytes(self)
+        if member is not None and layout.pack_member(member, self._view, bytes(len(data))) == data:
+            return {member: plain(self._view)}
+        return {RAW: data}
