@@ -178,6 +178,8 @@ void pykvm_by_hand_ends(struct pykvm_vcpu *vcpu);
 
 /* Whether the calling thread is between enter and leave. */
 int pykvm_is_here(struct pykvm_vcpu *vcpu);
+/* Whether another thread is. */
+int pykvm_is_elsewhere(struct pykvm_vcpu *vcpu);
 
 /*
  * From any thread, before what belongs to the vCPU is given back: no pykvm_enter() and no pykvm_run()

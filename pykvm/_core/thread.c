@@ -430,6 +430,13 @@ int pykvm_is_here(struct pykvm_vcpu *v)
     return v->private_->owner == this_thread();
 }
 
+int pykvm_is_elsewhere(struct pykvm_vcpu *v)
+{
+    pid_t owner = vcpu_owner(v);
+
+    return owner && owner != this_thread();
+}
+
 pid_t vcpu_owner(struct pykvm_vcpu *v)
 {
     return __atomic_load_n(&v->private_->owner, __ATOMIC_RELAXED);

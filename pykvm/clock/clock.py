@@ -453,4 +453,5 @@ class Clock:
             self._tsc.reset()
 
     def __repr__(self) -> str:
-        return f"<Clock {self.policy}, {'at' if self.running else 'stopped at'} {self.now()} ns>"
+        doing = "at" if self.running else "stopped at"
+        return f"<Clock {self.policy}, {doing} {self.now() / 1e9:.6f} s>"

@@ -41,7 +41,7 @@ class OutputLog:
         self._at_once: tuple[bytes | None, ...] = ()
 
     def _summary(self) -> str:
-        return f"{self.printed} bytes printed"
+        return f"{self.printed} byte{'s' * (self.printed != 1)} printed"
 
     @property
     def output(self) -> bytes:

@@ -165,6 +165,10 @@ class Uart16550(OutputLog, NamedDevice):
         self._last_character = 0
         self.reset()
 
+    def _summary(self) -> str:
+        waiting = f", {self.pending} to read" if self.pending else ""
+        return super()._summary() + waiting
+
     # The host's side
 
     def send(self, data: bytes | str) -> None:

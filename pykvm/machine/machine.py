@@ -19,6 +19,7 @@ from pykvm.machine.guest import memory_of, read_guest
 from pykvm.machine.guest_ends import ending_of
 from pykvm.machine.run import Run
 from pykvm.machine.workarounds import Workarounds
+from pykvm.printable import printable
 from pykvm.result import Ending, Outcome
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
@@ -660,11 +661,15 @@ class Machine:
         self.close()
 
     def __repr__(self) -> str:
+        image = self.config.image
+        of_file = not isinstance(image, (bytes, bytearray, memoryview, type(None)))
+        name = f"Machine {printable(self.config.name)}" if of_file else "Machine"
         if self._closed:
-            return "<Machine closed>"
+            return f"<{name} closed>"
         run = self._last_run
         doing = "running" if run is not None and run.under_way else "stopped"
-        return f"<Machine {doing}: {len(self._board.vcpus)} vCPU(s), {self.memory!r}>"
+        count = len(self._board.vcpus)
+        return f"<{name} {doing}: {count} vCPU{'s' * (count != 1)}, {self.memory!r}>"
 
 
 def _config_of(image: Any, fields: dict[str, Any]) -> MachineConfig:

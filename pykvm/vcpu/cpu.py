@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pykvm.errors import MemoryRangeError, TranslationError
+from pykvm.errors import MemoryRangeError, PykvmError, TranslationError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, integer, unsigned, wrong
 from pykvm.vcpu.kvm_engine import KvmEngine
@@ -231,4 +231,15 @@ class CPU:
         return self.loop.raw_exits(timeout)
 
     def __repr__(self) -> str:
-        return f"<CPU {self.index}{' parked' if self.parked else ''}>"
+        name = f"CPU {self.index}"
+        if self.engine.core is None:
+            return f"<{name} closed>"
+        if self.parked:
+            return f"<{name} parked>"
+        if self.engine.is_elsewhere:
+            return f"<{name} running>"
+        try:
+            state = self.state
+        except PykvmError:
+            return f"<{name}>"
+        return f"<{name}: {state.mode.value} mode, at {state.linear_rip:#x}>"

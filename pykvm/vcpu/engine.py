@@ -222,3 +222,7 @@ class Engine(Protocol):
     @property
     def is_here(self) -> bool:
         """Whether the calling thread is the one that runs this vCPU."""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another thread runs this vCPU: an ioctl would wait for it to leave the guest."""

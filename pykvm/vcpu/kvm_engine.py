@@ -399,6 +399,12 @@ class KvmEngine:
         core = self.core
         return core is not None and lib.pykvm_is_here(core) == 1
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """See `Engine`."""
+        core = self.core
+        return core is not None and lib.pykvm_is_elsewhere(core) == 1
+
 
 def _is_an_engine(engine: KvmEngine) -> Engine:
     """For the type checker alone."""

@@ -83,7 +83,7 @@ class Loop:
         self.debug: GuestDebug | None = None
 
     def __repr__(self) -> str:
-        return f"<Loop of {self._cpu!r}>"
+        return f"<Loop of vCPU {self._cpu.index}>"
 
     def use(self, dispatch: Dispatch) -> None:
         """Answer exits by these devices from now on."""

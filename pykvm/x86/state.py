@@ -77,10 +77,12 @@ class _Record:
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
     def __repr__(self) -> str:
+        # What is 0 need not be said: it is what a field is that is not given.
         fields = ((name, getattr(self, name)) for name in self.__slots__)
         text = (
             f"{name}={value:#x}" if isinstance(value, int) else f"{name}={value!r}"
             for name, value in fields
+            if value != 0
         )
         return f"{type(self).__name__}({', '.join(text)})"
 

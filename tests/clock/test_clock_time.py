@@ -202,7 +202,7 @@ def test_threads_never_see_time_go_back() -> None:
 def test_str() -> None:
     host = Host()
     clock = host.clock("warp")
-    assert repr(clock) == "<Clock warp, stopped at 0 ns>"
+    assert repr(clock) == "<Clock warp, stopped at 0.000000 s>"
     clock.start()
     host.now += 12
     assert repr(clock) == "<Clock warp, at 12 ns>"

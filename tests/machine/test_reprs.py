@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pydoc
 import re
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import pykvm
 from pykvm import Machine
+from pykvm.x86.state import protected_mode
 
 BARE = re.compile(r"object at 0x")
 
@@ -30,7 +33,48 @@ def test_a_serial_port_says_how_much_it_printed(guest: Callable[..., Machine]) -
     """)
     assert repr(machine.serial) == "<Uart16550 com1: 0 bytes printed>"
     machine.run(timeout=10)
-    assert repr(machine.serial) == "<Uart16550 com1: 1 bytes printed>"
+    assert repr(machine.serial) == "<Uart16550 com1: 1 byte printed>"
+    machine.serial.send("no")
+    assert repr(machine.serial) == "<Uart16550 com1: 1 byte printed, 2 to read>"
+
+
+def test_a_machine_says_what_it_runs(guests: Path) -> None:
+    machine = Machine(guests / "hello.elf", memory="2M", vcpus=2)
+    with machine:
+        memory = "<GuestMemory: ram 0x0-0x200000>"
+        assert repr(machine) == f"<Machine hello.elf stopped: 2 vCPUs, {memory}>"
+        seen: list[str] = []
+        machine.run(timeout=10, on_exit=lambda cpu, exit: seen.append(repr(machine)))
+        assert seen[0] == f"<Machine hello.elf running: 2 vCPUs, {memory}>"
+    assert repr(machine) == "<Machine hello.elf closed>"
+
+
+def test_a_vcpu_says_where_it_is(guest: Callable[..., Machine]) -> None:
+    machine = guest("F4   hlt", vcpus=2)
+    first, second = machine.vcpus
+    assert repr(first) == "<CPU 0: real mode, at 0x7c00>"
+    assert repr(second) == "<CPU 1 parked>"
+    second.parked = False
+    second.state = protected_mode(eip=0x12_3456, esp=0, gdt_base=0)
+    assert repr(second) == "<CPU 1: protected mode, at 0x123456>"
+    machine.close()
+    assert (repr(first), repr(second)) == ("<CPU 0 closed>", "<CPU 1 closed>")
+
+
+def test_a_vcpu_in_the_guest_is_not_waited_for(guest: Callable[..., Machine]) -> None:
+    machine = guest("EB FE   jmp $")
+    inside = threading.Event()
+    thread = threading.Thread(
+        target=machine.run, kwargs={"timeout": 60, "until": lambda _: inside.set()}
+    )
+    thread.start()
+    try:
+        assert inside.wait(60)
+        assert repr(machine.vcpus[0]) == "<CPU 0 running>"
+    finally:
+        machine.stop()
+        thread.join()
+    assert repr(machine.vcpus[0]) == "<CPU 0: real mode, at 0x7c00>"
 
 
 def test_the_state_is_shown_in_lines(guest: Callable[..., Machine]) -> None:

@@ -238,4 +238,6 @@ def test_a_segment_prints_the_mode_that_it_was_loaded_in() -> None:
 
 def test_reprs_show_every_field_in_hex() -> None:
     assert repr(TableRegister(0x1000, 0x57)) == "TableRegister(base=0x1000, limit=0x57)"
+    assert repr(SegmentRegister()) == "SegmentRegister()"
     assert "selector=0x10" in repr(a_long_mode().cs)
+    assert eval(repr(a_long_mode().cs)) == a_long_mode().cs
