@@ -126,7 +126,7 @@ class Host:
     def offered(self, irqchip: str) -> list[Record]:
         """What a guest can be shown on this host: the entries of KVM_GET_SUPPORTED_CPUID.
 
-        KVM leaves the TSC-deadline timer of its local APIC out there and tells of it by a
+        KVM leaves the TSC-deadline timer of its local APIC out there and shows it by a
         capability (api.rst 4.46); that of a local APIC in software needs no KVM.
         """
         deadline = irqchip == "user" or self.system.check_extension(KVM_CAP_TSC_DEADLINE_TIMER)

@@ -42,7 +42,7 @@ class MissedExit:
 
 
 def watch(machine: Machine) -> MissedExit | None:
-    """Watch QEMU's port, where writes that nobody takes are dropped and nothing else is there."""
+    """Watch QEMU's port, where unclaimed writes are dropped and there is no device."""
     from pykvm.bus import Space
 
     ports = range(QEMU_PORT, QEMU_PORT + _LENGTH)

@@ -48,7 +48,7 @@ Exit status:
   125  the guest crashed: triple fault, failed entry, refused instruction, wild access
   126  this host or pykvm failed
   130  Ctrl-C; 128 + N for any other signal N
-A line on stderr always tells how the run ended, so that a guest's own 124 is not taken for ours.
+A line on stderr always says how the run ended, so a guest's own 124 cannot be taken for pykvm's.
 
 The JSON lines of --trace=json have the keys seq, time (seconds since the start), vcpu, rip, symbol,
 exit (a class of pykvm.exits) and that exit's fields, device and answer (null where there is none).

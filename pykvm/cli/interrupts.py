@@ -43,7 +43,7 @@ class Interrupts:
         self.received: signal.Signals | None = None
         #: How many came.
         self.signals = 0
-        # Readable from the first signal on: whoever has to wait for something waits for this too.
+        # Readable from the first signal on: every wait includes it.
         self.fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def __enter__(self) -> Interrupts:

@@ -232,7 +232,7 @@ def _debugcon(text: str) -> Destination:
 def _module(text: str) -> tuple[str, str]:
     path, _, words = text.partition(" ")
     if not path:
-        raise ValueError("FILE, or FILE and words behind a blank")
+        raise ValueError("FILE, or FILE and words after a blank")
     return path, words
 
 

@@ -39,7 +39,7 @@ _PTMX = os.makedev(5, 2)
 
 
 class Stop(Protocol):
-    """What tells that the run is to end: `fd` is readable then, `signals` counts the requests."""
+    """The request to end the run: `fd` is readable then, `signals` counts the requests."""
 
     @property
     def fd(self) -> int:
@@ -206,7 +206,7 @@ class Writer:
         return max(self._limit.at - time.monotonic(), 0.0) * 1000
 
     def _queued(self) -> int:
-        """What the reader has still to take of what was written, where the kernel tells."""
+        """What the reader has yet to take of what was written, if the kernel reports it."""
         if not self._queue_request:
             return 0
         import fcntl

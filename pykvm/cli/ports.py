@@ -76,7 +76,7 @@ class Port(Protocol):
 
 
 class NoPort:
-    """Nobody reads and nobody types."""
+    """No reader and no input."""
 
     pumped = False
     notice = ""
@@ -116,7 +116,7 @@ class FilePort(NoPort):
         self.unfinished = False
 
     def write(self, data: bytes) -> None:
-        """Write all of `data`, unless the run is ending and nobody reads.
+        """Write all of `data`, unless the run is ending and there is no reader.
 
         Raises HostError when that fails.
         """
@@ -139,7 +139,7 @@ class FilePort(NoPort):
         self._writer.close()
         if not self._lost:
             return ""
-        return f"{self._lost} bytes of output were lost: nobody read {self._name}"
+        return f"{self._lost} bytes of output were lost: {self._name} had no reader"
 
 
 class PathPort(FilePort):
@@ -219,7 +219,7 @@ class FifoPort(NoPort):
             self._open()
         lost = self._port.close() if self._port is not None else ""
         if self._lost:
-            return f"{self._lost} bytes of output were lost: nobody read {self._path}"
+            return f"{self._lost} bytes of output were lost: {self._path} had no reader"
         return lost
 
 
@@ -230,7 +230,7 @@ class StdoutPort(FilePort):
         super().__init__(Writer(_STDOUT, limit=limit, stop=stop), "stdout")
 
     def _trouble(self, error: OSError) -> Exception:
-        # Not an error: whoever read our output has had enough.
+        # Not an error: the reader of our output has had enough.
         return error if isinstance(error, BrokenPipeError) else super()._trouble(error)
 
 

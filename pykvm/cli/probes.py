@@ -22,7 +22,7 @@ _EXIT = bytes.fromhex("B02A E6F4")
 
 
 class Verdict(NamedTuple):
-    """What a probe found; `detail` tells what happens instead."""
+    """What a probe found; `detail` says what happens instead."""
 
     works: bool
     detail: str = ""

@@ -18,7 +18,7 @@ __all__ = ["Pump"]
 
 # Above this many unread characters, what is typed waits where it is.
 _ENOUGH = 4096
-# Above this many, what clients that have gone left behind is dropped.
+# Above this many, what clients left is dropped.
 _MOST = 1 << 20
 
 

@@ -37,7 +37,7 @@ def tell(text: str, *, until: float | None = None) -> None:
 
     It waits for a reader; from `until` on, on time.monotonic's clock, only while it makes progress.
     """
-    # Nobody there to be told: the exit status still tells.
+    # There is no reader: the exit status still says it.
     with suppress(OSError):
         limit = TimeLimit()
         limit.at = until
@@ -93,7 +93,7 @@ def exit_status(result: Result, style: str = "guest") -> tuple[int, str]:
 
 
 def ending_line(sentence: str, result: Result, note: str = "") -> str:
-    """The one line that tells how a run ended.
+    """The line that says how a run ended.
 
     >>> from pykvm.result import Ending, Outcome, Result
     >>> ending = Ending(Outcome.EXITED, "the guest exited with code 0", exit_code=0)

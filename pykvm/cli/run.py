@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# Ends at which the last lines of a console that is elsewhere tell what the guest was doing.
+# Ends at which the last lines of a console that is elsewhere show what the guest was doing.
 _WITH_CONSOLE = frozenset({Outcome.TIMEOUT, Outcome.CRASHED})
 
 
@@ -55,7 +55,7 @@ class _Session:
         self._missed = watch(machine) if options.debug_exit is None else None
 
     def run(self) -> int:
-        """Run to the end, tell how it ended, and return the exit status."""
+        """Run to the end, say how it ended, and return the exit status."""
         result = None
         try:
             with ExitStack() as stack:
@@ -68,11 +68,11 @@ class _Session:
                 stack.enter_context(self._consoles)
                 result = self._interrupts.run(self._run)
         except KeyboardInterrupt:
-            # Out of the middle of something: there is no result to tell of.
+            # Out of the middle of something: there is no result.
             if self._interrupts.received is None:
                 raise
         except BrokenPipeError:
-            self._say("stopped: nobody reads stdout any more")
+            self._say("stopped: stdout has no reader any more")
             return Status.OUTPUT_CLOSED
         if self._consoles.amid_line:
             tell("\n", until=self._patience)

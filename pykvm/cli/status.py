@@ -15,7 +15,7 @@ class Status(IntEnum):
     TIMED_OUT = 124
     CRASHED = 125
     FAILED = 126
-    #: 128 + the number of the signal: SIGINT, and SIGPIPE when nobody reads stdout any more.
+    #: 128 + the number of the signal: SIGINT, and SIGPIPE when stdout has no reader any more.
     INTERRUPTED = 130
     OUTPUT_CLOSED = 141
     #: The largest that a process can give.

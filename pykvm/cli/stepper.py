@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stepper"]
 
-# Seconds after which a guest that does not exit is given back to the prompt.
+# Seconds after which the prompt returns from a guest that does not exit.
 PATIENCE = 10.0
 STEP_PATIENCE = 2.0
 
@@ -167,7 +167,7 @@ class Stepper:
         self.exit.answer(value)
 
     def take(self) -> None:
-        """Keep the exit from whoever would answer it.  Raises StateError if there is none."""
+        """Keep the exit from the device that would answer.  Raises StateError if there is none."""
         if self.exit is None:
             raise StateError("the guest is at no exit")
         self.exit.take()

@@ -1,6 +1,6 @@
 """Ports whose reader may be absent or slow: a pseudo-terminal, a Unix socket and a TCP port.
 
-They never make the guest wait.  The first 64 KiB that nobody has read wait for a reader; what does
+They never make the guest wait.  The first 64 KiB that were not read wait for a reader; what does
 not fit is dropped and counted.  At the end of a run they wait for a reader as `Linger` says.
 """
 
@@ -106,7 +106,7 @@ class _WaitingPort(NoPort):
 
     def _lost(self, unread: int, path: str) -> str:
         lost = self._dropped + unread
-        return f"{lost} bytes of output or more were lost: nobody read {path}" if lost else ""
+        return f"{lost} bytes of output or more were lost: {path} had no reader" if lost else ""
 
 
 class PtyPort(_WaitingPort):
@@ -114,7 +114,7 @@ class PtyPort(_WaitingPort):
 
     def __init__(self, stop: Stop | None = None) -> None:
         super().__init__(stop)
-        # The slave stays open here too: without that, reading fails whenever nobody else has it.
+        # The slave stays open here too: otherwise reading fails while no other process has it open.
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)
@@ -126,7 +126,7 @@ class PtyPort(_WaitingPort):
         return [(self._master, select.POLLIN)] if reading else []
 
     def patience(self) -> float | None:
-        """A terminal does not always tell when its reader has made room."""
+        """A terminal does not always report that its reader has made room."""
         with self._lock:
             self._flush()
             return _PTY_INTERVAL if self._backlog else None
@@ -233,7 +233,7 @@ class _ListeningPort(_WaitingPort):
         return data
 
     def _receive(self, client: socket.socket, most: int) -> bytes:
-        """What the client has sent and nobody has read yet, `most` bytes or a little more."""
+        """What the client has sent and the guest not read yet, `most` bytes or a little more."""
         data = bytearray()
         while len(data) < most:
             try:
@@ -322,7 +322,7 @@ class UnixPort(_ListeningPort):
         self._identity = _identity(self.path)
 
     def _remove_stale(self) -> None:
-        """Remove what a program left behind that did not end well.  Raises OSError if it lives."""
+        """Remove the socket of a program that crashed.  Raises OSError if it lives."""
         try:
             if not stat.S_ISSOCK(os.stat(self.path).st_mode):
                 raise OSError(errno.EEXIST, "there is a file that is no socket")
@@ -337,7 +337,7 @@ class UnixPort(_ListeningPort):
         raise OSError(errno.EADDRINUSE, "another program listens there")
 
     def _listen(self) -> None:
-        """Listen at `path`: there is no moment at which the file is there and nobody listens."""
+        """Listen at `path`: the file is never there without a listener."""
         staging = f"{self.path}.{os.getpid()}"
         if len(os.fsencode(staging)) > _LONGEST_PATH:
             self._listener.bind(self.path)

@@ -52,7 +52,7 @@ class Injector:
 
     def request_init(self) -> None:
         """See `CpuPort`."""
-        # It clears what came before it; an NMI behind it waits (SDM 3A 9.4.1).
+        # It clears what came before it; an NMI after it waits (SDM 3A 9.4.1).
         self._sipi = None
         self._nmis = 0
         self._init = True

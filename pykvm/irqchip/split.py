@@ -47,7 +47,7 @@ def msi_of(message: Message) -> tuple[int, int]:
 class _RoutedIoApic(NamedDevice):
     """An I/O APIC of ours over local APICs of the kernel's.
 
-    The kernel tells of the end of a level interrupt only if it finds the vector in its routes.
+    The kernel reports the end of a level interrupt only if it finds the vector in its routes.
     """
 
     name = "ioapic"

@@ -92,7 +92,7 @@ class UserIrqChip:
         self.interrupts: UserInterrupts | None = None
         #: What can interrupt the guest from outside.
         self.inlets: list[Inlet] = []
-        #: Whether somebody outside the machine has wires to it, and may use them at any time.
+        #: Whether code outside the machine has lines to it, and may drive them at any time.
         self.has_outside_lines = False
         # Whether the guest may read kvmclock: then KVM is told of every step of guest time.
         self._kvmclock = True
@@ -211,7 +211,7 @@ class UserIrqChip:
         """Time stands still: nothing here runs without the clock."""
 
     def resume(self) -> None:
-        """Time goes on, or has been skipped: what KVM itself tells the guest has to follow."""
+        """Time runs on, or was skipped: KVM's own clocks for the guest have to follow."""
         if self.platform is not None:
             clock = self.platform.clock
             if self._kvmclock:

@@ -122,7 +122,7 @@ class Board:
             self.vcpus.append(CPU(vcpu, self.memory, ring=ring, claim=self.claim))
             vcpu.set_cpuid2(cpuid)
             if index:
-                # What RDTSCP and RDPID tell of the processor, until the guest sets it.
+                # What RDTSCP and RDPID return for the processor, until the guest sets it.
                 vcpu.set_msrs({IA32_TSC_AUX: index}, partial=True)
 
     def _unusable(self, model: str) -> frozenset[str] | None:
@@ -239,10 +239,10 @@ class Board:
         assert self.vm is not None
         return MsrExits(self.vm)
 
-    # -- what it tells of itself -------------------------------------------------------------
+    # -- what describes it -------------------------------------------------------------------
 
     def hardware(self) -> Hardware:
-        """What tables have to tell of it."""
+        """What tables describe of it."""
         leaves = {leaf.function: leaf for leaf in self.vcpus[0].kvm.get_cpuid2()}
         return Hardware(
             len(self.vcpus),

@@ -111,7 +111,7 @@ def _was_reset(state: CpuState) -> bool:
     """Whether these are the registers after INIT (SDM 3A table 10-1), whatever came before.
 
     The SVM manual leaves the guest's state undefined after a shutdown (APM 2 15.14.3), so KVM
-    initialises the vCPU before it tells of one.
+    initialises the vCPU before it reports one.
     """
     from pykvm.x86.state import reset
 
@@ -162,7 +162,7 @@ def _unbacked(cpu: CPU) -> str:
 def _fail_entry(cpu: CPU, exit: FailEntry) -> tuple[str, str, str]:
     reason = exit.hardware_entry_failure_reason
     problems = cpu.state.problems()
-    name = _ENTRY_FAILURES.get(reason, "a reason that the processor's manual may tell")
+    name = _ENTRY_FAILURES.get(reason, "a reason that the CPU's manual may list")
     return (
         "entry failure",
         f"the processor refused to enter the guest: {name} ({reason:#x}, on host CPU {exit.cpu})",
@@ -214,7 +214,7 @@ def crash_of(
     """What killed the guest, given the exit that told it.
 
     `symbol` names a guest-virtual address, or gives the empty string.  `refusal` is the name of an
-    instruction that KVM refused, and why nobody else could do it, as far as that is known.
+    instruction that KVM refused, and why pykvm could not emulate it, as far as that is known.
     `limit` is what this host's KVM does wrong with the instruction at RIP, if it was found to.
     """
     known = not (isinstance(exit, Shutdown) and _was_reset(cpu.state))

@@ -20,7 +20,7 @@ __all__ = ["Exits"]
 class Exits:
     """The exits of a machine's guest, one after the other; between two of them the machine stands.
 
-    An iterator: `cpu` is the vCPU of the exit that came last, and `result` tells how the guest, or
+    An iterator: `cpu` is the vCPU of the exit that came last, and `result` says how the guest, or
     the time, ended, once there is no further exit.
     """
 

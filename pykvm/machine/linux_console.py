@@ -37,8 +37,8 @@ class KernelWatch:
     """Listens to a kernel's console, given as the pieces in which it is printed.
 
     `output` raises GuestPanic at the last line of an oops or of a panic.  A kernel that resets
-    itself in the middle of a panic, or says no more, does not come to that line: `death` tells then
-    what was heard.
+    itself in the middle of a panic, or prints no more, does not get there: `death` then says what
+    it printed.
     """
 
     def __init__(self) -> None:

@@ -253,7 +253,7 @@ class Run:
             return Ending(Outcome.RESET, SENT_INIT)
         return None
 
-    #: What a vCPU's loop returns when another vCPU's handler raised; nobody sees it.
+    #: What a vCPU's loop returns when another vCPU's handler raised; it is discarded.
     _failed = Ending(Outcome.STOPPED, "another vCPU's handler raised")
 
     def _timed_out(self) -> Ending:

@@ -63,7 +63,7 @@ class Literal:
     def find(self, window: bytes, new: int, first: int) -> Found | None:
         """Look for the text in `window`, of which the bytes from `new` on were not searched.
 
-        It may begin at `first` or behind that.
+        It may begin at `first` or after that.
         """
         at = window.find(self._needle, max(new - self.memory, first))
         return Found(at + len(self._needle), self._said) if at >= 0 else None
@@ -112,7 +112,7 @@ def _quoted(said: str | bytes) -> str:
 class Ear:
     """How far a machine's console has been listened to, from one run to the next.
 
-    `position` is behind the last match, in bytes that were printed since the machine was made.
+    `position` is after the last match, in bytes that were printed since the machine was made.
     """
 
     def __init__(self, console: OutputLog) -> None:
@@ -176,7 +176,7 @@ class Conditions(Generic[_Machine]):
         self.prompt = bool(self._functions)
         self._memory = max((text.memory for _, text in self._texts), default=0)
         # What was searched and may yet be part of a match.  Once its beginning is cut off, a byte
-        # more is kept and not searched: \A and ^ hold behind the last match only.
+        # more is kept and not searched: \A and ^ hold after the last match only.
         self._tail = b""
         self._cut = False
         self._heard = 0
@@ -242,7 +242,7 @@ def _alternatives(name: str, given: object, outcome: Outcome) -> list[_Alternati
 def _alternative(name: str, given: Any, outcome: Outcome) -> _Alternative:
     if isinstance(given, (str, bytes, bytearray)):
         return _Alternative(given, outcome, Literal(given), None)
-    # Not isinstance: `re` is loaded where somebody has compiled one, and others have such, too.
+    # Not isinstance: `re` is loaded only if the caller compiled one, and others have their own.
     if callable(getattr(given, "search", None)) and isinstance(
         getattr(given, "pattern", None), (str, bytes)
     ):

@@ -169,7 +169,7 @@ class Engine(Protocol):
 
         ``enter(handle)`` runs the guest until there is something to do, one of the codes above.
         `access` has the offset, the size and the value of a read or a write; a read is answered by
-        setting the value.  With `surface` every exit is EXIT, whoever could answer it.
+        setting the value.  With `surface` every exit is EXIT, even if a device could answer it.
         """
 
     def begin_by_hand(self) -> tuple[Callable[[Any, int], int], Any]:

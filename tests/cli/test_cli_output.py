@@ -320,7 +320,7 @@ def test_a_fifo_without_a_reader_is_given_up(opened: Opened, tmp_path: Path) -> 
     os.mkfifo(path)
     port = opened(path, seconds=0.0)
     port.write(b"four")
-    assert port.close() == f"4 bytes of output were lost: nobody read {path}"
+    assert port.close() == f"4 bytes of output were lost: {path} had no reader"
 
 
 def test_a_reader_of_a_guest_that_says_nothing_finds_the_end(

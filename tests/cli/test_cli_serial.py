@@ -213,10 +213,10 @@ def test_a_socket_file_is_removed_after_a_signal(
 def test_nobody_listens(pykvm: Pykvm, guests: Path, tmp_path: Path) -> None:
     done = pykvm("--serial", f"unix:{tmp_path}/s", guests / "hello.elf")
     assert done.returncode == 0
-    assert f"22 bytes of output or more were lost: nobody read {tmp_path}/s" in done.stderr
+    assert f"22 bytes of output or more were lost: {tmp_path}/s had no reader" in done.stderr
     done = pykvm("--serial", "pty", guests / "hello.elf")
     assert done.returncode == 0
-    assert "22 bytes of output or more were lost: nobody read /dev/pts/" in done.stderr
+    assert re.search(r"22 bytes .* were lost: /dev/pts/\d+ had no reader", done.stderr)
 
 
 def test_a_path_that_is_taken(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_output_that_nobody_reads_is_bounded(tmp_path: Path) -> None:
     for _ in range(100):
         port.write(bytes(1000))
     assert port.close() == (
-        f"100000 bytes of output or more were lost: nobody read {tmp_path}/socket"
+        f"100000 bytes of output or more were lost: {tmp_path}/socket had no reader"
     )
 
 

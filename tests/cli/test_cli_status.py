@@ -269,7 +269,7 @@ def test_nobody_reads_the_output_any_more(
         stderr = process.stderr.read()
         process.wait(20)
     assert process.returncode == 128 + signal.SIGPIPE
-    assert stderr == "pykvm: stopped: nobody reads stdout any more\n"
+    assert stderr == "pykvm: stopped: stdout has no reader any more\n"
 
 
 @pytest.mark.kvm

@@ -53,7 +53,7 @@ def report(exit: exits.Exit, *, ip: int = 0x1000, state: CpuState | None = None)
         (exits.InternalError(3, (1, 2)), "KVM internal error", "delivered (data: 0x1 0x2)"),
         (exits.InternalError(9), "KVM internal error", "suberror 9 (data: none)"),
         (exits.FailEntry(0x80000021, 2), "entry failure", "invalid guest state (0x80000021, on"),
-        (exits.FailEntry(7, 2), "entry failure", "a reason that the processor's manual may tell"),
+        (exits.FailEntry(7, 2), "entry failure", "a reason that the CPU's manual may list"),
         (exits.IoIn(0x60, 2), "wild access", "read 2 byte(s) from port 0x60, where there is no"),
         (exits.IoOut(0x60, 1, b"\1"), "wild access", "wrote 01 to port 0x60, where there is no"),
         (exits.MmioRead(0xD0000000, 4), "wild access", "read 4 byte(s) at physical address 0xd"),
