@@ -204,8 +204,8 @@ def test_str() -> None:
     clock = host.clock("warp")
     assert repr(clock) == "<Clock warp, stopped at 0.000000 s>"
     clock.start()
-    host.now += 12
-    assert repr(clock) == "<Clock warp, at 12 ns>"
+    host.now += 12_000
+    assert repr(clock) == "<Clock warp, at 0.000012 s>"
     timer = clock.timer(print, 2)
     assert repr(timer) == "<Timer of queue 2, idle>"
     timer.arm(99)
