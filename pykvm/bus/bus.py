@@ -30,6 +30,7 @@ from pykvm.errors import BusConflict, ConfigError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, show, word
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,13 +136,12 @@ class Bus:
 
     def __init__(self) -> None:
         self.version = 0
-        #: Called after every change, in the thread that made it.
-        self.on_change: Callable[[], None] | None = None
+        self._changed = Subscribers()
         #: What stands there and is no device of the bus, as memory: no device is put over it.
         self.fixed: Callable[[], Iterable[Area]] = tuple
         self.by_slot: dict[int, Range] = {}
         self._next_slot = 0
-        # Re-entrant: `on_change` may well change the bus again.
+        # Re-entrant: a subscriber of `on_change` may well change the bus again.
         self._lock = threading.RLock()
         # Readers in other threads see either the old or the new pair, never half a change.
         self._tables: dict[Space, tuple[tuple[Range, ...], list[int]]] = {
@@ -150,6 +150,13 @@ class Bus:
 
     def __repr__(self) -> str:
         return f"<Bus: {', '.join(dict.fromkeys(range_.name for range_ in self.ranges))}>"
+
+    def on_change(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call ``callback()`` after every change, in the thread that made it.
+
+        Returns what ends that.
+        """
+        return self._changed.add(callback)
 
     @property
     def ranges(self) -> tuple[Range, ...]:
@@ -365,8 +372,7 @@ class Bus:
             tables[space] = (tuple(ranges), [range_.first for range_ in ranges])
         self._tables = tables
         self.version += 1
-        if self.on_change is not None:
-            self.on_change()
+        self._changed()
 
 
 def _answer(range_: Range, answer: int) -> int:

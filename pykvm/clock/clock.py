@@ -34,6 +34,7 @@ from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import callback as check_callback
 from pykvm.values.checks import integer, one_of, unsigned
 from pykvm.values.spelling import option
+from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,9 +183,7 @@ class Clock:
         self.policy = policy
         #: How often the host's clock was seen to go backwards.
         self.steps_back = 0
-        #: Called as ``on_earlier(queue)``, in the thread that armed, outside the clock's lock,
-        #: whenever the earliest deadline of a queue has become an earlier one.
-        self.on_earlier: Callable[[int], None] | None = None
+        self._earlier = Subscribers()
         self._publish: Callable[[int | None], None] | None = None
         self._lock = threading.Lock()
         self._host_now = host_now
@@ -328,9 +327,14 @@ class Clock:
                 timer.order = self._order
                 insort(entries, (when, self._order, timer))
         if when < earliest:
-            on_earlier = self.on_earlier
-            if on_earlier is not None:
-                on_earlier(timer.queue)
+            self._earlier(timer.queue)
+
+    def on_earlier(self, callback: Callable[[int], object]) -> Callable[[], None]:
+        """Call ``callback(queue)`` when the earliest deadline of a queue has become an earlier one.
+
+        It is called in the thread that armed, outside the clock's lock.  Returns what ends that.
+        """
+        return self._earlier.add(callback)
 
     def cancel(self, timer: Timer) -> None:
         """See `Timer.cancel`."""

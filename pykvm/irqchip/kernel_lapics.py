@@ -68,7 +68,7 @@ class KernelLapics(ABC):
             cpu.parked = False
         clock = self._clock = self._make_clock()
         devices, self.interrupts = self._make_devices(clock)
-        clock.on_earlier = self._earlier
+        clock.on_earlier(self._earlier)
         return placements(devices, others)
 
     def _make_hpet(self, clock: Clock) -> Hpet:

@@ -156,7 +156,7 @@ class UserIrqChip:
             nmi_source=platform.has_nmi_source,
             on_warp=self.resume,
         )
-        platform.clock.on_earlier = self._earlier
+        platform.clock.on_earlier(self._earlier)
         # Under "warp" guest time steps at every wait, and KVM_SET_CLOCK costs as much as an exit.
         self._kvmclock = platform.clock.policy != "warp"
         self._filter_msrs()

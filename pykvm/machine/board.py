@@ -83,7 +83,8 @@ class Board:
         for placement in placements:
             check_placement(placement)
         # Not sooner: these are loops of references, and only `close` breaks them.
-        self.bus.fixed, self.memory.on_add = self._fixed, self._check_memory
+        self.bus.fixed = self._fixed
+        self.memory.on_add(self._check_memory)
         vm = self.vm = host.create_vm(hand_over=self._config.emulate == "auto")
         self.memory.attach(vm)
         irqchip = self.irqchip = make_irqchip(
@@ -103,7 +104,7 @@ class Board:
         self.dispatch.collected.on_urgent = self._hand_over
         if self._clock is not None:
             self.dispatch.collected.follow(self._clock)
-        self.bus.on_change = self._bus_changed
+        self.bus.on_change(self._bus_changed)
         for cpu in self.vcpus:
             cpu.loop.use(self.dispatch)
         self._connect()
@@ -352,7 +353,7 @@ class Board:
     def close(self) -> None:
         """Give back the VM and the memory; the vCPUs must be closed."""
         # No loops of references: what a thousand machines had is not to wait for the collector.
-        self.memory.on_add, self.bus.fixed = None, tuple
+        self.bus.fixed = tuple
         self.on_interrupts = None
         self._closed = True
         # The VM first: deleting its slots one by one would wait for each.

@@ -551,6 +551,7 @@ class Machine:
         there is a subscriber, C executes none of them by itself; one that subscribes during a run
         may miss some of that run.
         """
+        self._check_open()
         return self._emulated.add(callback)
 
     def stop(self) -> bool:

@@ -13,6 +13,7 @@ from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import buffer, flag, integer, show, text, wrong
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,11 +101,17 @@ class RegionMap:
         self._lock = threading.RLock()
         self._vm: SlotHost | None = None
         self._closed = False
-        #: Called before memory is added: its name, start and size, and whether it is a ROM.  What
-        #: it raises comes out of `add_ram` and `add_rom`.
-        self.on_add: Callable[[str, int, int, bool], None] | None = None
+        self._adding = Subscribers()
         # Readers in other threads see either the old or the new table, never half a change.
         self._table: tuple[tuple[Region, ...], list[int], list[int]] = ((), [], [])
+
+    def on_add(self, callback: Callable[[str, int, int, bool], object]) -> Callable[[], None]:
+        """Call ``callback(name, start, size, is_rom)`` before memory is added.
+
+        Returns what ends that.  What it raises comes out of `add_ram` and `add_rom`, and the memory
+        is not added.
+        """
+        return self._adding.add(callback)
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -208,6 +215,7 @@ class RegionMap:
         with self._lock:
             regions = self.regions
             self._closed = True
+            self._adding.clear()
             try:
                 self.detach()
             finally:
@@ -286,8 +294,7 @@ class RegionMap:
             if not isinstance(backing, str) and not hasattr(backing, "__fspath__"):
                 raise wrong(f"{name}: backing", "'anonymous', 'memfd' or a path", backing)
             text(f"{name}: backing", os.fsdecode(backing))
-            if self.on_add is not None:
-                self.on_add(name, start, size, kind == "rom")
+            self._adding(name, start, size, kind == "rom")
             # What is written to a shared file is the file's, not this host's memory.
             if not self._overcommit and (backing in _IN_MEMORY or not shared):
                 held = sum(region.size for region in self.regions if region.backing in _IN_MEMORY)

@@ -45,6 +45,10 @@ class Subscribers:
 
         return end
 
+    def clear(self) -> None:
+        """End every subscription."""
+        self._callbacks.clear()
+
     def __call__(self, *arguments: object) -> None:
         """Call each of them.  What one raises comes out, and those after it are not called."""
         for callback in tuple(self._callbacks.values()):

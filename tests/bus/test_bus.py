@@ -314,7 +314,7 @@ class TestMoving:
     def test_the_old_places_are_free_and_the_new_ones_taken_in_one_step(self) -> None:
         bus, page, seen = Bus(), Recorder("page"), list[list[int]]()
         bus.add_mmio(0x1000, 0x1000, page)
-        bus.on_change = lambda: seen.append([range_.first for range_ in bus.ranges])
+        bus.on_change(lambda: seen.append([range_.first for range_ in bus.ranges]))
         moved = bus.move(page, [Placement(page, MMIO, 0x1800, 0x1000)])
 
         assert [range_.first for range_ in moved] == [0x1800]
@@ -350,12 +350,13 @@ def test_whoever_wants_to_know_is_told_of_every_change() -> None:
         if len(bus.ranges) == 1:
             bus.add_pio(0x200, 1, Recorder("second"))
 
-    bus.on_change = changed
+    end = bus.on_change(changed)
     bus.add_pio(0x100, 1, Recorder("first"))
     with pytest.raises(BusConflict):
         bus.add_pio(0x100, 1, Recorder("third"))
     assert seen == [1, 2], "a change while told of one, and nothing for a refused one"
-    bus.on_change = seen.clear
+    end()
+    bus.on_change(seen.clear)
     bus.remove("first")
     assert seen == []
 

@@ -144,7 +144,7 @@ def test_an_exception_passes_and_the_others_stay_armed() -> None:
 def test_what_lies_beyond_the_end_of_time_never_comes(when: int) -> None:
     clock = Host().clock("warp")
     calls: list[int] = []
-    clock.on_earlier = calls.append
+    clock.on_earlier(calls.append)
     timer = clock.timer(calls.append)
     timer.arm(when)
     assert (timer.when, clock.next_deadline(0), calls) == (when, None, [])
@@ -160,7 +160,7 @@ def test_what_lies_beyond_the_end_of_time_never_comes(when: int) -> None:
 def test_on_earlier_tells_of_earlier_deadlines_only() -> None:
     clock = Host().clock()
     calls: list[int] = []
-    clock.on_earlier = calls.append
+    clock.on_earlier(calls.append)
     a, b = clock.timer(print, 3), clock.timer(print, 3)
     told = []
     for timer, when in ((a, 100), (b, 100), (b, 99), (b, 120), (b, 110), (a, 200), (b, 109)):
@@ -178,7 +178,7 @@ def test_on_earlier_tells_of_earlier_deadlines_only() -> None:
 def test_on_earlier_may_use_the_clock() -> None:
     clock = Host().clock()
     seen: list[tuple[int, int | None, int]] = []
-    clock.on_earlier = lambda queue: seen.append((queue, clock.next_deadline(queue), clock.now()))
+    clock.on_earlier(lambda queue: seen.append((queue, clock.next_deadline(queue), clock.now())))
     clock.timer(print, 1).arm(40)
     assert seen == [(1, 40, 0)]
 

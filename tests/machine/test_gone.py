@@ -37,10 +37,19 @@ class Device:
 STAYS = {
     Machine: {
         *("close", "closed", "stop", "vcpus", "serial", "symbols", "symbol_at", "clock"),
-        *("dropped", "open_bus"),
+        *("dropped", "open_bus", "is_linux", "notes"),
     },
     CPU: {"close", "kick"},
-    KvmEngine: {"close", "kick", "attend", "is_here", "forget", "end_exit", "end_by_hand"},
+    KvmEngine: {
+        "close",
+        "kick",
+        "attend",
+        "is_here",
+        "is_elsewhere",
+        "forget",
+        "end_exit",
+        "end_by_hand",
+    },
 }
 ARGUMENTS: dict[str, Any] = {
     "address": 0x7C00,
@@ -58,6 +67,7 @@ ARGUMENTS: dict[str, Any] = {
     "sregs": None,
     "dispatch": None,
     "when": 0,
+    "callback": print,
 }
 
 

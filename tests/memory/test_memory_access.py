@@ -323,3 +323,20 @@ def test_closing_under_readers_in_other_threads_is_safe() -> None:
         thread.join(10)
         assert not thread.is_alive(), "a reader did not notice the close"
     assert unexpected == []
+
+
+def test_a_subscriber_hears_of_memory_before_it_is_added_and_may_refuse_it() -> None:
+    heard: list[tuple[str, int, int, bool]] = []
+
+    def refuse(name: str, start: int, size: int, is_rom: bool) -> None:
+        raise LookupError(name)
+
+    with GuestMemory() as memory:
+        memory.on_add(lambda *area: heard.append(area))
+        end = memory.on_add(refuse)
+        with pytest.raises(LookupError, match="ram"):
+            memory.add_ram(0, 0x1000)
+        assert memory.regions == ()
+        end()
+        memory.add_rom(0x1000, bytes(0x1000), name="bios")
+    assert heard == [("ram", 0, 0x1000, False), ("bios", 0x1000, 0x1000, True)]
