@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pykvm.emulate.fault import DB, GP, NP, PF, Fault, UnsupportedError
-from pykvm.emulate.segments import lookup
+from pykvm.emulate.segments import named
 from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR0, DR6, EFER, RFLAGS
 
@@ -132,12 +132,7 @@ def _check_gate(at: Refused, vector: int) -> None:
 
 def _check_code_segment(at: Refused, selector: int, long: bool) -> None:
     selected = selector & ~3
-    if not selected:
-        raise Fault(GP)
-    entry = lookup(at, selector)
-    if entry is None:
-        raise Fault(GP, selected)
-    found = entry.descriptor
+    found = named(at, selector).descriptor
     if not (found.s and found.type & _CODE) or found.dpl > at.cpl:
         raise Fault(GP, selected)
     if long and not (found.l and not found.db):

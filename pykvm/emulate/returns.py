@@ -6,7 +6,7 @@ from functools import partial
 
 from pykvm.emulate.events import unblock_nmi
 from pykvm.emulate.fault import GP, NP, SS, Fault, UnsupportedError
-from pykvm.emulate.segments import load, lookup
+from pykvm.emulate.segments import load, named
 from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import CR0, EFER, RFLAGS
 
@@ -51,11 +51,7 @@ class _Stack:
 def _code(at: Refused, selector: int) -> Entry:
     """The code segment that a far return goes to."""
     selected = selector & ~3
-    if not selected:
-        raise Fault(GP)
-    entry = lookup(at, selector)
-    if entry is None:
-        raise Fault(GP, selected)
+    entry = named(at, selector)
     found, ring = entry.descriptor, selector & 3
     long = bool(at.special.efer & EFER.LMA)
     if not found.s or not found.type & _CODE or ring < at.cpl or (long and found.l and found.db):
@@ -70,11 +66,7 @@ def _code(at: Refused, selector: int) -> Entry:
 def _stack_segment(at: Refused, selector: int, ring: int) -> Entry:
     """The stack segment of the outer ring."""
     selected = selector & ~3
-    if not selected:
-        raise Fault(GP)
-    entry = lookup(at, selector)
-    if entry is None:
-        raise Fault(GP, selected)
+    entry = named(at, selector)
     found = entry.descriptor
     data = found.s and not found.type & _CODE and found.type & _WRITABLE
     if not data or selector & 3 != ring or found.dpl != ring:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pykvm.emulate.fault import UD, Fault
+from pykvm.emulate.fault import GP, UD, Fault
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.descriptors import SegmentDescriptor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pykvm.emulate.refused import Operations, Refused
 
-__all__ = ["SEGMENT_OPERATIONS", "Entry", "load", "lookup"]
+__all__ = ["SEGMENT_OPERATIONS", "Entry", "load", "named"]
 
 _CODE, _CONFORMING, _READABLE, _ACCESSED = 8, 4, 2, 1
 # Types of system descriptors that LAR and LSL look at (SDM 2A, LAR and LSL).
@@ -50,6 +50,14 @@ def lookup(at: Refused, selector: int) -> Entry | None:
     padded = raw.ljust(16, b"\0")
     descriptor = SegmentDescriptor.decode(padded, long=long)
     return Entry(descriptor, address, int.from_bytes(raw[4:8], "little"))
+
+
+def named(at: Refused, selector: int) -> Entry:
+    """The descriptor that a selector names.  Raises #GP where `lookup` finds none."""
+    entry = lookup(at, selector)
+    if entry is None:
+        raise Fault(GP, selector & ~3)
+    return entry
 
 
 def _selector(at: Refused) -> int:

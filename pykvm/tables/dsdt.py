@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pykvm import layout
 from pykvm.tables import aml
-from pykvm.tables.acpi import description_table
+from pykvm.tables.sdt import description_table
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 

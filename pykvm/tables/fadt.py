@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from pykvm import layout
-from pykvm.tables.acpi import HEADER, description_table, generic_address
+from pykvm.tables.sdt import HEADER, description_table, generic_address
 from pykvm.tables.table import Pointer
 from pykvm.typed import TYPE_CHECKING
 

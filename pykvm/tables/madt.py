@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from pykvm import layout
-from pykvm.tables.acpi import description_table
+from pykvm.tables.sdt import description_table
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
