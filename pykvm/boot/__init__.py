@@ -6,8 +6,9 @@ r"""What kinds of guest file exist and how each is entered: one module for each 
 >>> image.kind, hex(image.entry)
 ('flat', '0x7c00')
 
-A boot protocol is a module with the face of `BootProtocol`.  To add one, write its file and name it
-in `_MODULES`, and in `_ASKED` before those that would take its files for theirs.
+A boot protocol is a module, or an object in one, that is a `BootProtocol`.  To add one, write
+its file and name it in `_MODULES`, and in `_ASKED` before those that would take its files for
+theirs.
 
 An ELF file may name the protocol that it wants, in a note of owner "pykvm" and type 1 whose
 description is the name.  That one then takes it, whatever else the file looks like.
@@ -18,10 +19,11 @@ from __future__ import annotations
 from importlib import import_module
 
 from pykvm.boot.elf import ELFMAG
+from pykvm.boot.files import source_of
 from pykvm.boot.image import Entry, Image, Module, Range, Segment, Setup
 from pykvm.boot.notes import named_protocol
 from pykvm.boot.real_start import RealAddress
-from pykvm.boot.source import Request, Source, source_of
+from pykvm.boot.source import Request, Source
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING, Protocol, cast
@@ -74,11 +76,11 @@ class BootProtocol(Protocol):
         """Write the image and all it needs at entry.  Raises LoadError, then nothing is written."""
 
 
-# By name, the module of each: it is imported when a file may be its own.
+# By name, the module of each, or an object in it: it is imported when a file may be its own.
 _MODULES = {
     "linux": "pykvm.boot.linux",
-    "linux64": "pykvm.boot.linux64",
-    "linux32": "pykvm.boot.linux32",
+    "linux64": "pykvm.boot.linux_own_entry:LINUX64",
+    "linux32": "pykvm.boot.linux_own_entry:LINUX32",
     "multiboot": "pykvm.boot.multiboot",
     "multiboot2": "pykvm.boot.multiboot2",
     "pvh": "pykvm.boot.pvh",
@@ -195,4 +197,6 @@ def _named(name: str) -> BootProtocol:
         raise ConfigError(
             f"there is no boot protocol {name!r}", hint=f"choose from {', '.join(PROTOCOLS)}"
         )
-    return cast("BootProtocol", import_module(_MODULES[name]))
+    path, _, within = _MODULES[name].partition(":")
+    module = import_module(path)
+    return cast("BootProtocol", getattr(module, within) if within else module)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import islice, pairwise
 
 from pykvm.boot import elf
-from pykvm.boot.source import source_of
+from pykvm.boot.files import source_of
 from pykvm.boot.symbols import Symbol, Symbols, per_cpu, read_symbols
 from pykvm.typed import TYPE_CHECKING
 

@@ -12,10 +12,11 @@ from boot.elfs import HLT, Part, R, Sym, W, elf
 from boot.kernels import K, M, note, packed
 
 from pykvm import boot
+from pykvm.boot.files import read_source
 from pykvm.boot.image import Setup
 from pykvm.boot.large_file import LargeFile
 from pykvm.boot.linux_image import version_of
-from pykvm.boot.source import Source, read_source
+from pykvm.boot.source import Source
 from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
 from pykvm.x86.state import Mode
