@@ -34,7 +34,6 @@ def connect(device: FwCfg, memory: GuestMemory, setup: Setup, files: Mapping[str
     `setup` describes the hardware.  Raises LoadError for a kernel that cannot be booted so,
     ConfigError for what can be no file, and for what would have to go into contents not ours.
     """
-    device.memory = device.memory or memory
     if device.contents is not None:
         if files or setup.kernel is not None:
             raise ConfigError(

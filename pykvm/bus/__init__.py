@@ -9,6 +9,7 @@ from pykvm.bus.device import (
     Space,
     Writable,
     check_device,
+    check_irq,
     check_placement,
     odd_answer,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Writable",
     "check_device",
     "check_free",
+    "check_irq",
     "check_placement",
     "odd_answer",
 ]

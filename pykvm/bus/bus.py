@@ -229,7 +229,7 @@ class Bus:
 
     def _range(self, placement: Placement, slot: int) -> Range:
         check_placement(placement)
-        device, space, first, length, offset = placement
+        device, space, first, length, offset, _ = placement
         access = accessors(device, offset)
         return Range(space, first, first + length - 1, device, slot, *access, offset)
 

@@ -6,6 +6,7 @@ from enum import Enum
 from operator import index
 
 from pykvm.errors import ConfigError
+from pykvm.layout import CASCADE_IRQ, ISA_IRQS
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import integer, show, unsigned, wrong
 from pykvm.values.frozen import NamedTuple
@@ -22,9 +23,13 @@ __all__ = [
     "Space",
     "Writable",
     "check_device",
+    "check_irq",
     "check_placement",
     "odd_answer",
 ]
+
+
+_IRQS = "a PC's devices have interrupts 0 to 15 but 2"
 
 
 class Space(Enum):
@@ -125,6 +130,8 @@ class Placement(NamedTuple):
     """A device and where it is to stand: `length` addresses of `space` from `address` on.
 
     `offset` is what the device sees at `address`, for a device with registers in several places.
+    `irq` is the ISA interrupt (0 to 15 but 2) that it drives, by a line that its `attach` gets
+    (`pykvm.devices.line`); it stands in one of its placements, or in all.
     """
 
     device: Device
@@ -132,6 +139,7 @@ class Placement(NamedTuple):
     address: int
     length: int
     offset: int = 0
+    irq: int | None = None
 
     @property
     def name(self) -> str:
@@ -154,6 +162,21 @@ def check_placement(placement: Placement) -> None:
     first = unsigned(f"{name}: the first {space.value}", placement.address, space.bits)
     integer(f"{name}: length", placement.length, 1, space.size - first)
     unsigned(f"{name}: offset", placement.offset, 64)
+    if placement.irq is not None:
+        check_irq(f"{name}: irq", placement.irq)
+        if not hasattr(placement.device, "attach"):
+            raise ConfigError(
+                f"device {name} drives no interrupt: irq={placement.irq} is of no use to it",
+                hint="give it attach(self, lines, memory, clock), and have it keep lines.own",
+            )
+
+
+def check_irq(what: str, irq: object) -> int:
+    """`irq`, if that is an ISA interrupt for a device.  Raises ConfigError."""
+    number = integer(what, irq, 0, ISA_IRQS - 1, hint=_IRQS)
+    if number == CASCADE_IRQ:
+        raise ConfigError(f"{what}={number}: the second 8259 has it", hint=_IRQS)
+    return number
 
 
 def check_device(device: Device) -> str:

@@ -387,8 +387,10 @@ class Published:
         self._note(lib.pykvm_table_set(self.core, register, number, core))
 
     def knows(self, clock: object) -> bool:
-        """Whether `Counter` and `Rule.until` go by this clock."""
-        return clock is self.shared.clock
+        """Whether `Counter` and `Rule.until` go by this clock: not before that is made."""
+        known = self.shared.clock
+        # A device that was attached before has something that stands for the clock.
+        return known is not None and (clock is known or getattr(clock, "source", None) is known)
 
     def choose(self, bank: int) -> None:
         """The rules of this bank hold from now on."""

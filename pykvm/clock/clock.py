@@ -47,7 +47,6 @@ __all__ = [
     "POLICIES",
     "Clock",
     "TimeSource",
-    "Timed",
     "Timer",
     "ticks_at",
     "time_of",
@@ -87,15 +86,12 @@ def time_of(tick: int, hz: int) -> int:
     return -(-tick * _SECOND // hz)
 
 
-class Timed(Protocol):
-    """A device that does some of its work in its own time."""
-
-    def follow(self, clock: TimeSource, /) -> None:
-        """Go by this clock from now on."""
-
-
 class TimeSource(Protocol):
     """What a device may ask of a clock."""
+
+    @property
+    def made(self) -> bool:
+        """Whether the machine has its clock yet; else the first `now` or `timer` makes it."""
 
     def now(self) -> int:
         """Guest time, in nanoseconds."""
@@ -160,6 +156,9 @@ class Clock:
     >>> clock.now(), clock.tsc()
     (3600000000000, 3600000000000)
     """
+
+    #: See `TimeSource`.
+    made = True
 
     def __init__(
         self,

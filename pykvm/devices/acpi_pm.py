@@ -14,13 +14,15 @@ import threading
 from pykvm.bus import GuestPowerOff
 from pykvm.bus.device import NamedDevice
 from pykvm.clock import ticks_at, time_of
-from pykvm.devices.line import InterruptLine, Output
+from pykvm.devices.line import Output
 from pykvm.devices.pm_timer import PM_TIMER_HZ
 from pykvm.layout import SLP_TYP_S5
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.clock import Timer, TimeSource
+    from pykvm.devices.line import Lines
+    from pykvm.memory import GuestMemory
 
 __all__ = ["AcpiPm"]
 
@@ -81,17 +83,14 @@ class AcpiPm(NamedDevice):
             self._status = self._enabled = self._control = 0
             self._update()
 
-    def connect(self, line: InterruptLine) -> None:
-        """Drive `line` with the SCI from now on."""
+    def attach(self, lines: Lines, memory: GuestMemory, clock: TimeSource | None) -> None:
+        """See `Attaching`: the SCI, and the changes of the PM timer that counts by the clock."""
         with self._lock:
-            self._irq.connect(line)
-
-    def follow(self, clock: TimeSource) -> None:
-        """Tell of the changes of the PM timer that counts by this clock, from now on."""
-        with self._lock:
-            self._clock = clock
-            self._timer = clock.timer(self._due)
-            self._changes = self._changes_by(clock.now())
+            self._irq.attach(lines)
+            self._clock, self._timer = clock, None
+            # A clock that is made later has counted from 0 as well.
+            now = clock.now() if clock is not None and clock.made else 0
+            self._changes = self._changes_by(now)
             self._update()
 
     def press_power_button(self) -> None:
@@ -145,7 +144,7 @@ class AcpiPm(NamedDevice):
 
     def _sync(self) -> None:
         """Take in what the PM timer did up to now."""
-        if self._clock is None:
+        if self._clock is None or not self._clock.made:
             return
         changes = self._changes_by(self._clock.now())
         if changes != self._changes:
@@ -161,11 +160,11 @@ class AcpiPm(NamedDevice):
         """Drive the line to what the events say, and wait for the timer's next where it counts."""
         level = bool(self._status & self._enabled)
         self._irq.set(level)
-        if self._timer is None:
-            return
-        if self._enabled & ~self._status & TMR:
+        if self._enabled & ~self._status & TMR and self._clock is not None:
+            if self._timer is None:
+                self._timer = self._clock.timer(self._due)
             self._timer.arm(time_of(self._changes + 1 << _TOP_BIT, PM_TIMER_HZ))
-        else:
+        elif self._timer is not None:
             self._timer.cancel()
 
     def __str__(self) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from pykvm.clock import Timer, TimeSource
+    from pykvm.devices.line import Lines
+    from pykvm.memory import GuestMemory
 
     Bytes = bytes | bytearray | memoryview
 
@@ -168,9 +170,9 @@ class Transfer:
 class FwCfg(NamedDevice):
     r"""The device: selector at offset 0 (port 0x510), data at 1, the address for DMA at 4.
 
-    `contents` is asked for when the guest first selects an item.  Without `memory` there is no DMA,
-    and FW_CFG_ID says so.  `clock`, where set, is asked for the clock by whose timers a long
-    transfer goes on; while one is under way, another one fails.
+    `contents` is asked for when the guest first selects an item.  Without `memory`, which `attach`
+    gives, too, there is no DMA, and FW_CFG_ID says so.  A long transfer goes on by timers; while
+    one is under way, another one fails.
 
     >>> device = FwCfg(lambda: Contents({Key.NB_CPUS: b"\x02\x00"}, {"opt/org.x/a": b"hello"}))
     >>> device.write(SELECTOR, 2, Key.NB_CPUS)
@@ -190,12 +192,18 @@ class FwCfg(NamedDevice):
         self.name = name
         self.contents = contents
         self.memory = memory
-        self.clock: Callable[[], TimeSource | None] = lambda: None
+        self._clock: TimeSource | None = None
         self._timer: Timer | None = None
         # Transfers go on in one vCPU's thread, while another may be at the ports.
         self._lock = threading.RLock()
         self._items: dict[int, memoryview] | None = None
         self.reset()
+
+    def attach(self, lines: Lines, memory: GuestMemory, clock: TimeSource | None) -> None:
+        """See `Attaching`."""
+        if self.memory is None:
+            self.memory = memory
+        self._clock = clock
 
     def reset(self) -> None:
         """RESET: the first item is selected."""
@@ -309,7 +317,7 @@ class FwCfg(NamedDevice):
             if done:
                 self._end(memory, address, DmaControl(0))
                 return
-            clock = self.clock()
+            clock = self._clock
             if clock is None:
                 self._finish(memory, address, transfer)
                 return

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from pykvm.bus import GuestReset
 from pykvm.bus.device import NamedDevice
-from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.devices.line import Output
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykvm.clock import TimeSource
+    from pykvm.devices.line import Lines
+    from pykvm.memory import GuestMemory
 
 __all__ = ["KeyboardController"]
 
@@ -63,22 +69,21 @@ class KeyboardController(NamedDevice):
     comes back at once, with the time-out bit set.  A driver so gives up without waiting.  The test
     of the auxiliary interface fails, and its echo bears no mark: there is no such interface.
 
-    `line` has IRQ 1 while a byte waits and the mode has interrupts on.
+    Its line is high while a byte waits and the mode has interrupts on.
     """
 
     width = 1
+    #: No key is ever pressed.
+    receives = False
 
     def __init__(self, name: str = "i8042") -> None:
         self.name = name
-        self._line: InterruptLine = Unconnected()
-        self._level = False
+        self._irq = Output()
         self.reset()
 
-    def connect(self, line: InterruptLine) -> None:
-        """Drive `line` with the keyboard's interrupt from now on."""
-        self._line = line
-        if self._level:
-            line.set(True)
+    def attach(self, lines: Lines, memory: GuestMemory, clock: TimeSource | None) -> None:
+        """See `Attaching`."""
+        self._irq.attach(lines)
 
     def reset(self) -> None:
         """Return to the state at power-on."""
@@ -148,10 +153,7 @@ class KeyboardController(NamedDevice):
 
     def _update(self) -> None:
         full = self._status & (_OUTPUT_FULL | _AUXILIARY) == _OUTPUT_FULL
-        level = full and bool(self._mode & _KEYBOARD_INTERRUPTS)
-        if level != self._level:
-            self._level = level
-            self._line.set(level)
+        self._irq.set(full and bool(self._mode & _KEYBOARD_INTERRUPTS))
 
 
 def _changed(value: int, change: tuple[int, bool] | None) -> int:

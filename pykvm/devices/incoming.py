@@ -40,6 +40,7 @@ class Incoming:
         self._queue: deque[int] = deque()
         self._clock: TimeSource | None = None
         self._timer: Timer | None = None
+        self._resumed: Callable[[], None] = lambda: None
         # Of this burst: when it began, and how many may still come.
         self._began = 0
         self._left = BURST
@@ -52,9 +53,13 @@ class Incoming:
         self._queue.extend(characters)
 
     def pace(self, clock: TimeSource, resumed: Callable[[], None]) -> None:
-        """Make pauses from now on, and call ``resumed()`` at the end of each."""
+        """Make pauses from now on, and call ``resumed()`` at the end of each.
+
+        There is none before the clock is made: nothing could interrupt the guest until then.
+        """
         self._clock = clock
-        self._timer = clock.timer(lambda when: resumed())
+        self._timer = None
+        self._resumed = resumed
 
     @property
     def pausing(self) -> bool:
@@ -67,7 +72,7 @@ class Incoming:
 
     def take_burst(self, room: int) -> list[int]:
         """Up to `room` characters, less if a pause is due."""
-        if self._clock is None:
+        if self._clock is None or not self._clock.made:
             return self.take(room)
         if self.pausing or not (self._queue and self._left and room):
             return []
@@ -80,9 +85,11 @@ class Incoming:
 
     def used(self) -> None:
         """All that was taken has been read, or thrown away: if that was a burst, pause."""
-        if self._clock is None or self._timer is None or self._left == BURST:
+        if self._clock is None or self._left == BURST:
             return
         if self._queue or not self._left:
             now = self._clock.now()
+            if self._timer is None:
+                self._timer = self._clock.timer(lambda when: self._resumed())
             self._timer.arm(now + min(now - self._began, LONGEST_PAUSE))
             self._left = BURST

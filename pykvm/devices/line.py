@@ -1,4 +1,4 @@
-"""The wire from a device to an interrupt controller, and the devices that have one."""
+"""The wire from a device to an interrupt controller, and how a device comes by it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pykvm.clock import TimeSource
+    from pykvm.memory import GuestMemory
 
-__all__ = ["Inlet", "InterruptLine", "Interrupting", "LineDriver", "Output", "Unconnected"]
+__all__ = ["Attaching", "InterruptLine", "Lines", "Output", "Unconnected"]
 
 
 class InterruptLine(Protocol):
@@ -51,6 +52,11 @@ class Output:
         if self.level:
             line.set(True)
 
+    def attach(self, lines: Lines) -> None:
+        """Drive the device's own line from now on, if it was placed with one."""
+        if lines.irq is not None:
+            self.connect(lines.own)
+
     def set(self, level: bool) -> None:
         """Drive the wire high or low, which it sees only if that is a change."""
         if level != self.level:
@@ -64,23 +70,38 @@ def _checked(line: InterruptLine) -> InterruptLine:
     return line
 
 
-class Interrupting(Protocol):
-    """A device with an interrupt output."""
-
-    def connect(self, line: InterruptLine, /) -> None:
-        """Drive `line` with it from now on."""
-
-
-class Inlet(Protocol):
-    """A device that something outside the machine can make interrupt the guest, at any time."""
+class Lines(Protocol):
+    """The interrupt lines of one device: `attach` gets them."""
 
     @property
-    def receives(self) -> bool:
-        """Whether it would: the guest has that interrupt enabled."""
+    def irq(self) -> int | None:
+        """The `irq` that the device was placed with, if any."""
+
+    @property
+    def own(self) -> InterruptLine:
+        """The line of that interrupt.
+
+        Without `irq`, or in a machine without interrupt controllers, it leads nowhere.
+        """
+
+    def isa(self, irq: int, /) -> InterruptLine:
+        """A line to ISA interrupt `irq` (0 to 15 but 2), for a device that drives several."""
 
 
-class LineDriver(Protocol):
-    """A device that drives ISA interrupt lines of the guest's choice."""
+class Attaching(Protocol):
+    """A device that interrupts, reaches into guest memory, or does something in its own time.
 
-    def connect_lines(self, line_of: Callable[[int], InterruptLine], /) -> None:
-        """Take lines from `line_of`, by number, when the guest first drives them."""
+    It may also have `receives`: whether something outside the machine, a keyboard say, could make
+    it interrupt the guest now.  As long as one does, a guest in HLT is waited for; a device that
+    drives a line and does not say, could at any time.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages and `Bus.remove` call it."""
+
+    def attach(self, lines: Lines, memory: GuestMemory, clock: TimeSource | None, /) -> None:
+        """Take these, and keep what is needed.  Called before the device is put in its place.
+
+        `clock` is None in a machine whose timers do not run (``irqchip="none"``).
+        """

@@ -21,7 +21,7 @@ def pc_devices() -> list[Placement]:
     """
     fw_cfg = FwCfg()
     return [
-        Placement(AcpiPm(), Space.PIO, layout.PM1A_EVT, AcpiPm.length),
+        Placement(AcpiPm(), Space.PIO, layout.PM1A_EVT, AcpiPm.length, irq=layout.SCI_IRQ),
         Placement(PvPanic(), Space.PIO, layout.PVPANIC, PvPanic.length),
         Placement(fw_cfg, Space.PIO, layout.FW_CFG, 2),
         Placement(fw_cfg, Space.PIO, layout.FW_CFG + DMA_ADDRESS, 8, offset=DMA_ADDRESS),

@@ -16,7 +16,9 @@ from pykvm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pykvm.devices.line import InterruptLine
+    from pykvm.clock import TimeSource
+    from pykvm.devices.line import InterruptLine, Lines
+    from pykvm.memory import GuestMemory
 
 __all__ = ["KeptMemory", "KeptPorts", "LinePorts", "pc_testdev"]
 
@@ -77,14 +79,18 @@ class LinePorts(NamedDevice):
     two 8259s.
     """
 
+    #: The guest alone drives them.
+    receives = False
+
     def __init__(self, name: str = "pc-testdev-irq") -> None:
         self.name = name
-        self._line_of: Callable[[int], InterruptLine] | None = None
+        self._isa: Callable[[int], InterruptLine] | None = None
         self._lines: dict[int, InterruptLine] = {}
 
-    def connect_lines(self, line_of: Callable[[int], InterruptLine]) -> None:
-        """Take the lines from `line_of`, each when the guest first drives it."""
-        self._line_of = line_of
+    def attach(self, lines: Lines, memory: GuestMemory, clock: TimeSource | None) -> None:
+        """See `Attaching`: each line is taken when the guest first drives it."""
+        self._isa = lines.isa
+        self._lines = {}
 
     def read(self, offset: int, size: int) -> int:
         """Nothing."""
@@ -92,10 +98,10 @@ class LinePorts(NamedDevice):
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Drive a line.  Only single bytes do."""
-        if size != 1 or offset not in layout.DEVICE_IRQS or self._line_of is None:
+        if size != 1 or offset not in layout.DEVICE_IRQS or self._isa is None:
             return
         if offset not in self._lines:
-            self._lines[offset] = self._line_of(offset)
+            self._lines[offset] = self._isa(offset)
         self._lines[offset].set(value != 0)
 
 

@@ -34,13 +34,13 @@ def standard_devices(*, without: Collection[str] = ()) -> list[Placement]:
     """
     keyboard = KeyboardController()
     placements = [
-        Placement(Uart16550("com1"), Space.PIO, layout.COM1, 8),
-        Placement(Uart16550("com2"), Space.PIO, layout.COM2, 8),
+        Placement(Uart16550("com1"), Space.PIO, layout.COM1, 8, irq=layout.COM1_IRQ),
+        Placement(Uart16550("com2"), Space.PIO, layout.COM2, 8, irq=layout.COM2_IRQ),
         Placement(DebugConsole(), Space.PIO, layout.DEBUGCON, 1),
         Placement(DebugExit(), Space.PIO, layout.DEBUG_EXIT, 4),
         Placement(PostPort(), Space.PIO, layout.POST, 1),
         # Ports 0x61 to 0x63 belong to others (0x61: NMI and speaker).
-        Placement(keyboard, Space.PIO, layout.KEYBOARD_DATA, 1),
+        Placement(keyboard, Space.PIO, layout.KEYBOARD_DATA, 1, irq=layout.KEYBOARD_IRQ),
         Placement(keyboard, Space.PIO, layout.KEYBOARD_COMMAND, 1, offset=4),
         Placement(Port92(), Space.PIO, layout.PORT_92, 1),
         Placement(ResetControl(), Space.PIO, layout.PCI_CONFIG, 8),

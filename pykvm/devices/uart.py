@@ -30,7 +30,7 @@ from itertools import pairwise
 from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Published, Rule
 from pykvm.devices.incoming import Incoming
-from pykvm.devices.line import InterruptLine, Output
+from pykvm.devices.line import Output
 from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, flag
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from pykvm.bus.published import Access
     from pykvm.clock import TimeSource
+    from pykvm.devices.line import InterruptLine, Lines
+    from pykvm.memory import GuestMemory
 
 __all__ = ["Uart16550"]
 
@@ -216,17 +218,17 @@ class Uart16550(OutputLog, NamedDevice):
             self._follow_modem()
             self._update()
 
-    def connect(self, line: InterruptLine) -> None:
-        """Drive `line` with the interrupt output from now on."""
+    def attach(self, lines: Lines, memory: GuestMemory, clock: TimeSource | None) -> None:
+        """See `Attaching`.
+
+        By the clock input comes in bursts, so that a guest is not interrupted for good.
+        """
         with self._lock:
-            self._irq.connect(line)
+            self._irq.attach(lines)
             self._wire()
             self._republish()
-
-    def follow(self, clock: TimeSource) -> None:
-        """Let input come in bursts from now on, so that a guest is not interrupted for good."""
-        with self._lock:
-            self._incoming.pace(clock, self._resume)
+            if clock is not None:
+                self._incoming.pace(clock, self._resume)
 
     @property
     def baud(self) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pykvm.bus import Area, Placement
-    from pykvm.devices.line import Inlet, InterruptLine
+    from pykvm.devices.line import InterruptLine
     from pykvm.exits import RdMsr, WrMsr
     from pykvm.vcpu import CPU
     from pykvm.vcpu.msr_exits import MsrExits
@@ -79,11 +79,6 @@ class IrqChip(Protocol):
 
     It is made before the vCPUs, as KVM wants it, and gets them by `attach`.
     """
-
-    #: What can interrupt the guest from outside.
-    inlets: list[Inlet]
-    #: Whether the host has lines to it, and may drive them at any time.
-    has_outside_lines: bool
 
     @property
     def areas(self) -> tuple[Area, ...]:

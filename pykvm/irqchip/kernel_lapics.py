@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pykvm.bus import Device, Placement
     from pykvm.clock import Clock
     from pykvm.devices.hpet import Hpet
-    from pykvm.devices.line import Inlet, InterruptLine
+    from pykvm.devices.line import InterruptLine
     from pykvm.exits import RdMsr, WrMsr
     from pykvm.irqchip.delivery import KernelInterrupts
     from pykvm.kvm import VM
@@ -48,9 +48,6 @@ class KernelLapics(ABC):
         self._cpus: Sequence[CPU] = ()
         self._lapics: list[bytes] = []
         self._msr_exits: MsrExits | None = None
-        self.inlets: list[Inlet] = []
-        # The kernel's HLT with interrupts on waits anyway.
-        self.has_outside_lines = False
         self.interrupts: KernelInterrupts | None = None
 
     @abstractmethod

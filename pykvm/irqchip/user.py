@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pykvm.bus import Area, Bus, Device, Range
     from pykvm.clock import Clock
-    from pykvm.devices.line import Inlet, InterruptLine
+    from pykvm.devices.line import InterruptLine
     from pykvm.exits import RdMsr, WrMsr
     from pykvm.irqchip.delivery import UserInterrupts
     from pykvm.irqchip.injector import Injector
@@ -79,8 +79,10 @@ class UserIrqChip:
         clock: Callable[[], Clock],
         *,
         on_made: Callable[[Mapping[str, Device]], None],
+        waits_for_host: Callable[[], bool],
     ) -> None:
         """See `make_irqchip`."""
+        self._waits_for_host = waits_for_host
         self._vm = vm
         self._bus = bus
         self._make_clock = clock
@@ -90,10 +92,6 @@ class UserIrqChip:
         self.injectors: tuple[Injector, ...] = ()
         self.platform: Platform | None = None
         self.interrupts: UserInterrupts | None = None
-        #: What can interrupt the guest from outside.
-        self.inlets: list[Inlet] = []
-        #: Whether code outside the machine has lines to it, and may drive them at any time.
-        self.has_outside_lines = False
         # Whether the guest may read kvmclock: then KVM is told of every step of guest time.
         self._kvmclock = True
         # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
@@ -103,7 +101,8 @@ class UserIrqChip:
         """See `IrqChip`: the devices, or what stands for them until the first touch."""
         self._cpus = cpus
         if len(cpus) > 1:
-            return placements(self._make().devices, others)
+            self.platform = self._make()
+            return placements(self.platform.devices, others)
         return placements({name: OnDemand(name, self._touch) for name in PLACES}, others)
 
     def _touch(self, name: str) -> Range:
@@ -112,24 +111,30 @@ class UserIrqChip:
 
     def make(self) -> UserInterrupts:
         """See `IrqChip`."""
-        self._platform()
+        with self._lock:
+            self._platform()
+            # A device that needs it as soon as it is attached comes before them.
+            if self._placeholders():
+                self._replace_placeholders()
         assert self.interrupts is not None
         return self.interrupts
 
     def _platform(self) -> Platform:
-        """The platform, which is made now, and replaces its placeholders, if there was none."""
+        """The platform, which is made now if there was none."""
         with self._lock:
             if self.platform is None:
-                platform = self._make()
-                devices = {
-                    range_.name: platform.devices[range_.name]
-                    for range_ in self._bus.ranges
-                    if isinstance(range_.device, OnDemand)
-                }
-                self._bus.replace(devices)
-                self._on_made(devices)
-            assert self.platform is not None
+                self.platform = self._make()
+                self._replace_placeholders()
             return self.platform
+
+    def _placeholders(self) -> list[str]:
+        return [range_.name for range_ in self._bus.ranges if isinstance(range_.device, OnDemand)]
+
+    def _replace_placeholders(self) -> None:
+        assert self.platform is not None
+        devices = {name: self.platform.devices[name] for name in self._placeholders()}
+        self._bus.replace(devices)
+        self._on_made(devices)
 
     def _make(self) -> Platform:
         from pykvm.irqchip.delivery import UserInterrupts
@@ -160,11 +165,7 @@ class UserIrqChip:
         # Under "warp" guest time steps at every wait, and KVM_SET_CLOCK costs as much as an exit.
         self._kvmclock = platform.clock.policy != "warp"
         self._filter_msrs()
-        self.platform = platform
         return platform
-
-    def _waits_for_host(self) -> bool:
-        return self.has_outside_lines or any(inlet.receives for inlet in self.inlets)
 
     def _filter_msrs(self) -> None:
         """Have the MSRs of time and of the APIC's place exit."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 
-from pykvm import layout
 from pykvm.boot.placement import ram_ranges
 from pykvm.bus import Area, Bus, Space, check_device, check_free, check_placement
 from pykvm.bus.dispatch import Dispatch
-from pykvm.devices.line import Unconnected
 from pykvm.errors import ConfigError
 from pykvm.irqchip import make_irqchip
+from pykvm.machine.attachments import Attachments
 from pykvm.tables import Hardware
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import option
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from pykvm.boot import Setup
     from pykvm.bus import Device, Placement
     from pykvm.clock import Clock
-    from pykvm.devices.line import InterruptLine
     from pykvm.host import Host
     from pykvm.irqchip import Interrupts, IrqChip
     from pykvm.kvm import VM
@@ -34,14 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Board"]
 
 IA32_TSC_AUX = 0xC0000103
-
-# The devices with an interrupt line, by name.
-_IRQS = {
-    "com1": layout.COM1_IRQ,
-    "com2": layout.COM2_IRQ,
-    "i8042": layout.KEYBOARD_IRQ,
-    "acpi-pm": layout.SCI_IRQ,
-}
 
 
 class Board:
@@ -60,6 +50,8 @@ class Board:
         self.vcpus: list[CPU] = []
         self.vm: VM | None = None
         self.irqchip: IrqChip | None = None
+        #: Whether the host has lines to the irqchip, and may drive them at any time.
+        self.has_outside_lines = False
         #: The right to run it.
         self.claim = Claim()
         self.claim.on_fork(self.forget)
@@ -71,6 +63,7 @@ class Board:
         # Guest time begins here, whenever its clock is made.
         self._began = time.monotonic_ns()
         self._clock: Clock | None = None
+        self._attachments = Attachments(memory, lambda: self.clock)
 
     # -- making ------------------------------------------------------------------------------
 
@@ -88,7 +81,12 @@ class Board:
         vm = self.vm = host.create_vm(hand_over=self._config.emulate == "auto")
         self.memory.attach(vm)
         irqchip = self.irqchip = make_irqchip(
-            self._irqchip_kind, vm, self.bus, lambda: self.clock, on_made=self._irqchip_made
+            self._irqchip_kind,
+            vm,
+            self.bus,
+            lambda: self.clock,
+            on_made=self._irqchip_made,
+            waits_for_host=self._waits_for_host,
         )
         if irqchip is not None and irqchip.areas:
             self._kernels = irqchip.areas
@@ -97,6 +95,7 @@ class Board:
         self._add_vcpus(vm, host)
         if irqchip is not None:
             placements += irqchip.attach(self.vcpus, placements)
+            self._attachments.use(irqchip)
         self.place(placements)
         # The ring is the VM's; vCPUs that share it could not keep their writes in order.
         alone = len(self.vcpus) == 1
@@ -107,7 +106,12 @@ class Board:
         self.bus.on_change(self._bus_changed)
         for cpu in self.vcpus:
             cpu.loop.use(self.dispatch)
-        self._connect()
+        if irqchip is not None and (
+            irqchip.interrupts is not None or self._config.clock != "realtime"
+        ):
+            # A clock that stands still between runs has to be there from the first one on.
+            irqchip.make()
+            self._fill_cmos()
         if self._config.tsc_khz is not None or self._config.clock != "realtime":
             # Not left to the first look at it: this host may not be able to scale the TSC, and a
             # clock that stands still between runs has to be there in each of them.
@@ -134,23 +138,17 @@ class Board:
 
         return hidden(self._irqchip_kind, model)
 
-    def _connect(self) -> None:
-        """Connect the devices with the irqchip, if that is no placeholder."""
-        if self.irqchip is None:
-            return
-        if self.irqchip.interrupts is not None:
-            self._wire(self.irqchip)
-        elif self._config.clock != "realtime":
-            # A clock that stands still between runs has to be there from the first one on.
-            self.irqchip.make()
-
     def _irqchip_made(self, devices: Mapping[str, Device]) -> None:
         """The guest has touched an interrupt controller or a clock: now they exist."""
         assert self.irqchip is not None
         self.devices.update(devices)
-        self._wire(self.irqchip)
+        self._attachments.irqchip_made(self.irqchip)
+        self._fill_cmos()
         if self.on_interrupts is not None and self.irqchip.interrupts is not None:
             self.on_interrupts(self.irqchip.interrupts)
+
+    def _waits_for_host(self) -> bool:
+        return self.has_outside_lines or self._attachments.waits_for_host()
 
     # -- devices -----------------------------------------------------------------------------
 
@@ -165,11 +163,21 @@ class Board:
                     f"there is a device named {name!r} already",
                     hint="remove it first, or give the new one another name",
                 )
-        self.bus.add_all(placements)
+        attached = self._attachments.names
+        try:
+            self._attachments.add(placements)
+            self.bus.add_all(placements)
+        except BaseException:
+            self._attachments.keep(attached)
+            raise
         self.devices.update((placement.name, placement.device) for placement in placements)
-        for placement in placements:
-            if hasattr(placement.device, "connect_lines"):
-                placement.device.connect_lines(self._isa_line)
+
+    def remove(self, device: Device | str) -> None:
+        """Take a device off the bus, by name or by itself.  Raises ConfigError without it."""
+        name = device if isinstance(device, str) else check_device(device)
+        self.bus.remove(device)
+        self.devices.pop(name, None)
+        self._attachments.remove(name)
 
     def _fixed(self) -> Iterable[Area]:
         """What no device can stand over: memory, and what KVM answers itself."""
@@ -187,24 +195,10 @@ class Board:
         area = Area(name, Space.MMIO, start, start + size - 1, readonly)
         check_free(area, (*self.bus.ranges, *self._kernels))
 
-    def _isa_line(self, irq: int) -> InterruptLine:
-        return Unconnected() if self.irqchip is None else self.irqchip.line(irq)
-
-    def _wire(self, irqchip: IrqChip) -> None:
-        """Connect the devices on the ISA bus to their interrupts, and to the clock."""
-        for name, irq in _IRQS.items():
-            device: object = self.devices.get(name)
-            if hasattr(device, "connect"):
-                device.connect(irqchip.line(irq))
-            if hasattr(device, "follow"):
-                device.follow(self.clock)
-            if hasattr(device, "receives"):
-                irqchip.inlets.append(device)
-        if "acpi-pm" in self.devices:
-            self._fill_cmos()
-
     def _fill_cmos(self) -> None:
-        """Fill the CMOS as firmware would."""
+        """Fill the CMOS as firmware would, if this is a PC and its clock exists."""
+        if "acpi-pm" not in self.devices:
+            return
         from pykvm.devices.rtc import Rtc146818
         from pykvm.tables.cmos import cmos
 
@@ -283,20 +277,12 @@ class Board:
 
             if isinstance(device, FwCfg):
                 connect(device, self.memory, setup, files)
-                device.clock = self._timers
                 return
         if files or setup.kernel is not None:
             raise ConfigError(
                 "this machine has no fw_cfg (a device named fw-cfg) for files or a kernel",
                 hint="kernels and firmware have one; for others, `pykvm.devices.pc.pc_devices`",
             )
-
-    def _timers(self) -> Clock | None:
-        """The clock whose timers run while the guest does; None if none do."""
-        if self.irqchip is None:
-            return None
-        self.irqchip.make()
-        return self.clock
 
     # -- time --------------------------------------------------------------------------------
 
@@ -309,6 +295,7 @@ class Board:
             self._clock = clock_of(
                 self.vcpus, self._config.clock, self._config.tsc_khz, began=self._began
             )
+            self._attachments.clock_made(self._clock)
             if hasattr(self, "dispatch"):
                 self.dispatch.collected.follow(self._clock)
             if self._config.clock != "realtime":

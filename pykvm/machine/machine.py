@@ -10,7 +10,7 @@ from pykvm import layout
 from pykvm._core import lib
 from pykvm.boot import Entry, place
 from pykvm.boot.symbols import Symbols
-from pykvm.bus import Placement, Space, check_device
+from pykvm.bus import Placement, Space, check_device, check_irq
 from pykvm.errors import ConfigError, StateError, exhausted
 from pykvm.host import Host
 from pykvm.machine.board import Board
@@ -56,7 +56,6 @@ else:
 
 __all__ = ["Machine"]
 
-_IRQS = "a PC's devices have interrupts 0 to 15 but 2"
 
 # Ends of a kernel that has said its last word, if it was one of a panic.
 _MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
@@ -189,11 +188,15 @@ class Machine:
         pio: int | None = None,
         mmio: int | None = None,
         length: int | None = None,
+        irq: int | None = None,
     ) -> None:
         """Put a device at a port (`pio`) or a physical address (`mmio`).
 
-        `length` is the number of ports or bytes; by default the device's own `length`.  Raises
-        BusConflict if another device or memory is there, ConfigError for invalid values.
+        `length` is the number of ports or bytes; by default the device's own `length`.  `irq` is
+        the ISA interrupt (0 to 15, except 2) of a device that has ``attach(lines, memory, clock)``
+        and drives `lines.own` (docs/devices.md).
+
+        Raises BusConflict if another device or memory is there, ConfigError for invalid values.
 
         >>> class Echo:
         ...     name = "echo"
@@ -221,14 +224,14 @@ class Machine:
             )
         space, first = (Space.PIO, pio) if pio is not None else (Space.MMIO, mmio)
         assert first is not None
-        self._board.place([Placement(device, space, first, size)])
+        if irq is not None:
+            self._board.need_irqchip()
+        self._board.place([Placement(device, space, first, size, irq=irq)])
 
     def remove(self, device: Device | str) -> None:
         """Remove a device, given by name or itself.  Raises ConfigError if it is not there."""
         self._check_open()
-        name = device if isinstance(device, str) else check_device(device)
-        self.bus.remove(device)
-        self.devices.pop(name, None)
+        self._board.remove(device)
 
     def line(self, irq: int) -> InterruptLine:
         """Return a line to ISA interrupt `irq` (0 to 15, except 2): a device drives it by `set`.
@@ -239,11 +242,9 @@ class Machine:
         no such input.
         """
         self._check_open()
-        irq = checks.integer("irq", irq, 0, layout.ISA_IRQS - 1, hint=_IRQS)
-        if irq == layout.CASCADE_IRQ:
-            raise ConfigError("irq=2: the second 8259 has it", hint=_IRQS)
+        irq = check_irq("irq", irq)
         irqchip = self._board.need_irqchip()
-        irqchip.has_outside_lines = True
+        self._board.has_outside_lines = True
         return irqchip.line(irq)
 
     def send_msi(self, address: int, data: int) -> bool:

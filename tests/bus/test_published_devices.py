@@ -18,6 +18,7 @@ from pykvm.devices.pm_timer import PM_TIMER_HZ, AcpiPmTimer
 from pykvm.devices.rtc import Rtc146818
 from pykvm.devices.uart import IER_THR_EMPTY, IIR_NONE, IIR_THR_EMPTY, MCR_LOOP
 from pykvm.interrupts.pic import Pic8259Pair
+from support.attach import attach
 from support.front import Front
 from support.lines import Line
 
@@ -279,13 +280,13 @@ def test_the_line_of_a_uart_may_change_hands() -> None:
     assert not high(line)
     # Nothing of C's any more, with a read that waits.
     other = Line()
-    uart.connect(other)
+    attach(uart, other)
     assert not is_wired(front)
     front.dispatch.deliver()
     front.write(DATA, 0x41)
     front.dispatch.deliver()
     assert (high(line), other.level) == (False, True)
-    uart.connect(line)
+    attach(uart, line)
     assert (is_wired(front), high(line)) == (True, True)
     front.bus.remove(uart)
     front.dispatch.rebuild()

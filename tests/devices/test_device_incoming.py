@@ -19,6 +19,7 @@ from pykvm.devices.uart import (
     MCR_OUT2,
     MCR_RTS,
 )
+from support.attach import attach
 from support.lines import Lines
 
 DATA, IER, FCR, MCR, LSR = 0, 1, 2, 4, 5
@@ -36,8 +37,7 @@ class Guest:
         self.cost = cost
         self.lines = Lines(self.clock)
         self.uart = Uart16550()
-        self.uart.connect(self.lines[0])
-        self.uart.follow(self.clock)
+        attach(self.uart, self.lines[0], clock=self.clock)
         self.uart.write(FCR, 1, FCR_ENABLE if fifo else 0)
 
     def enable(self, *, rts: bool = False) -> None:

@@ -41,6 +41,7 @@ from pykvm.devices.uart import (
     MSR_DSR,
     MSR_RI,
 )
+from support.attach import attach
 from support.lines import Line
 
 DATA, IER, IIR, FCR, LCR, MCR, LSR, MSR, SCR = 0, 1, 2, 2, 3, 4, 5, 6, 7
@@ -348,7 +349,7 @@ def test_input_raises_the_line_from_any_thread(rig: Rig) -> None:
 def test_connecting_a_line_late_drives_it_at_once(rig: Rig) -> None:
     rig.out(IER, IER_THR_EMPTY)
     late = Line()
-    rig.uart.connect(late)
+    attach(rig.uart, late)
     assert late.level
     rig.inb(IIR)
     assert late.changes == [True, False]

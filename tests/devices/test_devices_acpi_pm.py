@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pykvm.bus import GuestPowerOff
 from pykvm.devices.acpi_pm import AcpiPm
 from pykvm.devices.pm_timer import PM_TIMER_HZ
+from support.attach import attach
 from support.lines import Line
 
 STATUS, ENABLE, CONTROL = 0, 2, 4
@@ -34,7 +35,7 @@ class TestEvents:
 
     def test_the_line_is_high_while_an_enabled_event_is_there(self) -> None:
         pm, line = AcpiPm(), Line()
-        pm.connect(line)
+        attach(pm, line)
         pm.press_power_button()
         assert line.changes == [], "not enabled"
         pm.write(ENABLE, 2, PWRBTN)
@@ -51,7 +52,7 @@ class TestEvents:
         pm, line = AcpiPm(), Line()
         pm.write(ENABLE, 2, PWRBTN)
         pm.press_power_button()
-        pm.connect(line)
+        attach(pm, line)
         assert line.changes == [True]
         pm.reset()
         assert line.changes == [True, False]
@@ -115,7 +116,7 @@ class TestSleeping:
 class TestTimerStatus:
     def test_it_is_set_when_the_top_bit_changes(self) -> None:
         host, pm = Host(), AcpiPm()
-        pm.follow(host.clock())
+        attach(pm, clock=host.clock())
         host.now += HALF - 1
         assert pm.read(STATUS, 2) == 0
         host.now += 1
@@ -127,7 +128,7 @@ class TestTimerStatus:
 
     def test_writing_it_clears_what_was_there_up_to_then(self) -> None:
         host, pm = Host(), AcpiPm()
-        pm.follow(host.clock())
+        attach(pm, clock=host.clock())
         host.now += HALF
         pm.write(STATUS, 2, TMR)
         assert pm.read(STATUS, 2) == 0
@@ -135,8 +136,7 @@ class TestTimerStatus:
     def test_it_interrupts_in_time(self) -> None:
         host, pm, line = Host(), AcpiPm(), Line()
         clock = host.clock("warp")
-        pm.connect(line)
-        pm.follow(clock)
+        attach(pm, line, clock=clock)
         assert clock.next_deadline(0) is None
         pm.write(ENABLE, 2, TMR)
         for number in (1, 2, 3):
@@ -156,7 +156,7 @@ class TestTimerStatus:
         host, pm = Host(), AcpiPm()
         clock = host.clock()
         host.now += 3 * HALF
-        pm.follow(clock)
+        attach(pm, clock=clock)
         assert pm.read(STATUS, 2) == 0
 
 
@@ -169,8 +169,7 @@ class TestTimerStatus:
 def test_the_line_says_what_the_registers_say(writes: list[tuple[int, int, int]]) -> None:
     host, pm, line = Host(), AcpiPm(), Line()
     clock = host.clock("warp")
-    pm.connect(line)
-    pm.follow(clock)
+    attach(pm, line, clock=clock)
     for offset, size, value in writes:
         pm.press_power_button()
         clock.warp_to(clock.now() + value % HALF)

@@ -10,6 +10,7 @@ from interrupts.fakes import FakeClock
 
 from pykvm.devices.fw_cfg import DMA_ADDRESS, PIECE, ZEROS_AT_ONCE, Contents, FwCfg, Key
 from pykvm.memory import GuestMemory
+from support.attach import attach
 
 ERROR, READ, SELECT = 1, 2, 8
 ACCESS, OTHER, TARGET = 0x100, 0x140, 0x1000
@@ -33,7 +34,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def device(memory: GuestMemory, clock: FakeClock) -> FwCfg:
     device = FwCfg(lambda: Contents({Key.KERNEL_DATA: DATA, Key.NB_CPUS: b"\1\0"}, {}), memory)
-    device.clock = lambda: clock  # type: ignore[assignment, return-value]
+    attach(device, clock=clock)  # type: ignore[arg-type]
     return device
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from pykvm.bus import GuestReset
 from pykvm.devices import KeyboardController
+from support.attach import attach
 from support.lines import Line
 
 DATA, STATUS, COMMAND = 0, 4, 4
@@ -133,7 +134,7 @@ class TestKeyboardController:
 
     def test_a_byte_interrupts_if_the_mode_says_so(self) -> None:
         controller, line = KeyboardController(), Line()
-        controller.connect(line)
+        attach(controller, line)
         controller.write(DATA, 1, 0xF2)
         assert line.changes == []
         controller.write(COMMAND, 1, 0x60)
@@ -150,7 +151,7 @@ class TestKeyboardController:
         controller.write(COMMAND, 1, 0x60)
         controller.write(DATA, 1, 0x01)
         controller.write(DATA, 1, 0xF2)
-        controller.connect(line)
+        attach(controller, line)
         assert line.changes == [True]
         controller.reset()
         assert line.changes == [True, False]

@@ -9,6 +9,7 @@ import pytest
 from pykvm.bus import Bus, Placement, Space
 from pykvm.devices import DebugConsole, standard_devices
 from pykvm.devices.pc_testdev import KeptMemory, KeptPorts, LinePorts, pc_testdev
+from support.attach import isa_lines
 from support.lines import Line
 
 PIO, MMIO = Space.PIO, Space.MMIO
@@ -73,8 +74,8 @@ class TestIrqLines:
         wires: dict[int, Line] = {}
         lines = bus.find(PIO, 0x2000)
         assert lines is not None
-        assert hasattr(lines.device, "connect_lines")
-        lines.device.connect_lines(lambda irq: wires.setdefault(irq, Line()))
+        assert isinstance(lines.device, LinePorts)
+        isa_lines(lines.device, lambda irq: wires.setdefault(irq, Line()))
         for port, value in ((0x200E, 1), (0x200E, 0), (0x2000, 0x80), (0x200E, 2)):
             bus.write(PIO, port, 1, value)
         assert {irq: wire.changes for irq, wire in wires.items()} == {
@@ -87,7 +88,7 @@ class TestIrqLines:
     def test_what_drives_none(self, offset: int, size: int) -> None:
         wires: dict[int, Line] = {}
         lines = LinePorts()
-        lines.connect_lines(lambda irq: wires.setdefault(irq, Line()))
+        isa_lines(lines, lambda irq: wires.setdefault(irq, Line()))
         lines.write(offset, size, 1)
         assert wires == {}
 

@@ -11,7 +11,16 @@ from pykvm import ConfigError, Machine, Outcome
 from support.guest import MakeGuest
 from support.host import require_host
 from support.interrupts import IN_KERNEL_PRIORITIES
-from support.listening import LEVEL, VECTOR, Source, count, listening, once_ready, run_until
+from support.listening import (
+    LEVEL,
+    VECTOR,
+    Attached,
+    Source,
+    count,
+    listening,
+    once_ready,
+    run_until,
+)
 
 pytestmark = pytest.mark.kvm
 
@@ -42,6 +51,18 @@ def test_an_edge_interrupts_once(guest: MakeGuest, irqchip: str) -> None:
     line = machine.line(5)
     machine.add(Source(line, times=1), pio=0x11, length=1)
     thread = once_ready(machine, lambda: line.set(True))
+    run_until(machine, 1)
+    thread.join()
+    assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
+    assert count(machine) == 1
+
+
+@pytest.mark.parametrize("irqchip", CHIPS)
+def test_a_device_is_placed_with_its_interrupt(guest: MakeGuest, irqchip: str) -> None:
+    machine = listening(guest, irqchip, VECTOR)
+    device = Attached(times=1)
+    machine.add(device, pio=0x11, irq=5)
+    thread = once_ready(machine, lambda: device.line.set(True))
     run_until(machine, 1)
     thread.join()
     assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT

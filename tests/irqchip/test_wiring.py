@@ -11,6 +11,7 @@ from pykvm.interrupts import lapic_registers as reg
 from pykvm.irqchip.injector import Injector
 from pykvm.irqchip.places import PLACES
 from pykvm.irqchip.wiring import ApicPage, Both, Platform
+from support.attach import attach
 from support.lines import Line
 
 EOI = reg.EOI << 4
@@ -182,7 +183,7 @@ class TestLines:
         board.init_pic(mask=0xFFFF)
         board.route(4, 0x44)
         uart = Uart16550("com1")
-        uart.connect(board.platform.line(4))
+        attach(uart, board.platform.line(4))
         uart.write(4, 1, 0x08)  # OUT2
         uart.write(1, 1, 0x02)  # THRE
         assert board.taken() == 0x44
@@ -190,7 +191,7 @@ class TestLines:
     def test_a_serial_port_interrupts_when_it_has_received(self, board: Board) -> None:
         board.init_pic()
         uart = Uart16550("com1")
-        uart.connect(board.platform.line(4))
+        attach(uart, board.platform.line(4))
         uart.write(4, 1, 0x08)
         uart.write(1, 1, 0x01)
         assert board.taken() is None

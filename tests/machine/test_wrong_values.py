@@ -34,6 +34,7 @@ from pykvm.devices import (
     standard_devices,
 )
 from pykvm.x86.state import SegmentRegister, TableRegister, real_mode
+from support.attach import attach
 
 pytestmark = pytest.mark.kvm
 
@@ -330,7 +331,7 @@ def test_wrong_values_for_memory(told: str, call: Callable[..., object]) -> None
     ("limit is an integer from 0 on", lambda: Uart16550(limit=-1)),
     ("limit is an integer from 0 on", lambda: Uart16550(limit="1M")),  # type: ignore[arg-type]
     ("line is an interrupt line", lambda: Uart16550(line=4)),  # type: ignore[arg-type]
-    ("line is an interrupt line", lambda: Uart16550().connect(4)),  # type: ignore[arg-type]
+    ("line is an interrupt line", lambda: attach(Uart16550(), 4)),  # type: ignore[arg-type]
     ("callback is a function", lambda: Uart16550().on_output("print")),  # type: ignore[arg-type]
     ("callback is a function", lambda: Uart16550().on_drained(None)),  # type: ignore[arg-type]
     ("cts is True or False", lambda: Uart16550().set_modem_lines(cts="on")),  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from pykvm.x86.state import TableRegister
 from support.guest import MakeGuest
 from support.listing import assemble
 
-__all__ = ["LEVEL", "VECTOR", "Source", "count", "listening", "once_ready", "run_until"]
+__all__ = ["LEVEL", "VECTOR", "Attached", "Source", "count", "listening", "once_ready", "run_until"]
 
 VECTOR = 0x41
 HANDLER = 0x9000
@@ -69,6 +69,18 @@ class Source:
         self.left -= 1
         if self.left <= 0:
             self.line.set(False)
+
+
+class Attached(Source):
+    """One that gets its line where it is placed."""
+
+    length = 1
+
+    def __init__(self, times: int) -> None:
+        super().__init__(None, times)
+
+    def attach(self, lines: Any, memory: Any, clock: Any) -> None:
+        self.line = lines.own
 
 
 def listening(guest: MakeGuest, irqchip: str, entry: int) -> Machine:
