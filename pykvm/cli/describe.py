@@ -13,10 +13,18 @@ if TYPE_CHECKING:
     from pykvm.machine import Machine
     from pykvm.vcpu import CPU
 
-__all__ = ["NOBODY", "answer_of", "device_name", "exit_fields", "linear_rip", "location", "target"]
+__all__ = [
+    "UNCLAIMED",
+    "answer_of",
+    "device_name",
+    "exit_fields",
+    "linear_rip",
+    "location",
+    "target",
+]
 
 #: Stands for a device where there is none.
-NOBODY = "nobody"
+UNCLAIMED = "unclaimed"
 
 # Answers up to this many bytes are numbers, longer ones are strings of them.
 _NUMBER = 8
@@ -46,12 +54,12 @@ def target(exit: Exit) -> tuple[Space, int] | None:
 
 
 def device_name(machine: Machine, exit: Exit) -> str:
-    """Who answers this exit: a device's name, "nobody", or nothing where that is no question."""
+    """Who answers this exit: a device's name, "unclaimed", or nothing where that is no question."""
     where = target(exit)
     if where is None:
         return ""
     found = machine.bus.find(*where)
-    return NOBODY if found is None else found.name
+    return UNCLAIMED if found is None else found.name
 
 
 def answer_of(exit: Exit) -> str:

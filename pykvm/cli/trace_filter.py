@@ -13,7 +13,7 @@ True
 
 from __future__ import annotations
 
-from pykvm.cli.describe import NOBODY, target
+from pykvm.cli.describe import UNCLAIMED, target
 from pykvm.errors import ConfigError
 from pykvm.exits import EXITS
 from pykvm.typed import TYPE_CHECKING
@@ -37,7 +37,7 @@ class Only:
 
     def __init__(self, text: str, *, devices: Iterable[str]) -> None:
         """Raises ConfigError for a term that is none of these."""
-        self._devices = {NOBODY, *devices}
+        self._devices = {UNCLAIMED, *devices}
         self._kinds = {kind.__name__.lower(): kind for kind in EXITS}
         terms = [term.strip() for term in text.split(",") if term.strip()]
         self._in = [self._matcher(term) for term in terms if not term.startswith("-")]

@@ -64,7 +64,7 @@ class BusDevices:
         with self._lock:
             value = self._bus.read(Space.MMIO, address, size)
         if value is None:
-            self._nobody(f"read {size} byte(s)", address)
+            self._unclaimed(f"read {size} byte(s)", address)
             self._drop(pio=False, address=address, size=size, value=None)
             return (1 << 8 * size) - 1
         return value
@@ -74,10 +74,10 @@ class BusDevices:
         with self._lock:
             taken = self._bus.write(Space.MMIO, address, size, value)
         if not taken:
-            self._nobody(f"wrote {size} byte(s)", address)
+            self._unclaimed(f"wrote {size} byte(s)", address)
             self._drop(pio=False, address=address, size=size, value=value)
 
-    def _nobody(self, what: str, address: int) -> None:
+    def _unclaimed(self, what: str, address: int) -> None:
         if not self._open_bus:
             rom = self._memory.region_at(address)
             raise GuestError(

@@ -114,7 +114,7 @@ def test_trace_shows_what_reads_got(pykvm: Pykvm, flat: Flat) -> None:
         "IoIn(port=0x3fd, size=1, count=1) com1 -> 0x60",
         "IoIn(port=0x64, size=1, count=1) i8042 -> 0x10",
         "IoOut(port=0x3f8, size=1, data=b'A') com1",
-        "IoIn(port=0x50, size=2, count=1) nobody",
+        "IoIn(port=0x50, size=2, count=1) unclaimed",
     ]
 
 
@@ -126,7 +126,7 @@ def test_trace_as_json_has_answers_and_the_reason_of_a_crash(
     pykvm(flat(ASKS), "--trace=json", "--trace-file", path)
     *lines, last = map(json.loads, path.read_text().splitlines())
     assert [(line["device"], line["answer"]) for line in lines] == [
-        ("com1", "0x60"), ("i8042", "0x10"), ("com1", None), ("nobody", None),
+        ("com1", "0x60"), ("i8042", "0x10"), ("com1", None), ("unclaimed", None),
     ]  # fmt: skip
     assert (last["outcome"], last["kind"]) == ("crashed", "wild access")
     assert last["reason"].startswith(
@@ -144,7 +144,7 @@ def test_trace_as_json_has_answers_and_the_reason_of_a_crash(
         ("ioin,-0x60-0x6f", [1, 4]),
         ("0x64", [2]),
         ("0x3f8-0x3ff", [1, 3]),
-        ("nobody,i8042", [2, 4]),
+        ("unclaimed,i8042", [2, 4]),
         ("MmioRead", []),
     ],
 )
