@@ -427,6 +427,23 @@ def test_drained_is_told_once_per_message(rig: Rig) -> None:
     assert told == [0, 0]
 
 
+def test_what_a_subscriber_to_drained_input_raises_comes_out(rig: Rig) -> None:
+    told: list[int] = []
+
+    def refuse() -> None:
+        raise LookupError("drained")
+
+    end = rig.uart.on_drained(refuse)
+    rig.uart.on_drained(lambda: told.append(1))
+    rig.uart.send("a")
+    with pytest.raises(LookupError, match="drained"):
+        rig.take()
+    end()
+    rig.uart.send("b")
+    rig.take()
+    assert told == [1]
+
+
 def test_wide_accesses_reach_neighbouring_registers(rig: Rig) -> None:
     bus = Bus()
     bus.add_pio(0x3F8, 8, rig.uart)
