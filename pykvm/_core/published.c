@@ -211,14 +211,6 @@ void pykvm_drop(struct pykvm_shared *shared, int space, int is_write, uint64_t a
     struct pykvm_shared_private *p = shared->private_;
 
     lock(&p->lock);
-    if (!shared->dropped) {
-        shared->dropped_space = (uint8_t)space;
-        shared->dropped_write = (uint8_t)is_write;
-        shared->dropped_address = address;
-        shared->dropped_size = size;
-        shared->dropped_value = value;
-    }
-    shared->dropped += count;
     note_drop(shared, space, !!is_write, address, size, value, count);
     unlock(&p->lock);
 }

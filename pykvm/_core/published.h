@@ -44,14 +44,6 @@ struct pykvm_shared {
     uint8_t open_bus; /* nonzero: what no device claims is dropped, and reads give all ones */
     uint8_t prompt; /* nonzero: no write is put off, but those to devices with `posted` */
 
-    /* How many accesses no device claimed, and the first of them. */
-    uint64_t dropped;
-    uint64_t dropped_address;
-    uint64_t dropped_value; /* what was written */
-    uint32_t dropped_size;
-    uint8_t dropped_space; /* PYKVM_PIO or PYKVM_MMIO */
-    uint8_t dropped_write;
-
     /*
      * Of this run, reads at 0 and writes at 1: how many were dropped, and the first at each of the
      * first places.  Python sets the counts to zero where a run begins.

@@ -155,9 +155,8 @@ class Rule(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """Accesses that no device claimed: how many, and the first of them."""
+    """An access that no device claimed."""
 
-    number: int
     pio: bool
     address: int
     size: int
@@ -241,20 +240,6 @@ class Shared:
     def prompt(self, on: bool) -> None:
         self.core.prompt = on
 
-    @property
-    def dropped(self) -> Dropped | None:
-        """The accesses that no device claimed, and that were dropped; None if there were none."""
-        core = self.core
-        if not core.dropped:
-            return None
-        return Dropped(
-            core.dropped,
-            core.dropped_space == lib.PYKVM_PIO,
-            core.dropped_address,
-            core.dropped_size,
-            core.dropped_value if core.dropped_write else None,
-        )
-
     def forget_drops(self) -> None:
         """A run begins: `drops` counts from here."""
         core = self.core
@@ -266,7 +251,6 @@ class Shared:
         core = self.core
         places = [
             Dropped(
-                1,
                 place.space == lib.PYKVM_PIO,
                 place.address,
                 place.size,

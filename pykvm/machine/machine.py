@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pykvm.bus import Device
-    from pykvm.bus.published import Dropped
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.devices.uart import Uart16550
@@ -308,16 +307,8 @@ class Machine:
 
     @property
     def open_bus(self) -> bool:
-        """Whether unclaimed accesses find an open bus (`dropped` then counts them)."""
+        """Whether unclaimed accesses find an open bus (`Result.unclaimed` then counts them)."""
         return self._guest.open_bus
-
-    @property
-    def dropped(self) -> Dropped | None:
-        """The unclaimed accesses on an open bus so far; None if there were none.
-
-        Only with ``unclaimed="open-bus"`` there are any: reads of them gave all ones.
-        """
-        return self._board.dispatch.collected.dropped
 
     @property
     def serial(self) -> Uart16550:

@@ -430,11 +430,13 @@ def test_what_one_access_raises_keeps_the_later_ones() -> None:
     assert log == [1, 2, 3]
 
 
-def test_dropped_accesses_are_counted_and_the_first_is_kept(shared: Shared) -> None:
-    assert shared.dropped is None
+def test_dropped_accesses_are_counted_and_the_first_of_a_place_is_kept(shared: Shared) -> None:
+    assert shared.drops(writes=False) == shared.drops(writes=True) == (0, [])
     shared.drop(pio=True, address=0x70, size=2, value=None, count=3)
     shared.drop(pio=False, address=0x1000, size=8, value=5)
-    assert shared.dropped == Dropped(4, True, 0x70, 2, None)
+    shared.drop(pio=False, address=0x1000, size=1, value=6)
+    assert shared.drops(writes=False) == (3, [Dropped(True, 0x70, 2, None)])
+    assert shared.drops(writes=True) == (2, [Dropped(False, 0x1000, 8, 5)])
 
 
 def test_any_number_of_threads_post_and_publish(shared: Shared) -> None:

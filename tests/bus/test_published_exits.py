@@ -11,10 +11,11 @@ import pytest
 
 from pykvm import Machine, Outcome
 from pykvm.bus import Placement, Space
-from pykvm.bus.published import Dropped, Published, Rule
+from pykvm.bus.published import Published, Rule
 from pykvm.devices import Uart16550, standard_devices
 from pykvm.devices.pit import Pit8254
 from pykvm.exits import IoIn, IoOut
+from pykvm.result import Unclaimed
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
@@ -223,7 +224,9 @@ class TestUnclaimed:
         assert result.outcome is Outcome.HALTED
         assert machine.vcpus[0].regs.rax & 0xFFFF == 0xFFFF
         assert machine.vcpus[0].regs.rbx & 0xFF == 0xFF
-        assert machine.dropped == Dropped(4, True, 0x1234, 1, None)
+        assert result.unclaimed == Unclaimed(
+            2, 2, ("write of 0xff (1 byte) at port 0x1234", "read of 1 byte at port 0x1234")
+        )
 
     def test_stores_vanish_and_are_counted(self, guest: MakeGuest) -> None:
         machine = guest(
@@ -237,9 +240,14 @@ class TestUnclaimed:
             memory=0x10000,
             unclaimed="open-bus",
         )
-        assert machine.run(timeout=10).outcome is Outcome.HALTED
+        result = machine.run(timeout=10)
+        assert result.outcome is Outcome.HALTED
         assert machine.vcpus[0].regs.rax & 0xFFFF == 0xFFFF
-        assert machine.dropped == Dropped(2, False, 0xF1000, 1, 0x7F)
+        assert result.unclaimed == Unclaimed(
+            1,
+            1,
+            ("write of 0x7f (1 byte) at address 0xf1000", "read of 2 bytes at address 0xf1000"),
+        )
 
     def test_unclaimed_string_instructions(self, guest: MakeGuest) -> None:
         machine = guest(
@@ -252,10 +260,10 @@ class TestUnclaimed:
             """,
             unclaimed="open-bus",
         )
-        assert machine.run(timeout=10).outcome is Outcome.HALTED
+        result = machine.run(timeout=10)
+        assert result.outcome is Outcome.HALTED
         assert machine.memory.read(0x2000, 6) == b"\xff" * 5 + b"\0"
-        assert machine.dropped is not None
-        assert machine.dropped.number == 5
+        assert result.unclaimed.reads == 5
 
     def test_an_access_that_a_device_has_a_part_of_reaches_it(self, guest: MakeGuest) -> None:
         class Seven:
@@ -273,20 +281,24 @@ class TestUnclaimed:
             unclaimed="open-bus",
             devices=[Placement(Seven(), Space.PIO, 0x1236, 1)],
         )
-        assert machine.run(timeout=10).outcome is Outcome.HALTED
+        result = machine.run(timeout=10)
+        assert result.outcome is Outcome.HALTED
         assert machine.vcpus[0].regs.rax & 0xFFFFFFFF == 0xFF07FFFF
-        assert machine.dropped is None
+        assert result.unclaimed == Unclaimed()
 
     def test_where_python_looks_they_count_too(self, guest: MakeGuest) -> None:
         machine = guest("E5 70   in ax, 0x70\nE7 72   out 0x72, ax\nF4   hlt", unclaimed="open-bus",
                         irqchip="none")  # fmt: skip
-        machine.run(timeout=10, on_exit=lambda *_: None)
-        assert machine.dropped == Dropped(2, True, 0x70, 2, None)
+        result = machine.run(timeout=10, on_exit=lambda *_: None)
+        assert result.unclaimed == Unclaimed(
+            1, 1, ("write of 0xffff (2 bytes) at port 0x72", "read of 2 bytes at port 0x70")
+        )
 
     def test_without_floating_it_ends_the_run(self, guest: MakeGuest) -> None:
         machine = guest("E5 72   in ax, 0x72\nF4   hlt")
-        assert machine.run(timeout=10).outcome is Outcome.CRASHED
-        assert machine.dropped is None
+        result = machine.run(timeout=10)
+        assert result.outcome is Outcome.CRASHED
+        assert result.unclaimed == Unclaimed()
 
 
 def test_a_device_of_ones_own(guest: MakeGuest) -> None:
