@@ -6,6 +6,7 @@ serves the doctests in pykvm/ too.
 
 from __future__ import annotations
 
+import faulthandler
 import random
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import HealthCheck, settings
 
 from support.guest import guest
@@ -23,6 +25,8 @@ __all__ = ["guest", "guests", "pc", "root"]
 
 ROOT = Path(__file__).parent.parent
 BUILD_TOOLS = ("make", "gcc", "ld")
+#: Seconds that a test may take to end after its deadline, before it is taken to be stuck in C.
+BACKSTOP = 60
 
 # --doctest-modules would import these once more, and find another folder's `conftest` instead.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
@@ -70,11 +74,23 @@ def pytest_runtest_makereport(
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Give each test more time on a host that is known to be slow, such as an emulated one."""
-    if SLOWNESS == 1:
-        return
+    if SLOWNESS != 1:
+        item.add_marker(pytest.mark.timeout(longer(deadline_of(item))), append=False)
+
+
+def deadline_of(item: pytest.Item) -> float:
+    """The seconds after which pytest-timeout ends a test; 0 for never."""
     marker = item.get_closest_marker("timeout")
-    limit = marker.args[0] if marker and marker.args else item.config.getini("timeout")
-    item.add_marker(pytest.mark.timeout(longer(float(limit))), append=False)
+    return float(marker.args[0] if marker and marker.args else item.config.getini("timeout") or 0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let faulthandler, which ends the whole session, wait for the test's own deadline first."""
+    deadline = deadline_of(item)
+    if deadline and float(item.config.getini("faulthandler_timeout") or 0):
+        stderr = item.config.stash[fault_handler_stderr_fd_key]
+        faulthandler.dump_traceback_later(deadline + BACKSTOP, exit=True, file=stderr)
 
 
 @pytest.fixture(scope="session")

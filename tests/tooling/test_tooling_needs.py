@@ -136,6 +136,8 @@ class Session:
         self.pytester = pytester
         self.monkeypatch = monkeypatch
         monkeypatch.setenv("PYTHONPATH", str(Path(host.__file__).parent.parent))
+        # Loading Hypothesis takes three quarters of such a run.
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
     def run(
         self, conftest: str, *args: str, required: bool = False, linux_required: bool = False
