@@ -6,7 +6,7 @@ import datetime as dt
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykvm.bus import Bus, Space
@@ -392,19 +392,30 @@ def test_the_alarm_rings_when_the_bytes_match(
     assert not any(matches(start + step) for step in range(max(1, after - 100), after))
 
 
-@pytest.mark.parametrize("start", [0, 1, 3599, 3600, 43_199, 86_398, 86_399])
-@pytest.mark.parametrize("hour", [None, 0, 12, 23])
-@pytest.mark.parametrize("second", [None, 0, 59])
-def test_the_next_alarm(start: int, hour: int | None, second: int | None) -> None:
-    for minute in (None, 0, 59):
-        wanted = (hour, minute, second)
+def part_of_time(end: int) -> st.SearchStrategy[int | None]:
+    """An alarm's hour, minute or second below `end`, its edges often; None for any."""
+    return st.none() | st.sampled_from([0, end - 1]) | st.integers(0, end - 1)
 
-        def rings(moment: int, wanted: tuple[int | None, int | None, int | None] = wanted) -> bool:
-            clock = (moment // 3600 % 24, moment // 60 % 60, moment % 60)
-            return all(w is None or w == c for w, c in zip(wanted, clock, strict=True))
 
-        first = next(step for step in range(1, DAY + 1) if rings(start + step))
-        assert until_alarm(start, Alarm(hour, minute, second)) == first
+@settings(max_examples=300)
+@given(
+    st.sampled_from([0, 1, 3599, 3600, 43_199, 86_398, 86_399]) | st.integers(0, 3 * DAY),
+    part_of_time(24),
+    part_of_time(60),
+    part_of_time(60),
+)
+def test_the_next_alarm(
+    start: int, hour: int | None, minute: int | None, second: int | None
+) -> None:
+    """The nearest of all the moments of a day that match."""
+    moments = (
+        3600 * h + 60 * m + s
+        for h in (range(24) if hour is None else [hour])
+        for m in (range(60) if minute is None else [minute])
+        for s in (range(60) if second is None else [second])
+    )
+    first = min((moment - start - 1) % DAY + 1 for moment in moments)
+    assert until_alarm(start, Alarm(hour, minute, second)) == first
 
 
 @given(

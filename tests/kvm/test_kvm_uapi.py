@@ -13,6 +13,8 @@ from typing import Any
 import construct
 import pytest
 from construct import Bytes, Int16ub, Int32ul, Struct
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pykvm.kvm import VCPU, VM, Device, System, abi, derive, uapi
 from pykvm.kvm.codec import StructLayout
@@ -72,24 +74,28 @@ def plain(value: object) -> Any:
     return value
 
 
-def read_like(parsed: object, ours: Any) -> None:
-    """Check that a record says the same as construct's container, aliases and unions too."""
+def differences(parsed: object, ours: Any, where: str) -> list[str]:
+    """Where a record says something else than construct's container, aliases and unions too."""
     if isinstance(parsed, dict):
-        for name, item in parsed.items():
-            read_like(item, getattr(ours, name))
-    elif isinstance(parsed, list):
-        assert len(parsed) == len(ours)
-        for theirs, mine in zip(parsed, ours, strict=True):
-            read_like(theirs, mine)
-    else:
-        assert parsed == ours
+        return [
+            found
+            for name, item in parsed.items()
+            for found in differences(item, getattr(ours, name), f"{where}.{name}")
+        ]
+    if isinstance(parsed, list):
+        if len(parsed) != len(ours):
+            return [f"{where}: {len(ours)} elements, not {len(parsed)}"]
+        return [
+            found
+            for at, item in enumerate(parsed)
+            for found in differences(item, ours[at], f"{where}[{at}]")
+        ]
+    return [] if parsed == ours else [f"{where}: {ours!r}, not {parsed!r}"]
 
 
-@pytest.mark.parametrize("name", STRUCTS)
-def test_construct_reads_the_same_values(name: str) -> None:
-    layout: StructLayout = getattr(uapi, name)
-    definition = getattr(abi, name)
-    data = bytearray(random.Random(name).randbytes(layout.size))
+def random_bytes(layout: StructLayout, chance: random.Random) -> bytes:
+    """A struct of any content, with three elements if it has a flexible array."""
+    data = bytearray(chance.randbytes(layout.size))
     if isinstance(layout, FlexibleLayout):
         elements = 3
         head = layout.room(elements)
@@ -97,23 +103,24 @@ def test_construct_reads_the_same_values(name: str) -> None:
             # Only the counter must fit what follows it.
             at = layout.offset_of(layout.counter)
             data[at : at + 4] = head[at : at + 4]
-            if name == "kvm_reg_list":
+            if layout.name == "kvm_reg_list":
                 data[at : at + 8] = head[at : at + 8]
-        data += random.Random(name).randbytes(elements * layout.element_size)
-    read_like(plain(definition.parse(bytes(data))), layout.unpack(data))
+        data += chance.randbytes(elements * layout.element_size)
+    return bytes(data)
 
 
-@pytest.mark.parametrize("name", STRUCTS)
-def test_what_is_unpacked_packs_to_the_same_bytes(name: str) -> None:
-    layout: StructLayout = getattr(uapi, name)
-    data = random.Random(name).randbytes(layout.size)
-    if isinstance(layout, FlexibleLayout):
-        data = bytes(layout.room(0)[: layout.size])
-    record = layout.unpack(data)
-    packed = layout.pack(record)
-    again = layout.unpack(packed)
-    assert again == record
-    assert layout.pack(again) == packed
+@settings(max_examples=10)
+@given(st.randoms(use_true_random=True))
+def test_every_struct_is_read_as_construct_reads_it_and_packs_again(chance: random.Random) -> None:
+    for name in STRUCTS:
+        layout: StructLayout = getattr(uapi, name)
+        data = random_bytes(layout, chance)
+        record = layout.unpack(data)
+        assert differences(plain(getattr(abi, name).parse(data)), record, name) == []
+        packed = layout.pack(record)
+        again = layout.unpack(packed)
+        assert (name, again) == (name, record)
+        assert (name, layout.pack(again)) == (name, packed)
 
 
 @pytest.mark.parametrize("name", ["kvm_regs", "kvm_sregs", "kvm_cpuid_entry2", "kvm_vcpu_events"])
