@@ -4,25 +4,25 @@
 
     PykvmError
     +-- KVMError         (also an OSError) a KVM ioctl failed: which, its errno, what to do
-    +-- HostError        this host cannot do what was asked (no /dev/kvm, too little memory)
-    |   +-- ResourceError  it has run out of descriptors, memory, threads, timers or signals
-    |       +-- KVMResourceError  (also a KVMError) an ioctl was refused for that
-    +-- ConfigError      (also a ValueError) the caller asked for something that makes no sense
-    |   +-- BusConflict  a device where another one, or memory, is
-    |   +-- UnknownSymbol  (also a KeyError) a name that the guest has no symbol for
+    +-- HostError        this host cannot do this (no /dev/kvm, too little memory)
+    |   +-- ResourceError  descriptors, memory, threads, timers or signals have run out
+    |       +-- KVMResourceError  (also a KVMError) an ioctl failed for that reason
+    +-- ConfigError      (also a ValueError) an invalid value from the caller
+    |   +-- BusConflict  a device over another one, or over memory
+    |   +-- UnknownSymbol  (also a KeyError) the guest has no symbol of this name
     +-- LoadError        a guest file cannot be loaded: file, header field, value
     +-- MemoryRangeError (also a LookupError) an address outside guest memory
     |   +-- TranslationError  a guest-virtual address that the guest's page tables do not map
     +-- ClosedError      a closed machine, VM, vCPU or device was used
-    +-- StateError       the call does not fit the moment (running, already answered, ...)
-    +-- RunError         a run did not end as it was asked to (`Result.check`); carries the result
-        +-- GuestError   the guest died: the exit, the registers and the cause
-        +-- GuestFailed  it ended otherwise than asked: another exit code, HLT, the text of `fail`
-        +-- RunTimeout   (also a TimeoutError) the time was up
+    +-- StateError       the call is invalid at this moment (running, already answered, ...)
+    +-- RunError         a run did not end as asked (`Result.check`); carries the result
+        +-- GuestError   the guest crashed: the exit, the registers and the cause
+        +-- GuestFailed  it ended in another way: another exit code, HLT, the text of `fail`
+        +-- RunTimeout   (also a TimeoutError) the time limit
         +-- RunStopped   the host stopped it: `Machine.stop`, a breakpoint
 
-What a device raises to end a run on the guest's behalf (`GuestExit` and its siblings) is not an
-error and lives in `pykvm.bus`.
+What a device raises to end the run for the guest (`GuestEnd` and its subclasses) is no error; it is
+in `pykvm.bus`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@
                 break
 
 `decode` makes one from the bytes of a kvm_run page (Documentation/virt/kvm/api.rst, section 5).
-Reads and the MSR exits want an answer; it goes into the same page, and KVM hands it to the guest
+Reads and the MSR exits need an answer.  It goes into the same page, and KVM gives it to the guest
 at the next KVM_RUN.  Without one a read gives all ones, as on an open bus.
 """
 

@@ -62,7 +62,7 @@ _ERRORS: dict[Outcome, type[RunError]] = {
 
 
 class Place(NamedTuple):
-    """Where a vCPU is between two runs: `address` is the linear one that it goes on at.
+    """Where a vCPU is between two runs: `address` is the linear address where it continues.
 
     `doing` is "running", "halted" (it waits in HLT) or "parked" (not started yet).
 
@@ -107,7 +107,7 @@ def _counted(count: int, what: str) -> str:
 
 
 class Ending:
-    """Why a run ends, before the figures of the run are known."""
+    """Why a run ends, without the figures of the run."""
 
     __slots__ = ("error", "exit", "exit_code", "match", "matched", "outcome", "sentence")
 
@@ -132,27 +132,31 @@ class Ending:
 
 
 class Result:
-    """How one call of `Machine.run` ended.  Printing it says how.
+    """How one call of `Machine.run` ended; `str` has all of it in a few lines.
 
-    `outcome` is the kind of end and `exit_code` the guest's own code (None unless the outcome is
-    EXITED).  `exit` is the last VM exit, where it matters to the outcome, and `error` the
-    GuestError of a crash.  `awaited` says what `until` waited for, in words, and is empty without
-    one; `matched` is which of the alternatives of `until` or `fail` it was that ended the run, as
-    it was given, and `match` the match of a regular expression.  `places` says where each vCPU is,
-    unless the guest has ended, and `console` has the last lines that it printed, unless the run
-    ended well.
+    How it ended:
 
-    `exits` counts the VM exits of this run by kind; writes that the kernel
-    coalesced caused none.  `seconds` is the time the run took.  Summed over the vCPUs that ran,
-    `guest_seconds` of it were spent in the guest, in KVM and in the loop in C, `outside_seconds` in
-    Python: pykvm and the devices.  `unclaimed` counts accesses that went nowhere, as those of
-    kernels may (Machine(unclaimed="open-bus")).
+    - `outcome`: the kind of end.  `exit_code`: the guest's own, None unless the outcome is EXITED.
+    - `sentence`: the end in words.  `ok`: whether the run ended as asked.
+    - `exit`: the last VM exit, where it matters.  `error`: the GuestError of a crash.
+    - `awaited`: what `until` waited for, in words; empty without one.  `matched`: the alternative
+    of
+      `until` or `fail` that ended the run.  `match`: the match, if that is a regular expression.
+    - `places`: where each vCPU is, unless the guest has ended.
+    - `console`: the last lines that the guest printed, unless the run ended as asked.
+    - `unclaimed`: accesses that no device claimed, on an open bus (``unclaimed="open-bus"``).
+    - `notes`: what pykvm did differently from what was asked, in sentences.
 
-    `emulated` counts the instructions that KVM refused and pykvm completed, by name, and
-    `emulated_seconds`, a part of `outside_seconds`, is the time that took.  `workarounds` counts
-    by name how often each workaround for a quirk of this host was needed.
+    What it took:
 
-    `notes` says what this host did not do as asked: a sentence each.
+    - `exits`: VM exits by kind.  Writes that the kernel coalesced cause none.
+    - `seconds`: the time of the run.
+    - `guest_seconds`, `outside_seconds`: summed over the vCPUs, the time in the guest, in KVM and
+    in
+      the loop in C, and the time in Python (pykvm and the devices).
+    - `emulated`: the instructions that KVM refused and pykvm executed, by name, and
+      `emulated_seconds`, the part of `outside_seconds` that this took.
+    - `workarounds`: by name, how often each workaround for a quirk of this host was needed.
     """
 
     __slots__ = (
@@ -202,7 +206,7 @@ class Result:
         self.workarounds: Mapping[str, int] = {}
 
     def end(self, ending: Ending) -> None:
-        """Let this be how it ended."""
+        """Set how the run ended."""
         self.outcome = ending.outcome
         self.sentence = ending.sentence
         self.exit_code = ending.exit_code
@@ -223,17 +227,14 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether the run ended as it was asked to: `check()` would return.
-
-        That is by `until` where there was one, and otherwise by the guest with exit code 0.
-        """
+        """Whether the run ended as asked: by `until` if there was one, else with exit code 0."""
         return self._is(Outcome.UNTIL) if self.awaited else self._is(0)
 
     def check(self, expect: int | Outcome | Iterable[int | Outcome] | None = None) -> Result:
-        """Return this result if the run ended as it was asked to, else raise.
+        """Return this result if the run ended as asked, else raise.
 
-        With `until` that is UNTIL and nothing else, without it exit code 0.  `expect` says what it
-        is instead: an exit code, an Outcome, or several of both.
+        With `until` the expected end is UNTIL, without it exit code 0.  `expect` sets another: an
+        exit code, an Outcome, or several of both.
 
         ::
 
@@ -241,9 +242,9 @@ class Result:
             machine.run(timeout=5).check(expect=(0, 3))
             machine.run(timeout=5).check(expect=Outcome.HALTED)
 
-        Raises GuestError if the guest crashed, GuestFailed if it ended otherwise, RunTimeout if the
-        time was up and RunStopped if the host stopped it: all of them are RunError.  Raises
-        ConfigError for an `expect` that is none.
+        Raises GuestError if the guest crashed, GuestFailed if it ended in another way, RunTimeout
+        at the time limit and RunStopped if the host stopped it; all of them are RunError.  Raises
+        ConfigError for an invalid `expect`.
         """
         wanted = None if expect is None else _expectations(expect)
         if self.ok if wanted is None else any(map(self._is, wanted)):
@@ -269,7 +270,7 @@ class Result:
 
     @property
     def where(self) -> str:
-        """Where the guest is, as the sentence goes on, if it has one vCPU: " at 0x1000"."""
+        """Where the guest is, to append to the sentence, if it has one vCPU: " at 0x1000"."""
         if len(self.places) != 1:
             return ""
         place = self.places[0]
@@ -279,7 +280,7 @@ class Result:
 
     @property
     def details(self) -> list[str]:
-        """What there is to say below the sentence: a line each."""
+        """More about the end, below the sentence: a line each."""
         several = self.places if len(self.places) > 1 else ()
         lines = [f"vCPU {place.vcpu} is {place}" for place in several]
         if self.awaited and self.outcome is not Outcome.UNTIL:

@@ -1,9 +1,9 @@
 """The hot part of pykvm in C: see core.h for what each function does.
 
-`lib` has the functions, `ffi` the types.  `hold_claim` and `hold_vcpu` are what `with` would be if
-no exception could come between its parts: a signal handler may raise between any two instructions
-of Python, also between taking something and the `try` that would give it back.  These take it,
-call, and give it back in C (hold.c).  `owned` is for what is given back when it is collected.
+`lib` has the functions, `ffi` the types.  `hold_claim` and `hold_vcpu` replace `with`: a signal
+handler may raise between any two Python instructions, also between acquiring a resource and the
+`try` that would release it.  These acquire, call and release in C (hold.c).  `owned` is for what
+the garbage collector releases.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class CPU:
     def close(self) -> None:
         """Free what belongs to this vCPU.  Closing twice is harmless.
 
-        A loop by hand that is inside the guest, in another thread, is taken out first.
+        If another thread is in the guest by `raw_exits`, it is kicked out first.
         """
         self.loop.abandon()
         self.engine.close()
@@ -77,10 +77,10 @@ class CPU:
 
     @property
     def state(self) -> CpuState:
-        """All registers as one value.  Assign it (edited, or another) to set them all.
+        """All registers as one value.  Assign a value to set them all.
 
-        Raises KVMError if KVM refuses it, and the hint says what is wrong: `CpuState.problems`
-        says so beforehand.
+        Raises KVMError if KVM refuses it; the hint says what is wrong.  `CpuState.problems` says so
+        beforehand.
         """
         return state_of(self.engine.sregs(), self.engine.regs())
 
@@ -122,7 +122,7 @@ class CPU:
     ) -> Walk:
         """Translate a guest-virtual address and return every level of the walk.
 
-        `access` is what the guest would do there, None to ask for the mapping alone.
+        `access` is what the guest would do there; None gives the mapping alone.
         """
         from pykvm.x86 import paging
 
@@ -215,8 +215,8 @@ class CPU:
     def raw_exits(self, timeout: float | None = None) -> Generator[Exit, None, None]:
         """Run this vCPU alone, and yield every VM exit: no device, timer or interrupt takes part.
 
-        The loop of the KVM API, with nothing added, to learn from and to measure by.  What uses
-        the machine's devices as well is `Machine.exits`::
+        The bare loop of the KVM API, to learn from and to measure.  `Machine.exits` is the loop
+        with the machine's devices::
 
             for exit in cpu.raw_exits():
                 match exit:
@@ -225,8 +225,8 @@ class CPU:
                     case Hlt():
                         break
 
-        A kick yields `Interrupted`.  After `timeout` seconds TimeoutError is raised.  Raises
-        ConfigError for a time that is none.
+        A kick yields `Interrupted`.  Raises TimeoutError after `timeout` seconds, ConfigError for
+        an invalid time.
         """
         return self.loop.raw_exits(timeout)
 
