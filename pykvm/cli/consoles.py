@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from pykvm.cli.ports import StdoutPort, open_port
 from pykvm.cli.pump import Pump
-from pykvm.cli.report import say, tell
+from pykvm.cli.report import say, stderr_has_stalled, tell
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.uart import Uart16550
 from pykvm.typed import TYPE_CHECKING
@@ -70,6 +70,9 @@ class Consoles:
     def __exit__(self, *_: object) -> None:
         self._interrupts.passes = None
         self._stack.close()
+        lost = any(isinstance(port, StdoutPort) and port.lost for port in self._ports)
+        if lost and same_file(_STDOUT, _STDERR):
+            stderr_has_stalled()
 
     @property
     def amid_line(self) -> bool:

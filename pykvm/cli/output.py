@@ -94,13 +94,20 @@ class Linger:
 class Writer:
     """Writes to `fd` without ever blocking in a write.
 
-    `limit` and `stop` are when the run is over.  `fd` itself stays in the mode that it is in: other
-    programs share it.  Raises OSError if it is not open.
+    `limit` and `stop` are when the run is over; without `lingers` it then waits no more.  `fd`
+    itself stays in the mode that it is in: other programs share it.  Raises OSError if it is not
+    open.
     """
 
     def __init__(
-        self, fd: int, *, limit: TimeLimit | None = None, stop: Stop | None = None
+        self,
+        fd: int,
+        *,
+        limit: TimeLimit | None = None,
+        stop: Stop | None = None,
+        lingers: bool = True,
     ) -> None:
+        self._lingers = lingers
         self._limit = limit or TimeLimit()
         self._stop = stop
         self._linger: Linger | None = None
@@ -182,6 +189,8 @@ class Writer:
                 if not patience:
                     return False
             elif self._is_over(ready):
+                if not self._lingers:
+                    return False
                 self._begin_to_linger()
 
     def _is_over(self, ready: list[int]) -> bool:

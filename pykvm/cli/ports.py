@@ -111,7 +111,8 @@ class FilePort(NoPort):
         """`name` is what messages call it."""
         self._writer = writer
         self._name = name
-        self._lost = 0
+        #: How many bytes its reader did not take.
+        self.lost = 0
         #: Whether the last line that was written has no end yet.
         self.unfinished = False
 
@@ -121,7 +122,7 @@ class FilePort(NoPort):
         Raises HostError when that fails.
         """
         try:
-            self._lost += self._writer.write(data)
+            self.lost += self._writer.write(data)
         except OSError as error:
             raise self._trouble(error) from error
         if data:
@@ -137,9 +138,9 @@ class FilePort(NoPort):
     def close(self) -> str:
         """Give up the writer; the descriptor stays open."""
         self._writer.close()
-        if not self._lost:
+        if not self.lost:
             return ""
-        return f"{self._lost} bytes of output were lost: {self._name} had no reader"
+        return f"{self.lost} bytes of output were lost: {self._name} had no reader"
 
 
 class PathPort(FilePort):

@@ -15,7 +15,7 @@ from pykvm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from pykvm.result import Result
 
-__all__ = ["ending_line", "exit_status", "say", "show", "tell"]
+__all__ = ["ending_line", "exit_status", "say", "show", "stderr_has_stalled", "tell"]
 
 _STDERR = 2
 
@@ -32,6 +32,18 @@ _STATUS = {
 }
 
 
+class _Stderr:
+    """What is known of stderr's reader."""
+
+    #: Whether it has stopped reading: what comes next waits for it no more.
+    stalled = False
+
+
+def stderr_has_stalled() -> None:
+    """The reader of stderr was waited for in vain, be it on stdout."""
+    _Stderr.stalled = True
+
+
 def tell(text: str, *, until: float | None = None) -> None:
     """Print `text` on stderr, as it is.
 
@@ -41,9 +53,9 @@ def tell(text: str, *, until: float | None = None) -> None:
     with suppress(OSError):
         limit = TimeLimit()
         limit.at = until
-        writer = Writer(_STDERR, limit=limit)
+        writer = Writer(_STDERR, limit=limit, lingers=not _Stderr.stalled)
         try:
-            writer.write(text.encode(errors="replace"))
+            _Stderr.stalled = writer.write(text.encode(errors="replace")) > 0
         finally:
             writer.close()
 

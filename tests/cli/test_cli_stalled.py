@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.cli import output, report
 from support.slowness import longer
 from support.terminal import Terminal
 
@@ -250,6 +252,37 @@ def reader_of(kind: str, process: subprocess.Popen[bytes], path: Path) -> int:
     client = socket.socket(socket.AF_UNIX)
     client.connect(str(path))
     return client.detach()
+
+
+def test_a_reader_of_stderr_that_has_stopped_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    size = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
+    os.write(writer, bytes(size))
+    monkeypatch.setattr(report, "_STDERR", writer)
+    lingered = []
+
+    class Waits(output.Linger):
+        def __init__(self, stop: output.Stop | None = None) -> None:
+            super().__init__(stop)
+            lingered.append(stop)
+
+    monkeypatch.setattr(output, "Linger", Waits)
+    for _ in range(3):
+        report.tell("nobody reads this\n", until=0.0)
+    assert len(lingered) == 1
+    assert os.read(reader, size) == bytes(size)
+    report.tell("this is read\n", until=0.0)
+    assert os.read(reader, size) == b"this is read\n"
+    # It reads again, and so is waited for again.
+    os.write(writer, bytes(size))
+    report.tell("nobody reads this\n", until=0.0)
+    assert len(lingered) == 2
+    os.close(reader)
+    os.close(writer)
+    report.tell("gone\n", until=0.0)
 
 
 # Closed from the start

@@ -44,6 +44,13 @@ def test_a_shell_on_the_terminal(linux: Linux) -> None:
         assert re.findall(r"^\d+", said, re.MULTILINE) == [str(n) for n in range(1, 401)]
         console.wait_for(PROMPT)
 
+        # Ctrl-C is for what runs there.
+        console.type("sleep 1000\r")
+        console.wait_for(f"sleep 1000{NEWLINE}")
+        console.type("\x03")
+        console.wait_for("pykvm: Ctrl-C went to the guest")
+        console.wait_for(PROMPT)
+
         console.type("checks\r")
         assert "FAILED" not in console.wait_for("check: done, 0 failed")
         console.wait_for(PROMPT)
@@ -52,3 +59,15 @@ def test_a_shell_on_the_terminal(linux: Linux) -> None:
         console.type("echo c >/proc/sysrq-trigger\r")
         console.wait_for("pykvm: the guest crashed: kernel panic: sysrq triggered crash")
         assert console.status() == 125
+
+
+def test_poweroff_ends_the_run(linux: Linux) -> None:
+    command = [sys.executable, "-m", "pykvm", str(linux.vmlinux), "--memory", "64M"]
+    command += ["--initrd", str(linux.initramfs), "--append", "console=ttyS0 quiet"]
+    with closing(Terminal(command, deadline=DEADLINE)) as console:
+        console.wait_for(PROMPT)
+        console.type("poweroff\r")
+        console.wait_for("pykvm: the guest powered itself off (ACPI S5)")
+        assert console.status() == 0
+        # The line about the kernel's command line is for runs that failed.
+        assert "command line" not in console.rest()
