@@ -15,6 +15,7 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
 from pykvm.values.frozen import Frozen
 from pykvm.values.sizes import parse_size
+from pykvm.values.spelling import option
 from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
@@ -155,16 +156,15 @@ def _file(name: str, value: Any) -> Any:
 # How far a guest may lie from where its symbols say: anywhere in 64 bits.
 _MOST_MOVED = (1 << 64) - 1
 
-_UNITS = "write it with a unit: memory='64M'"
-
 
 def _memory(name: str, value: Any) -> Any:
     if isinstance(value, GuestMemory):
         return value
-    size = parse_size(value) if isinstance(value, str) else checks.integer(name, value, hint=_UNITS)
+    units = f"write it with a unit: {option('memory', '64M')}"
+    size = parse_size(value) if isinstance(value, str) else checks.integer(name, value, hint=units)
     if not PAGE_SIZE <= size < ADDRESS_LIMIT or size % PAGE_SIZE:
         raise checks.wrong(
-            name, f"{PAGE_SIZE} bytes at least, and a multiple of that", value, hint=_UNITS
+            name, f"{PAGE_SIZE} bytes at least, and a multiple of that", value, hint=units
         )
     return value if isinstance(value, str) else size
 

@@ -15,6 +15,7 @@ import pytest
 from boot.elfs import Part, elf
 
 import pykvm as pykvm_package
+from pykvm import MachineConfig
 from pykvm.cli import main
 from pykvm.cli.options import OPTIONS
 from pykvm.cli.spelling import flag
@@ -129,6 +130,7 @@ def test_no_kvm_and_what_to_do(
         ),
         (["--load-address", "0x100000", "--memory", "64K"], "(--memory 2M)"),
         (["--memory", "4000G"], "ask for less (--memory)\n"),
+        (["--memory", "5K"], "write it with a unit: --memory 64M\n"),
     ],
 )
 def test_advice_names_options_of_the_command_line(
@@ -153,6 +155,8 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
 
 def test_hints_outside_the_command_line_ask_how_an_option_is_written() -> None:
     flags = {option.flag for option in OPTIONS}
+    # Those that the command line has; what only a program can do is spelled as Python has it.
+    fields = set(MachineConfig.__fields__) - {"image", "devices", "args", "tsc_khz"}
     for place, call in calls():
         for keyword in call.keywords:
             if keyword.arg == "hint":
@@ -160,6 +164,8 @@ def test_hints_outside_the_command_line_ask_how_an_option_is_written() -> None:
                     if isinstance(part, ast.Constant) and isinstance(part.value, str):
                         words = set(re.findall(r"--[a-z-]+", part.value))
                         assert not words & flags, place
+                        keywords = set(re.findall(r"\b([a-z_]+)=", part.value))
+                        assert not keywords & fields, place
 
 
 def test_the_command_line_has_every_option_that_advice_names() -> None:
