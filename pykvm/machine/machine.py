@@ -24,6 +24,7 @@ from pykvm.result import Ending, Outcome
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
 from pykvm.values.frozen import SignatureOf, with_fields_of
+from pykvm.values.spelling import in_python
 from pykvm.values.subscribers import Subscribers
 from pykvm.vcpu.claim import refusal
 
@@ -672,6 +673,6 @@ def _config_of(image: Any, fields: dict[str, Any]) -> MachineConfig:
     if fields:
         raise ConfigError(
             f"{', '.join(fields)} cannot stand beside a MachineConfig, which has every option",
-            hint="change it: Machine(config.replace(vcpus=2))",
+            hint=in_python("change it: Machine(config.replace(vcpus=2))"),
         )
     return image
