@@ -10,8 +10,7 @@ import sys
 import time
 from importlib import import_module
 
-from pykvm.cli.options import parse
-from pykvm.cli.spelling import flag
+from pykvm.cli.options import parse, spell
 from pykvm.cli.status import Status
 from pykvm.cli.usage import UsageError
 from pykvm.errors import ConfigError, LoadError, PykvmError
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors are told on stderr, without a traceback unless the environment has PYKVM_TRACEBACK=1.
     """
-    with spelled(flag):
+    with spelled(spell):
         return _main(argv)
 
 

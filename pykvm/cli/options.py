@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-__all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "parse"]
+__all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "parse", "spell"]
 
 COMMANDS = ("run", "step", "info")
 
@@ -444,6 +444,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--version", "", _flag, GENERAL, "show the version", _ALL, bare=True),
 )  # fmt: skip
 
+_BY_FIELD = {**{option.field: option.flag for option in OPTIONS}, "on_exit": "--trace"}
 _BY_FLAG = {
     **{option.flag: option for option in OPTIONS},
     **{option.short: option for option in OPTIONS if option.short},
@@ -504,6 +505,16 @@ def _option(word: str, rest: list[str]) -> tuple[Option, Any]:
         return option, option.convert(text)
     except ValueError as error:
         raise UsageError(f"{flag} takes {error}, not {text!r}") from None
+
+
+def spell(name: str, value: object) -> str:
+    """How the option of `Machine` of this name is written here; `value` is None for any.
+
+    >>> spell("load_address", None), spell("vcpus", 4), spell("append_only", True)
+    ('--load-address', '--smp 4', '--append-only')
+    """
+    flag = _BY_FIELD[name]
+    return flag if value is None or value is True else f"{flag} {value}"
 
 
 def _is_qemus(word: str) -> bool:

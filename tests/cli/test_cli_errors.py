@@ -17,8 +17,7 @@ from boot.elfs import Part, elf
 import pykvm as pykvm_package
 from pykvm import MachineConfig
 from pykvm.cli import main
-from pykvm.cli.options import OPTIONS
-from pykvm.cli.spelling import flag
+from pykvm.cli.options import OPTIONS, spell
 from pykvm.descriptor import Descriptor
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -191,4 +190,4 @@ def test_the_command_line_has_every_option_that_advice_names() -> None:
         and isinstance(call.args[0], ast.Constant)
     ]
     assert "memory" in named
-    assert {str(name) for name in named if flag(str(name), None) not in flags} == set()
+    assert {str(name) for name in named if spell(str(name), None) not in flags} == set()
