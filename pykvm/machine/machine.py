@@ -71,6 +71,11 @@ class Machine:
             assert result.exit_code == 0, result
             assert "ready" in machine.serial.text
 
+    `run` runs it, `exits` too, with a stop at each VM exit.  `vcpus`, `memory` (guest-physical),
+    `bus`, `devices` (by name), `serial` (the first port) and `clock` are its parts; `add` places a
+    device of yours, `line` is an interrupt for it to drive.  `entry` says where the guest was put
+    and entered, `symbols` what its addresses are called.
+
     The keywords are the fields of a `MachineConfig`; ``Machine(config)`` takes one, and
     `machine.config` is the one of this machine.
 

@@ -30,13 +30,21 @@ _ACCESSES = ("read", "write", "execute", None)
 
 
 class CPU:
-    """One vCPU of a machine.
+    r"""One vCPU of a machine.
 
-    ::
+    >>> from pykvm import Machine
+    >>> with Machine(b"\xf4", mode="real") as machine:  # needs /dev/kvm
+    ...     cpu = machine.vcpus[0]
+    ...     cpu, cpu.regs.rsp, cpu.read(cpu.regs.rip, 1)
+    (<CPU 0: real mode, at 0x7c00>, 31744, b'\xf4')
 
-        cpu = machine.vcpus[0]
-        cpu.regs.rip, cpu.state.mode
-        cpu.read(cpu.regs.rsp, 8)
+    `regs` has the registers by name, `state` all of them as one value.  `read`, `write`,
+    `translate` and `walk` take guest-virtual addresses; `memory` is the machine's and takes
+    guest-physical ones.  `debug` has breakpoints.  `index` is the vCPU's number; `parked` is True
+    while it waits to be started, and `Machine.run` leaves it alone.
+
+    `kvm` has its ioctls, for what pykvm has no method of its own for; `engine` and `loop` are
+    pykvm's own.
 
     A vCPU belongs to one thread at a time: the one that runs it.  Only `kick` may be called from
     others while it runs.

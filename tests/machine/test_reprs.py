@@ -99,3 +99,14 @@ def test_help_fits_on_a_few_screens() -> None:
     assert len(text.splitlines()) < 100
     for name in pykvm._HOME:
         assert re.search(rf"\b{name}\b", pykvm.__doc__ or ""), name
+
+
+@pytest.mark.parametrize("kind", [Machine, pykvm.CPU])
+def test_the_help_of_a_class_names_every_part(guest: Callable[..., Machine], kind: type) -> None:
+    """Methods have a place of their own in it; what is only an attribute stands in its text."""
+    machine = guest("F4   hlt")
+    part = machine if kind is Machine else machine.vcpus[0]
+    attributes = [name for name in vars(part) if not name.startswith("_")]
+    assert {"memory"} < set(attributes)
+    for name in attributes:
+        assert re.search(rf"`(\w+\.)?{name}`", kind.__doc__ or ""), name
