@@ -10,8 +10,8 @@ import threading
 
 from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError
+from pykvm.interrupts.input_driver import InputDriver
 from pykvm.interrupts.message import FIXED, LOWEST_PRIORITY, STARTUP, Message
-from pykvm.interrupts.source import Source
 from pykvm.layout import IOAPIC_PINS
 from pykvm.typed import TYPE_CHECKING
 
@@ -132,7 +132,7 @@ class IoApic(NamedDevice):
         """
         if not 0 <= pin < IOAPIC_PINS:
             raise ConfigError(f"the I/O APIC has pins 0 to {IOAPIC_PINS - 1}, not {pin}")
-        return Source(self._drive, pin)
+        return InputDriver(self._drive, pin)
 
     def read(self, offset: int, size: int) -> int:
         """IOREGSEL, or through IOWIN the register that it selects (3.1); 0 elsewhere."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import ClassVar
 
-    from pykvm.interrupts.lapic_timer import TimeSource
+    from pykvm.interrupts.lapic_timer import TscClock
 
     _Reader = Callable[["LocalApic", int], int]
     _Writer = Callable[["LocalApic", int, int], None]
@@ -67,7 +67,7 @@ class LocalApic(ApicCore):
     def __init__(
         self,
         id: int,
-        clock: TimeSource,
+        clock: TscClock,
         port: CpuPort,
         send: Callable[[LocalApic, Message], None],
         *,

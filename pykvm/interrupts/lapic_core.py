@@ -16,7 +16,7 @@ from pykvm.typed import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pykvm.interrupts.lapic_timer import TimeSource
+    from pykvm.interrupts.lapic_timer import TscClock
     from pykvm.interrupts.message import Message
 
 __all__ = ["ApicCore", "CpuPort"]
@@ -81,7 +81,7 @@ class ApicCore:
     def __init__(
         self,
         id: int,
-        clock: TimeSource,
+        clock: TscClock,
         port: CpuPort,
         *,
         bsp: bool,

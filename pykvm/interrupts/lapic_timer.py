@@ -18,7 +18,7 @@ from pykvm.typed import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ApicTimer", "TimeSource", "Timer"]
+__all__ = ["ApicTimer", "Timer", "TscClock"]
 
 #: The rate before division: KVM's.
 DEFAULT_HZ = 1_000_000_000
@@ -46,7 +46,7 @@ class Timer(Protocol):
         """Ask for nothing."""
 
 
-class TimeSource(Protocol):
+class TscClock(Protocol):
     """What the timer needs of the guest's clock."""
 
     #: Whether KVM alone moves the TSC: what it reads stands still outside KVM_RUN.
@@ -100,7 +100,7 @@ class ApicTimer:
 
     def __init__(
         self,
-        clock: TimeSource,
+        clock: TscClock,
         fire: Callable[[], bool],
         *,
         cpu: int = 0,

@@ -14,7 +14,8 @@ from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Published, Rule
 from pykvm.devices.line import InterruptLine, Unconnected
 from pykvm.errors import ConfigError
-from pykvm.interrupts.source import Source
+from pykvm.interrupts.input_driver import InputDriver
+from pykvm.layout import CASCADE_IRQ
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ OCW3_ISR = 0x01
 
 POLL_REQUEST = 0x80
 SPURIOUS = 7
-CASCADE = 2
 
 # What a processor reads when no chip answers its acknowledge cycle.
 FLOATING_BUS = 0xFF
@@ -440,7 +440,7 @@ class Pic8259Pair:
         """
         if not 0 <= irq <= 15:
             raise ConfigError(f"the PIC has IRQs 0 to 15, not {irq}")
-        return Unconnected() if irq == CASCADE else Source(self._drive, irq)
+        return Unconnected() if irq == CASCADE_IRQ else InputDriver(self._drive, irq)
 
     @property
     def pending(self) -> bool:
@@ -469,7 +469,7 @@ class Pic8259Pair:
         if slave.identity != found:
             return FLOATING_BUS
         inner = slave.accept()
-        master.drive(CASCADE, False)
+        master.drive(CASCADE_IRQ, False)
         return slave.vector + (SPURIOUS if inner is None else inner)
 
     def _read(self, which: int, a0: int) -> int:
@@ -495,8 +495,8 @@ class Pic8259Pair:
         if answer & POLL_REQUEST and not chip.master:
             # INT of the slave falls, and the edge that it made at the master is served.
             master = self.chips[0]
-            master.drive(CASCADE, False)
-            master.irr &= ~(1 << CASCADE)
+            master.drive(CASCADE_IRQ, False)
+            master.irr &= ~(1 << CASCADE_IRQ)
         self._update()
         return answer
 
@@ -519,7 +519,7 @@ class Pic8259Pair:
     def _update(self) -> None:
         """Let INT of the slave, and then of the master, follow the registers."""
         master, slave = self.chips
-        master.drive(CASCADE, slave.request() is not None)
+        master.drive(CASCADE_IRQ, slave.request() is not None)
         self._set_output(master.request() is not None)
         self.master.follow()
         self.slave.follow()

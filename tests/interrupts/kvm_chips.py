@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pykvm.devices import InterruptLine
+from pykvm.interrupts.input_driver import InputDriver
 from pykvm.interrupts.pic import (
-    CASCADE,
     ICW1,
     ICW1_SINGLE,
     OCW2_EOI,
@@ -15,9 +15,9 @@ from pykvm.interrupts.pic import (
     Pic8259,
     Pic8259Pair,
 )
-from pykvm.interrupts.source import Source
+from pykvm.layout import CASCADE_IRQ
 
-CASCADE_BIT = 1 << CASCADE
+CASCADE_BIT = 1 << CASCADE_IRQ
 
 
 class KvmPic(Pic8259):
@@ -26,13 +26,13 @@ class KvmPic(Pic8259):
     def reset(self) -> None:
         """ICW3 does nothing: the chips know their places from the start."""
         super().reset()
-        self.slaves, self.identity = CASCADE_BIT * self.master, CASCADE
+        self.slaves, self.identity = CASCADE_BIT * self.master, CASCADE_IRQ
 
     def _icw1(self, value: int) -> None:
         """SNGL is ignored; the inputs whose edges are dropped are no longer in service."""
         self.isr &= ~(self.irr & ~self.elcr)
         super()._icw1(value & ~ICW1_SINGLE)
-        self.slaves, self.identity = CASCADE_BIT * self.master, CASCADE
+        self.slaves, self.identity = CASCADE_BIT * self.master, CASCADE_IRQ
 
     def _icw3(self, value: int) -> None:
         pass
@@ -75,7 +75,7 @@ class KvmPair(Pic8259Pair):
 
     def line(self, irq: int) -> InterruptLine:
         """IRQ 2 is an input."""
-        return Source(self._drive, irq)
+        return InputDriver(self._drive, irq)
 
     def _write(self, which: int, a0: int, value: int) -> None:
         """INT and the cascade are looked at after a mask, an EOI or a new priority only."""
@@ -95,7 +95,7 @@ class KvmPair(Pic8259Pair):
         if answer & POLL_REQUEST and not chip.master:
             self.chips[0].irr &= ~CASCADE_BIT
             self.chips[0].isr &= ~CASCADE_BIT
-        if not chip.master or answer != POLL_REQUEST | CASCADE:
+        if not chip.master or answer != POLL_REQUEST | CASCADE_IRQ:
             self._update()
         return answer
 
@@ -103,6 +103,6 @@ class KvmPair(Pic8259Pair):
         """The slave's request is made anew each time."""
         master, slave = self.chips
         if slave.request() is not None:
-            master.drive(CASCADE, True)
-            master.drive(CASCADE, False)
+            master.drive(CASCADE_IRQ, True)
+            master.drive(CASCADE_IRQ, False)
         self._set_output(master.request() is not None)

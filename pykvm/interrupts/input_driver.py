@@ -7,10 +7,10 @@ from pykvm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Source"]
+__all__ = ["InputDriver"]
 
 
-class Source:
+class InputDriver:
     """One of the drivers of an input: the input is asserted while any of them is.
 
     An `InterruptLine`.  It calls ``drive(number, step)`` with the number of the input, and 1 when
