@@ -53,7 +53,7 @@ INTEL = [
     ),
     "tests/boot/test_boot_linux_kvm.py::test_pvh",
     *(
-        f"tests/machine/test_posted_writes.py::test_{name}"
+        f"tests/bus/test_posted_writes.py::test_{name}"
         for name in ("the_kernel_coalesces_once_there_are_many", "mmio")
     ),
     *(
