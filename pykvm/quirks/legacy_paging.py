@@ -49,11 +49,13 @@ def _probe(cr4: int) -> Callable[[ProbeVM], bool]:
 
 TWO_LEVEL = Quirk(
     "32-bit-paging",
-    "KVM does not do 32-bit paging: the MOV CR0 that turns it on is #GP",
+    "KVM does not support 32-bit paging: the MOV CR0 that turns it on is #GP",
     _probe(CR4.PSE),
 )
 PAE = Quirk(
-    "pae-paging", "KVM does not do PAE paging: the MOV CR0 that turns it on is #GP", _probe(CR4.PAE)
+    "pae-paging",
+    "KVM does not support PAE paging: the MOV CR0 that turns it on is #GP",
+    _probe(CR4.PAE),
 )
 
 

@@ -172,8 +172,8 @@ def _is_invalid(vm: ProbeVM) -> bool:
 
 QUIRK = Quirk(
     "int-n",
-    "INT n in ring 3 is #UD, but for vectors 3 and 4",
+    "INT n in ring 3 is #UD, except for vectors 3 and 4",
     _is_invalid,
-    "a breakpoint on the guest's #UD handler, from where the gate is gone through",
-    "an exit for each INT n and for each #UD of the guest's",
+    "a breakpoint on the guest's #UD handler, where pykvm goes through the gate",
+    "an exit for each INT n and each #UD of the guest",
 )

@@ -44,6 +44,6 @@ QUIRK = Quirk(
     "syscall",
     "SYSCALL in ring 3 jumps to LSTAR without entering ring 0",
     _stays_in_ring_3,
-    "a breakpoint on the guest's #PF handler, from where ring 0 is entered",
-    "an exit for each SYSCALL and for each page fault of the guest's",
+    "a breakpoint on the guest's #PF handler, where pykvm enters ring 0",
+    "an exit for each SYSCALL and each page fault of the guest",
 )

@@ -27,6 +27,6 @@ def _registers_are_lost(vm: ProbeVM) -> bool:
 
 QUIRK = Quirk(
     "triple-fault",
-    "a triple fault resets the vCPU: its registers are lost, and with them what led to it",
+    "a triple fault resets the vCPU: its registers are lost, and with them the cause",
     _registers_are_lost,
 )
