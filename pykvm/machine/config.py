@@ -82,8 +82,11 @@ class MachineConfig(Frozen):
 
         def __init__(self, *args, **fields):
             super().__init__(*args, **fields)
-            for name, put in type(self).__fields__.items():
-                put(self, _CHECKS[name](name, getattr(self, name)))
+            cls = type(self)
+            for name, put in cls.__fields__.items():
+                value = getattr(self, name)
+                if value is not cls.__defaults__[name]:
+                    put(self, CHECKS[name](name, value))
             _check_together(self)
 
     def replace(self, **changes: Any) -> MachineConfig:
@@ -201,8 +204,8 @@ def _placements(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(checks.iterable(name, value))
 
 
-# How each field is checked, whatever the others are: each gives the value to keep.
-_CHECKS: Mapping[str, checks.Check] = {
+#: How each field is checked, whatever the others are: each gives the value to keep.
+CHECKS: Mapping[str, checks.Check] = {
     "image": checks.optional(_file),
     "memory": _memory,
     "vcpus": checks.integer,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pykvm import ConfigError, Machine, MachineConfig, Mode
+from pykvm.machine.config import CHECKS
 
 HALT = b"\xfa\xf4"  # cli; hlt
 
@@ -32,6 +33,14 @@ def test_numbers_and_lists_are_kept_as_what_they_stand_for() -> None:
     assert type(config.vcpus) is int
     assert (config.vcpus, config.mode, config.entry) == (2, Mode.REAL, "07c0:0010")
     assert (config.args, config.modules) == (("one",), (("m", "words"),))
+
+
+def test_the_defaults_are_what_their_checks_give() -> None:
+    """They are not checked each time."""
+    defaults = inspect.signature(MachineConfig).parameters
+    assert {name: CHECKS[name](name, one.default) for name, one in defaults.items()} == {
+        name: one.default for name, one in defaults.items()
+    }
 
 
 def test_devices_that_can_be_listed_once_are_kept() -> None:
