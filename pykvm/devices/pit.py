@@ -94,11 +94,6 @@ class Pit8254(NamedDevice):
         self._published_as: tuple[int, Counting] | None = None
         self.reset()
 
-    def connect(self, line: InterruptLine) -> None:
-        """Drive `line` with channel 0's output from now on."""
-        with self._lock:
-            self._irq.connect(line)
-
     def reset(self) -> None:
         """Return to the state at power-on."""
         with self._lock:

@@ -190,11 +190,6 @@ class Rtc146818(NamedDevice):
             published.set(DATA, Rule(reads=value, until=until), bank=index)
             self._known.add(index)
 
-    def connect(self, line: InterruptLine) -> None:
-        """Drive `line` with the IRQ output from now on."""
-        with self._lock:
-            self._irq.connect(line)
-
     def reset(self) -> None:
         """The RESET input: no interrupts.  Time and RAM live on the battery."""
         with self._lock:

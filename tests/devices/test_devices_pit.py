@@ -214,13 +214,6 @@ class TestInterrupts:
         rig.start(0xB4, 100)
         assert rig.clock.next_deadline(0) is None
 
-    def test_a_line_that_is_connected_late_gets_the_level(self, rig: Rig) -> None:
-        rig.start(ONE_SHOT, 10)
-        rig.run(SECOND)
-        other = Lines(rig.clock)[0]
-        rig.pit.connect(other)
-        assert other.level
-
     def test_reset(self, rig: Rig) -> None:
         rig.start(RATE, 1193)
         rig.run(SECOND)

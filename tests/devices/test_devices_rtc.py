@@ -310,13 +310,6 @@ class TestFlags:
         assert (rig.get(B), rig.get(C), rig.get(0x40)) == (BINARY | H24 | DSE, 0, 0x55)
         assert rig.clock.next_deadline(0) is None
 
-    def test_a_line_that_is_connected_late_gets_the_level(self, rig: Rig) -> None:
-        rig.put(B, UIE | H24)
-        rig.run(SECOND)
-        other = Line()
-        rig.rtc.connect(other)
-        assert other.level
-
 
 def test_the_other_registers_are_ram(rig: Rig) -> None:
     for register in set(range(14, 128)) - {CENTURY}:
