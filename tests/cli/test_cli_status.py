@@ -319,7 +319,7 @@ def test_wrong_use_is_one_line(pykvm: Pykvm, arguments: list[str], message: str)
 @pytest.mark.kvm
 @pytest.mark.parametrize(
     "arguments",
-    [["--smp", "0"], ["--smp", "10000"], ["--memory", "100"], ["--serial", "file:/nowhere/x"]],
+    [["--smp", "0"], ["--smp", "10000"], ["--memory", "100B"], ["--serial", "file:/nowhere/x"]],
 )
 def test_values_that_make_no_sense(pykvm: Pykvm, guests: Path, arguments: list[str]) -> None:
     done = pykvm(*arguments, guests / "hello.elf")
