@@ -34,8 +34,8 @@ def test_firmware_runs_and_reads_a_file_of_fw_cfg(
         ),
         (
             ["--mode", "real", "--kernel", "FILE"],
-            "kernel= is for firmware to boot, and the image is none",
-            "a kernel without firmware is the image itself",
+            "--kernel is for firmware to boot, and the guest file is none",
+            "a kernel without firmware is the guest file itself",
         ),
         (
             ["--mode", "real", "--fw-cfg", "opt/a=FILE"],

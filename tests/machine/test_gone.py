@@ -37,7 +37,7 @@ class Device:
 STAYS = {
     Machine: {
         *("close", "closed", "stop", "vcpus", "serial", "symbols", "symbol_at", "clock"),
-        *("dropped", "open_bus", "is_linux", "notes"),
+        *("open_bus", "is_linux", "notes"),
     },
     CPU: {"close", "kick"},
     KvmEngine: {
