@@ -313,10 +313,10 @@ class Uart16550(OutputLog, NamedDevice):
     def _follow_unwired(self, accesses: Sequence[Access], printed: bytes) -> None:
         """C has chosen the bank by itself."""
         self._driven = self._driven or (bool(accesses[0][2]) and _by_interrupts(accesses))
-        # The first of them takes the request away, the last one makes it.
-        if printed:
-            self._thr_empty_due = False
-            self._drive()
+        # The first of them takes the request away, the last one makes it.  Meanwhile the line was
+        # low, even if a character has raised it since: that is an edge of its own.
+        self._thr_empty_due = False
+        self._irq.set(False)
         self._bank = self._thr_empty_due = not accesses[-1][2]
         self._update()
 
@@ -330,15 +330,6 @@ class Uart16550(OutputLog, NamedDevice):
         published = self._published
         if published is None:
             return
-        bank = None
-        if self._bank != self._bank_now:
-            bank = self._bank = self._bank_now
-        levels = self._levels_by_bank() if published.wired else None
-        if levels is not None and (bank is not None or levels != self._levels):
-            self._levels = levels
-            published.drive(levels, bank=bank)
-        elif bank is not None:
-            published.choose(bank)
         state = (
             (
                 self._ier & ~IER_THR_EMPTY,
@@ -358,6 +349,19 @@ class Uart16550(OutputLog, NamedDevice):
         if state != self._published_for:
             self._published_for = state
             self._publish_registers(published)
+        self._choose_bank(published)
+
+    def _choose_bank(self, published: Published) -> None:
+        """Go over to the bank that holds now, and to the levels of a line that C drives."""
+        bank = None
+        if self._bank != self._bank_now:
+            bank = self._bank = self._bank_now
+        levels = self._levels_by_bank() if published.wired else None
+        if levels is not None and (bank is not None or levels != self._levels):
+            self._levels = levels
+            published.drive(levels, bank=bank)
+        elif bank is not None:
+            published.choose(bank)
 
     def _publish_registers(self, published: Published) -> None:
         divisor = self._lcr & LCR_DIVISOR_LATCH
@@ -665,8 +669,10 @@ class Uart16550(OutputLog, NamedDevice):
         """Drive the interrupt line to what the registers now say."""
         if self._ier & (IER_RECEIVED | IER_LINE_STATUS):
             self._refill()
-        self._drive()
+        # In this order: the guest may be running, and must not be interrupted and find an IIR
+        # that names nothing.  The line would stay high then, and never make another edge.
         self._republish()
+        self._drive()
 
     def _drive(self) -> None:
         level = self._interrupt(self._ier, self._thr_empty_due) != IIR_NONE

@@ -16,7 +16,13 @@ from pykvm.devices.hpet import CAPABILITIES, CONFIGURATION, COUNTER, ENABLE_CNF,
 from pykvm.devices.pit import SECOND, Pit8254
 from pykvm.devices.pm_timer import PM_TIMER_HZ, AcpiPmTimer
 from pykvm.devices.rtc import Rtc146818
-from pykvm.devices.uart import IER_THR_EMPTY, IIR_NONE, IIR_THR_EMPTY, MCR_LOOP
+from pykvm.devices.uart import (
+    IER_THR_EMPTY,
+    IIR_NONE,
+    IIR_RECEIVED,
+    IIR_THR_EMPTY,
+    MCR_LOOP,
+)
 from pykvm.interrupts.pic import Pic8259Pair
 from support.attach import attach
 from support.front import Front
@@ -752,3 +758,34 @@ def test_the_hpets_counter() -> None:
     stopped = hpet.counter
     clock.warp_to(clock.now() + 1)
     assert front.read(COUNTER, 4) == stopped & 0xFFFFFFFF
+
+
+def test_an_interrupt_finds_its_reason() -> None:
+    """The host sends while the guest runs, which reads the IIR as soon as the line rises."""
+    seen: list[object] = []
+
+    class Handler(Line):
+        def set(self, level: bool) -> None:
+            super().set(level)
+            if level:
+                seen.append(side.front and side.front.read(IIR))
+
+    side = Side(True, line=Handler())
+    side.step("out", IER, 1)
+    side.uart.send("a")
+    assert seen == [IIR_RECEIVED]
+
+
+def test_a_character_after_the_iir_was_read_makes_an_edge_of_its_own() -> None:
+    """C has answered that read, which lowers the line, and Python has not heard of it yet."""
+    line = Line()
+    side = Side(True, line=line)
+    assert side.front is not None
+    side.step("out", IER, 1 | IER_THR_EMPTY)
+    assert line.level
+    rises = line.rises
+    assert side.front.read(IIR) == IIR_THR_EMPTY
+    side.uart.send("a")
+    side.front.dispatch.deliver()
+    assert line.level
+    assert line.rises == rises + 1

@@ -17,7 +17,7 @@ from pykvm.x86.registers import (
     names,
 )
 
-# Bits by number: SDM 3A figures 2-7 (control registers), 2-4 (EFER; 12 to 15 from APM 2 3.1.7), 2-5
+# Bits by number: SDM 3A figures 2-7 (control registers), 2-4 (EFER; from 12 on APM 2 3.1.7), 2-5
 # (RFLAGS), 4-12 (#PF), 11-5 (APIC base), SDM 3B figure 18-1 (DR6).
 BITS: dict[type, str] = {
     CR0: "0 PE 1 MP 2 EM 3 TS 4 ET 5 NE 16 WP 18 AM 29 NW 30 CD 31 PG",
@@ -25,7 +25,8 @@ BITS: dict[type, str] = {
     CR4: "0 VME 1 PVI 2 TSD 3 DE 4 PSE 5 PAE 6 MCE 7 PGE 8 PCE 9 OSFXSR 10 OSXMMEXCPT 11 UMIP "
     "12 LA57 13 VMXE 14 SMXE 16 FSGSBASE 17 PCIDE 18 OSXSAVE 19 KL 20 SMEP 21 SMAP 22 PKE 23 CET "
     "24 PKS 25 UINTR 27 LASS 28 LAM_SUP 32 FRED",
-    EFER: "0 SCE 8 LME 10 LMA 11 NXE 12 SVME 13 LMSLE 14 FFXSR 15 TCE",
+    EFER: "0 SCE 8 LME 10 LMA 11 NXE 12 SVME 13 LMSLE 14 FFXSR 15 TCE "
+    "17 MCOMMIT 18 INTWB 20 UAIE 21 AIBRSE",
     RFLAGS: "0 CF 2 PF 4 AF 6 ZF 7 SF 8 TF 9 IF 10 DF 11 OF 12 IOPL=1 13 IOPL=2 14 NT 16 RF 17 VM "
     "18 AC 19 VIF 20 VIP 21 ID",
     DR6: "0 B0 1 B1 2 B2 3 B3 11 BLD 13 BD 14 BS 15 BT 16 RTM",
