@@ -44,9 +44,9 @@ def test_a_shell_on_the_terminal(linux: Linux) -> None:
         assert re.findall(r"^\d+", said, re.MULTILINE) == [str(n) for n in range(1, 401)]
         console.wait_for(PROMPT)
 
-        # Ctrl-C is for what runs there.
-        console.type("sleep 1000\r")
-        console.wait_for(f"sleep 1000{NEWLINE}")
+        # Ctrl-C is for what runs there, and that runs once it has printed.
+        console.type("sh -c 'echo up; sleep 1000'\r")
+        console.wait_for(f"{NEWLINE}up{NEWLINE}")
         console.type("\x03")
         console.wait_for("pykvm: Ctrl-C went to the guest")
         console.wait_for(PROMPT)
