@@ -84,7 +84,7 @@ def _before(cpu: CPU, rip: int, function: int | None, is_it: _Test) -> int | Non
             at += found.length
         if at == rip and last is not None:
             return last if is_it(last, _decoded(cpu, last)) else None
-    # Nobody knows where to begin: the longest one, since those inside of it are its own bytes.
+    # The start of the code is not known: the longest match, for shorter ones are a part of it.
     for length in range(LONGEST, 0, -1):
         found = _decoded(cpu, rip - length)
         if found is not None and found.length == length and is_it(rip - length, found):

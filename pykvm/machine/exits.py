@@ -27,12 +27,13 @@ class Exits:
     def __init__(
         self,
         cpus: Sequence[CPU],
-        run: Callable[[float | None], tuple[Result, bool]],
+        run: Callable[[float | None, bool], tuple[Result, bool]],
         timeout: float | None,
     ) -> None:
         """`run` runs the machine to the next exits, for so many seconds at most.
 
-        It also returns whether it stopped at an exit, which a vCPU's loop has as its `pending`.
+        It is told whether a part of this run came before, and also returns whether it stopped at
+        an exit, which a vCPU's loop has as its `pending`.
         """
         self._cpus = cpus
         self._run = run
@@ -61,7 +62,7 @@ class Exits:
                     self._cpu = cpu
                     return pending.exit
             began = time.monotonic()
-            result, stopped = self._run(self._left)
+            result, stopped = self._run(self._left, self._before is not None)
             if self._before is not None:
                 result.include(self._before)
             self._before = result

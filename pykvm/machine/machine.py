@@ -387,7 +387,6 @@ class Machine:
             checks.callback("on_exit", on_exit)
         if on_answer is not None:
             checks.callback("on_answer", on_answer)
-        self._board.dispatch.collected.forget_drops()
         run = partial(self._run, timeout, until, on_exit, fail, on_answer=on_answer)
         return self._board.claim.hold(run)
 
@@ -428,13 +427,13 @@ class Machine:
         self._check_open()
         from pykvm.machine.exits import Exits
 
-        def run(left: float | None) -> tuple[Result, bool]:
-            result = self._board.claim.hold(
-                partial(self._run, left, until, None, fail, self._answers.stops)
+        def run(left: float | None, goes_on: bool) -> tuple[Result, bool]:
+            part = partial(
+                self._run, left, until, None, fail, stops=self._answers.stops, goes_on=goes_on
             )
+            result = self._board.claim.hold(part)
             return result, self._last_run is not None and self._last_run.at_exit
 
-        self._board.dispatch.collected.forget_drops()
         return Exits(self.vcpus, run, timeout)
 
     def _run(
@@ -445,8 +444,13 @@ class Machine:
         fail: Awaited | Sequence[Awaited] | None,
         stops: Callable[[CPU, Exit], bool] | None = None,
         on_answer: Callable[[CPU, Exit], None] | None = None,
+        *,
+        goes_on: bool = False,
     ) -> Result:
-        """The run, inside the machine's claim."""
+        """The run, inside the machine's claim.
+
+        With `goes_on` it is a further part of one that stopped at an exit (`stops`).
+        """
         with self._conditions(until, fail) as conditions, self._kernel() as kernel:
             workarounds, board = self._workarounds, self._board
             run = Run(
@@ -467,6 +471,8 @@ class Machine:
             if conditions is not None:
                 run.end(conditions.ending)
             before = workarounds.tally()
+            if not goes_on:
+                board.dispatch.collected.forget_drops()
             result = self._in_guest_time(run)
             workarounds.add_to(result, before)
             if run.at_exit:

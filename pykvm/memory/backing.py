@@ -195,7 +195,7 @@ def _map_memfd(size: int, *, hugetlb: bool) -> HostMapping:
     memfd = Descriptor.memfd("pykvm-guest", flags)
     fd = memfd.fileno()
     os.ftruncate(fd, size)
-    # Whoever the fd is passed to must not be able to shrink it: our next access would SIGBUS.
+    # A process that gets the fd must not be able to shrink it: our next access would SIGBUS.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return HostMapping(mmap.mmap(fd, size, flags=mmap.MAP_SHARED), memfd)
 

@@ -1,7 +1,7 @@
 """Functions that want to hear of an event: the one way in which pykvm calls back.
 
 What has an event `x` has a method `on_x(callback)`, which subscribes and returns a function that
-ends it.  An exception of a callback goes to whoever caused the event: mostly a vCPU's run.
+ends it.  What a callback raises comes out where the event is caused: mostly a vCPU's run.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Loop:
     def leave_hlt(self) -> bool:
         """A run begins: whether it begins in HLT, as the last has left it.  Asked once."""
         halted, self._halted = self._halted, None
-        # Somebody may have set it to work elsewhere.
+        # The user may have moved RIP.
         return halted is not None and halted == self._engine.regs().rip
 
     # -- for a machine -----------------------------------------------------------------------

@@ -332,3 +332,36 @@ def test_wrong_use(guest: MakeGuest) -> None:
         machine.exits()
     with pytest.raises(ClosedError):
         next(exits)
+
+
+@pytest.mark.parametrize("name", ["syscall3", "int80"])
+def test_breakpoints_of_workarounds_are_not_shown(guests: Path, name: str) -> None:
+    """Where this host gets system calls wrong, pykvm sets some for itself."""
+    with Machine(guests / f"{name}.elf", quirks="on") as machine:
+        exits = machine.exits(timeout=60)
+        assert not any(isinstance(exit, Debug) for exit in exits)
+        assert exits.result is not None
+        exits.result.check()
+
+
+def test_unclaimed_accesses_are_counted_over_the_whole_run(guest: MakeGuest) -> None:
+    """Also while another call of `run` is refused."""
+    listing = "E6 90  out 0x90, al\nE6 90  out 0x90, al\nE6 F4  out 0xf4, al"
+    machine = guest(listing, unclaimed="open-bus")
+    exits = machine.exits(timeout=20)
+    assert len(list(exits)) == 3
+    assert exits.result is not None
+    assert exits.result.unclaimed.writes == 2
+    machine = guest("E6 90  out 0x90, al\nEB FC  jmp $-2", unclaimed="open-bus")
+
+    looks: list[Machine] = []
+
+    def refused(machine: Machine) -> bool:
+        looks.append(machine)
+        if len(looks) < 3:
+            return False
+        with pytest.raises(StateError):
+            machine.run(timeout=1)
+        return True
+
+    assert machine.run(timeout=20, until=refused).unclaimed.writes > 0
