@@ -1,0 +1,285 @@
+"""States: what an object is at one moment, as plain values that can be kept, compared and saved.
+
+Whatever has state that a guest could notice has two methods (`Stateful`)::
+
+    def state(self) -> State: ...
+    def restore(self, state: State) -> None: ...
+
+A state is an int, a bool, a text, bytes, None, a tuple of such, or a `State`: a frozen record whose
+annotations say how wide each number is.  Nothing in it is alive: no object of the program, no
+callback, no file.  So a state can be kept for as long as one likes, two can be compared by ``==``,
+and one from a file can be checked before anything takes it.
+
+`encode` makes JSON of a state, and `decode` a state of JSON.  A file is a stranger's: `decode`
+raises LoadError for everything that the annotations do not allow, and makes nothing but the classes
+that are defined by then.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+
+from pykvm.errors import LoadError
+from pykvm.typed import TYPE_CHECKING, Protocol
+from pykvm.values.frozen import Frozen
+
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, TypeAlias, TypeVar
+
+    # Unsigned numbers of so many bits, and signed ones.
+    U1: TypeAlias = int
+    U2: TypeAlias = int
+    U3: TypeAlias = int
+    U4: TypeAlias = int
+    U5: TypeAlias = int
+    U6: TypeAlias = int
+    U7: TypeAlias = int
+    U8: TypeAlias = int
+    U16: TypeAlias = int
+    U24: TypeAlias = int
+    U32: TypeAlias = int
+    U64: TypeAlias = int
+    U256: TypeAlias = int
+    S32: TypeAlias = int
+    S64: TypeAlias = int
+    S128: TypeAlias = int
+
+    Plain: TypeAlias = object
+    T = TypeVar("T")
+
+__all__ = ["State", "Stateful", "decode", "encode", "fits"]
+
+#: How deep states may be nested: a file cannot exhaust the stack.
+_DEPTH = 32
+
+_BYTES = "bytes"
+
+_classes: dict[str, type[State]] = {}
+
+
+class State(Frozen):
+    """Base of the records that states are made of.
+
+    `version` is raised when the meaning of the fields changes: a file of another version is
+    refused.  Annotations are what `decode` checks: ``U1`` to ``U256`` and ``S32`` to ``S128`` for
+    numbers of so many bits, ``int``, ``bool``, ``str``, ``bytes``, other states, tuples
+    (``tuple[U8, ...]``, ``tuple[U8, U16]``), alternatives with ``|``, and ``Plain`` for any of
+    them.
+
+    >>> class LampState(State):
+    ...     level: U8
+    ...     on: bool = False
+    >>> state = LampState(level=3)
+    >>> encode(state)
+    {'LampState/1': {'level': 3, 'on': False}}
+    >>> decode(encode(state), LampState) == state
+    True
+    >>> decode({"LampState/1": {"level": 256, "on": False}}, LampState)
+    Traceback (most recent call last):
+    pykvm.errors.LoadError: LampState.level: 256 is not a number of 8 bits
+    """
+
+    version: ClassVar[int] = 1
+
+    def __init_subclass__(cls) -> None:
+        known = _classes.get(cls.__name__)
+        if known is not None and _place(known) != _place(cls):
+            raise TypeError(f"two states are called {cls.__name__}: {_place(known)}, {_place(cls)}")
+        _classes[cls.__name__] = cls
+
+
+class Stateful(Protocol):
+    """What can be saved and put back.
+
+    `restore` makes the object what it was, and does nothing else: it drives no line, raises no
+    interrupt, calls nobody.  What is at the other end has a state of its own.  It may be called on
+    an object that has done anything since, or on a new one; a second `restore` of the same state
+    changes nothing.  If an exception interrupts it, the next `restore` makes all well.
+    """
+
+    def state(self) -> object:
+        """What it is now."""
+
+    def restore(self, state: Any, /) -> None:
+        """Be that again."""
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def encode(state: object) -> Any:
+    """`state` as JSON has it.  Raises TypeError for what is no state.
+
+    >>> encode((1, b"ab", None))
+    [1, {'bytes': '6162'}, None]
+    """
+    kind = type(state)
+    if state is None or kind in (int, bool, str):
+        return state
+    if kind is bytes:
+        return {_BYTES: state.hex()}  # type: ignore[attr-defined]
+    if isinstance(state, tuple):
+        return [encode(part) for part in state]
+    if isinstance(state, State):
+        fields = {name: encode(getattr(state, name)) for name in kind.__fields__}  # type: ignore[attr-defined]
+        return {f"{kind.__name__}/{state.version}": fields}
+    raise TypeError(f"{kind.__name__} is no part of a state: {state!r:.80}")
+
+
+def decode(value: Any, kind: type[T], *, where: str = "") -> T:
+    """The state of `kind` that `encode` made `value` of.
+
+    `where` is what a LoadError begins with: the place in the file.
+
+    >>> decode([1, 2], tuple[int, ...])
+    (1, 2)
+    """
+    return _decode(value, kind, where or getattr(kind, "__name__", "state"), 0)  # type: ignore[no-any-return]
+
+
+def fits(state: object, kind: type) -> bool:
+    """Whether `state` is what the annotations of `kind` allow."""
+    try:
+        return bool(decode(encode(state), kind) == state)
+    except (LoadError, TypeError):
+        return False
+
+
+class _Kinds(dict):  # type: ignore[type-arg]
+    """The names that annotations use, made as they are asked for."""
+
+    def __missing__(self, name: str) -> Any:
+        if name in _classes:
+            return _classes[name]
+        if name == "Plain":
+            return object
+        if name[:1] in ("U", "S") and name[1:].isdigit():
+            from typing import Annotated
+
+            bits = int(name[1:])
+            low = 0 if name[0] == "U" else -(1 << bits - 1)
+            return Annotated[int, range(low, low + (1 << bits)), bits]
+        raise KeyError(name)
+
+
+def _hints(cls: type[State]) -> dict[str, Any]:
+    """The fields of a class, and what each may be."""
+    from typing import get_type_hints
+
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, State) and base is not State:
+            names = vars(sys.modules[base.__module__])
+            own = type("", (), {"__annotations__": dict(vars(base).get("__annotations__", {}))})
+            hints |= get_type_hints(own, dict(names), _Kinds(), include_extras=True)
+    return {name: hints[name] for name in cls.__fields__}
+
+
+_hints_of: dict[type[State], dict[str, Any]] = {}
+
+
+def _decode(value: Any, kind: Any, where: str, depth: int) -> Any:
+    from types import UnionType
+    from typing import Annotated, Union, get_args, get_origin
+
+    if depth > _DEPTH:
+        raise LoadError(f"{where:.200}: nested more than {_DEPTH} deep")
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (UnionType, Union):
+        return _one_of(value, arguments, where, depth)
+    if origin is tuple:
+        return _tuple(value, arguments, where, depth)
+    if origin is Annotated:
+        limits, bits = kind.__metadata__
+        if type(value) is not int or not limits.start <= value < limits.stop:
+            raise LoadError(f"{where}: {_shown(value)} is not a number of {bits} bits")
+        return value
+    if kind is object:
+        return _plain(value, where, depth)
+    if kind in (int, bool, str):
+        if type(value) is not kind:
+            raise LoadError(f"{where}: {_shown(value)} is no {kind.__name__}")
+        return value
+    if kind is type(None):
+        if value is not None:
+            raise LoadError(f"{where}: {_shown(value)} in the place of nothing")
+        return None
+    if kind is bytes:
+        return _bytes(value, where)
+    return _record(value, kind, where, depth)
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.60}"
+
+
+def _one_of(value: Any, kinds: tuple[Any, ...], where: str, depth: int) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    *others, last = [kind for kind in kinds if kind is not type(None)]
+    for kind in others:
+        with suppress(LoadError):
+            return _decode(value, kind, where, depth + 1)
+    return _decode(value, last, where, depth + 1)
+
+
+def _tuple(value: Any, kinds: tuple[Any, ...], where: str, depth: int) -> tuple[Any, ...]:
+    if type(value) is not list:
+        raise LoadError(f"{where}: {_shown(value)} is no list")
+    if len(kinds) == 2 and kinds[1] is ...:
+        kinds = (kinds[0],) * len(value)
+    if len(value) != len(kinds):
+        raise LoadError(f"{where}: {len(value)} values in the place of {len(kinds)}")
+    return tuple(
+        _decode(part, kind, f"{where}[{number}]", depth + 1)
+        for number, (part, kind) in enumerate(zip(value, kinds, strict=True))
+    )
+
+
+def _bytes(value: Any, where: str) -> bytes:
+    text = value.get(_BYTES) if type(value) is dict and len(value) == 1 else None
+    if type(text) is not str:
+        raise LoadError(f"{where}: {_shown(value)} is no bytes")
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise LoadError(f"{where}: not hexadecimal: {_shown(text)}") from None
+
+
+def _plain(value: Any, where: str, depth: int) -> Any:
+    """A value whose kind only its own device knows."""
+    if type(value) is list:
+        return _tuple(value, (object, ...), where, depth)
+    if type(value) is dict:
+        return _bytes(value, where) if _BYTES in value else _record(value, State, where, depth)
+    if value is None or type(value) in (int, bool, str):
+        return value
+    raise LoadError(f"{where}: {_shown(value)} is no part of a state")
+
+
+def _record(value: Any, kind: Any, where: str, depth: int) -> State:
+    if type(value) is not dict or len(value) != 1:
+        raise LoadError(f"{where}: {_shown(value)} is no {kind.__name__}")
+    ((key, fields),) = value.items()
+    name, _, version = key.partition("/")
+    cls = _classes.get(name)
+    if cls is None or not issubclass(cls, kind):
+        raise LoadError(f"{where}: {_shown(name)} is no {kind.__name__}")
+    if version != str(cls.version):
+        raise LoadError(
+            f"{where}: {name} of version {_shown(version)}; this pykvm knows version {cls.version}"
+        )
+    if cls not in _hints_of:
+        _hints_of[cls] = _hints(cls)
+    hints = _hints_of[cls]
+    if type(fields) is not dict or fields.keys() != hints.keys():
+        raise LoadError(f"{where}: {name} has the fields {', '.join(hints)}, not {_shown(fields)}")
+    place = where if depth == 0 and where == name else f"{where}: {name}" if depth == 0 else where
+    return cls(
+        **{
+            field: _decode(fields[field], hint, f"{place}.{field}", depth + 1)
+            for field, hint in hints.items()
+        }
+    )

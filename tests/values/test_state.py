@@ -1,0 +1,140 @@
+"""States go to JSON and back; what a stranger wrote is refused by its place."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pykvm.errors import LoadError
+from pykvm.values.state import State, decode, encode, fits
+
+if TYPE_CHECKING:
+    from pykvm.values.state import S32, U4, U8, Plain
+
+
+class ChannelState(State):
+    mode: U4
+    count: S32 | None = None
+
+
+class TimerState(State):
+    name: str
+    channels: tuple[ChannelState, ...]
+    pair: tuple[U8, bytes]
+    own: Plain = None
+
+
+class LaterState(TimerState):
+    armed: bool = False
+
+
+TIMER = TimerState("pit", (ChannelState(3), ChannelState(15, -1)), (255, b"\0\xff"), (1, b"x"))
+
+_leaves = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
+_plain = st.recursive(_leaves, lambda part: st.lists(part).map(tuple), max_leaves=8)
+
+
+def through_json(state: object) -> object:
+    return json.loads(json.dumps(encode(state)))
+
+
+def test_a_record_comes_back_as_it_was() -> None:
+    assert decode(through_json(TIMER), TimerState) == TIMER
+
+
+def test_a_subclass_has_the_fields_of_its_base() -> None:
+    later = LaterState("a", (), (0, b""), None, True)
+    assert decode(through_json(later), LaterState) == later
+    assert decode(through_json(later), TimerState) == later
+
+
+@given(_plain)
+def test_any_plain_value_comes_back_as_it_was(value: object) -> None:
+    assert decode(through_json(value), object) == value
+
+
+def test_what_is_alive_is_no_state() -> None:
+    with pytest.raises(TypeError, match="list is no part of a state"):
+        encode(([],))
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    with pytest.raises(TypeError, match="two states are called TimerState"):
+        exec("class TimerState(State): pass", {"State": State, "__name__": "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": 16}, r"ChannelState.mode: 16 is not a number of 4 bits"),
+        ({"mode": -1}, r"mode: -1 is not a number of 4 bits"),
+        ({"mode": True}, r"mode: True is not a number of 4 bits"),
+        ({"mode": "3"}, r"mode: '3' is not a number of 4 bits"),
+        ({"count": 1 << 31}, r"count: 2147483648 is not a number of 32 bits"),
+        ({"other": 1}, r"ChannelState has the fields mode, count, not"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_its_name(change: dict[str, object], message: str) -> None:
+    fields = {"mode": 1, "count": None, **change}
+    with pytest.raises(LoadError, match=message):
+        decode({"ChannelState/1": fields}, ChannelState)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"ChannelState/2": {}}, "ChannelState of version '2'; this pykvm knows version 1"),
+        ({"Popen/1": {"args": "true"}}, "'Popen' is no ChannelState"),
+        ({"TimerState/1": {}}, "'TimerState' is no ChannelState"),
+        ([], r"\[\] is no ChannelState"),
+        ({}, "{} is no ChannelState"),
+        (None, "None is no ChannelState"),
+    ],
+)
+def test_what_is_no_such_record_is_refused(value: object, message: str) -> None:
+    with pytest.raises(LoadError, match=message):
+        decode(value, ChannelState)
+
+
+def test_nesting_is_limited() -> None:
+    value: object = None
+    for _ in range(100):
+        value = [value]
+    with pytest.raises(LoadError, match="nested more than 32 deep"):
+        decode(value, object)
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda part: (
+        st.lists(part)
+        | st.dictionaries(
+            st.sampled_from(
+                ["TimerState/1", "ChannelState/1", "bytes", "name", "mode", "count", "pair"]
+            )
+            | st.text(),
+            part,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(_json)
+def test_any_json_is_a_state_or_a_load_error(value: object) -> None:
+    for kind in (TimerState, ChannelState, object):
+        try:
+            state = decode(value, kind)
+        except LoadError:
+            continue
+        assert decode(through_json(state), kind) == state
+
+
+def test_fits_asks_the_annotations() -> None:
+    assert fits(ChannelState(3), ChannelState)
+    assert not fits(ChannelState(99), ChannelState)
+    assert not fits(3, ChannelState)
