@@ -38,7 +38,8 @@ class OutputLog:
         self._printed = Subscribers()
         # The `at_once` of each subscriber: by what ends its subscription, and alone.
         self._wants: dict[Callable[[], None], bytes | None] = {}
-        self._at_once: tuple[bytes | None, ...] = ()
+        # The bytes that some subscriber wants at once; None for all of them.
+        self._prompt: bytes | None = b""
 
     def _summary(self) -> str:
         return f"{self.printed} byte{'s' * (self.printed != 1)} printed"
@@ -105,13 +106,8 @@ class OutputLog:
 
     def _subscribers_changed(self) -> None:
         """Others listen now, or want other bytes at once."""
-        self._at_once = tuple(self._wants.values())
-
-    @property
-    def _prompt(self) -> bytes | None:
-        """The bytes that some subscriber wants at once; None for all of them."""
-        wanted = self._at_once
-        return None if None in wanted else bytes(sorted({*b"".join(filter(None, wanted))}))
+        wanted = tuple(self._wants.values())
+        self._prompt = None if None in wanted else bytes(sorted({*b"".join(filter(None, wanted))}))
 
     def emit(self, data: bytes) -> None:
         """Keep `data` as printed, and pass it on."""

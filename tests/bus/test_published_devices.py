@@ -16,7 +16,7 @@ from pykvm.devices.hpet import CAPABILITIES, CONFIGURATION, COUNTER, ENABLE_CNF,
 from pykvm.devices.pit import SECOND, Pit8254
 from pykvm.devices.pm_timer import PM_TIMER_HZ, AcpiPmTimer
 from pykvm.devices.rtc import Rtc146818
-from pykvm.devices.uart import (
+from pykvm.devices.uart_registers import (
     IER_THR_EMPTY,
     IIR_NONE,
     IIR_RECEIVED,
@@ -107,29 +107,14 @@ class Side:
     def end(self) -> dict[str, Any]:
         if self.front:
             self.front.dispatch.deliver()
-        state = {
-            name: value
-            for name, value in vars(self.uart).items()
-            if not name.startswith(
-                (
-                    *(
-                        "_lock",
-                        "_keep",
-                        "_pub",
-                        "_irq",
-                        "_printed",
-                        "_drained",
-                        "_incoming",
-                        "_driven",
-                    ),
-                    *("_bank", "_levels", "_wants"),
-                )
-            )
-        }
-        # Without its interrupt enabled nobody can tell, and enabling it makes it due.
-        if not self.uart._ier & IER_THR_EMPTY:
-            state.pop("_thr_empty_due")
+        registers = self.uart._registers
+        state = vars(registers) | {"received": list(registers.received)}
+        # Without its interrupt enabled no guest sees this, and enabling it makes it due.
+        if not registers.ier & IER_THR_EMPTY:
+            state.pop("thr_empty_due")
         return state | {
+            "discarded": self.uart.discarded,
+            "has read": self.uart.heard,
             "output": self.uart.output,
             "heard": b"".join(self.heard),
             "level": self.line.level,
@@ -253,7 +238,7 @@ def test_enabling_and_disabling_it_needs_no_python() -> None:
     assert front.answered == 3 * 6 + 1
     front.write(IER, IER_THR_EMPTY | 1)
     assert front.answered == 3 * 6 + 1
-    assert (uart.text, uart._ier, high(line)) == ("AAA", IER_THR_EMPTY | 1, False)
+    assert (uart.text, uart._registers.ier, high(line)) == ("AAA", IER_THR_EMPTY | 1, False)
     uart.send("x")
     front.settle()
     front.write(IER, 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pykvm.devices import Uart16550
 from pykvm.devices.incoming import BURST, LONGEST_PAUSE
-from pykvm.devices.uart import (
+from pykvm.devices.uart_registers import (
     FCR_ENABLE,
     FCR_RESET_RECEIVER,
     IER_RECEIVED,

@@ -306,4 +306,4 @@ def test_what_a_guest_makes_a_device_keep_is_bounded() -> None:
     assert len(console._kept) <= 2000
     assert len(port.history) == 256
     assert len(uart._kept) <= 2000
-    assert len(uart._received) == 16
+    assert len(uart._registers.received) == 16

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pykvm.bus import Bus, Space
 from pykvm.devices import Uart16550
-from pykvm.devices.uart import (
+from pykvm.devices.uart_registers import (
     FCR_ENABLE,
     FCR_RESET_RECEIVER,
     IER_LINE_STATUS,
@@ -496,7 +496,7 @@ def test_whatever_a_guest_does(steps: list[tuple[str, int, int]]) -> None:
                 printed.append(value)
             elif number in (IER, LCR, MCR, SCR):
                 registers[number] = value & {IER: 0x0F, MCR: 0x1F}.get(number, 0xFF)
-        assert len(rig.uart._received) <= 16
+        assert len(rig.uart._registers.received) <= 16
     assert rig.uart.output == printed
     # Whatever state it left the chip in, setting it up again makes it work.
     rig.out(LCR, 3)
