@@ -21,13 +21,17 @@ from pykvm.kvm.uapi import (
 from pykvm.layout import KVM_PAGES
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import option
-from pykvm.x86.cpuid import LAPIC_FEATURES, Specification, select, with_topology, without
+from pykvm.x86.cpuid import (
+    LAPIC_FEATURES,
+    CpuidEntry,
+    Specification,
+    select,
+    with_topology,
+    without,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from pykvm.kvm import Record
-    from pykvm.x86.cpuid import CpuidEntry
 
 __all__ = ["Host"]
 
@@ -123,7 +127,7 @@ class Host:
             vm.enable_cap(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
         return vm
 
-    def offered(self, irqchip: str) -> list[Record]:
+    def offered(self, irqchip: str) -> list[CpuidEntry]:
         """What a guest can be shown on this host: the entries of KVM_GET_SUPPORTED_CPUID.
 
         KVM leaves the TSC-deadline timer of its local APIC out there and shows it by a
@@ -132,16 +136,16 @@ class Host:
         deadline = irqchip == "user" or self.system.check_extension(KVM_CAP_TSC_DEADLINE_TIMER)
         return self._supported(HYPERVISOR | TSC_DEADLINE if deadline else HYPERVISOR)
 
-    def _supported(self, leaf_1_ecx: int = HYPERVISOR) -> list[Record]:
+    def _supported(self, leaf_1_ecx: int = HYPERVISOR) -> list[CpuidEntry]:
         """What KVM itself offers, and these bits, which it leaves to us to set.
 
         Linux before 6.14 leaves HYPERVISOR out.  Without it a guest looks for none of KVM's leaves.
         """
-        entries = self.system.supported_cpuid()
-        for entry in entries:
-            if entry.function == 1:
-                entry.ecx |= leaf_1_ecx
-        return entries
+        entries = _unpacked(self.system.supported_cpuid_packed())
+        return [
+            entry._replace(ecx=entry.ecx | leaf_1_ecx) if entry.function == 1 else entry
+            for entry in entries
+        ]
 
     def cpuid(
         self,
@@ -164,7 +168,9 @@ class Host:
             untried = hidden is None and irqchip == "user"
             entries = self._supported() if untried else self.offered(irqchip)
             _refuse(model, irqchip, hidden or frozenset())
-            selected = _selected(without(entries, hidden or frozenset()), model, irqchip)
+            if hidden is not None:
+                entries = without(entries, hidden)
+            selected = _selected(entries, model, irqchip)
             table = _packed(with_topology(selected, apic_id=index, count=count))
             Host._tables[key] = table
         return table
@@ -196,6 +202,10 @@ def _refuse(model: str, irqchip: str, hidden: frozenset[str]) -> None:
 def _selected(entries: Sequence[CpuidEntry], model: str, irqchip: str) -> list[CpuidEntry]:
     # A guest that finds an APIC in CPUID expects one to be there.
     return select(entries, model, remove=LAPIC_FEATURES if irqchip == "none" else ())
+
+
+def _unpacked(packed: bytearray) -> list[CpuidEntry]:
+    return [CpuidEntry(*entry) for entry in _CPUID_ENTRY.iter_unpack(packed[_CPUID_HEAD.size :])]
 
 
 def _packed(entries: Sequence[CpuidEntry]) -> bytes:

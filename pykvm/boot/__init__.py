@@ -22,7 +22,6 @@ from pykvm.boot.elf import ELFMAG
 from pykvm.boot.files import source_of
 from pykvm.boot.image import Entry, Image, Module, Range, Segment, Setup
 from pykvm.boot.notes import named_protocol
-from pykvm.boot.real_start import RealAddress
 from pykvm.boot.source import Request, Source
 from pykvm.boot.symbols import Symbols
 from pykvm.errors import ConfigError
@@ -32,6 +31,7 @@ from pykvm.values.spelling import option
 if TYPE_CHECKING:
     import os
 
+    from pykvm.boot.real_start import RealAddress
     from pykvm.memory import GuestMemory
     from pykvm.x86.state import Mode
 
@@ -42,7 +42,6 @@ __all__ = [
     "Image",
     "Module",
     "Range",
-    "RealAddress",
     "Request",
     "Segment",
     "Setup",

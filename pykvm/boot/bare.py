@@ -25,7 +25,6 @@ from functools import lru_cache
 from pykvm.boot.c_strings import c_string
 from pykvm.boot.image import Entry, Range, Setup
 from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
-from pykvm.boot.real_start import RealAddress, RealStart
 from pykvm.errors import LoadError
 from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pykvm.boot.image import Image
+    from pykvm.boot.real_start import RealAddress
     from pykvm.boot.source import Source
     from pykvm.memory import GuestMemory
     from pykvm.x86.paging import IdentityTables
@@ -164,6 +164,8 @@ def _plan_protected(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Pla
 
 
 def _plan_real(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
+    from pykvm.boot.real_start import RealStart
+
     if len(argv) > 1:
         raise LoadError(
             f"{image.name}: arguments are given, but a real-mode guest has no way to receive them",
@@ -206,7 +208,7 @@ def _real_stack(image: Image, free: FreeMemory) -> Range:
 
 def _check_real_stack(image: Image, free: FreeMemory, stack: RealAddress) -> None:
     """Raise LoadError unless the first word that is pushed there goes to RAM."""
-    first = RealAddress(stack.segment, (stack.offset - 2) % REAL_SEGMENT_SIZE)
+    first = stack._replace(offset=(stack.offset - 2) % REAL_SEGMENT_SIZE)
     if not free.is_ram(Range("stack", first.linear, first.linear + 2)):
         raise LoadError(
             f"{image.name}: the first word on a stack at {stack} goes to {first.linear:#x}, where "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 __all__ = ["Status"]
 
 
-class Status(IntEnum):
+class Status:
     """What pykvm itself ends with; a guest that exits gives its own code."""
 
     DONE = 0

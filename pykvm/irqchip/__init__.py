@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from pykvm.irqchip.base import IRQCHIPS, Interrupts, IrqChip, check_irqchip
+from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pykvm.bus import Bus, Device
     from pykvm.clock import Clock
+    from pykvm.irqchip.base import IrqChip
     from pykvm.kvm import VM
 
-__all__ = ["IRQCHIPS", "Interrupts", "IrqChip", "check_irqchip", "make_irqchip"]
+__all__ = ["IRQCHIPS", "check_irqchip", "make_irqchip"]
+
+IRQCHIPS = ("user", "kernel", "split", "none")
+POLICIES = ("realtime", "paused", "warp")  # of pykvm.clock, which few runs need
+
+
+def check_irqchip(irqchip: str, clock: str) -> None:
+    """Raise ConfigError unless there is such an irqchip, and such a policy of time with it."""
+    if irqchip not in IRQCHIPS:
+        raise ConfigError(f"irqchip is one of {', '.join(IRQCHIPS)}, not {irqchip!r}")
+    if clock not in POLICIES:
+        raise ConfigError(f"clock is one of {', '.join(POLICIES)}, not {clock!r}")
+    if clock == "warp" and irqchip in ("kernel", "split"):
+        raise ConfigError(
+            f"{option('clock', 'warp')} does not go with {option('irqchip', irqchip)}: "
+            "the kernel's timers skip no time",
+            hint=f"{option('irqchip', 'user')} has all of them in software",
+        )
 
 
 def make_irqchip(

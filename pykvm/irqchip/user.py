@@ -12,7 +12,6 @@ from pykvm.bus import Placement, Space
 from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError, KVMError
 from pykvm.irqchip.places import PLACES, placements
-from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offset, set_tsc_offsets
 from pykvm.kvm.run_page import APIC_BASE
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import option
@@ -214,6 +213,8 @@ class UserIrqChip:
     def resume(self) -> None:
         """Time runs on, or was skipped: KVM's own clocks for the guest have to follow."""
         if self.platform is not None:
+            from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offsets
+
             clock = self.platform.clock
             if self._kvmclock:
                 set_kvmclock(self._vm, clock)
@@ -266,6 +267,8 @@ class UserIrqChip:
                 self._rebase(cpu, lapic.base)
 
     def _move_tsc(self, cpu: CPU) -> None:
+        from pykvm.irqchip.tsc_offset import set_tsc_offset
+
         platform = self._platform()
         if platform.clock.tsc_movable:
             set_tsc_offset(cpu, platform.clock.vcpu_tsc_offset(cpu.index))
@@ -273,6 +276,8 @@ class UserIrqChip:
 
     def _start_kvmclock(self, cpu: CPU, exit: WrMsr) -> None:
         """The guest asks for kvmclock: have KVM do it, and follow guest time from now on."""
+        from pykvm.irqchip.tsc_offset import set_kvmclock
+
         self._kvmclock = True
         self._filter_msrs()
         set_kvmclock(self._vm, self._platform().clock)

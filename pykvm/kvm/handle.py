@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import warnings
-from array import array
 from errno import E2BIG
 from functools import cache
 
+from pykvm._core import ffi
 from pykvm.descriptor import Descriptor
 from pykvm.errors import ClosedError, ConfigError, KVMError, KVMResourceError, is_exhaustion
 from pykvm.kvm import uapi
-from pykvm.kvm.hints import hint_for
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,17 +35,12 @@ _GROWTH_LIMIT = 1 << 16
 _ATTRIBUTE_ROOM = 64
 
 
-def address_of(buffer: Buffer | array[int]) -> int:
+def address_of(buffer: Buffer) -> int:
     """Return the address of a writable buffer, for structs that point at one.
 
-    It stays valid while `buffer` lives and is not resized.  Of an array it takes no ctypes, whose
-    import is dear.
+    It stays valid while `buffer` lives and is not resized.
     """
-    if isinstance(buffer, array):
-        return buffer.buffer_info()[0]
-    import ctypes
-
-    return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer, require_writable=True)))
 
 
 def fd_of(file: int | object) -> int:
@@ -207,6 +201,8 @@ class Handle:
                 return buffer
 
     def _refused(self, number: int, errno: int) -> KVMError:
+        from pykvm.kvm.hints import hint_for
+
         name = name_of(number)
         kind = KVMResourceError if is_exhaustion(errno) else KVMError
         return kind(name, errno, hint=hint_for(name, errno))
@@ -277,7 +273,7 @@ class Attributes(Handle):
         KVM_GET_DEVICE_ATTR, api.rst 4.80; capabilities as for `has_device_attr`.
         """
         # Room for a kernel that writes more than the caller thinks.
-        data = array("B", bytes(max(size, _ATTRIBUTE_ROOM)))
+        data = bytearray(max(size, _ATTRIBUTE_ROOM))
         value = {"group": group, "attr": attr, "addr": address_of(data)}
         self.ioctl_write(uapi.KVM_GET_DEVICE_ATTR, uapi.kvm_device_attr, value)
         return int.from_bytes(data[:size], "little")
@@ -289,6 +285,6 @@ class Attributes(Handle):
         KVM_SET_DEVICE_ATTR, api.rst 4.80; capabilities as for `has_device_attr`.
         """
         content = bytes_of(value, size) if isinstance(value, int) else bytes(value)
-        data = array("B", content.ljust(_ATTRIBUTE_ROOM, b"\0"))
+        data = bytearray(content.ljust(_ATTRIBUTE_ROOM, b"\0"))
         fields = {"group": group, "attr": attr, "addr": address_of(data)}
         self.ioctl_write(uapi.KVM_SET_DEVICE_ATTR, uapi.kvm_device_attr, fields)

@@ -10,7 +10,6 @@ from pykvm.errors import HostError, KVMError, is_exhaustion, resource_error
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import KVM_API_VERSION
 from pykvm.kvm.handle import Attributes, Extensions
-from pykvm.kvm.msrs import read_msrs
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -167,6 +166,8 @@ class System(Extensions, Attributes):
         Needs KVM_CAP_GET_MSR_FEATURES.  Raises KVMError naming the first MSR that KVM refuses,
         unless `partial`: then the MSRs before it.  KVM_GET_MSRS, api.rst 4.18.
         """
+        from pykvm.kvm.msrs import read_msrs
+
         return read_msrs(self, indices, partial=partial)
 
     def mce_cap_supported(self) -> int:

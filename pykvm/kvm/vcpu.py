@@ -10,7 +10,6 @@ from pykvm.errors import ConfigError, resource_error
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import KVM_DIRTY_LOG_PAGE_OFFSET, KVM_GUESTDBG_ENABLE
 from pykvm.kvm.handle import Attributes, Enabling
-from pykvm.kvm.msrs import read_msrs, write_msrs
 from pykvm.kvm.vcpu_state import State
 from pykvm.typed import TYPE_CHECKING
 
@@ -136,6 +135,8 @@ class VCPU(State, Enabling, Attributes):
         Raises KVMError naming the first MSR that KVM refuses, unless `partial`: then those before
         it.  E2BIG for more than 256 at a time.  KVM_GET_MSRS, api.rst 4.18.
         """
+        from pykvm.kvm.msrs import read_msrs
+
         return read_msrs(self, indices, partial=partial)
 
     def set_msrs(self, values: Mapping[int, int], *, partial: bool = False) -> int:
@@ -144,6 +145,8 @@ class VCPU(State, Enabling, Attributes):
         Raises KVMError naming the first MSR that KVM refuses, those before it being set, unless
         `partial`.  KVM_SET_MSRS, api.rst 4.19.
         """
+        from pykvm.kvm.msrs import write_msrs
+
         return write_msrs(self, values, partial=partial)
 
     def set_cpuid2(self, entries: Iterable[Fields] | bytes | bytearray) -> None:

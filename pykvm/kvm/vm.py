@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from contextlib import suppress
 from errno import ENOENT
 
@@ -14,7 +13,6 @@ from pykvm.kvm.constants import (
     KVM_HYPERV_EVENTFD_DEASSIGN,
     KVM_MSR_FILTER_MAX_RANGES,
 )
-from pykvm.kvm.device import Device
 from pykvm.kvm.handle import Enabling, Extensions, address_of, bytes_of, fd_of
 from pykvm.kvm.vm_interrupts import Interrupts
 from pykvm.typed import TYPE_CHECKING
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pykvm.kvm.codec import Buffer
+    from pykvm.kvm.device import Device
     from pykvm.kvm.handle import Fields
     from pykvm.kvm.records import Record
     from pykvm.kvm.vcpu import VCPU
@@ -257,7 +256,7 @@ class VM(Interrupts, Enabling, Extensions):
             raise ConfigError(f"{len(given)} MSR ranges: KVM takes {KVM_MSR_FILTER_MAX_RANGES}")
         bitmaps, entries = [], list[dict[str, int]]()
         for range_flags, base, nmsrs, bitmap in given:
-            data = array("B", bytes(bitmap))
+            data = bytearray(bitmap)
             if len(data) * 8 < nmsrs:
                 raise ConfigError(f"a bitmap of {len(data)} bytes does not cover {nmsrs} MSRs")
             bitmaps.append(data)
@@ -299,6 +298,8 @@ class VM(Interrupts, Enabling, Extensions):
         Needs KVM_CAP_DEVICE_CTRL.  Raises KVMError: ENODEV for a type that the host does not
         have, EEXIST for a second one.  KVM_CREATE_DEVICE, api.rst 4.79.
         """
+        from pykvm.kvm.device import Device
+
         try:
             descriptor = Descriptor.kvm_device(self.fd, unsigned("type", type, 32))
         except OSError as error:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pykvm.bus import Device, Placement
     from pykvm.clock import Clock, Timer, TimeSource
     from pykvm.devices.line import InterruptLine
-    from pykvm.irqchip import IrqChip
+    from pykvm.irqchip.base import IrqChip
     from pykvm.memory import GuestMemory
 
 __all__ = ["Attachments", "DeviceLines", "LateClock", "LateLine"]

@@ -10,7 +10,6 @@ from pykvm.bus.dispatch import Dispatch
 from pykvm.errors import ConfigError
 from pykvm.irqchip import make_irqchip
 from pykvm.machine.attachments import Attachments
-from pykvm.tables import Hardware
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import option
 from pykvm.vcpu import CPU
@@ -23,10 +22,11 @@ if TYPE_CHECKING:
     from pykvm.bus import Device, Placement
     from pykvm.clock import Clock
     from pykvm.host import Host
-    from pykvm.irqchip import Interrupts, IrqChip
+    from pykvm.irqchip.base import Interrupts, IrqChip
     from pykvm.kvm import VM
     from pykvm.machine.config import MachineConfig
     from pykvm.memory import GuestMemory
+    from pykvm.tables import Hardware
     from pykvm.vcpu.msr_exits import MsrExits
 
 __all__ = ["Board"]
@@ -54,7 +54,7 @@ class Board:
         self.has_outside_lines = False
         #: The right to run it.
         self.claim = Claim()
-        self.claim.on_fork(self.forget)
+        self.claim.on_fork(self, Board.forget)
         #: Called when the guest has touched what can interrupt it, and a run has to ask that.
         self.on_interrupts: Callable[[Interrupts], None] | None = None
         self._closed = False
@@ -238,6 +238,8 @@ class Board:
 
     def hardware(self) -> Hardware:
         """What tables describe of it."""
+        from pykvm.tables import Hardware
+
         leaves = {leaf.function: leaf for leaf in self.vcpus[0].kvm.get_cpuid2()}
         return Hardware(
             len(self.vcpus),

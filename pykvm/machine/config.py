@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from pykvm.boot.real_start import RealAddress
-from pykvm.clock import POLICIES
 from pykvm.errors import ConfigError
 from pykvm.irqchip import IRQCHIPS, check_irqchip
 from pykvm.memory import GuestMemory
@@ -145,7 +143,15 @@ def _mode(name: str, value: Any) -> Mode:
 
 
 def _real_address(name: str, value: Any) -> str:
+    from pykvm.boot.real_start import RealAddress
+
     return str(RealAddress.parse(checks.text(name, value)))
+
+
+def _clock(name: str, value: Any) -> Any:
+    from pykvm.clock import POLICIES
+
+    return checks.one_of(name, value, POLICIES)
 
 
 def _file(name: str, value: Any) -> Any:
@@ -227,7 +233,7 @@ CHECKS: Mapping[str, checks.Check] = {
     "cpu": checks.text,
     "unclaimed": checks.choice(None, *UNCLAIMED),
     "irqchip": checks.choice(None, *IRQCHIPS),
-    "clock": checks.choice(*POLICIES),
+    "clock": _clock,
     "tsc_khz": checks.optional(lambda name, value: checks.integer(name, value, 1, 0xFFFF_FFFF)),
     "quirks": checks.choice(*QUIRKS),
     "emulate": checks.choice(*EMULATE),

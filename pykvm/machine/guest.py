@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pykvm.boot import Module, RealAddress, Setup, load, protocol_of, source_of
+from pykvm.boot import Module, Setup, load, protocol_of, source_of
 from pykvm.errors import ConfigError
 from pykvm.layout import HOLE_END, HOLE_START
 from pykvm.memory import GuestMemory
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pykvm.boot import Image
+    from pykvm.boot.real_start import RealAddress
     from pykvm.boot.symbols import Symbols
     from pykvm.bus import Placement
     from pykvm.machine.config import MachineConfig
@@ -137,7 +138,11 @@ def read_guest(config: MachineConfig) -> Guest:
 
 
 def _real_address(text: str | None) -> RealAddress | None:
-    return None if text is None else RealAddress.parse(text)
+    if text is None:
+        return None
+    from pykvm.boot.real_start import RealAddress
+
+    return RealAddress.parse(text)
 
 
 def memory_of(config: MachineConfig) -> GuestMemory:

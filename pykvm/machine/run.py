@@ -21,14 +21,13 @@ from pykvm.result import Ending, Outcome, Place, Result
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.claim import LateError
 from pykvm.vcpu.loop import OVER, Pending
-from pykvm.vcpu.reset import can_reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
     from pykvm.exits import Exit
-    from pykvm.irqchip import Interrupts
+    from pykvm.irqchip.base import Interrupts
     from pykvm.vcpu import CPU
     from pykvm.vcpu.claim import Claim
 
@@ -249,6 +248,8 @@ class Run:
         """Carry out an INIT, if one came."""
         if self.interrupts is None or not self.interrupts.reset_by_init(cpu):
             return None
+        from pykvm.vcpu.reset import can_reset
+
         if cpu.index == 0 and not can_reset(cpu):
             return Ending(Outcome.RESET, SENT_INIT)
         return None

@@ -163,7 +163,7 @@ class Rig:
             vcpu = vm.create_vcpu(0)
             entries = host.offered(irqchip)
             self.offered = CpuidTable(entries).features
-            vcpu.set_cpuid2(entries)
+            vcpu.set_cpuid2([entry._asdict() for entry in entries])
             self._vm = vm
             self._cpu = CPU(vcpu, memory)
             stack.callback(self._cpu.close)

@@ -8,7 +8,9 @@ with the run in between: see pykvm/_core/hold.c.
 from __future__ import annotations
 
 import os
-import weakref
+
+# From here and not from `weakref`, half a millisecond of whose code goes unused.
+from _weakref import ref
 from errno import ENOMEM, errorcode
 
 from pykvm._core import ffi, hold_claim, lib, owned
@@ -72,11 +74,13 @@ class Claim:
         self.core: Any = core
         #: Whether this process is a fork of the one that made the machine.
         self.forked = False
-        # Called in the child of a fork; weak, so that no cycle holds a machine that is forgotten.
-        self._on_fork: Callable[[], Callable[[], None] | None] = lambda: None
+        # Called in the child of a fork, of an owner held weakly: no cycle holds a machine that is
+        # forgotten.
+        self._on_fork: Callable[[Any], None] | None = None
+        self._owner: ref[object] | None = None
         self._address = int(ffi.cast("uintptr_t", core))
         # Not a WeakSet, which is in Python: an exception of a signal inside of it would be lost.
-        _claims[weakref.ref(self, _claims.pop)] = None
+        _claims[ref(self, _claims.pop)] = None
 
     def hold(self, run: Callable[[], T]) -> T:
         """Call `run` as the one run of the machine.
@@ -119,20 +123,21 @@ class Claim:
         """
         return bool(lib.pykvm_claim_shut(self.core, wait))
 
-    def on_fork(self, method: Callable[[], None]) -> None:
-        """Call a method of an object, if that still lives, in the child of a fork."""
-        self._on_fork = weakref.WeakMethod(method)
+    def on_fork(self, owner: T, forget: Callable[[T], None]) -> None:
+        """In the child of a fork, call `forget` with `owner` if that still lives."""
+        self._on_fork = forget
+        self._owner = ref(owner)
 
     def forget(self) -> None:
         """In the child of a fork: give up what is the parent's."""
         self.forked = True
         lib.pykvm_claim_forget(self.core)
-        forget = self._on_fork()
-        if forget is not None:
-            forget()
+        owner = self._owner() if self._owner is not None else None
+        if owner is not None and self._on_fork is not None:
+            self._on_fork(owner)
 
 
-_claims: dict[weakref.ref[Claim], None] = {}
+_claims: dict[ref[Claim], None] = {}
 
 
 def _forget_all() -> None:

@@ -16,7 +16,7 @@ import functools
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
-from pykvm.x86.cpuid_features import ALIASES, FEATURES, REGISTERS, WORDS, canonical
+from pykvm.x86.cpuid_features import ALIASES, REGISTERS, WORDS, canonical, feature_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -140,7 +140,8 @@ _XSAVE_COMPONENTS |= {15: "arch_lbr", 17: "amx_tile", 18: "amx_tile"}
 _XSAVE_LEGACY_SIZE = 512 + 64
 # The first leaf of each range holds the number of the last.
 _RANGES = (0x0, 0x4000_0000, 0x8000_0000)
-_ALL_ONES = 0xFFFF_FFFF
+# CPUID.1:EDX
+_HT = 1 << 28
 
 
 class CpuidEntry(NamedTuple):
@@ -186,8 +187,8 @@ def select(
     removed = wanted.removed.union(remove)
     if wanted.model == "host":
         return without(offered, removed) if removed else offered
-    features = _COMMON | MODELS[wanted.model] if wanted.model in MODELS else BASELINE
-    return _only(offered, (features | wanted.added) - removed)
+    shown = _COMMON | MODELS[wanted.model] if wanted.model in MODELS else BASELINE
+    return _only(offered, (shown | wanted.added) - removed)
 
 
 class Specification(NamedTuple):
@@ -272,9 +273,8 @@ def with_topology(entries: Iterable[Entry], *, apic_id: int, count: int) -> list
     for e in entries:
         leaf = _copy(e)
         if leaf.function == 1:
-            ht = 1 << FEATURES["ht"][0].bit
             ebx = leaf.ebx & 0xFFFF | min(count, 255) << 16 | (apic_id & 0xFF) << 24
-            leaf = leaf._replace(ebx=ebx, edx=leaf.edx | ht if count > 1 else leaf.edx & ~ht)
+            leaf = leaf._replace(ebx=ebx, edx=leaf.edx | _HT if count > 1 else leaf.edx & ~_HT)
         elif leaf.function == 4 and leaf.eax & 0x1F:
             # Levels 1 and 2 belong to a core, the last one to the package.
             shared = (1 << width) - 1 if leaf.eax >> 5 & 7 >= 3 else 0
@@ -410,6 +410,8 @@ class CpuidTable:
 
 
 def _copy(entry: Entry) -> CpuidEntry:
+    if type(entry) is CpuidEntry:
+        return entry
     return CpuidEntry(
         entry.function, entry.index, entry.flags, entry.eax, entry.ebx, entry.ecx, entry.edx
     )
@@ -417,16 +419,17 @@ def _copy(entry: Entry) -> CpuidEntry:
 
 def _feature(name: str) -> Bit:
     """Where the feature is reported first."""
-    return FEATURES[_named(name)][0]
+    return feature_bits()[_named(name)][0]
 
 
 def _named(name: str) -> str:
-    """The name in FEATURES; ConfigError with the nearest ones for one unknown."""
+    """The name in `feature_bits`; ConfigError with the nearest ones for one unknown."""
     known = canonical(name)
-    if known not in FEATURES:
+    if known not in feature_bits():
         import difflib
 
-        near = [canonical(one) for one in difflib.get_close_matches(known, (*FEATURES, *ALIASES))]
+        all_names = (*feature_bits(), *ALIASES)
+        near = [canonical(one) for one in difflib.get_close_matches(known, all_names)]
         raise ConfigError(
             f"there is no CPUID feature {name!r}",
             hint=f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "",
@@ -438,9 +441,10 @@ def _named(name: str) -> str:
 def _bits(names: frozenset[str]) -> dict[tuple[int, int], tuple[int, int, int, int]]:
     """The bits of the features `names` in each leaf and subleaf that reports any feature."""
     bits = {(leaf, subleaf): [0, 0, 0, 0] for leaf, subleaf, _ in WORDS}
-    for name in names:
-        for leaf, subleaf, register, bit in FEATURES[name]:
-            bits[leaf, subleaf][REGISTERS.index(register)] |= 1 << bit
+    for (leaf, subleaf, register), word in WORDS.items():
+        bits[leaf, subleaf][register] = sum(
+            1 << bit for bit, name in enumerate(word) if name in names
+        )
     return {leaf: (eax, ebx, ecx, edx) for leaf, (eax, ebx, ecx, edx) in bits.items()}
 
 

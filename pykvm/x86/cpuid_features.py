@@ -6,9 +6,15 @@ Sources: SDM 2A CPUID, APM 3 appendix E, and the kernel's Documentation/virt/kvm
 
 from __future__ import annotations
 
+from functools import cache
+
+from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
-__all__ = ["ALIASES", "FEATURES", "REGISTERS", "WORDS", "Bit", "canonical"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ALIASES", "REGISTERS", "WORDS", "Bit", "canonical", "feature_bits"]
 
 REGISTERS = ("eax", "ebx", "ecx", "edx")
 
@@ -113,20 +119,24 @@ WORDS = {
     for (leaf, subleaf, register), text in _TABLE.items()
 }
 
-# Every feature by name: the places that report it, the one that counts first.
-FEATURES: dict[str, tuple[Bit, ...]] = {}
-for (_leaf, _subleaf, _number), _names in WORDS.items():
-    for _bit, _name in enumerate(_names):
-        if _name != "-":
-            _place = Bit(_leaf, _subleaf, REGISTERS[_number], _bit)
-            FEATURES[_name] = (*FEATURES.get(_name, ()), _place)
+
+@cache
+def feature_bits() -> Mapping[str, tuple[Bit, ...]]:
+    """Every feature by name: the places that report it, the one that counts first."""
+    found: dict[str, tuple[Bit, ...]] = {}
+    for (leaf, subleaf, number), names in WORDS.items():
+        for bit, name in enumerate(names):
+            if name != "-":
+                place = Bit(leaf, subleaf, REGISTERS[number], bit)
+                found[name] = (*found.get(name, ()), place)
+    return found
 
 
 def canonical(name: str) -> str:
-    """The name in FEATURES for one of QEMU's, or `name` in their spelling where there is none.
+    """The name in `feature_bits` for one of QEMU's, or `name` in that spelling where it has none.
 
     >>> canonical("tsc-deadline"), canonical("sse4.1"), canonical("sse3"), canonical("no-such")
     ('tsc_deadline_timer', 'sse4_1', 'pni', 'no_such')
     """
     plain = name.replace("-", "_").replace(".", "_")
-    return plain if plain in FEATURES else ALIASES.get(plain, plain)
+    return plain if plain in feature_bits() else ALIASES.get(plain, plain)

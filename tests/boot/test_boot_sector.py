@@ -9,7 +9,7 @@ import pytest
 from boot.elfs import elf
 
 from pykvm import boot
-from pykvm.boot import RealAddress
+from pykvm.boot.real_start import RealAddress
 from pykvm.errors import ConfigError, LoadError
 from pykvm.memory import GuestMemory
 from pykvm.x86.state import Mode

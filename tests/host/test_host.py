@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,15 +16,6 @@ def test_what_is_required_has_the_kernels_numbers() -> None:
     assert {name: Cap[name].value for name in host.REQUIRED} == host.REQUIRED
 
 
-class Leaf(SimpleNamespace):
-    """A struct kvm_cpuid_entry2."""
-
-    def __init__(self, function: int, *, eax: int = 0, ecx: int = 0) -> None:
-        super().__init__(
-            function=function, index=0, flags=0, eax=eax, ebx=0, ecx=ecx, edx=0, padding=[0, 0, 0]
-        )
-
-
 class System:
     """A /dev/kvm that offers what it is told to."""
 
@@ -34,9 +24,14 @@ class System:
         self.features = leaf_1_ecx, kvm_features
         self.closed = False
 
-    def supported_cpuid(self) -> list[Leaf]:
+    def supported_cpuid_packed(self) -> bytearray:
         ecx, kvm = self.features
-        return [Leaf(0, eax=1), Leaf(1, ecx=ecx), Leaf(0x4000_0001, eax=kvm)]
+        leaves: list[dict[str, int]] = [
+            {"function": 0, "eax": 1},
+            {"function": 1, "ecx": ecx},
+            {"function": 0x4000_0001, "eax": kvm},
+        ]
+        return uapi.kvm_cpuid2.pack({"entries": leaves})
 
     def check_extension(self, number: int) -> int:
         return self.offered.get(number, 0)
