@@ -150,9 +150,13 @@ class Symbols(Mapping[str, int]):
 
         The name comes from a file: it is made fit for a terminal.
         """
+        return self.name_at(address) or f"{address:#x}"
+
+    def name_at(self, address: int) -> str:
+        """The same, but the empty string where no symbol covers it."""
         found = self.find(address)
         if found is None:
-            return f"{address:#x}"
+            return ""
         name, offset = printable(found[0]), found[1]
         return f"{name}+{offset:#x}" if offset else name
 

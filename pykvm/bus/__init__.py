@@ -12,6 +12,7 @@ from pykvm.bus.device import (
     check_irq,
     check_placement,
     odd_answer,
+    placed,
 )
 from pykvm.bus.guest_end import GuestEnd, GuestExit, GuestPanic, GuestPowerOff, GuestReset
 
@@ -35,4 +36,5 @@ __all__ = [
     "check_irq",
     "check_placement",
     "odd_answer",
+    "placed",
 ]

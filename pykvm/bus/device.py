@@ -147,6 +147,25 @@ class Placement(NamedTuple):
         return self.device.name
 
 
+def placed(
+    device: Device, *, pio: int | None, mmio: int | None, length: int | None, irq: int | None
+) -> Placement:
+    """The placement that these ask for.  Raises ConfigError unless they do."""
+    name = check_device(device)
+    if (pio is None) == (mmio is None):
+        raise ConfigError(f"device {name}: give either pio= or mmio=")
+    size = length if length is not None else getattr(device, "length", None)
+    if size is None:
+        raise ConfigError(
+            f"device {name}: length= is missing",
+            hint="say how many ports or bytes it takes, or give the device a `length`",
+        )
+    if mmio is not None:
+        return Placement(device, Space.MMIO, mmio, size, irq=irq)
+    assert pio is not None
+    return Placement(device, Space.PIO, pio, size, irq=irq)
+
+
 def check_placement(placement: Placement) -> None:
     """Raise ConfigError unless it is one, of something with a name, at addresses that there are."""
     if not isinstance(placement, Placement):

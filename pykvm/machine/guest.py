@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pykvm.boot import Module, Setup, load, protocol_of, source_of
+from pykvm.boot import Module, Setup, load, place, protocol_of, source_of
 from pykvm.errors import ConfigError
 from pykvm.layout import HOLE_END, HOLE_START
 from pykvm.memory import GuestMemory
@@ -14,10 +14,11 @@ from pykvm.x86.state import Mode
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pykvm.boot import Image
+    from pykvm.boot import Entry, Image
     from pykvm.boot.real_start import RealAddress
     from pykvm.boot.symbols import Symbols
     from pykvm.bus import Placement
+    from pykvm.machine.board import Board
     from pykvm.machine.config import MachineConfig
 
 __all__ = ["Guest", "may_meet_quirks", "memory_of", "read_guest"]
@@ -91,6 +92,24 @@ class Guest(NamedTuple):
         from pykvm.devices.pc import pc_devices
 
         return [*standard_devices(), *pc_devices()]
+
+    def place_on(self, board: Board) -> Entry | None:
+        """Put the guest, and the tables that describe the board, into its memory.
+
+        Returns how the guest starts, None if there is no image.
+        """
+        setup, entry = self.setup, None
+        if self.is_pc or "fw-cfg" in board.devices:
+            setup = setup._replace(hardware=board.hardware())
+        if self.image is not None:
+            entry = place(self.image, board.memory, setup)
+            if self.symbols is not None:
+                entry = entry._replace(symbols=self.symbols)
+            board.vcpus[0].state = entry.state
+        if self.follows_firmware:
+            board.set_memory_types()
+        board.populate_fw_cfg(setup, self.config.fw_cfg or {})
+        return entry
 
 
 def read_guest(config: MachineConfig) -> Guest:

@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import closing, contextmanager
-from functools import partial
+from contextlib import closing
 
 from pykvm import layout
-from pykvm._core import lib
-from pykvm.boot import Entry, place
 from pykvm.boot.symbols import Symbols
-from pykvm.bus import Placement, Space, check_device, check_irq
+from pykvm.bus import check_irq, placed
 from pykvm.errors import ConfigError, StateError, exhausted
 from pykvm.host import Host
 from pykvm.machine.board import Board
 from pykvm.machine.config import MachineConfig
 from pykvm.machine.guest import memory_of, read_guest
-from pykvm.machine.guest_ends import ending_of
-from pykvm.machine.run import Run
+from pykvm.machine.runs import Runs
 from pykvm.machine.workarounds import Workarounds
 from pykvm.printable import printable
-from pykvm.result import Ending, Outcome
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
 from pykvm.values.frozen import SignatureOf, with_fields_of
 from pykvm.values.spelling import in_python
-from pykvm.values.subscribers import Subscribers
-from pykvm.vcpu.claim import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Any
 
+    from pykvm.boot import Entry
     from pykvm.bus import Device
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.devices.uart import Uart16550
     from pykvm.exits import Exit
-    from pykvm.machine.answers import Answers
     from pykvm.machine.config import File
     from pykvm.machine.exits import Exits
-    from pykvm.machine.linux_console import KernelWatch
-    from pykvm.machine.until import Awaited, Conditions, Ear
+    from pykvm.machine.until import Awaited
     from pykvm.result import Result
     from pykvm.vcpu import CPU
 
@@ -55,10 +47,6 @@ else:
     ConfigOrFields = MachineConfig
 
 __all__ = ["Machine"]
-
-
-# Ends of a kernel that has said its last word, if it was one of a panic.
-_MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
 
 
 class Machine:
@@ -128,27 +116,15 @@ class Machine:
 
     @with_fields_of(ConfigOrFields)
     def __init__(self, image: Any = None, **fields: Any) -> None:
-        self._closed = False
-        # The run in progress, or the last one: see `Board.claim`.
-        self._last_run: Run | None = None
-        self._answers_made: Answers | None = None
         config = self.config = _config_of(image, fields)
         guest = self._guest = read_guest(config)
-        self.entry: Entry | None = None
-        self._emulated = Subscribers()
-        self._remarks = guest.remarks
-        self._kernel_watch: KernelWatch | None = None
-        self._ear: Ear | None = None
         # What an exception finds half made is released, also one that comes out of this `with`.
         try:
             with exhausted("this machine could not be made"), closing(Host()) as host:
                 host.check_vcpus(config.vcpus)
                 board = self._board = Board(memory_of(config), config, irqchip=guest.irqchip)
                 self._workarounds = Workarounds(
-                    board,
-                    emulate=config.emulate == "auto",
-                    open_bus=guest.open_bus,
-                    on_emulated=self._tell_emulated,
+                    board, emulate=config.emulate == "auto", open_bus=guest.open_bus
                 )
                 self.memory, self.bus = board.memory, board.bus
                 #: The devices by name.
@@ -157,32 +133,11 @@ class Machine:
                 board.dispatch.collected.open_bus = guest.open_bus
                 if guest.wants_workarounds:
                     self._workarounds.add_quirk_workarounds()
-                self._load(config.fw_cfg or {})
+                self.entry: Entry | None = guest.place_on(board)
+                self._runs = Runs(board, self._workarounds, guest, self.entry, self.notes)
         except BaseException:
             self._release()
             raise
-
-    def _tell_emulated(self, cpu: CPU, name: str, result: str) -> bool:
-        """See `Emulator.on_done`: without a subscriber, C may do the next ones."""
-        if not self._emulated:
-            return True
-        self._emulated(cpu, name, result)
-        return False
-
-    def _load(self, files: Mapping[str, bytes]) -> None:
-        """Put the guest, and the tables that describe this machine, into memory."""
-        board, guest = self._board, self._guest
-        setup = guest.setup
-        if guest.is_pc or "fw-cfg" in board.devices:
-            setup = setup._replace(hardware=board.hardware())
-        if guest.image is not None:
-            entry = place(guest.image, self.memory, setup)
-            self.entry = entry if guest.symbols is None else entry._replace(symbols=guest.symbols)
-            self._remarks += self.entry.remarks
-            board.vcpus[0].state = self.entry.state
-        if guest.follows_firmware:
-            board.set_memory_types()
-        board.populate_fw_cfg(setup, files)
 
     # -- devices -----------------------------------------------------------------------------
 
@@ -217,25 +172,15 @@ class Machine:
         ...     "echo" in machine.devices
         True
         """
-        self._check_open()
-        name = check_device(device)
-        if (pio is None) == (mmio is None):
-            raise ConfigError(f"device {name}: give either pio= or mmio=")
-        size = length if length is not None else getattr(device, "length", None)
-        if size is None:
-            raise ConfigError(
-                f"device {name}: length= is missing",
-                hint="say how many ports or bytes it takes, or give the device a `length`",
-            )
-        space, first = (Space.PIO, pio) if pio is not None else (Space.MMIO, mmio)
-        assert first is not None
+        self._board.claim.check_open()
+        placement = placed(device, pio=pio, mmio=mmio, length=length, irq=irq)
         if irq is not None:
             self._board.need_irqchip()
-        self._board.place([Placement(device, space, first, size, irq=irq)])
+        self._board.place([placement])
 
     def remove(self, device: Device | str) -> None:
         """Remove a device, given by name or itself.  Raises ConfigError if it is not there."""
-        self._check_open()
+        self._board.claim.check_open()
         self._board.remove(device)
 
     def line(self, irq: int) -> InterruptLine:
@@ -246,7 +191,7 @@ class Machine:
         the guest end it.  Raises ConfigError if the machine has no interrupt controller, or that
         no such input.
         """
-        self._check_open()
+        self._board.claim.check_open()
         irq = check_irq("irq", irq)
         irqchip = self._board.need_irqchip()
         self._board.has_outside_lines = True
@@ -257,7 +202,7 @@ class Machine:
 
         Returns whether a local APIC took it.  May be called from any thread.
         """
-        self._check_open()
+        self._board.claim.check_open()
         address = checks.unsigned("address", address, 64)
         data = checks.unsigned("data", data, 32)
         return self._board.need_irqchip().send_msi(address, data)
@@ -267,7 +212,7 @@ class Machine:
 
         Raises ConfigError unless ``irqchip="kernel"``.
         """
-        self._check_open()
+        self._board.claim.check_open()
         fd = checks.integer("fd", fd, 0, 0x7FFF_FFFF)
         irq = checks.integer("irq", irq, 0, layout.ISA_IRQS - 1)
         self._board.need_irqchip().irqfd(fd, irq)
@@ -278,16 +223,10 @@ class Machine:
         May be called from any thread.  Raises ConfigError if the machine has no such button, as
         that of a bare guest.
         """
-        self._check_open()
-        from pykvm.devices.acpi_pm import AcpiPm
+        self._board.claim.check_open()
+        from pykvm.machine.known_devices import power_button
 
-        power = self.devices.get("acpi-pm")
-        if not isinstance(power, AcpiPm):
-            raise ConfigError(
-                "this machine has no power button",
-                hint="those of kernels have; for others: devices=standard_devices() + pc_devices()",
-            )
-        power.press_power_button()
+        power_button(self.devices).press_power_button()
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -299,7 +238,8 @@ class Machine:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the machine does differently from what was asked: sentences, also in each Result."""
-        return self._remarks
+        remarks = self._guest.remarks
+        return remarks if self.entry is None else remarks + self.entry.remarks
 
     @property
     def vcpus(self) -> tuple[CPU, ...]:
@@ -319,12 +259,9 @@ class Machine:
     @property
     def serial(self) -> Uart16550:
         """The first serial port, "com1".  Raises ConfigError if it was left out."""
-        from pykvm.devices.uart import Uart16550
+        from pykvm.machine.known_devices import first_serial
 
-        device = self.devices.get("com1")
-        if not isinstance(device, Uart16550):
-            raise ConfigError("this machine has no serial port named com1")
-        return device
+        return first_serial(self.devices)
 
     @property
     def symbols(self) -> Mapping[str, int]:
@@ -337,9 +274,7 @@ class Machine:
     def symbol_at(self, address: int) -> str:
         """The symbol that holds a guest-virtual address, as "main+0x12", or the empty string."""
         address = checks.unsigned("address", address, 64)
-        if self.entry is None or self.entry.symbols.find(address) is None:
-            return ""
-        return self.entry.symbols.describe(address)
+        return "" if self.entry is None else self.entry.symbols.name_at(address)
 
     # -- running -----------------------------------------------------------------------------
 
@@ -387,8 +322,7 @@ class Machine:
             checks.callback("on_exit", on_exit)
         if on_answer is not None:
             checks.callback("on_answer", on_answer)
-        run = partial(self._run, timeout, until, on_exit, fail, on_answer=on_answer)
-        return self._board.claim.hold(run)
+        return self._runs.run(self, timeout, until, fail, on_exit=on_exit, on_answer=on_answer)
 
     def exits(
         self,
@@ -424,128 +358,8 @@ class Machine:
         """
         if timeout is not None:
             timeout = checks.seconds("timeout", timeout)
-        self._check_open()
-        from pykvm.machine.exits import Exits
-
-        def run(left: float | None, goes_on: bool) -> tuple[Result, bool]:
-            part = partial(
-                self._run, left, until, None, fail, stops=self._answers.stops, goes_on=goes_on
-            )
-            result = self._board.claim.hold(part)
-            return result, self._last_run is not None and self._last_run.at_exit
-
-        return Exits(self.vcpus, run, timeout)
-
-    def _run(
-        self,
-        timeout: float | None,
-        until: Awaited | Sequence[Awaited] | None,
-        on_exit: Callable[[CPU, Exit], None] | None,
-        fail: Awaited | Sequence[Awaited] | None,
-        stops: Callable[[CPU, Exit], bool] | None = None,
-        on_answer: Callable[[CPU, Exit], None] | None = None,
-        *,
-        goes_on: bool = False,
-    ) -> Result:
-        """The run, inside the machine's claim.
-
-        With `goes_on` it is a further part of one that stopped at an exit (`stops`).
-        """
-        with self._conditions(until, fail) as conditions, self._kernel() as kernel:
-            workarounds, board = self._workarounds, self._board
-            run = Run(
-                board.vcpus,
-                board.claim,
-                take=self._take_exit,
-                timeout=timeout,
-                check=None if conditions is None else conditions.check,
-                on_exit=on_exit,
-                on_answer=on_answer,
-                stops=stops,
-                interrupts=board.irqchip.interrupts if board.irqchip else None,
-                look=workarounds.look,
-            )
-            self._last_run = run
-            board.on_interrupts = run.use_interrupts
-            self._check_open()  # `close` may not have seen it
-            if conditions is not None:
-                run.end(conditions.ending)
-            before = workarounds.tally()
-            if not goes_on:
-                board.dispatch.collected.forget_drops()
-            result = self._in_guest_time(run)
-            workarounds.add_to(result, before)
-            if run.at_exit:
-                return result
-            if kernel is not None and result.outcome in _MAY_BE_DEAD:
-                death = kernel.death()
-                if death is not None:
-                    result.end(ending_of(death, board.vcpus[0]))
-            result.awaited = "" if conditions is None else conditions.awaited
-            result.notes = (*self._remarks, *board.notes)
-            if self.open_bus or not result.ok:
-                from pykvm.machine.report import complete
-
-                complete(result, run, board, self._guest, self.symbol_at)
-            if self.entry is not None and result.outcome is Outcome.CRASHED:
-                result.notes += self.entry.suspicions
-            return result
-
-    def _in_guest_time(self, run: Run) -> Result:
-        """Run, with the guest's clock going meanwhile."""
-        board = self._board
-        try:
-            board.start_clock()
-            try:
-                return run()
-            finally:
-                board.stop_clock()
-        except BaseException:
-            # Ctrl-C may have come into the stopping; twice is harmless.
-            board.stop_clock()
-            raise
-
-    @contextmanager
-    def _kernel(self) -> Iterator[KernelWatch | None]:
-        """Listen, if a Linux kernel runs, to what it says on the first serial port."""
-        if not self._guest.is_linux or "com1" not in self.devices:
-            yield None
-            return
-        if self._kernel_watch is None:
-            from pykvm.machine.linux_console import KernelWatch
-
-            self._kernel_watch = KernelWatch()
-        # It may end the run where a line ends.
-        forget = self.serial.on_output(self._kernel_watch.output, at_once=b"\n")
-        try:
-            yield self._kernel_watch
-        finally:
-            forget()
-
-    @contextmanager
-    def _conditions(self, until: object, fail: object) -> Iterator[Conditions[Machine] | None]:
-        """What is to end the run before the guest does."""
-        if until is None and fail is None:
-            yield None
-            return
-        from pykvm.machine.until import Conditions
-
-        collected = self._board.dispatch.collected
-        with Conditions(self, self._listen, until=until, fail=fail) as conditions:
-            collected.prompt = conditions.prompt
-            try:
-                yield conditions
-            finally:
-                collected.prompt = False
-
-    def _listen(self) -> Ear:
-        """How far the first serial port has been listened to."""
-        from pykvm.machine.until import Ear
-
-        serial = self.serial
-        if self._ear is None or self._ear.console is not serial:
-            self._ear = Ear(serial)
-        return self._ear
+        self._board.claim.check_open()
+        return self._runs.exits(self, timeout, until, fail)
 
     def on_emulated(self, callback: Callable[[CPU, str, str], object]) -> Callable[[], None]:
         """Call ``callback(cpu, name, result)`` after each instruction that pykvm executed for KVM.
@@ -555,8 +369,8 @@ class Machine:
         there is a subscriber, C executes none of them by itself; one that subscribes during a run
         may miss some of that run.
         """
-        self._check_open()
-        return self._emulated.add(callback)
+        self._board.claim.check_open()
+        return self._workarounds.on_emulated(callback)
 
     def stop(self) -> bool:
         """From any thread: end the run in progress with Outcome.STOPPED.
@@ -564,16 +378,15 @@ class Machine:
         Returns False, and does nothing, if there is none.  The run ends however busy the guest is;
         if the guest ends itself at the same moment, that end counts.
         """
-        run = self._last_run
-        return run is not None and run.stop()
+        return self._runs.stop()
 
     def handle(self, exit: Exit) -> bool:
         """Let the devices answer an exit of `CPU.raw_exits`; False if it is none for a device.
 
         Raises what devices raise, GuestExit and GuestReset included.
         """
-        self._check_open()
-        return self._answers.by_device(exit)
+        self._board.claim.check_open()
+        return self._runs.answers.by_device(exit)
 
     def work_around(self, cpu: CPU, exit: Exit) -> bool:
         """Apply the workaround for `exit`: execute an instruction that KVM refused, for one.
@@ -581,30 +394,15 @@ class Machine:
         `run` does so by itself; this is for `CPU.raw_exits`.  False if there is no workaround.
         Raises GuestError if the guest cannot resume, and what devices raise.
         """
-        self._check_open()
+        self._board.claim.check_open()
         return self._workarounds.take(cpu, exit)
-
-    @property
-    def _answers(self) -> Answers:
-        """Made when an exit first comes to Python: many a guest ends without any."""
-        if self._answers_made is None:
-            from pykvm.machine.answers import Answers
-
-            self._answers_made = Answers(
-                self._board, self._workarounds, self._guest, self.symbol_at
-            )
-        return self._answers_made
-
-    def _take_exit(self, cpu: CPU, exit: Exit) -> Ending | None:
-        """What becomes of an exit that the fast path left over."""
-        return self._answers.take(cpu, exit)
 
     # -- life --------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self._board.claim.closed
 
     def close(self) -> None:
         """Free everything: descriptors, memory, mappings.  Closing twice is harmless.
@@ -618,7 +416,7 @@ class Machine:
                 "a machine cannot be closed from inside its own run",
                 hint="call stop() here and close it where run() returns",
             )
-        self._closed = True
+        claim.closed = True
         busy = claim.shut()
         while busy:
             self.stop()
@@ -627,13 +425,12 @@ class Machine:
         self._release()
 
     def _release(self) -> None:
-        """Free what there is: a machine that could not be made may have neither."""
+        """Free what there is: a machine that could not be made may have none of it."""
         board: Board | None = getattr(self, "_board", None)
         workarounds: Workarounds | None = getattr(self, "_workarounds", None)
         if board is None:
             return
-        self._closed = True
-        self._answers_made = None
+        board.claim.closed = True
         for cpu in board.vcpus:
             cpu.close()
         if workarounds is not None:
@@ -641,18 +438,12 @@ class Machine:
         board.close()
 
     def __enter__(self) -> Machine:
-        self._check_open()
+        self._board.claim.check_open()
         return self
-
-    def _check_open(self) -> None:
-        board = self._board
-        if self._closed or board.claim.forked:
-            code = lib.PYKVM_FORKED if board.claim.forked else lib.PYKVM_SHUT
-            raise refusal(code, "this machine", 0)
 
     def __del__(self) -> None:
         board = getattr(self, "_board", None)
-        if board is not None and not self._closed and not board.claim.forked:
+        if board is not None and not (board.claim.closed or board.claim.forked):
             # Its parts free themselves, in any order: some of them may be gone by now.
             message = f"Machine {self.config.name!r} was not closed"
             warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
@@ -669,10 +460,9 @@ class Machine:
         image = self.config.image
         of_file = not isinstance(image, (bytes, bytearray, memoryview, type(None)))
         name = f"Machine {printable(self.config.name)}" if of_file else "Machine"
-        if self._closed:
+        if self.closed:
             return f"<{name} closed>"
-        run = self._last_run
-        doing = "running" if run is not None and run.under_way else "stopped"
+        doing = "running" if self._runs.under_way else "stopped"
         count = len(self._board.vcpus)
         return f"<{name} {doing}: {count} vCPU{'s' * (count != 1)}, {self.memory!r}>"
 

@@ -13,6 +13,7 @@ from pykvm.kvm.uapi import (
 )
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,22 +50,13 @@ class Workarounds:
     """Workarounds for quirks of this host, if wanted, and the emulator, made when first needed.
 
     With `open_bus`, emulated instructions read unclaimed addresses as all ones.
-    `on_emulated` is called after those that Python does, with the vCPU, its name and what became of
-    it; it gives False to be called after all of them.
     """
 
-    def __init__(
-        self,
-        board: Board,
-        *,
-        emulate: bool,
-        open_bus: bool,
-        on_emulated: Callable[[CPU, str, str], bool],
-    ) -> None:
+    def __init__(self, board: Board, *, emulate: bool, open_bus: bool) -> None:
         self._board = board
         self._emulate = emulate
         self._open_bus = open_bus
-        self._on_emulated = on_emulated
+        self._emulated = Subscribers()
         self._emulator: Emulator | None = None
         # What is looked out for until this host was asked, and what came of it.
         self._signs: Signs | None = None
@@ -140,8 +132,22 @@ class Workarounds:
                     board.bus, board.memory, lock, open_bus=self._open_bus, drop=drop
                 )
                 self._emulator = Emulator(board.memory, devices)
-                self._emulator.on_done = self._on_emulated
+                self._emulator.on_done = self._done
             return self._emulator
+
+    def on_emulated(self, callback: Callable[[CPU, str, str], object]) -> Callable[[], None]:
+        """Call ``callback(cpu, name, result)`` after each instruction that is emulated.
+
+        Returns a function that unsubscribes.
+        """
+        return self._emulated.add(callback)
+
+    def _done(self, cpu: CPU, name: str, result: str) -> bool:
+        """See `Emulator.on_done`: without a subscriber, C may do the next ones."""
+        if not self._emulated:
+            return True
+        self._emulated(cpu, name, result)
+        return False
 
     @property
     def look(self) -> Callable[[CPU], None] | None:

@@ -74,6 +74,8 @@ class Claim:
         self.core: Any = core
         #: Whether this process is a fork of the one that made the machine.
         self.forked = False
+        #: Whether the machine is closed, or about to be.
+        self.closed = False
         # Called in the child of a fork, of an owner held weakly: no cycle holds a machine that is
         # forgotten.
         self._on_fork: Callable[[Any], None] | None = None
@@ -92,6 +94,11 @@ class Claim:
 
     def _refused(self, code: int) -> NoReturn:
         raise refusal(code, "this machine", 0)
+
+    def check_open(self) -> None:
+        """Raise ClosedError if the machine is closed, or belongs to another process."""
+        if self.closed or self.forked:
+            raise refusal(lib.PYKVM_FORKED if self.forked else lib.PYKVM_SHUT, "this machine", 0)
 
     @property
     def turn(self) -> int:

@@ -1,0 +1,77 @@
+"""What pykvm itself listens for on a guest's first serial port, from one run to the next."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pykvm.bus import Device
+    from pykvm.bus.published import Shared
+    from pykvm.devices.uart import Uart16550
+    from pykvm.machine.linux_console import KernelWatch
+    from pykvm.machine.until import Conditions, Ear
+
+__all__ = ["Listening"]
+
+
+class Listening:
+    """Waits for text (`until`, `fail`) and for the last words of a Linux kernel."""
+
+    def __init__(self, devices: Mapping[str, Device], *, is_linux: bool) -> None:
+        self._devices = devices
+        self._is_linux = is_linux
+        self._kernel_watch: KernelWatch | None = None
+        self._ear: Ear | None = None
+
+    @contextmanager
+    def for_death(self) -> Iterator[KernelWatch | None]:
+        """Listen to what a Linux kernel says when it dies, if the guest is one."""
+        if not self._is_linux or "com1" not in self._devices:
+            yield None
+            return
+        if self._kernel_watch is None:
+            from pykvm.machine.linux_console import KernelWatch
+
+            self._kernel_watch = KernelWatch()
+        # It may end the run where a line ends.
+        forget = self._serial.on_output(self._kernel_watch.output, at_once=b"\n")
+        try:
+            yield self._kernel_watch
+        finally:
+            forget()
+
+    @contextmanager
+    def for_conditions(
+        self, machine: object, collected: Shared, until: object, fail: object
+    ) -> Iterator[Conditions[object] | None]:
+        """Wait for what is to end the run before the guest does; functions get `machine`."""
+        if until is None and fail is None:
+            yield None
+            return
+        from pykvm.machine.until import Conditions
+
+        with Conditions(machine, self._listen, until=until, fail=fail) as conditions:
+            collected.prompt = conditions.prompt
+            try:
+                yield conditions
+            finally:
+                collected.prompt = False
+
+    def _listen(self) -> Ear:
+        """How far the port has been listened to."""
+        from pykvm.machine.until import Ear
+
+        serial = self._serial
+        if self._ear is None or self._ear.console is not serial:
+            self._ear = Ear(serial)
+        return self._ear
+
+    @property
+    def _serial(self) -> Uart16550:
+        from pykvm.machine.known_devices import first_serial
+
+        return first_serial(self._devices)

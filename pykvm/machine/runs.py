@@ -1,0 +1,185 @@
+"""The runs of a machine, one after the other."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pykvm.boot.symbols import Symbols
+from pykvm.machine.guest_ends import ending_of
+from pykvm.machine.listening import Listening
+from pykvm.machine.run import Run
+from pykvm.result import Outcome
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.boot import Entry
+    from pykvm.exits import Exit
+    from pykvm.machine.answers import Answers
+    from pykvm.machine.board import Board
+    from pykvm.machine.exits import Exits
+    from pykvm.machine.guest import Guest
+    from pykvm.machine.linux_console import KernelWatch
+    from pykvm.machine.workarounds import Workarounds
+    from pykvm.result import Ending, Result
+    from pykvm.vcpu import CPU
+
+__all__ = ["Runs"]
+
+# Ends of a kernel that has said its last word, if it was one of a panic.
+_MAY_BE_DEAD = frozenset({Outcome.RESET, Outcome.HALTED, Outcome.TIMEOUT, Outcome.CRASHED})
+
+
+class Runs:
+    """Runs a board with the guest on it, one run at a time.
+
+    `entry` is where the guest was placed, None if there is no image; `remarks` go into each Result.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        workarounds: Workarounds,
+        guest: Guest,
+        entry: Entry | None,
+        remarks: tuple[str, ...],
+    ) -> None:
+        self._board = board
+        self._workarounds = workarounds
+        self._guest = guest
+        self._entry = entry
+        self._remarks = remarks
+        self._symbol_at = (Symbols() if entry is None else entry.symbols).name_at
+        self._listening = Listening(board.devices, is_linux=guest.is_linux)
+        # The run in progress, or the last one: see `Board.claim`.
+        self._last: Run | None = None
+        self._answers: Answers | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a run is in progress."""
+        return self._last is not None and self._last.under_way
+
+    def stop(self) -> bool:
+        """From any thread: end the run in progress as STOPPED.  False if there is none."""
+        return self._last is not None and self._last.stop()
+
+    @property
+    def answers(self) -> Answers:
+        """Made when an exit first comes to Python: many a guest ends without any."""
+        if self._answers is None:
+            from pykvm.machine.answers import Answers
+
+            self._answers = Answers(self._board, self._workarounds, self._guest, self._symbol_at)
+        return self._answers
+
+    def run(
+        self,
+        machine: object,
+        timeout: float | None,
+        until: object,
+        fail: object,
+        *,
+        on_exit: Callable[[CPU, Exit], None] | None,
+        on_answer: Callable[[CPU, Exit], None] | None,
+    ) -> Result:
+        """See `Machine.run`; `machine` is for the functions in `until` and `fail`."""
+        part = partial(
+            self._run, machine, timeout, until, fail, on_exit=on_exit, on_answer=on_answer
+        )
+        return self._board.claim.hold(part)
+
+    def exits(self, machine: object, timeout: float | None, until: object, fail: object) -> Exits:
+        """See `Machine.exits`."""
+        from pykvm.machine.exits import Exits
+
+        def run(left: float | None, goes_on: bool) -> tuple[Result, bool]:
+            stops = self.answers.stops
+            part = partial(self._run, machine, left, until, fail, stops=stops, goes_on=goes_on)
+            result = self._board.claim.hold(part)
+            return result, self._last is not None and self._last.at_exit
+
+        return Exits(self._board.vcpus, run, timeout)
+
+    def _run(
+        self,
+        machine: object,
+        timeout: float | None,
+        until: object,
+        fail: object,
+        *,
+        on_exit: Callable[[CPU, Exit], None] | None = None,
+        on_answer: Callable[[CPU, Exit], None] | None = None,
+        stops: Callable[[CPU, Exit], bool] | None = None,
+        goes_on: bool = False,
+    ) -> Result:
+        """One run, or part of one, inside the machine's claim.
+
+        With `goes_on` it is a further part of one that stopped at an exit (`stops`).
+        """
+        board, workarounds, listening = self._board, self._workarounds, self._listening
+        collected = board.dispatch.collected
+        with (
+            listening.for_conditions(machine, collected, until, fail) as conditions,
+            listening.for_death() as kernel,
+        ):
+            run = Run(
+                board.vcpus,
+                board.claim,
+                take=self._take_exit,
+                timeout=timeout,
+                check=None if conditions is None else conditions.check,
+                on_exit=on_exit,
+                on_answer=on_answer,
+                stops=stops,
+                interrupts=board.irqchip.interrupts if board.irqchip else None,
+                look=workarounds.look,
+            )
+            self._last = run
+            board.on_interrupts = run.use_interrupts
+            board.claim.check_open()  # `close` may not have seen it
+            if conditions is not None:
+                run.end(conditions.ending)
+            before = workarounds.tally()
+            if not goes_on:
+                collected.forget_drops()
+            result = self._in_guest_time(run)
+            workarounds.add_to(result, before)
+            if not run.at_exit:
+                result.awaited = "" if conditions is None else conditions.awaited
+                self._complete(result, run, kernel)
+            return result
+
+    def _take_exit(self, cpu: CPU, exit: Exit) -> Ending | None:
+        """What becomes of an exit that the fast path left over."""
+        return self.answers.take(cpu, exit)
+
+    def _in_guest_time(self, run: Run) -> Result:
+        """Run, with the guest's clock going meanwhile."""
+        board = self._board
+        try:
+            board.start_clock()
+            try:
+                return run()
+            finally:
+                board.stop_clock()
+        except BaseException:
+            # Ctrl-C may have come into the stopping; twice is harmless.
+            board.stop_clock()
+            raise
+
+    def _complete(self, result: Result, run: Run, kernel: KernelWatch | None) -> None:
+        """Add to a result what the guest said, and what else there is to say of its end."""
+        board, guest = self._board, self._guest
+        if kernel is not None and result.outcome in _MAY_BE_DEAD:
+            death = kernel.death()
+            if death is not None:
+                result.end(ending_of(death, board.vcpus[0]))
+        result.notes = (*self._remarks, *board.notes)
+        if guest.open_bus or not result.ok:
+            from pykvm.machine.report import complete
+
+            complete(result, run, board, guest, self._symbol_at)
+        if self._entry is not None and result.outcome is Outcome.CRASHED:
+            result.notes += self._entry.suspicions
