@@ -73,7 +73,11 @@ void *PyLong_AsVoidPtr(PyObject *number);
 PyObject *PyImport_ImportModule(const char *name);
 PyObject *PyObject_CallObject(PyObject *callable, PyObject *arguments);
 PyObject *PyObject_CallFunction(PyObject *callable, const char *format, ...);
+PyObject *PyObject_CallFunctionObjArgs(PyObject *callable, ...);
 PyObject *PyObject_CallMethod(PyObject *object, const char *name, const char *format, ...);
+PyObject *PyObject_GetItem(PyObject *object, PyObject *key);
+PyObject *PyDict_GetItemWithError(PyObject *dict, PyObject *key);
+int PyObject_IsTrue(PyObject *object);
 int PyObject_SetAttrString(PyObject *object, const char *name, PyObject *value);
 int PyArg_UnpackTuple(PyObject *arguments, const char *name, Py_ssize_t min, Py_ssize_t max, ...);
 

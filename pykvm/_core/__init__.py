@@ -1,6 +1,7 @@
 """The hot part of pykvm in C: see core.h for what each function does.
 
-`lib` has the functions, `ffi` the types.  `hold_claim` and `hold_vcpu` replace `with`: a signal
+`lib` has the functions, `ffi` the types.  `drive` is the loop of a run around KVM_RUN, devices
+called from C.  `hold_claim` and `hold_vcpu` replace `with`: a signal
 handler may raise between any two Python instructions, also between acquiring a resource and the
 `try` that would release it.  These acquire, call and release in C (hold.c).  `owned` is for what
 the garbage collector releases.
@@ -14,7 +15,7 @@ from pykvm._core._native import ffi, lib
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -35,10 +36,24 @@ if TYPE_CHECKING:
     ) -> T:
         """Call ``run()`` between pykvm_enter and pykvm_leave; see `hold_claim`."""
 
-else:
-    lib.pykvm_add_hold()  # makes both
+    def drive(
+        vcpu: int,
+        reads: Mapping[int, Callable[[int, int], int]],
+        writes: Mapping[int, Callable[[int, int, int], None]],
+        odd: Callable[[object, int], int],
+        once: bool,
+        /,
+    ) -> int:
+        """Run a vCPU, given by its address, and call the devices that the guest accesses.
 
-__all__ = ["ffi", "hold_claim", "hold_vcpu", "lib", "owned"]
+        Returns any of enum pykvm_code but reads and writes; with `once` PYKVM_CALLED after one of
+        these.  ``odd(answer, slot)`` is the number for an answer that is no int of 64 bits.
+        """
+
+else:
+    lib.pykvm_add_functions()  # makes the three
+
+__all__ = ["drive", "ffi", "hold_claim", "hold_vcpu", "lib", "owned"]
 
 
 def owned(new: Callable[..., Any], free: Callable[[Any], None], *arguments: Any) -> Any:

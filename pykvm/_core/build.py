@@ -65,13 +65,18 @@ ffibuilder.set_source(
     sources=[
         f"pykvm/_core/{name}.c"
         for name in (
-            *("core", "claim", "descriptor", "exit", "hold", "line"),
+            *("core", "claim", "descriptor", "drive", "exit", "functions", "hold", "line"),
             *("map", "native", "published", "syscall", "thread"),
         )
     ],
     include_dirs=["pykvm/_core"],
     depends=[
-        f"pykvm/_core/{name}.h" for name in ("core", "claim", "line", "published", "shared", "vcpu")
+        f"pykvm/_core/{name}.h"
+        for name in ("core", "claim", "functions", "line", "published", "shared", "vcpu")
     ],
-    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    extra_compile_args=[
+        *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"),
+        # Calls without a stub in between: after KVM_RUN each jump is one that is not predicted.
+        *("-fvisibility=hidden", "-fno-plt"),
+    ],
 )

@@ -54,7 +54,6 @@ static int64_t interrupted(struct pykvm_vcpu *v)
 static int64_t enter_guest(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
-    int result, error;
 
     if (p->held) {
         p->held = 0;
@@ -62,9 +61,9 @@ static int64_t enter_guest(struct pykvm_vcpu *v)
     }
     p->run->exit_reason = STALE_REASON;
     v->runs++;
-    result = ioctl(p->fd, KVM_RUN, 0);
-    error = errno;
-    if (result < 0) {
+    if (ioctl(p->fd, KVM_RUN, 0) < 0) {
+        int error = errno;
+
         if (error == EINTR)
             return interrupted(v);
         /* An application processor that has just seen INIT or SIPI. */

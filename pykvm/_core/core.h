@@ -27,6 +27,7 @@ enum pykvm_code {
     PYKVM_ATTENTION = -8, /* `attention` is set: it stays so until Python clears it */
     PYKVM_OVER = -9,      /* the run is over: pykvm_finish() or pykvm_end() was called */
     PYKVM_REFUSED = -10,  /* of pykvm_step(): `refusal` says why */
+    PYKVM_CALLED = -11,   /* of drive(): a device was called, and that was to be all */
     PYKVM_READ = -16,
     PYKVM_DRAIN = -6      /* collected writes wait: pykvm_take() them, then pykvm_run() again */
 };
@@ -146,8 +147,8 @@ int pykvm_claim_shut(struct pykvm_claim *claim, int wait);
 /* In the child of a fork: whatever another thread was about, here it is not. */
 void pykvm_claim_forget(struct pykvm_claim *claim);
 
-/* Put hold_claim and hold_vcpu (hold.c) into the module pykvm._core.  Returns 0 or -1. */
-int pykvm_add_hold(void);
+/* Put the functions of functions.h into the module pykvm._core.  Returns 0 or -1. */
+int pykvm_add_functions(void);
 
 /* Let this vCPU be entered for runs of `claim`.  Returns 0 or a negative errno. */
 int pykvm_join(struct pykvm_vcpu *vcpu, struct pykvm_claim *claim);

@@ -9,12 +9,7 @@
  * They are called with the GIL, unless they have to wait: a thread that gives it up for a moment may
  * wait milliseconds for it while another one is busy.
  */
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030a0000
-#endif
-#include <Python.h>
-
-#include "core.h"
+#include "functions.h"
 
 /* An exception, taken away from the interpreter for as long as `end` works. */
 struct error {
@@ -120,7 +115,7 @@ static PyObject *hold(const struct held *held, PyObject *run, PyObject *refused)
     return NULL;
 }
 
-static PyObject *hold_claim(PyObject *self, PyObject *arguments)
+PyObject *hold_claim(PyObject *self, PyObject *arguments)
 {
     PyObject *address, *run, *refused;
     struct held held = {0};
@@ -131,7 +126,7 @@ static PyObject *hold_claim(PyObject *self, PyObject *arguments)
     return held.claim ? hold(&held, run, refused) : NULL;
 }
 
-static PyObject *hold_vcpu(PyObject *self, PyObject *arguments)
+PyObject *hold_vcpu(PyObject *self, PyObject *arguments)
 {
     PyObject *address, *deadline, *turn, *run, *refused;
     struct held held = {0};
@@ -142,31 +137,4 @@ static PyObject *hold_vcpu(PyObject *self, PyObject *arguments)
     held.deadline = PyLong_AsUnsignedLongLong(deadline);
     held.turn = PyLong_AsUnsignedLongLong(turn);
     return held.vcpu && !PyErr_Occurred() ? hold(&held, run, refused) : NULL;
-}
-
-static PyMethodDef definitions[] = {
-    {"hold_claim", hold_claim, METH_VARARGS,
-     "hold_claim(claim, run, refused)\n--\n\nCall run() as the run of a claim, given by its address."},
-    {"hold_vcpu", hold_vcpu, METH_VARARGS,
-     "hold_vcpu(vcpu, deadline, turn, run, refused)\n--\n\n"
-     "Call run() in the thread of a vCPU, given by its address."},
-};
-
-int pykvm_add_hold(void)
-{
-    PyGILState_STATE state = PyGILState_Ensure();
-    PyObject *module = PyImport_ImportModule("pykvm._core");
-    int result = module ? 0 : -1;
-
-    for (size_t i = 0; !result && i < sizeof definitions / sizeof *definitions; i++) {
-        PyObject *function = PyCMethod_New(&definitions[i], NULL, NULL, NULL);
-
-        if (!function || PyObject_SetAttrString(module, definitions[i].ml_name, function) < 0)
-            result = -1;
-        Py_XDECREF(function);
-    }
-    PyErr_Clear();
-    Py_XDECREF(module);
-    PyGILState_Release(state);
-    return result;
 }

@@ -53,12 +53,24 @@ static inline void unlock(uint32_t *word)
         syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
+/* A number of 1 to 8 bytes; of more, their first.  No call for the sizes that accesses have. */
 static inline uint64_t load(const void *data, uint32_t size)
 {
     uint64_t value = 0;
 
-    memcpy(&value, data, size <= sizeof value ? size : sizeof value);
-    return value;
+    switch (size) {
+    case 1:
+        return *(const uint8_t *)data;
+    case 2:
+        memcpy(&value, data, 2);
+        return value;
+    case 4:
+        memcpy(&value, data, 4);
+        return value;
+    default:
+        memcpy(&value, data, size <= sizeof value ? size : sizeof value);
+        return value;
+    }
 }
 
 void pykvm_shared_hold(struct pykvm_shared *shared);

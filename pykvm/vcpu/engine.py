@@ -17,24 +17,26 @@ if TYPE_CHECKING:
     from pykvm.exits import RunPage
 
     T = TypeVar("T")
+    Reads = Mapping[int, Callable[[int, int], int]]
+    Writes = Mapping[int, Callable[[int, int, int], None]]
+    Drive = Callable[[int, Reads, Writes, Callable[[object, int], int], bool], int]
 
 __all__ = [
     "AGAIN",
     "ALARM",
     "ATTENTION",
+    "CALLED",
     "DEADLINE",
     "DRAIN",
     "EXIT",
     "KICKED",
     "OVER",
-    "READ",
     "REFUSED",
     "Engine",
     "Ioctls",
 ]
 
-# Why an engine comes back: enum pykvm_code of core.h.  From 0 on it is a write to the range of
-# that slot of the bus, from READ down a read of one: READ is slot 0, READ - 1 slot 1.
+# Why an engine comes back: enum pykvm_code of core.h.
 EXIT: int = lib.PYKVM_EXIT
 AGAIN: int = lib.PYKVM_AGAIN
 KICKED: int = lib.PYKVM_KICKED
@@ -44,7 +46,7 @@ ALARM: int = lib.PYKVM_ALARM
 ATTENTION: int = lib.PYKVM_ATTENTION
 OVER: int = lib.PYKVM_OVER
 REFUSED: int = lib.PYKVM_REFUSED
-READ: int = lib.PYKVM_READ
+CALLED: int = lib.PYKVM_CALLED
 
 
 class Ioctls(Protocol):
@@ -164,12 +166,15 @@ class Engine(Protocol):
         StateError, ClosedError, ResourceError, KVMError.
         """
 
-    def begin(self, *, surface: bool) -> tuple[Callable[[Any], int], Any, memoryview]:
-        """A loop of the machine's begins, inside `hold`: ``(enter, handle, access)``.
+    def begin(self, *, surface: bool) -> tuple[Drive, Any, int]:
+        """A loop of the machine's begins, inside `hold`: ``(drive, keep, handle)``.
 
-        ``enter(handle)`` runs the guest until there is something to do, one of the codes above.
-        `access` has the offset, the size and the value of a read or a write; a read is answered by
-        setting the value.  With `surface` every exit is EXIT, even if a device could answer it.
+        ``drive(handle, reads, writes, odd, once)`` runs the guest until there is something to do,
+        one of the codes above; as long as it does, a reference to `keep` is held.  It calls the
+        methods of the devices that the guest accesses, by slot of the bus, and ``odd(answer,
+        slot)`` for the number that an answer which is none of 64 bits stands for.  With `once` it
+        returns CALLED after such a call.  With `surface` every exit is EXIT, even if a device could
+        answer it.
         """
 
     def begin_by_hand(self) -> tuple[Callable[[Any, int], int], Any]:

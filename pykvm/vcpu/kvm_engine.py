@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from errno import EINVAL, ENOMEM
 
-from pykvm._core import ffi, hold_vcpu, lib, owned
+from pykvm._core import drive, ffi, hold_vcpu, lib, owned
 from pykvm.errors import KVMError, ResourceError, StateError, resource_error
 from pykvm.kvm.constants import (
     KVM_SYNC_X86_REGS,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pykvm.errors import PykvmError
     from pykvm.exits import RunPage
     from pykvm.vcpu.claim import Claim
-    from pykvm.vcpu.engine import Engine
+    from pykvm.vcpu.engine import Drive, Engine
 
     T = TypeVar("T")
 
@@ -325,13 +325,12 @@ class KvmEngine:
         deadline = 0 if timeout_ns is None else time.monotonic_ns() + timeout_ns
         return hold_vcpu(int(ffi.cast("uintptr_t", core)), deadline, turn, run, self.refused)
 
-    def begin(self, *, surface: bool) -> tuple[Callable[[Any], int], Any, memoryview]:
+    def begin(self, *, surface: bool) -> tuple[Drive, Any, int]:
         """See `Engine`."""
         core = self.living()
         core.surface = surface
         core.native = ffi.NULL  # until the emulator has looked at this run
-        # offset, size and value, the first three words of struct pykvm_vcpu
-        return lib.pykvm_run, core, memoryview(ffi.buffer(core, 24)).cast("Q")
+        return drive, core, int(ffi.cast("uintptr_t", core))
 
     def begin_by_hand(self) -> tuple[Callable[[Any, int], int], Any]:
         """See `Engine`."""

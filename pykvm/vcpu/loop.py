@@ -120,29 +120,21 @@ class Loop:
             raise StateError("no devices were given to this vCPU")
         self._turn += 1
         engine.end_exit()
-        enter, handle, access = engine.begin(surface=surface)
+        drive, _keep, handle = engine.begin(surface=surface)
         if self.on_begin is not None:
             self.on_begin(True)
         if self.debug is not None and (self.debug.hit is not None or self.debug.stepping):
             self.debug.begin(self._cpu.state.linear_rip)
         dispatch.coalesce(not surface)
         reads, writes, check = dispatch.reads, dispatch.writes, handlers.check
-        first_read, drain = engines.READ, engines.DRAIN
+        odd, once = self._odd_answer, check is not None
         if dispatch.waiting:
             dispatch.deliver()
         while True:
-            code = enter(handle)
-            if code >= 0:
-                writes[code](access[0], access[1], access[2])
-            elif code <= first_read:
-                answer = reads[first_read - code](access[0], access[1])
-                try:
-                    access[2] = answer
-                except (TypeError, ValueError):
-                    access[2] = self._odd_answer(answer, first_read - code)
-            elif code == drain:
+            code = drive(handle, reads, writes, odd, once)
+            if code == engines.DRAIN:
                 dispatch.deliver()
-            else:
+            elif code != engines.CALLED:
                 ending = self._hand_over(handlers, code)
                 if ending is not None:
                     return ending
