@@ -2,7 +2,8 @@ r"""What kinds of guest file exist and how each is entered: one module for each 
 
 >>> import pykvm.boot as boot
 >>> from pykvm.x86.state import Mode
->>> image = boot.load(b"\xb0A\xe6\xe9\xf4", mode=Mode.REAL)  # mov al, 'A'; out 0xe9, al; hlt
+>>> code = b"\xb0A\xe6\xe9\xf4"  # mov al, 'A'; out 0xe9, al; hlt
+>>> image = boot.load(code, boot.Request(mode=Mode.REAL))
 >>> image.kind, hex(image.entry)
 ('flat', '0x7c00')
 
@@ -31,9 +32,7 @@ from pykvm.values.spelling import option
 if TYPE_CHECKING:
     import os
 
-    from pykvm.boot.real_start import RealAddress
     from pykvm.memory import GuestMemory
-    from pykvm.x86.state import Mode
 
 __all__ = [
     "PROTOCOLS",
@@ -102,45 +101,36 @@ _ASKED = (
 )
 # `elf` takes every ELF file that those before it leave.
 _ASKED_OF_ELF = ("linux", "multiboot", "multiboot2", "pvh", "elf")
+LEFT_TO_THE_FILE = Request()
 # Those that can be told where to start and where the stack is, by segments.
 _REAL_MODE = ("bootsector", "flat")
 
 
 def load(
     file: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    request: Request = LEFT_TO_THE_FILE,
     *,
     name: str | None = None,
-    mode: Mode | None = None,
-    address: int | None = None,
-    protocol: str | None = None,
-    room: int | None = None,
-    entry: RealAddress | None = None,
-    stack: RealAddress | None = None,
 ) -> Image:
     """Read a guest file, from its path or as its bytes, by the first protocol that knows it.
 
     `name` (the file's own by default, "guest" for bytes) is for messages and the guest's argv[0].
-    `mode` is the CPU mode to enter it in, `address` where to put an image that can be moved; both
-    are the file's business by default.  `protocol` insists on one by its NAME.  `room` is how many
-    bytes of memory the guest has: a compressed kernel is unpacked to that size at most.  `entry` is
-    where a flat image or a boot sector starts in real mode, and `stack` what SS:SP is then.
 
     Raises LoadError for a file that no protocol knows or that its protocol finds fault with, naming
     the file, the field and its value; ConfigError for a negative address or an unknown protocol.
     """
-    if protocol is not None:
-        _named(protocol)
-    if address is not None and address < 0:
-        raise ConfigError(f"load address {address:#x} is negative")
+    if request.protocol is not None:
+        _named(request.protocol)
+    if request.address is not None and request.address < 0:
+        raise ConfigError(f"load address {request.address:#x} is negative")
     source = source_of(file, name=name)
     if not len(source):
         raise source.error("is empty")
-    request = Request(mode, address, protocol, room, entry, stack)
     reasons = []
-    for one in map(_named, _candidates(source, protocol)):
+    for one in map(_named, _candidates(source, request.protocol)):
         reason = one.recognise(source, request)
         if reason is None:
-            if (entry or stack) and one.NAME not in _REAL_MODE:
+            if (request.entry or request.stack) and one.NAME not in _REAL_MODE:
                 raise source.error(
                     f"is of kind {one.NAME}: an entry or a stack as SEGMENT:OFFSET is for "
                     f"{' and '.join(_REAL_MODE)} images",

@@ -60,7 +60,7 @@ REAL_SEGMENT_SIZE = 64 << 10
 _ENTRY_LIMIT = {Mode.REAL: 1 << 20, Mode.PROTECTED: FOUR_GIB, Mode.LONG: 1 << 47}
 
 
-class _Plan(NamedTuple):
+class _BarePlan(NamedTuple):
     """What the guest finds beside its image, before anything is written.
 
     `writes` are (address, bytes).
@@ -120,7 +120,7 @@ def _usual_identity(base: int) -> IdentityTables:
     return identity(FOUR_GIB, base=base)
 
 
-def _plan_long(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
+def _plan_long(image: Image, free: FreeMemory, argv: Sequence[str]) -> _BarePlan:
     stack = free.take("stack", STACK_SIZE)
     gdt, tss, descriptors = _descriptors(free)
     length = min(max(FOUR_GIB, free.end), _ENTRY_LIMIT[Mode.LONG])
@@ -133,7 +133,7 @@ def _plan_long(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
         rip=image.entry, rsp=rsp, cr3=tables.root, gdt_base=gdt.start, tss_base=tss.start
     )
     state.rdi, state.rsi = len(argv), arguments.start
-    return _Plan(
+    return _BarePlan(
         state,
         [stack, gdt, tss, page_tables, arguments],
         [
@@ -145,14 +145,14 @@ def _plan_long(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
     )
 
 
-def _plan_protected(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
+def _plan_protected(image: Image, free: FreeMemory, argv: Sequence[str]) -> _BarePlan:
     stack = free.take("stack", STACK_SIZE)
     gdt, tss, descriptors = _descriptors(free)
     arguments, strings = _arguments(image, free, argv)
     # The arguments are 16-byte aligned, the return address lies below them (psABI i386, 2.2.2).
     esp = stack.end - 16 - 4
     state = protected_mode(eip=image.entry, esp=esp, gdt_base=gdt.start, tss_base=tss.start)
-    return _Plan(
+    return _BarePlan(
         state,
         [stack, gdt, tss, arguments],
         [
@@ -163,7 +163,7 @@ def _plan_protected(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Pla
     )
 
 
-def _plan_real(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
+def _plan_real(image: Image, free: FreeMemory, argv: Sequence[str]) -> _BarePlan:
     from pykvm.boot.real_start import RealStart
 
     if len(argv) > 1:
@@ -187,10 +187,10 @@ def _plan_real(image: Image, free: FreeMemory, argv: Sequence[str]) -> _Plan:
     state = real_mode(cs=cs, ip=ip, ss=ss, sp=sp)
     for register in (state.ds, state.es):
         register.selector, register.base = state.cs.selector, state.cs.base
-    return _Plan(state, layout, [])
+    return _BarePlan(state, layout, [])
 
 
-_PLANNERS: dict[Mode, Callable[[Image, FreeMemory, Sequence[str]], _Plan]] = {
+_PLANNERS: dict[Mode, Callable[[Image, FreeMemory, Sequence[str]], _BarePlan]] = {
     Mode.LONG: _plan_long,
     Mode.PROTECTED: _plan_protected,
     Mode.REAL: _plan_real,

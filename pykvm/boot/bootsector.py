@@ -34,7 +34,7 @@ LINUX_MAGIC, LINUX_MAGIC_OFFSET = b"HdrS", 0x202
 
 def recognise(source: Source, request: Request) -> str | None:
     """Return why this is no disk with a boot sector, None if it is one."""
-    if request.boot != NAME and (request.mode is not None or request.address is not None):
+    if request.protocol != NAME and (request.mode is not None or request.address is not None):
         return "a mode or an address is given, which makes it a flat image"
     if not len(source) or len(source) % SECTOR_SIZE:
         return f"has {len(source)} bytes, not whole sectors of {SECTOR_SIZE}"

@@ -59,7 +59,7 @@ _FILLERS = (bytes(4), b"\xff" * 4)
 
 def recognise(source: Source, request: Request) -> str | None:
     """Return why this cannot be firmware, None if it can."""
-    if request.boot == NAME:
+    if request.protocol == NAME:
         return None
     if request.mode is not None or request.address is not None:
         return "a mode or an address is given"

@@ -30,7 +30,7 @@ DEFAULT_ADDRESS = 0x7C00
 def recognise(source: Source, request: Request) -> str | None:
     """Return why the caller does not mean a flat image, None if they do."""
     asked = (request.mode, request.address, request.entry, request.stack)
-    if request.boot == NAME or any(one is not None for one in asked):
+    if request.protocol == NAME or any(one is not None for one in asked):
         return None
     if source.name.lower().endswith(SUFFIXES):
         return None

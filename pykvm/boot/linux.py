@@ -35,7 +35,7 @@ def recognise(source: Source, request: Request) -> str | None:
         return None
     if bytes(source.part(0, len(ELFMAG))) != ELFMAG:
         return f"{missing}, and no ELF file"
-    if request.boot == NAME:
+    if request.protocol == NAME:
         return None
     notes = list(read_notes(source))
     if not any(note.owner == LINUX for note in notes):

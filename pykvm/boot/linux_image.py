@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LINUX_KIND",
     "LOAD_HIGH",
-    "Kernel",
+    "LinuxKernel",
     "moved",
     "read_bzimage",
     "read_unpacked",
@@ -78,7 +78,7 @@ VMLINUX_HEADER = SetupHeader(
 )
 
 
-class Kernel(NamedTuple):
+class LinuxKernel(NamedTuple):
     """What a kernel says beside its segments.
 
     `later` are the header's fields after the known ones, `version` is what the header says of the
@@ -131,7 +131,7 @@ def read_bzimage(
         segments=(Segment("kernel", address, code, len(code)),),
         symbols=Symbols(),
         word=8 if mode is Mode.LONG else 4,
-        details=Kernel(
+        details=LinuxKernel(
             header,
             later_fields(source),
             version,
@@ -164,13 +164,13 @@ def read_unpacked(source: Source, request: Request, *, protocol: str) -> Image:
     if not content.startswith(elf.ELFMAG):
         raise CannotUnpack("its payload is no ELF file")
     unpacked = Source(f"{source.name}: payload", content)
-    kernel = Kernel(header, later_fields(source), kernel_version(source, header))
+    kernel = LinuxKernel(header, later_fields(source), kernel_version(source, header))
     return _read_elf(unpacked, request, kernel)._replace(name=source.name, protocol=protocol)
 
 
 def read_vmlinux(source: Source, request: Request, *, protocol: str) -> Image:
     """Read an uncompressed kernel.  Raises LoadError for anything but a 64-bit x86 ELF file."""
-    return _read_elf(source, request, Kernel(VMLINUX_HEADER))._replace(protocol=protocol)
+    return _read_elf(source, request, LinuxKernel(VMLINUX_HEADER))._replace(protocol=protocol)
 
 
 def version_of(image: Image) -> str:
@@ -179,7 +179,7 @@ def version_of(image: Image) -> str:
     A bzImage has it in its setup header, an uncompressed kernel in the line that it prints first.
     """
     kernel = image.details
-    if isinstance(kernel, Kernel) and kernel.version:
+    if isinstance(kernel, LinuxKernel) and kernel.version:
         return kernel.version
     for segment in image.segments:
         found = re.search(_BANNER, bytes(segment.data))
@@ -188,7 +188,7 @@ def version_of(image: Image) -> str:
     return ""
 
 
-def _read_elf(source: Source, request: Request, kernel: Kernel) -> Image:
+def _read_elf(source: Source, request: Request, kernel: LinuxKernel) -> Image:
     header = elf.read_header(source)
     if header.elf_class is not elf.ELF64 or header.e_machine != elf.EM_X86_64:
         raise source.error(
@@ -230,7 +230,7 @@ def _read_elf(source: Source, request: Request, kernel: Kernel) -> Image:
 
 def _moved_to(source: Source, image: Image, address: int) -> Image:
     kernel = image.details
-    assert isinstance(kernel, Kernel)
+    assert isinstance(kernel, LinuxKernel)
     _check_address(source, kernel.alignment, address)
     return moved(image, address - kernel.needs.start)
 
@@ -238,7 +238,7 @@ def _moved_to(source: Source, image: Image, address: int) -> Image:
 def moved(image: Image, distance: int) -> Image:
     """The image with everything in it `distance` higher."""
     kernel = image.details
-    assert isinstance(kernel, Kernel)
+    assert isinstance(kernel, LinuxKernel)
     needs = kernel.needs._replace(
         start=kernel.needs.start + distance, end=kernel.needs.end + distance
     )

@@ -13,7 +13,7 @@ import os
 
 from pykvm.boot.c_strings import command_line
 from pykvm.boot.image import Entry, Range
-from pykvm.boot.linux_image import LOAD_HIGH, OTHER_KIND, Kernel, moved
+from pykvm.boot.linux_image import LOAD_HIGH, OTHER_KIND, LinuxKernel, moved
 from pykvm.boot.plan import Plan, free_memory
 from pykvm.boot.zero_page import (
     E820_MAX_ENTRIES_ZEROPAGE,
@@ -74,7 +74,7 @@ def place_kernel(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
         )
     image = _fitted(image, memory)
     kernel = image.details
-    assert isinstance(kernel, Kernel)
+    assert isinstance(kernel, LinuxKernel)
     line = command_line(image.name, setup.words, kernel.header.cmdline_size)
     plan = Plan(image, memory, [kernel.needs])
     tables = plan.add_tables(setup.hardware)
@@ -119,7 +119,7 @@ def _fitted(image: Image, memory: GuestMemory) -> Image:
     Raises LoadError, with the numbers.
     """
     kernel = image.details
-    assert isinstance(kernel, Kernel)
+    assert isinstance(kernel, LinuxKernel)
     free = free_memory(image.name, memory, [Range("", 0, LOAD_HIGH)])
     if free.is_ram(kernel.needs):
         return image

@@ -22,7 +22,7 @@ from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Entry, Image, Setup
-    from pykvm.boot.multiboot_kernel import Kernel
+    from pykvm.boot.multiboot_kernel import MultibootKernel
     from pykvm.boot.plan import Plan
     from pykvm.boot.source import Request, Source
     from pykvm.memory import GuestMemory
@@ -126,7 +126,7 @@ def load(source: Source, request: Request) -> Image:
             hint="put its section first in the linker script; "
             f"{option('boot', 'elf')} starts it without",
         )
-    remarks = _unmet(source, header, insisted=request.boot == NAME)
+    remarks = _unmet(source, header, insisted=request.protocol == NAME)
     if header.flags & MULTIBOOT_AOUT_KLUDGE:
         kernel = _flat_kernel(source, header)
     elif is_elf(source):
@@ -140,7 +140,7 @@ def load(source: Source, request: Request) -> Image:
     return image_of(source, NAME, kernel._replace(remarks=remarks))
 
 
-def _flat_kernel(source: Source, header: Header) -> Kernel:
+def _flat_kernel(source: Source, header: Header) -> MultibootKernel:
     from pykvm.boot.multiboot_kernel import AddressFields, flat_kernel
 
     start = header.end

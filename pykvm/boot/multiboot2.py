@@ -102,7 +102,7 @@ def load(source: Source, request: Request) -> Image:
         raise source.error(
             f"its multiboot2 header is for architecture {header.architecture}: pykvm runs i386 (0)"
         )
-    wishes = read_wishes(source, *header.tags, insisted=request.boot == NAME)
+    wishes = read_wishes(source, *header.tags, insisted=request.protocol == NAME)
     return image_of(source, NAME, read_kernel(source, header.offset, wishes))
 
 

@@ -9,7 +9,7 @@ from struct import Struct
 
 from pykvm.boot.multiboot_kernel import (
     AddressFields,
-    Kernel,
+    MultibootKernel,
     Relocation,
     elf_kernel,
     flat_kernel,
@@ -209,7 +209,7 @@ _KNOWN: dict[int, tuple[str, int, Callable[[Wishes, Tag], Wishes]]] = {
 }
 
 
-def read_kernel(source: Source, offset: int, wishes: Wishes) -> Kernel:
+def read_kernel(source: Source, offset: int, wishes: Wishes) -> MultibootKernel:
     """Read the kernel as its header, at `offset` of the file, wishes.  Raises LoadError."""
     if wishes.addresses is not None:
         if wishes.entry is None:

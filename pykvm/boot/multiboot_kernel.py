@@ -36,8 +36,8 @@ __all__ = [
     "LOADER_NAME",
     "LOW",
     "AddressFields",
-    "Kernel",
     "LoadedModule",
+    "MultibootKernel",
     "Relocation",
     "command_line",
     "elf_kernel",
@@ -76,7 +76,7 @@ class Relocation(NamedTuple):
     preference: int
 
 
-class Kernel(NamedTuple):
+class MultibootKernel(NamedTuple):
     """A kernel file, read: its parts, where it starts and what else is known of it.
 
     `symbols` gives those of an ELF file that was moved by so many bytes.  `remarks` say what its
@@ -125,7 +125,7 @@ def is_elf(source: Source) -> bool:
     return bytes(source.part(0, len(elf.ELFMAG))) == elf.ELFMAG
 
 
-def elf_kernel(source: Source, entry: int | None = None) -> Kernel:
+def elf_kernel(source: Source, entry: int | None = None) -> MultibootKernel:
     """Read an ELF kernel, which starts at `entry`, a physical address, or else at its e_entry.
 
     That may be a virtual address, which the kernel will map: it stands for where its code is now.
@@ -155,7 +155,7 @@ def elf_kernel(source: Source, entry: int | None = None) -> Kernel:
             extents=[(start + bias, end + bias) for start, end in extents],
         )
 
-    return Kernel(segments, entry, read_sections(source, header), symbols)
+    return MultibootKernel(segments, entry, read_sections(source, header), symbols)
 
 
 def _loaded_at(address: int, loaded: Sequence[ProgramHeader], addresses: Sequence[int]) -> int:
@@ -166,7 +166,7 @@ def _loaded_at(address: int, loaded: Sequence[ProgramHeader], addresses: Sequenc
     return address
 
 
-def flat_kernel(source: Source, fields: AddressFields, offset: int, entry: int) -> Kernel:
+def flat_kernel(source: Source, fields: AddressFields, offset: int, entry: int) -> MultibootKernel:
     """Read a kernel by the addresses in its header, which was found at `offset` of the file.
 
     Raises LoadError for addresses that contradict each other or the file's size.
@@ -195,7 +195,7 @@ def flat_kernel(source: Source, fields: AddressFields, offset: int, entry: int) 
             )
     segment = Segment("image", load_addr, source.slice(start, end - start), size)
     _check_entry(source, "entry_addr", entry, (segment,))
-    return Kernel((segment,), entry)
+    return MultibootKernel((segment,), entry)
 
 
 def _check_entry(source: Source, field: str, entry: int, segments: Sequence[Segment]) -> None:
@@ -206,7 +206,7 @@ def _check_entry(source: Source, field: str, entry: int, segments: Sequence[Segm
         )
 
 
-def image_of(source: Source, protocol: str, kernel: Kernel) -> Image:
+def image_of(source: Source, protocol: str, kernel: MultibootKernel) -> Image:
     """The image that `kernel` is; `kernel_of` leads back."""
     return Image(
         name=source.name,
@@ -221,9 +221,9 @@ def image_of(source: Source, protocol: str, kernel: Kernel) -> Image:
     )
 
 
-def kernel_of(image: Image) -> Kernel:
+def kernel_of(image: Image) -> MultibootKernel:
     """The kernel that an image of these protocols was made from."""
-    assert isinstance(image.details, Kernel)
+    assert isinstance(image.details, MultibootKernel)
     return image.details
 
 

@@ -58,7 +58,7 @@ _MEMORY = Struct("<QQII")
 _LINUX_LONGEST = 2047
 
 
-class Kernel(NamedTuple):
+class PvhKernel(NamedTuple):
     """What a PVH kernel says beside its segments: the longest command line, if there is one."""
 
     longest_line: int | None
@@ -86,7 +86,7 @@ def read_kernel(source: Source, request: Request, *, protocol: str) -> Image:
         segments=segments,
         symbols=Symbols(lambda: read_symbols(source, header), extents=extents(loaded)),
         word=header.elf_class.word,
-        details=Kernel(_LINUX_LONGEST if linux else None),
+        details=PvhKernel(_LINUX_LONGEST if linux else None),
     )
 
 
@@ -97,7 +97,7 @@ def place_kernel(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
     takes, ConfigError for a command line that cannot be a C string.
     """
     kernel = image.details
-    assert isinstance(kernel, Kernel)
+    assert isinstance(kernel, PvhKernel)
     line = command_line(image.name, setup.words, kernel.longest_line)
     plan = Plan(image, memory)
     tables = plan.add_tables(setup.hardware)

@@ -65,15 +65,15 @@ class Source:
 class Request(NamedTuple):
     """What the caller asked for beside the file; None leaves it to the file.
 
-    `mode` is the CPU mode at entry, `address` where the image (a flat one or a PIE) is put; `boot`
-    is the name of the boot protocol that the caller insists on.  `room` is the size of the guest's
-    memory in bytes: nothing larger is unpacked for it.  `entry` and `stack` are where a real-mode
-    image starts and where its stack ends.
+    `mode` is the CPU mode at entry, `address` where the image (a flat one or a PIE) is put;
+    `protocol` is the name of the boot protocol that the caller insists on.  `room` is the size of
+    the guest's memory in bytes: nothing larger is unpacked for it.  `entry` and `stack` are where a
+    real-mode image starts and where its stack ends.
     """
 
     mode: Mode | None = None
     address: int | None = None
-    boot: str | None = None
+    protocol: str | None = None
     room: int | None = None
     entry: RealAddress | None = None
     stack: RealAddress | None = None

@@ -11,9 +11,9 @@ from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.i8042 import KeyboardController
 from pykvm.devices.line import InterruptLine
+from pykvm.devices.pci_config import PciConfig
 from pykvm.devices.port92 import Port92
 from pykvm.devices.post import PostPort
-from pykvm.devices.reset import ResetControl
 from pykvm.devices.standard import standard_devices
 from pykvm.devices.stream import OutputLog
 from pykvm.devices.uart import Uart16550
@@ -24,9 +24,9 @@ __all__ = [
     "InterruptLine",
     "KeyboardController",
     "OutputLog",
+    "PciConfig",
     "Port92",
     "PostPort",
-    "ResetControl",
     "Uart16550",
     "standard_devices",
 ]

@@ -32,14 +32,14 @@ def pc_devices() -> list[Placement]:
 def firmware_devices() -> list[Placement]:
     """New devices for firmware: the standard ones, those of a PC, and two that firmware uses.
 
-    A PCI host bridge takes the place of ``reset-control``; ``firmware-log`` has the log of SeaBIOS
+    A PCI host bridge takes the place of ``pci-config``; ``firmware-log`` has the log of SeaBIOS
     or OVMF.
     """
     from pykvm.devices.debugcon import DebugConsole
     from pykvm.devices.pci_host import PciHost
 
     return [
-        *standard_devices(without=["reset-control"]),
+        *standard_devices(without=["pci-config"]),
         *pc_devices(),
         Placement(PciHost(), Space.PIO, layout.PCI_CONFIG, PciHost.length),
         Placement(DebugConsole("firmware-log"), Space.PIO, layout.FIRMWARE_LOG, 1),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 
-from pykvm.devices.reset import ResetControl
+from pykvm.devices.pci_config import PciConfig
 
 __all__ = ["PciHost"]
 
@@ -26,8 +26,8 @@ _PAM = range(0x59, 0x60)
 _SPACE_SIZE = 256
 
 
-class PciHost(ResetControl):
-    """What ResetControl is, with a host bridge as device 0 of bus 0; every other slot is empty.
+class PciHost(PciConfig):
+    """What PciConfig is, with a host bridge as device 0 of bus 0; every other slot is empty.
 
     >>> host = PciHost()
     >>> host.write(CONFIG_ADDRESS, 4, 0x8000_0000)
@@ -38,7 +38,7 @@ class PciHost(ResetControl):
     '0xffff'
     """
 
-    def __init__(self, name: str = "reset-control") -> None:
+    def __init__(self, name: str = "pci-config") -> None:
         super().__init__(name)
         self._bridge = _host_bridge()
 

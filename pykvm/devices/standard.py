@@ -7,9 +7,9 @@ from pykvm.bus import Placement, Space
 from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.i8042 import KeyboardController
+from pykvm.devices.pci_config import PciConfig
 from pykvm.devices.port92 import Port92
 from pykvm.devices.post import PostPort
-from pykvm.devices.reset import ResetControl
 from pykvm.devices.uart import Uart16550
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
@@ -25,12 +25,12 @@ def standard_devices(*, without: Collection[str] = ()) -> list[Placement]:
     """New standard devices in their places, those named in `without` left out.
 
     The names are ``com1``, ``com2``, ``debugcon``, ``debug-exit``, ``post``, ``i8042``, ``port92``
-    and ``reset-control``.  To replace one, leave it out and add a `Placement` of your own.
+    and ``pci-config``.  To replace one, leave it out and add a `Placement` of your own.
 
     Raises ConfigError for a name that is none of these.
 
     >>> [placement.name for placement in standard_devices(without=["com2", "i8042"])]
-    ['com1', 'debugcon', 'debug-exit', 'post', 'port92', 'reset-control']
+    ['com1', 'debugcon', 'debug-exit', 'post', 'port92', 'pci-config']
     """
     keyboard = KeyboardController()
     placements = [
@@ -43,7 +43,7 @@ def standard_devices(*, without: Collection[str] = ()) -> list[Placement]:
         Placement(keyboard, Space.PIO, layout.KEYBOARD_DATA, 1, irq=layout.KEYBOARD_IRQ),
         Placement(keyboard, Space.PIO, layout.KEYBOARD_COMMAND, 1, offset=4),
         Placement(Port92(), Space.PIO, layout.PORT_92, 1),
-        Placement(ResetControl(), Space.PIO, layout.PCI_CONFIG, 8),
+        Placement(PciConfig(), Space.PIO, layout.PCI_CONFIG, 8),
     ]
     names = list(dict.fromkeys(placement.name for placement in placements))
     for name in words("without", without):

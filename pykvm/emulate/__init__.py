@@ -20,7 +20,7 @@ from pykvm.emulate.fault import GP, UD, Fault, UnsupportedError
 from pykvm.emulate.fpu import PLAIN
 from pykvm.emulate.memory import PAGE, BusDevices, Devices, LinearMemory
 from pykvm.emulate.refused import Refused, code_bits
-from pykvm.emulate.table import Plan, plan_of
+from pykvm.emulate.table import Method, method_of
 from pykvm.errors import GuestError, MemoryRangeError
 from pykvm.exits import InternalError
 from pykvm.kvm.constants import KVM_INTERNAL_ERROR_EMULATION
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["BusDevices", "Emulator"]
 
 _COUNTERS: int = lib.PYKVM_COUNTERS
-_PLANS = 4096
+_METHODS = 4096
 _FOREIGN = {"EVEX": "avx512f", "XOP": "xop"}
 # So often may the very same instruction fault in the very same state, and nothing else happen.
 PATIENCE = 1000
@@ -144,9 +144,9 @@ class _Late:
             self.error = self.error or error
 
 
-def _absent(name: str) -> Plan:
+def _absent(name: str) -> Method:
     """How an instruction is done that this guest's processor does not have."""
-    return Plan(Instruction(b"", 0, 0), name, _undefined, None, ())
+    return Method(Instruction(b"", 0, 0), name, _undefined, None, ())
 
 
 def _undefined(at: Refused) -> None:
@@ -165,7 +165,7 @@ class _Bench:
         self.seconds = 0.0
         self._late = _Late(devices)
         self._memory = LinearMemory(memory, self._late)
-        self._plans: dict[tuple[bytes, int], Plan | None] = {}
+        self._methods: dict[tuple[bytes, int], Method | None] = {}
         self._made: Native | None = None
         #: The name of the last instruction that pykvm does not emulate, and why.
         self.refusal = "", ""
@@ -182,12 +182,12 @@ class _Bench:
         stepping = regs.rflags & RFLAGS.TF
         name = "fetch"
         try:
-            plan = self._plan(at, code)
-            if plan is None:
+            method = self._method(at, code)
+            if method is None:
                 self.refusal = "", ""
                 return None
-            name, at.instruction = plan.name, plan.instruction
-            self._do(at, plan)
+            name, at.instruction = method.name, method.instruction
+            self._do(at, method)
         except Fault as fault:
             self._count_fault(at, name, fault)
             inject(at, fault)
@@ -218,7 +218,7 @@ class _Bench:
             interrupt.shadow = 0
             self.cpu.engine.commit_events()
 
-    def _plan(self, at: Refused, code: bytes) -> Plan | None:
+    def _method(self, at: Refused, code: bytes) -> Method | None:
         """How the instruction that begins with `code` is done, None if that is not known.
 
         KVM gives the bytes up to the end of a page; those after it are fetched here.  Raises
@@ -226,29 +226,29 @@ class _Bench:
         """
         key = code, at.bits
         try:
-            return self._plans[key]
+            return self._methods[key]
         except KeyError:
             pass
-        plan: Plan | None
+        method: Method | None
         try:
-            plan = plan_of(decode(code, at.bits))
+            method = method_of(decode(code, at.bits))
         except TruncatedError:
             longer = self._fetch(at, code)
-            return self._plan(at, longer) if len(longer) > len(code) else None
+            return self._method(at, longer) if len(longer) > len(code) else None
         except ForeignError as foreign:
             # The first processors with these encodings have these features.
             if _FOREIGN[foreign.encoding] in self._features:
-                plan = None
+                method = None
             else:
-                plan = _absent(foreign.encoding)
+                method = _absent(foreign.encoding)
         except UndecodableError:
-            plan = None
-        if plan is not None and not self._features.issuperset(plan.features):
-            plan = _absent(plan.name)
-        if len(self._plans) >= _PLANS:
-            self._plans.clear()
-        self._plans[key] = plan
-        return plan
+            method = None
+        if method is not None and not self._features.issuperset(method.features):
+            method = _absent(method.name)
+        if len(self._methods) >= _METHODS:
+            self._methods.clear()
+        self._methods[key] = method
+        return method
 
     @cached_property
     def _features(self) -> frozenset[str]:
@@ -277,16 +277,16 @@ class _Bench:
         except MemoryRangeError:
             return code
 
-    def _do(self, at: Refused, plan: Plan) -> None:
-        if plan.instruction.vex and at.real:
+    def _do(self, at: Refused, method: Method) -> None:
+        if method.instruction.vex and at.real:
             raise Fault(UD)  # SDM 2A 2.3.1
-        if plan.operation is not None:
-            plan.operation(at)
-        elif plan.unit is not None:
+        if method.operation is not None:
+            method.operation(at)
+        elif method.unit is not None:
             rip = at.regs.rip
-            self._native.execute(at, plan.unit)
+            self._native.execute(at, method.unit)
             if at.bits == 64:
-                self._native.learn(at, plan.unit, plan.name, rip)
+                self._native.learn(at, method.unit, method.name, rip)
         else:
             raise UnsupportedError("it is not among the instructions that pykvm does")
 

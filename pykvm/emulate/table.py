@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pykvm.emulate.refused import Operations, Refused
     from pykvm.x86.decode import Instruction
 
-__all__ = ["OPERATIONS", "Plan", "plan_of"]
+__all__ = ["OPERATIONS", "Method", "method_of"]
 
 OPERATIONS: Operations = {
     **BIT_OPERATIONS,
@@ -40,7 +40,7 @@ OPERATIONS: Operations = {
 }
 
 
-class Plan(NamedTuple):
+class Method(NamedTuple):
     """How an instruction is done: by `operation`, or on this processor if it has a `unit`.
 
     A processor without one of `features` raises #UD.
@@ -53,12 +53,12 @@ class Plan(NamedTuple):
     features: tuple[str, ...]
 
 
-def plan_of(instruction: Instruction) -> Plan:
+def method_of(instruction: Instruction) -> Method:
     """Look up how an instruction is done."""
     features = features_of(instruction)
     for spelling in spellings(instruction):
         found = OPERATIONS.get(spelling)
         if found is not None:
-            return Plan(instruction, found[0], found[1], None, features or ())
+            return Method(instruction, found[0], found[1], None, features or ())
     unit = unit_of(instruction) if features is not None else None
-    return Plan(instruction, name_of(instruction), None, unit, features or ())
+    return Method(instruction, name_of(instruction), None, unit, features or ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pykvm.boot import Module, Setup, load, place, protocol_of, source_of
+from pykvm.boot import Module, Request, Setup, load, place, protocol_of, source_of
 from pykvm.errors import ConfigError
 from pykvm.layout import HOLE_END, HOLE_START
 from pykvm.memory import GuestMemory
@@ -121,12 +121,14 @@ def read_guest(config: MachineConfig) -> Guest:
         return Guest(config, None, Setup())
     image = load(
         config.image,
-        mode=None if config.mode is None else Mode(config.mode),
-        address=config.load_address,
-        protocol=config.boot,
-        room=config.ram,
-        entry=_real_address(config.entry),
-        stack=_real_address(config.stack),
+        Request(
+            mode=None if config.mode is None else Mode(config.mode),
+            address=config.load_address,
+            protocol=config.boot,
+            room=config.ram,
+            entry=_real_address(config.entry),
+            stack=_real_address(config.stack),
+        ),
     )
     if config.kernel is not None and image.protocol != "firmware":
         raise ConfigError(

@@ -130,7 +130,7 @@ def fadt(hardware: Hardware) -> Table:
         values["X_PM_TMR_BLK"] = generic_address(layout.PM_TIMER, 32)
         values["PM_TMR_LEN"] = 4
         flags |= TMR_VAL_EXT
-    if "reset-control" in devices:
+    if "pci-config" in devices:
         values["RESET_REG"] = generic_address(layout.RESET_CONTROL, 8)
         values["RESET_VALUE"] = layout.RESET_VALUE
         flags |= RESET_REG_SUP

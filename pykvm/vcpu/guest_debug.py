@@ -54,7 +54,7 @@ def _address(name: str, value: int) -> int:
     return unsigned(name, value, 64)
 
 
-class Target(Protocol):
+class Debuggable(Protocol):
     """The vCPU."""
 
     def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
@@ -74,7 +74,7 @@ class GuestDebug:
     0x20003 ['0x1000', '0x0', '0x0', '0x0', '0x0', '0x0', '0x0', '0x402']
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Debuggable) -> None:
         self._target = target
         self._breakpoints: dict[str, tuple[int, ...]] = {}
         self._hidden: frozenset[str] = frozenset()

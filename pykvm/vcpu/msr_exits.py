@@ -23,7 +23,7 @@ __all__ = ["MsrExits"]
 _DENIED = 1, bytes(8)
 
 
-class Target(Protocol):
+class MsrFilter(Protocol):
     """The VM."""
 
     def enable_cap(self, cap: int, /, *args: int) -> int:
@@ -48,7 +48,7 @@ class MsrExits:
     (3, '0x10') (2, '0xc0000082')
     """
 
-    def __init__(self, target: Target, *, unknown: bool = False) -> None:
+    def __init__(self, target: MsrFilter, *, unknown: bool = False) -> None:
         """With `unknown`, those that KVM knows nothing of exit too, in place of #GP."""
         self._target = target
         self._asked: dict[str, dict[int, int]] = {}

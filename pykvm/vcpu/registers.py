@@ -30,7 +30,7 @@ _SEGMENT_FIELDS = SegmentRegister.__slots__
 _LIMIT = 1 << 64
 
 
-class Source(Protocol):
+class RegisterFile(Protocol):
     """Where registers come from and go to: a vCPU's engine."""
 
     def regs(self) -> Any:
@@ -203,7 +203,7 @@ class Registers:
     gdt = _Table()
     idt = _Table()
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RegisterFile) -> None:
         self.source = source
 
     def __setattr__(self, name: str, value: Any) -> None:

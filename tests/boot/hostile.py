@@ -12,6 +12,7 @@ from pykvm import boot
 from pykvm.boot import Setup
 from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
+from support.boot import load
 
 __all__ = ["EXAMPLES", "attempt", "hostile"]
 
@@ -29,7 +30,7 @@ hostile = st.one_of(st.sampled_from(EDGES), st.integers(0, 0x400), st.integers(0
 def attempt(memory: GuestMemory, data: bytes, *, setup: Setup | None = None, **request: Any) -> str:
     """Load, place and ask for symbols; returns how far it got, for the tests of this function."""
     try:
-        image = boot.load(data, name="fuzz", **request)
+        image = load(data, name="fuzz", **request)
     except LoadError as error:
         assert str(error).startswith("fuzz: ")
         return "refused"

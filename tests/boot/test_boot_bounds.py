@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from boot.elfs import ET_DYN, HLT, PT_DYNAMIC, Part, Sym, dynamic, elf
 
-from pykvm import boot
 from pykvm.boot import relocate, symbols
 from pykvm.boot.large_file import LargeFile
 from pykvm.errors import LoadError
+from support.boot import load
 
 MIB = 1 << 20
 DT_RELA, DT_RELASZ, DT_RELAENT = 7, 8, 9
@@ -53,7 +53,7 @@ def with_section(image: bytes, number: int, size: int) -> bytes:
 def test_a_huge_table_is_read_so_far(tmp_path: Path, reads: list[int], section: int) -> None:
     sound = elf(Part(HLT * 64), symbols=(Sym("main", 0x10_0000, 64), Sym("end", 0x10_0020)))
     image = with_section(sound, section, 4096 * MIB)
-    loaded = boot.load(str(sparse(tmp_path / "huge.elf", image, 4096 * MIB)))
+    loaded = load(str(sparse(tmp_path / "huge.elf", image, 4096 * MIB)))
     assert dict(loaded.symbols) == {"main": 0x10_0000, "end": 0x10_0020}
     assert max(reads) <= symbols._MOST_NAMES
 
@@ -62,12 +62,12 @@ def test_more_symbols_than_any_program_has(monkeypatch: pytest.MonkeyPatch) -> N
     many = tuple(Sym(f"s{number}", 0x10_0000 + number) for number in range(20))
     image = elf(Part(HLT * 64), symbols=many)
     monkeypatch.setattr(symbols, "_MOST_SYMBOLS", 12)
-    assert len(boot.load(image).symbols) == 12
+    assert len(load(image).symbols) == 12
     monkeypatch.setattr(symbols, "_MOST_ENTRIES", 8)
     # The first entry of a table names nothing.
-    assert len(boot.load(image).symbols) == 7
+    assert len(load(image).symbols) == 7
     monkeypatch.setattr(symbols, "_MOST_NAMES", 10)
-    assert dict(boot.load(image).symbols) == {
+    assert dict(load(image).symbols) == {
         "s0": 0x10_0000,
         "s1": 0x10_0001,
         "s2": 0x10_0002,
@@ -91,7 +91,7 @@ def test_a_huge_dynamic_section(tmp_path: Path, reads: list[int]) -> None:
         type=ET_DYN,
         entry=0,
     )
-    boot.load(str(sparse(tmp_path / "huge.elf", image, 4096 * MIB)))
+    load(str(sparse(tmp_path / "huge.elf", image, 4096 * MIB)))
     assert max(reads) <= MIB
 
 
@@ -102,10 +102,10 @@ def test_more_relocations_than_any_program_has(monkeypatch: pytest.MonkeyPatch) 
         tables = ((DT_RELA, 0x1000), (DT_RELASZ, len(table)), (DT_RELAENT, 24))
         image = pie(*tables, table=table)
         if count == 100:
-            boot.load(image)
+            load(image)
             continue
         with pytest.raises(LoadError, match="has more than 100 relocations"):
-            boot.load(image)
+            load(image)
 
 
 def test_a_small_table_that_stands_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_a_small_table_that_stands_for_many(monkeypatch: pytest.MonkeyPatch) -> 
     table = struct.pack("<QQ", 0x100, (1 << 64) - 1) * 2
     tables = ((DT_RELR, 0x1000), (DT_RELRSZ, len(table)), (DT_RELRENT, 8))
     with pytest.raises(LoadError, match="has more than 100 relocations"):
-        boot.load(pie(*tables, table=table))
+        load(pie(*tables, table=table))
 
 
 @pytest.mark.parametrize("room", [None, 64 * MIB])
@@ -126,7 +126,7 @@ def test_segments_that_are_the_same_bytes_again_and_again(
     image = elf(Part(HLT * 64, 0x0), *parts, type=ET_DYN, entry=0)
     path = sparse(tmp_path / "many.elf", image, 1025 * MIB)
     with pytest.raises(LoadError, match="its 21 segments have 0x500000040 bytes in the file"):
-        boot.load(str(path), room=room)
+        load(str(path), room=room)
     assert max(reads) <= MIB
 
 
@@ -143,7 +143,7 @@ def test_words_are_found_in_any_order_of_segments() -> None:
         type=ET_DYN,
         entry=0,
     )
-    loaded = boot.load(image)
+    loaded = load(image)
     data = {segment.address: bytes(segment.data) for segment in loaded.segments}
     assert data[0x10_3000] == struct.pack("<Q", 0x10_0055)
     assert data[0x10_2000] == struct.pack("<Q", 0x10_0066)

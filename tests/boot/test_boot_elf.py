@@ -26,12 +26,12 @@ from boot.elfs import (
     elf,
 )
 
-from pykvm import boot
 from pykvm.boot.elf import read_header, read_program_headers
 from pykvm.boot.source import Source
 from pykvm.descriptor import Descriptor
 from pykvm.errors import ConfigError, LoadError
 from pykvm.x86.state import Mode
+from support.boot import load
 from support.resources import descriptors
 
 GUESTS = sorted(Path(__file__).parents[2].glob("guests/build/*.elf"))
@@ -40,7 +40,7 @@ GUESTS = sorted(Path(__file__).parents[2].glob("guests/build/*.elf"))
 def refusal(data: bytes, **request: Any) -> LoadError:
     """The error that loading `data` as g.elf ends in."""
     with pytest.raises(LoadError) as caught:
-        boot.load(data, name="g.elf", **request)
+        load(data, name="g.elf", **request)
     assert caught.value.message.startswith("g.elf: ")
     return caught.value
 
@@ -49,7 +49,7 @@ class TestLoaded:
     def test_elf64_starts_in_long_mode(self) -> None:
         code = Part(b"\x90\xf4", 0x10_0000, memsz=0x3000)
         data = Part(b"data", 0x20_0000, R | W)
-        image = boot.load(elf(code, data, entry=0x10_0001), name="g.elf")
+        image = load(elf(code, data, entry=0x10_0001), name="g.elf")
         assert image[:5] == ("g.elf", "elf64", "elf", Mode.LONG, 0x10_0001)
         assert [(s.name, s.address, bytes(s.data), s.size) for s in image.segments] == [
             ("segment 0", 0x10_0000, b"\x90\xf4", 0x3000),
@@ -62,7 +62,7 @@ class TestLoaded:
         assert image.word == 8
 
     def test_elf32_starts_in_protected_mode(self) -> None:
-        image = boot.load(elf(bits=32))
+        image = load(elf(bits=32))
         assert (image.kind, image.mode, image.entry, image.word) == (
             "elf32",
             Mode.PROTECTED,
@@ -71,42 +71,42 @@ class TestLoaded:
         )
 
     def test_x32_starts_in_long_mode_with_short_pointers(self) -> None:
-        image = boot.load(elf(bits=32, machine=EM_X86_64))
+        image = load(elf(bits=32, machine=EM_X86_64))
         assert (image.kind, image.mode, image.word) == ("elf32", Mode.LONG, 4)
 
     @pytest.mark.parametrize("mode", Mode)
     def test_the_caller_chooses_the_mode(self, mode: Mode) -> None:
-        assert boot.load(elf(Part(vaddr=0x8000)), mode=mode).mode is mode
+        assert load(elf(Part(vaddr=0x8000)), mode=mode).mode is mode
 
     def test_only_pt_load_is_loaded_and_empty_segments_are_not(self) -> None:
         note = Part(b"note", 0x30_0000, type=4)
         empty = Part(b"", 0x10_0000)
-        image = boot.load(elf(empty, Part(), note))
+        image = load(elf(empty, Part(), note))
         assert [s.name for s in image.segments] == ["segment 1"]
 
     def test_bss_alone_is_a_segment_wherever_its_offset_points(self) -> None:
-        image = boot.load(elf(Part(), Part(b"", 0x20_0000, R | W, memsz=0x1000, offset=1 << 40)))
+        image = load(elf(Part(), Part(b"", 0x20_0000, R | W, memsz=0x1000, offset=1 << 40)))
         assert image.segments[1].size == 0x1000
         assert len(image.segments[1].data) == 0
 
     def test_a_segment_goes_where_its_physical_address_says(self) -> None:
         low = Part(vaddr=0x10_0000)
         high = Part(b"kernel", 0xFFFF_FFFF_8020_0000, R | X, paddr=0x20_0000)
-        image = boot.load(elf(low, high))
+        image = load(elf(low, high))
         assert [s.address for s in image.segments] == [0x10_0000, 0x20_0000]
 
     def test_physical_addresses_that_are_all_zero_do_not_count(self) -> None:
-        image = boot.load(elf(Part(vaddr=0x10_0000, paddr=0), Part(vaddr=0x20_0000, paddr=0)))
+        image = load(elf(Part(vaddr=0x10_0000, paddr=0), Part(vaddr=0x20_0000, paddr=0)))
         assert [s.address for s in image.segments] == [0x10_0000, 0x20_0000]
 
     def test_segments_may_touch(self) -> None:
-        assert boot.load(elf(Part(HLT * 16, 0x1000), Part(HLT, 0x1010))).segments[1].end == 0x1011
+        assert load(elf(Part(HLT * 16, 0x1000), Part(HLT, 0x1010))).segments[1].end == 0x1011
 
     def test_a_file_has_its_own_name(self, tmp_path: Path) -> None:
         path = tmp_path / "kernel"
         path.write_bytes(elf())
-        assert boot.load(path).name == "kernel"
-        assert boot.load(str(path), name="other").name == "other"
+        assert load(path).name == "kernel"
+        assert load(str(path), name="other").name == "other"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_program_at_a_fixed_address_cannot_be_placed() -> None:
 
 def test_a_negative_address_is_the_callers_mistake() -> None:
     with pytest.raises(ConfigError, match="load address -0x1000 is negative"):
-        boot.load(elf(type=ET_DYN), address=-0x1000)
+        load(elf(type=ET_DYN), address=-0x1000)
 
 
 def test_one_byte_is_enough_to_be_past_the_end() -> None:
@@ -311,18 +311,18 @@ def test_one_byte_is_enough_to_be_past_the_end() -> None:
 
 def test_a_segment_may_end_with_the_address_space() -> None:
     low, last = Part(), Part(HLT, 0xFFFF_FFFF)
-    assert boot.load(elf(low, last, bits=32)).segments[1].end == 1 << 32
+    assert load(elf(low, last, bits=32)).segments[1].end == 1 << 32
 
 
 def test_the_image_keeps_nothing_of_the_callers_buffer() -> None:
     data = bytearray(elf(Part(b"code")))
-    image = boot.load(data)
+    image = load(data)
     data[-4:] = b"XXXX"
     assert bytes(image.segments[0].data) == b"code"
 
 
 def test_a_huge_segment_costs_nothing_to_load() -> None:
-    image = boot.load(elf(Part(memsz=1 << 62)))
+    image = load(elf(Part(memsz=1 << 62)))
     assert image.segments[0].size == 1 << 62
 
 
@@ -330,23 +330,23 @@ class TestFiles:
     def test_missing(self, tmp_path: Path) -> None:
         path = tmp_path / "missing.elf"
         with pytest.raises(LoadError) as caught:
-            boot.load(path)
+            load(path)
         assert str(caught.value) == f"{path}: cannot be read: No such file or directory"
 
     def test_directory(self, tmp_path: Path) -> None:
         with pytest.raises(LoadError) as caught:
-            boot.load(tmp_path)
+            load(tmp_path)
         assert str(caught.value) == f"{tmp_path}: is a directory, not a guest file"
 
     def test_fifo_does_not_hang(self, tmp_path: Path) -> None:
         path = tmp_path / "fifo"
         os.mkfifo(path)
         with pytest.raises(LoadError, match="is a FIFO, not a guest file"):
-            boot.load(path)
+            load(path)
 
     def test_endless_device(self) -> None:
         with pytest.raises(LoadError, match="^/dev/zero: is a character device, not a guest file$"):
-            boot.load("/dev/zero")
+            load("/dev/zero")
 
     def test_unreadable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def deny(path: str, flags: int) -> Descriptor:
@@ -355,27 +355,27 @@ class TestFiles:
         # chmod would not do: root, which tests may run as, reads every file.
         monkeypatch.setattr(Descriptor, "open", deny)
         with pytest.raises(LoadError) as caught:
-            boot.load("/boot/secret.elf")
+            load("/boot/secret.elf")
         assert str(caught.value) == "/boot/secret.elf: cannot be read: Permission denied"
 
     def test_a_name_that_no_file_can_have(self) -> None:
         with pytest.raises(LoadError, match="cannot be read: .*embedded null"):
-            boot.load("a\0b")
+            load("a\0b")
 
     def test_larger_than_the_host(self, tmp_path: Path) -> None:
         path = tmp_path / "core"
         path.touch()
         os.truncate(path, 1 << 42)
         with pytest.raises(LoadError, match="is 0x40000000000 bytes long, more than this host has"):
-            boot.load(path)
+            load(path)
 
     def test_no_descriptor_stays_open(self, tmp_path: Path) -> None:
         before = descriptors()
         with pytest.raises(LoadError):
-            boot.load(tmp_path)
+            load(tmp_path)
         path = tmp_path / "g.elf"
         path.write_bytes(elf())
-        boot.load(path)
+        load(path)
         assert descriptors() == before
 
 

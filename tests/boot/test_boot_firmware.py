@@ -19,6 +19,7 @@ from pykvm.boot.source import Source
 from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
 from pykvm.x86.state import Mode, reset
+from support.boot import load
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 JUMP = bytes.fromhex("ea 5b e0 00 f0")
@@ -46,7 +47,7 @@ class TestRecognised:
     @pytest.mark.parametrize("size", [64 * K, 128 * K, 192 * K, 256 * K, 16 * M])
     @pytest.mark.parametrize("name", ["bios.bin", "bios"])
     def test_by_size_and_reset_vector(self, size: int, name: str) -> None:
-        image = boot.load(bios(size), name=name)
+        image = load(bios(size), name=name)
         assert image[:5] == (name, "firmware", "firmware", Mode.REAL, 4 * G - 16)
         (segment,) = image.segments
         assert (segment.address, segment.size, segment.writable) == (4 * G - size, size, False)
@@ -66,7 +67,7 @@ class TestRecognised:
         ],
     )
     def test_by_code_that_jumps_away(self, vector: str) -> None:
-        assert boot.load(bios(vector=bytes.fromhex(vector))).protocol == "firmware"
+        assert load(bios(vector=bytes.fromhex(vector))).protocol == "firmware"
 
     @pytest.mark.parametrize(
         "vector",
@@ -81,33 +82,33 @@ class TestRecognised:
     )
     def test_not_by_a_reset_vector_that_does_not_jump_into_the_image(self, vector: str) -> None:
         with pytest.raises(LoadError, match="no jump stands at the reset vector"):
-            boot.load(bios(vector=bytes.fromhex(vector)), name="bios.rom")
+            load(bios(vector=bytes.fromhex(vector)), name="bios.rom")
 
     @pytest.mark.parametrize("mark", [(0x28, b"_FVH"), (-48, bytes.fromhex(OVMF_TABLE_END))])
     def test_uefi_has_any_number_of_pages(self, mark: tuple[int, bytes]) -> None:
         image = bytearray(bios(68 * K))
         at = mark[0] % len(image)
         with pytest.raises(LoadError, match="not a multiple of 64 KiB"):
-            boot.load(bytes(image), name="bios.rom")
+            load(bytes(image), name="bios.rom")
         image[at : at + len(mark[1])] = mark[1]
-        assert boot.load(bytes(image)).protocol == "firmware"
+        assert load(bytes(image)).protocol == "firmware"
         with pytest.raises(LoadError, match="not a multiple of 64 KiB"):
-            boot.load(bytes(512) + bytes(image), name="bios.rom")
+            load(bytes(512) + bytes(image), name="bios.rom")
 
     def test_a_kernel_is_not_firmware(self) -> None:
         for kernel, protocol in ((bzimage(), "linux"), (elf(), "elf")):
             file = kernel[:1024] + bios()[len(kernel[:1024]) :]
-            assert boot.load(file).protocol == protocol
-            assert boot.load(file, protocol="firmware").protocol == "firmware"
+            assert load(file).protocol == protocol
+            assert load(file, protocol="firmware").protocol == "firmware"
 
     def test_a_multiboot_header_counts_unless_the_jump_leads_to_code(self) -> None:
         # As in U-Boot's ROM, which boot loaders may load at 4 GiB less its size.
         header = header1(1 << 16, 4 * G - 64 * K, 4 * G - 64 * K, 0, 0, 4 * G - 64 * K + 32)
         image = bytearray(bios())
         image[: len(header)] = header
-        assert boot.load(bytes(image)).protocol == "multiboot"
+        assert load(bytes(image)).protocol == "multiboot"
         image[0xE05B:0xE05F] = b"\xfa\xfc\x31\xc0"
-        assert boot.load(bytes(image)).protocol == "firmware"
+        assert load(bytes(image)).protocol == "firmware"
 
     @pytest.mark.parametrize(
         ("data", "reason"),
@@ -121,14 +122,14 @@ class TestRecognised:
     )
     def test_a_refusal_says_what_is_missing(self, data: bytes, reason: str) -> None:
         with pytest.raises(LoadError, match=reason):
-            boot.load(data, name="bios.rom")
+            load(data, name="bios.rom")
 
     @pytest.mark.parametrize("request_", [{"mode": Mode.REAL}, {"address": 0x7C00}])
     def test_a_mode_or_an_address_makes_it_flat(self, request_: dict[str, Any]) -> None:
-        assert boot.load(bios(), **request_).protocol == "flat"
+        assert load(bios(), **request_).protocol == "flat"
 
     def test_by_name_whatever_the_reset_vector(self) -> None:
-        image = boot.load(bios(vector=b"\xf4"), protocol="firmware")
+        image = load(bios(vector=b"\xf4"), protocol="firmware")
         assert image.protocol == "firmware"
 
     @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ class TestRecognised:
         self, data: bytes, request_: dict[str, Any], message: str
     ) -> None:
         with pytest.raises(LoadError, match=message):
-            boot.load(data, protocol="firmware", **request_)
+            load(data, protocol="firmware", **request_)
 
 
 class TestPlaced:
@@ -160,7 +161,7 @@ class TestPlaced:
         self, memory: GuestMemory, size: int, shadow: int
     ) -> None:
         data = bios(size)
-        entry = boot.place(boot.load(data), memory)
+        entry = boot.place(load(data), memory)
         rom = memory.region_at(4 * G - size)
         assert rom is not None
         assert rom.readonly
@@ -174,30 +175,30 @@ class TestPlaced:
         ]
 
     def test_the_shadow_can_be_written(self, memory: GuestMemory) -> None:
-        boot.place(boot.load(bios()), memory)
+        boot.place(load(bios()), memory)
         memory.write(M - 64 * K, b"written")
 
     def test_registers_are_as_after_reset(self, memory: GuestMemory) -> None:
-        assert boot.place(boot.load(bios()), memory).state == reset()
+        assert boot.place(load(bios()), memory).state == reset()
 
     @pytest.mark.parametrize("ram", [(0, 640 * K), (M, M), (0, M - 4 * K)])
     def test_a_shadow_needs_ram(self, ram: tuple[int, int]) -> None:
         with GuestMemory() as memory:
             memory.add_ram(*ram)
             with pytest.raises(LoadError, match=r"shadow \(0xf0000-0x100000\) lies outside"):
-                boot.place(boot.load(bios()), memory)
+                boot.place(load(bios()), memory)
             assert len(memory.regions) == 1
 
     def test_a_read_only_first_mib_is_no_place_for_it(self) -> None:
         with GuestMemory() as memory:
             memory.add_rom(0, bytes(M))
             with pytest.raises(LoadError, match="shadow"):
-                boot.place(boot.load(bios()), memory)
+                boot.place(load(bios()), memory)
 
     def test_memory_below_4_gib_that_is_taken(self, memory: GuestMemory) -> None:
         memory.add_ram(4 * G - 8 * K, 4 * K, name="mine")
         with pytest.raises(LoadError, match="firmware 0xffff0000-0x100000000 overlaps mine"):
-            boot.place(boot.load(bios(), name="b"), memory)
+            boot.place(load(bios(), name="b"), memory)
         assert memory.read(M - 4096, 4096) == bytes(4096)
 
     @pytest.mark.parametrize(
@@ -213,12 +214,12 @@ class TestPlaced:
         self, memory: GuestMemory, setup: Setup, message: str
     ) -> None:
         with pytest.raises(LoadError, match=message):
-            boot.place(boot.load(bios()), memory, setup)
+            boot.place(load(bios()), memory, setup)
         assert len(memory.regions) == 1
 
 
 def test_the_guest_is_firmware_by_itself(guests: Path) -> None:
-    image = boot.load(guests / "firmware.bin")
+    image = load(guests / "firmware.bin")
     assert (image.protocol, image.segments[0].size) == ("firmware", 64 * K)
 
 
@@ -243,7 +244,7 @@ def test_any_bytes_are_firmware_or_refused(
     if size >= 16:
         data[size - 16 : size - 16 + len(vector)] = vector
     try:
-        image = boot.load(bytes(data), name="fuzz", protocol="firmware" if insist else None)
+        image = load(bytes(data), name="fuzz", protocol="firmware" if insist else None)
     except LoadError as error:
         assert str(error).startswith("fuzz: ")
         return

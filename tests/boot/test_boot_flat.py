@@ -7,13 +7,14 @@ import pytest
 from pykvm import boot
 from pykvm.errors import LoadError
 from pykvm.x86.state import Mode
+from support.boot import load
 
 CODE = b"\xb0A\xe6\xe9\xf4"
 
 
 @pytest.mark.parametrize("name", ["boot.bin", "floppy.IMG", "hello.com"])
 def test_known_by_its_name(name: str) -> None:
-    image = boot.load(CODE, name=name)
+    image = load(CODE, name=name)
     assert image[:5] == (name, "flat", "flat", Mode.REAL, 0x7C00)
     (segment,) = image.segments
     assert (segment.name, segment.address, segment.data, segment.size) == ("image", 0x7C00, CODE, 5)
@@ -22,34 +23,34 @@ def test_known_by_its_name(name: str) -> None:
 
 @pytest.mark.parametrize("mode", Mode)
 def test_known_by_the_mode_asked_for(mode: Mode) -> None:
-    image = boot.load(CODE, name="code", mode=mode)
+    image = load(CODE, name="code", mode=mode)
     assert (image.kind, image.mode, image.entry) == ("flat", mode, 0x7C00)
 
 
 def test_known_by_the_address_asked_for() -> None:
-    image = boot.load(CODE, name="code", address=0x1_2345)
+    image = load(CODE, name="code", address=0x1_2345)
     assert (image.kind, image.mode, image.entry) == ("flat", Mode.REAL, 0x1_2345)
     assert image.segments[0].address == 0x1_2345
 
 
 def test_address_zero_is_an_address() -> None:
-    assert boot.load(CODE, address=0).entry == 0
+    assert load(CODE, address=0).entry == 0
 
 
 def test_an_elf_is_an_elf_whatever_is_asked_for() -> None:
     with pytest.raises(LoadError, match="ELF header is truncated"):
-        boot.load(b"\x7fELF", name="x.bin", mode=Mode.REAL)
+        load(b"\x7fELF", name="x.bin", mode=Mode.REAL)
 
 
 def test_out_of_the_modes_reach() -> None:
     with pytest.raises(LoadError, match="entry 0x100000 is out of reach in real mode"):
-        boot.load(CODE, address=1 << 20)
-    assert boot.load(CODE, address=1 << 20, mode=Mode.PROTECTED).entry == 1 << 20
+        load(CODE, address=1 << 20)
+    assert load(CODE, address=1 << 20, mode=Mode.PROTECTED).entry == 1 << 20
 
 
 def test_unknown_is_told_what_each_protocol_missed() -> None:
     with pytest.raises(LoadError) as caught:
-        boot.load(b"hello, world", name="notes.txt")
+        load(b"hello, world", name="notes.txt")
     said = caught.value.message
     assert said.startswith("notes.txt: is no guest that pykvm knows: no ")
     for protocol in set(boot.PROTOCOLS) - {"linux64", "linux32"}:
@@ -89,11 +90,11 @@ def test_unknown_is_told_what_each_protocol_missed() -> None:
 )
 def test_familiar_files_are_called_by_their_name(start: bytes, what: str, hint: str) -> None:
     with pytest.raises(LoadError) as caught:
-        boot.load(start, name="guest")
+        load(start, name="guest")
     assert caught.value.message.startswith(f"guest: is {what}: no ")
     assert caught.value.hint.startswith(hint)
 
 
 def test_less_than_the_magic_is_no_elf() -> None:
     with pytest.raises(LoadError, match=r"no elf image \(starts with 7f, not with 7f 45 4c 46\)"):
-        boot.load(b"\x7f")
+        load(b"\x7f")

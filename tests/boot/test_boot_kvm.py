@@ -18,6 +18,7 @@ from pykvm.boot.image import Setup
 from pykvm.kvm import ExitReason, System
 from pykvm.memory import GuestMemory
 from pykvm.x86.state import CpuState, Mode, SegmentRegister, TableRegister
+from support.boot import load
 
 pytestmark = pytest.mark.kvm
 
@@ -64,7 +65,7 @@ def test_long_mode() -> None:
         "0f 00 cf"  # str edi
         "f4"  # hlt
     )
-    regs, entry, _ = run(boot.load(elf(Part(code))), "x")
+    regs, entry, _ = run(load(elf(Part(code))), "x")
     assert (regs.rax, regs.rcx & 0xFF, regs.rdx) == (2, ord("x"), 0)
     assert regs.rdi == entry.state.tr.selector
     assert regs.rip == 0x10_0000 + len(code)
@@ -82,7 +83,7 @@ def test_long_mode_reloads_its_segments_from_the_gdt() -> None:
         "b1 07"  # 0x100010: mov cl, 7
         "f4"  # hlt
     )
-    regs, entry, _ = run(boot.load(elf(Part(code))))
+    regs, entry, _ = run(load(elf(Part(code))))
     assert regs.rcx & 0xFF == 7
     assert regs.rbx == entry.state.cs.selector
     assert regs.rsp == entry.state.rsp
@@ -97,7 +98,7 @@ def test_protected_mode() -> None:
         "8a 0b"  # mov cl, [ebx]
         "f4"  # hlt
     )
-    regs, _, _ = run(boot.load(elf(Part(code), bits=32)), "x")
+    regs, _, _ = run(load(elf(Part(code), bits=32)), "x")
     assert (regs.rdx, regs.rax, regs.rcx & 0xFF) == (0, 2, ord("x"))
 
 
@@ -110,14 +111,14 @@ def test_real_mode(address: int) -> None:
     )
     data = (address & 0xFFFF) + len(code) + 3
     code += struct.pack("<H", data) + b"\xc3" + b"\x34\x12"  # ret; data
-    regs, entry, memory = run(boot.load(code, address=address, mode=Mode.REAL))
+    regs, entry, memory = run(load(code, address=address, mode=Mode.REAL))
     assert regs.rax == 0x1234
     pushed = entry.state.ss.base + ((entry.state.rsp - 2) & 0xFFFF)
     assert memory[pushed : pushed + 2] == struct.pack("<H", (address & 0xFFFF) + 3)
 
 
 def test_a_flat_image_in_long_mode() -> None:
-    regs, _, _ = run(boot.load(b"\x89\xf8\xf4", mode=Mode.LONG))  # mov eax, edi; hlt
+    regs, _, _ = run(load(b"\x89\xf8\xf4", mode=Mode.LONG))  # mov eax, edi; hlt
     assert regs.rax == 1
 
 
@@ -130,7 +131,7 @@ def test_a_pie_finds_its_pointers_relocated() -> None:
         Part(dynamic((7, 0x1008), (8, 24), (9, 24)), type=PT_DYNAMIC),
         type=ET_DYN,
     )
-    regs, _, _ = run(boot.load(image))
+    regs, _, _ = run(load(image))
     assert (regs.rax, regs.rcx) == (0x10_1020, 0x1234_5678)
 
 
@@ -139,9 +140,7 @@ def test_pvh_by_a_note_that_is_in_no_segment() -> None:
         "8b 03"  # mov eax, [ebx]
         "f4"  # hlt
     )
-    regs, _, _ = run(
-        boot.load(sectioned(note("Xen", 18, bytes.fromhex("00001000")).data, code=code))
-    )
+    regs, _, _ = run(load(sectioned(note("Xen", 18, bytes.fromhex("00001000")).data, code=code)))
     assert regs.rax == 0x336EC578  # XEN_HVM_START_MAGIC_VALUE
     assert regs.rip == 0x10_0000 + len(code)
 
@@ -155,7 +154,7 @@ def test_firmware_that_turns_interrupts_off_before_it_jumps() -> None:
         instructions = bytes.fromhex(code)
         start = len(image) + offset
         image[start : start + len(instructions)] = instructions
-    regs, _, _ = run(boot.load(bytes(image)))
+    regs, _, _ = run(load(bytes(image)))
     assert (regs.rax & 0xFF, regs.rip) == (0x2A, 0xF803)
 
 

@@ -20,6 +20,7 @@ from pykvm.boot.source import Source
 from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
 from pykvm.x86.state import Mode
+from support.boot import load
 
 CONTENT = os.urandom(2 * M)
 LINUX = elf(
@@ -48,11 +49,11 @@ def memory() -> Iterator[GuestMemory]:
 
 
 def test_a_large_kernel_is_placed_as_from_bytes(path: Path, memory: GuestMemory) -> None:
-    small = boot.place(boot.load(LINUX), memory)
+    small = boot.place(load(LINUX), memory)
     places = ((16 * M, 64 + len(CONTENT) + 16), (32 * M, 64 * K))
     expected = [memory.read(*place) for place in places]
     memory.fill(16 * M, 18 * M, 0xAA)
-    large = boot.place(boot.load(path), memory)
+    large = boot.place(load(path), memory)
     assert [memory.read(*place) for place in places] == expected
     assert large.layout == small.layout
     assert dict(large.symbols) == dict(small.symbols)
@@ -68,7 +69,7 @@ def test_only_what_is_needed_is_read(path: Path, monkeypatch: pytest.MonkeyPatch
         original(self, buffer, offset)
 
     monkeypatch.setattr(LargeFile, "read_into", counted)
-    image = boot.load(path)
+    image = load(path)
     assert sum(read) < 100 * K
     assert image.symbols["main"] == 0xFFFF_FFFF_8100_0100
     assert sum(read) < 100 * K
@@ -104,20 +105,20 @@ def test_large_flat_pie_and_bzimage_files_are_placed_alike(
         placed = []
         for file in (tmp_path / name, data):
             memory.fill(M, 36 * M)
-            boot.place(boot.load(file, name=name, **request), memory)
+            boot.place(load(file, name=name, **request), memory)
             placed.append(memory.read(M, 36 * M))
         assert placed[0] == placed[1], name
         assert HLT in placed[0] or name == "flat.bin"
 
 
 def test_a_large_initrd_is_placed(path: Path, memory: GuestMemory) -> None:
-    entry = boot.place(boot.load(LINUX), memory, Setup(initrd=read_source(path)))
+    entry = boot.place(load(LINUX), memory, Setup(initrd=read_source(path)))
     (place,) = (one for one in entry.layout if one.name == "initrd")
     assert memory.read(place.start, len(LINUX)) == LINUX
 
 
 def test_a_file_that_has_changed_is_refused(path: Path, memory: GuestMemory) -> None:
-    image = boot.load(path, name="k")
+    image = load(path, name="k")
     path.write_bytes(LINUX[:M])
     with pytest.raises(LoadError, match=r"^k: has changed since it was loaded"):
         boot.place(image, memory)
@@ -132,12 +133,12 @@ def test_the_kernel_may_give_it_in_pieces(
     monkeypatch.setattr(
         os, "preadv", lambda fd, buffers, at: preadv(fd, [buffers[0][: 300 * K]], at)
     )
-    boot.place(boot.load(path), memory)
+    boot.place(load(path), memory)
     assert memory.read(16 * M + 64, len(CONTENT)) == CONTENT
 
 
 def test_a_file_that_is_gone_or_replaced(path: Path, memory: GuestMemory) -> None:
-    image = boot.load(path, name="k")
+    image = load(path, name="k")
     other = path.with_name("other")
     other.write_bytes(LINUX)
     path.unlink()
@@ -152,7 +153,7 @@ def test_the_working_directory_may_change(
     path: Path, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(path.parent)
-    image = boot.load(path.name)
+    image = load(path.name)
     monkeypatch.chdir("/")
     boot.place(image, memory)
     assert memory.read(16 * M, 64) == HLT * 64

@@ -19,6 +19,7 @@ from pykvm.memory import GuestMemory
 from pykvm.tables import E820Entry, E820Type, Hardware, Piece, Tables, memory_map
 from pykvm.x86.paging import walk
 from pykvm.x86.state import Mode
+from support.boot import load
 
 PAGE = 0x1000
 
@@ -45,7 +46,7 @@ def layout(entry: boot.Entry) -> list[str]:
 
 
 def refusal(data: bytes, memory: GuestMemory, setup: Setup | None = None) -> str:
-    image = boot.load(data, name="k")
+    image = load(data, name="k")
     with pytest.raises(LoadError) as caught:
         boot.place(image, memory, setup)
     assert all(memory.read(start, 1 * M) == bytes(1 * M) for start in (0, 1 * M))
@@ -54,7 +55,7 @@ def refusal(data: bytes, memory: GuestMemory, setup: Setup | None = None) -> str
 
 class TestEntries:
     def test_the_kernel_proper(self, memory: GuestMemory) -> None:
-        image = boot.load(packed(vmlinux()))
+        image = load(packed(vmlinux()))
         assert (image.kind, image.protocol, image.mode, image.entry) == (
             *("linux", "linux", Mode.LONG),
             16 * M,
@@ -68,12 +69,12 @@ class TestEntries:
     @pytest.mark.parametrize("pack", PACKERS)
     def test_whatever_it_is_packed_with(self, pack: str) -> None:
         # What relocates it to a random address stands behind the ELF file, and is not needed.
-        image = boot.load(packed(vmlinux() + bytes(4000), None, pack))
+        image = load(packed(vmlinux() + bytes(4000), None, pack))
         assert (image.protocol, image.entry) == ("linux", 16 * M)
         assert [segment.data for segment in image.segments] == [HLT * 64]
 
     def test_uncompressed(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(vmlinux()), memory)
+        entry = boot.place(load(vmlinux()), memory)
         assert (entry.state.rip, entry.state.mode) == (16 * M, Mode.LONG)
         page = page_of(memory, entry)
         assert {name: field(page, name) for name in ("boot_flag", "header", "version")} == {
@@ -87,7 +88,7 @@ class TestEntries:
             ("linux64", Mode.LONG, 0x200),
             ("linux32", Mode.PROTECTED, 0),
         ):
-            image = boot.load(packed(vmlinux()), protocol=name)
+            image = load(packed(vmlinux()), protocol=name)
             assert (image.protocol, image.mode, image.entry) == (name, mode, M + offset)
             entry = boot.place(image, memory)
             assert memory.read(M, len(CODE)) == CODE
@@ -96,13 +97,13 @@ class TestEntries:
 
     def test_without_a_64_bit_entry(self, memory: GuestMemory) -> None:
         data = packed(vmlinux(), xloadflags=0)
-        image = boot.load(data, name="k")
+        image = load(data, name="k")
         assert (image.protocol, image.mode, image.entry) == ("linux", Mode.PROTECTED, M)
         assert boot.place(image, memory).remarks == (
             "k: the kernel unpacks itself, in the guest: it has no 64-bit entry (xloadflags)",
         )
         with pytest.raises(LoadError, match=r"has no 64-bit entry \(xloadflags 0x0") as caught:
-            boot.load(data, protocol="linux64")
+            load(data, protocol="linux64")
         assert caught.value.hint == "enter it at its 32-bit entry: boot='linux32'"
 
     @pytest.mark.parametrize(
@@ -116,19 +117,19 @@ class TestEntries:
     def test_what_cannot_be_unpacked_unpacks_itself(
         self, memory: GuestMemory, payload: bytes, reason: str
     ) -> None:
-        image = boot.load(packed(b"", payload), name="k")
+        image = load(packed(b"", payload), name="k")
         assert (image.protocol, image.mode, image.entry) == ("linux", Mode.LONG, M + 0x200)
         remarks = boot.place(image, memory).remarks
         assert remarks == (f"k: the kernel unpacks itself, in the guest: {reason}",)
 
     def test_a_kernel_that_ends_before_its_64_bit_entry(self) -> None:
         with pytest.raises(LoadError, match="ends at 0x200 of its code, before its 64-bit entry"):
-            boot.load(bzimage(CODE[:0x200]), protocol="linux64")
+            load(bzimage(CODE[:0x200]), protocol="linux64")
 
     def test_an_elf_file_that_does_not_say_so_is_one_by_name(self) -> None:
         data = elf(Part(HLT, M))
-        assert boot.load(data).protocol == "elf"
-        assert boot.load(data, protocol="linux").protocol == "linux"
+        assert load(data).protocol == "elf"
+        assert load(data, protocol="linux").protocol == "linux"
 
     def test_32_bit_elf_files_are_refused_with_advice(self) -> None:
         narrow = elf(Part(HLT), note(), bits=32)
@@ -136,58 +137,58 @@ class TestEntries:
             with pytest.raises(
                 LoadError, match="is a 32-bit Linux kernel as an ELF file"
             ) as caught:
-                boot.load(data)
+                load(data)
             assert "bzImage" in caught.value.hint
 
     def test_a_mode_that_is_not_the_kernels(self) -> None:
         for data in (bzimage(), vmlinux(), packed(vmlinux())):
             with pytest.raises(LoadError, match="entered in long mode, not in real mode"):
-                boot.load(data, mode=Mode.REAL)
-            assert boot.load(data, mode=Mode.LONG).mode is Mode.LONG
+                load(data, mode=Mode.REAL)
+            assert load(data, mode=Mode.LONG).mode is Mode.LONG
 
     def test_symbols_are_those_of_the_elf_file(self, guests: object) -> None:
-        symbols = boot.load(f"{guests}/vmlinux").symbols
+        symbols = load(f"{guests}/vmlinux").symbols
         assert symbols["kernel_main"] >> 24 == 0xFFFFFFFF81
         assert symbols.describe(symbols["kernel_main"] + 2) == "kernel_main+0x2"
 
     def test_one_without_linuxs_note_is_another_kernel(self) -> None:
-        image = boot.load(elf(Part(HLT * 64, 16 * M)), protocol="linux")
+        image = load(elf(Part(HLT * 64, 16 * M)), protocol="linux")
         assert (image.kind, image.protocol) == ("elf64", "linux")
-        assert boot.load(vmlinux()).kind == "linux"
+        assert load(vmlinux()).kind == "linux"
 
     def test_the_version_is_in_the_first_line_that_it_prints(self) -> None:
         banner = b"Linux version 6.1.0 (me@here) #1 SMP\n\0"
         text = Part(HLT * 64 + banner, 0xFFFF_FFFF_8100_0000, paddr=16 * M)
         data = elf(text, note(), entry=16 * M)
-        assert version_of(boot.load(data)) == "6.1.0 (me@here) #1 SMP"
-        assert version_of(boot.load(vmlinux())) == ""
+        assert version_of(load(data)) == "6.1.0 (me@here) #1 SMP"
+        assert version_of(load(vmlinux())) == ""
 
 
 class TestPayload:
     def test_it_must_lie_in_the_kernel(self) -> None:
         with pytest.raises(LoadError, match=r"payload ends at 0x2000 \(payload_offset 0x1000 \+"):
-            boot.load(packed(vmlinux(), payload_length=0x1000))
+            load(packed(vmlinux(), payload_length=0x1000))
 
     def test_a_bomb_is_bounded_by_the_header_and_by_the_guests_memory(self) -> None:
         bomb = PACKERS["gzip"](b"\x7fELF" + bytes(4 * M))
         with pytest.raises(LoadError, match="unpacks to more than 0x10000 bytes"):
-            boot.load(packed(b"", bomb))
+            load(packed(b"", bomb))
         with pytest.raises(LoadError, match="unpacks to more than 0x200000 bytes"):
-            boot.load(packed(b"", bomb, init_size=0xFFFF_FFFF), room=2 * M)
+            load(packed(b"", bomb, init_size=0xFFFF_FFFF), room=2 * M)
 
     def test_a_damaged_one_is_refused(self) -> None:
         with pytest.raises(LoadError, match=r"k: payload \(gzip, 0x\w+ bytes\) cannot be unpacked"):
-            boot.load(packed(b"", PACKERS["gzip"](vmlinux())[:-20]), name="k")
+            load(packed(b"", PACKERS["gzip"](vmlinux())[:-20]), name="k")
 
     def test_messages_about_what_is_in_it(self) -> None:
         with pytest.raises(LoadError, match="^k: payload: built for AArch64"):
-            boot.load(packed(elf(machine=183)), name="k")
+            load(packed(elf(machine=183)), name="k")
 
 
 class TestPlace:
     def test_layout(self, memory: GuestMemory) -> None:
         setup = Setup("quiet", initrd=Source("rd", b"rd" * 3000))
-        assert layout(boot.place(boot.load(vmlinux()), memory, setup)) == [
+        assert layout(boot.place(load(vmlinux()), memory, setup)) == [
             "zero page (0x1000-0x2000)",
             "command line (0x2000-0x2006)",
             "setup data (0x2010-0x2040)",
@@ -199,12 +200,12 @@ class TestPlace:
 
     def test_where_it_prefers_to_be(self, memory: GuestMemory) -> None:
         data = bzimage(relocatable_kernel=1, pref_address=16 * M)
-        assert boot.place(boot.load(data), memory).state.rip == 16 * M + 0x200
+        assert boot.place(load(data), memory).state.rip == 16 * M + 0x200
 
     def test_elsewhere_where_there_is_no_room(self) -> None:
         data = bzimage(relocatable_kernel=1, pref_address=16 * M)
         with memory_of((0, 8 * M)) as memory:
-            entry = boot.place(boot.load(data), memory)
+            entry = boot.place(load(data), memory)
             assert entry.state.rip == 2 * M + 0x200
             assert memory.read(2 * M, len(CODE)) == CODE
             assert field(page_of(memory, entry), "code32_start") == 2 * M
@@ -212,7 +213,7 @@ class TestPlace:
     def test_the_kernel_proper_elsewhere(self) -> None:
         fields = {"relocatable_kernel": 1, "kernel_alignment": 4 * K}
         with memory_of((0, 8 * M)) as memory:
-            entry = boot.place(boot.load(packed(vmlinux(), **fields)), memory)
+            entry = boot.place(load(packed(vmlinux(), **fields)), memory)
             # Whatever the header says: it maps itself by pages of 2 MiB.
             assert (entry.state.rip, memory.read(2 * M, 4)) == (2 * M, HLT * 4)
 
@@ -241,7 +242,7 @@ class TestPlace:
 
     def test_one_that_cannot_be_moved_moves_itself(self, memory: GuestMemory) -> None:
         data = bzimage(pref_address=16 * M, init_size=46 * M)
-        entry = boot.place(boot.load(data), memory, Setup(initrd=Source("rd", bytes(M))))
+        entry = boot.place(load(data), memory, Setup(initrd=Source("rd", bytes(M))))
         assert entry.state.rip == M + 0x200
         # The initrd is clear of where it goes to.
         assert "initrd (0x3f00000-0x4000000)" in layout(entry)
@@ -252,16 +253,16 @@ class TestPlace:
 
     def test_an_address_of_the_callers(self, memory: GuestMemory) -> None:
         movable = {"relocatable_kernel": 1}
-        image = boot.load(bzimage(**movable), address=32 * M)
+        image = load(bzimage(**movable), address=32 * M)
         assert boot.place(image, memory).state.rip == 32 * M + 0x200
-        image = boot.load(packed(vmlinux(), **movable), address=32 * M)
+        image = load(packed(vmlinux(), **movable), address=32 * M)
         assert boot.place(image, memory).state.rip == 32 * M
         for data in (bzimage(**movable), packed(vmlinux(), **movable)):
             with pytest.raises(LoadError, match=r"wants a multiple of 0x200000"):
-                boot.load(data, address=32 * M + PAGE)
+                load(data, address=32 * M + PAGE)
         for data in (bzimage(), vmlinux(), packed(vmlinux())):
             with pytest.raises(LoadError, match="does not say that it can be moved"):
-                boot.load(data, address=32 * M)
+                load(data, address=32 * M)
 
     def test_below_1_mib_a_pc_keeps_some_to_itself(self, memory: GuestMemory) -> None:
         segment = Part(HLT, 0x9F000, memsz=0x2000)
@@ -278,7 +279,7 @@ class TestZeroPage:
         data = bytearray(bzimage(jump=0x6EEB, vid_mode=1))
         data[0x26C:0x274] = b"later..."
         setup = Setup(initrd=Source("rd", bytes(100)))
-        entry = boot.place(boot.load(bytes(data), protocol="linux64"), memory, setup)
+        entry = boot.place(load(bytes(data), protocol="linux64"), memory, setup)
         page = page_of(memory, entry)
         changed = {
             "type_of_loader": 0xFF,
@@ -297,7 +298,7 @@ class TestZeroPage:
         assert page[0x270:0x290] == bytes(0x20)
 
     def test_all_else_is_zero_but_the_memory_map(self, memory: GuestMemory) -> None:
-        page = bytearray(page_of(memory, boot.place(boot.load(vmlinux()), memory)))
+        page = bytearray(page_of(memory, boot.place(load(vmlinux()), memory)))
         expected = memory_map([(0, 64 * M)])
         table = b"".join(one.pack() for one in expected)
         assert page[0x1E8] == len(expected) == 5
@@ -309,14 +310,14 @@ class TestZeroPage:
 
     def test_a_dirty_guest_memory_makes_no_difference(self, memory: GuestMemory) -> None:
         memory.fill(0, 1 * M, 0xFF)
-        page = page_of(memory, boot.place(boot.load(vmlinux()), memory))
+        page = page_of(memory, boot.place(load(vmlinux()), memory))
         assert page[0x1EF] == 0
         assert page[:0x1E8] == bytes(0x1E8)
 
     def test_tables(self, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
         tables = Tables((Piece("RSDP", 0xE0000, b"RSD PTR "), Piece("x", 0x9FC00, b"x")), 0xE0000)
         monkeypatch.setattr("pykvm.boot.plan.build", lambda hardware: tables)
-        entry = boot.place(boot.load(vmlinux()), memory, Setup(hardware=Hardware()))
+        entry = boot.place(load(vmlinux()), memory, Setup(hardware=Hardware()))
         assert page_of(memory, entry)[0x70:0x78] == (0xE0000).to_bytes(8, "little")
         assert memory.read(0xE0000, 8) == b"RSD PTR "
         assert "RSDP (0xe0000-0xe0008)" in layout(entry)
@@ -325,14 +326,14 @@ class TestZeroPage:
         tables = Tables((Piece("RSDP", 0xE0000, b"RSD PTR "),), 0xE0000)
         monkeypatch.setattr("pykvm.boot.plan.build", lambda hardware: tables)
         with memory_of((0, 0x80000), (M, 4 * M)) as memory:
-            image = boot.load(vmlinux(paddr=2 * M), name="k")
+            image = load(vmlinux(paddr=2 * M), name="k")
             with pytest.raises(LoadError, match=r"k: the firmware's RSDP \(0xe0000-0xe0008\)"):
                 boot.place(image, memory, Setup(hardware=Hardware()))
 
     def test_setup_data(self, memory: GuestMemory) -> None:
         seeds = set()
         for _ in range(2):
-            page = page_of(memory, boot.place(boot.load(vmlinux()), memory))
+            page = page_of(memory, boot.place(load(vmlinux()), memory))
             raw = memory.read(field(page, "setup_data"), 48)
             assert struct.unpack("<QII", raw[:16]) == (0, 9, 32)
             seeds.add(raw[16:])
@@ -351,7 +352,7 @@ class TestZeroPage:
         assert len(packed) == 80
 
     def test_no_setup_data_before_2_09(self, memory: GuestMemory) -> None:
-        image = boot.load(bzimage(version=0x208), protocol="linux32")
+        image = load(bzimage(version=0x208), protocol="linux32")
         entry = boot.place(image, memory)
         assert not any("setup data" in one for one in layout(entry))
         assert page_of(memory, entry)[0x250:0x268] == bytes(0x18)
@@ -359,7 +360,7 @@ class TestZeroPage:
     def test_a_memory_map_longer_than_the_page_has_room_for(self) -> None:
         holes = [(0, 8 * M)] + [(16 * M + number * 8 * K, 4 * K) for number in range(130)]
         with memory_of(*holes) as memory:
-            entry = boot.place(boot.load(vmlinux(paddr=2 * M)), memory)
+            entry = boot.place(load(vmlinux(paddr=2 * M)), memory)
             page = page_of(memory, entry)
             assert page[0x1E8] == 128
             seed = field(page, "setup_data")
@@ -372,11 +373,11 @@ class TestZeroPage:
 
 class TestCommandLine:
     def test_the_words_in_their_order(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(vmlinux()), memory, Setup("a  b", ("c", "d e")))
+        entry = boot.place(load(vmlinux()), memory, Setup("a  b", ("c", "d e")))
         assert memory.read_cstring(field(page_of(memory, entry), "cmd_line_ptr")) == b"a  b c d e"
 
     def test_an_empty_command_line(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(vmlinux()), memory)
+        entry = boot.place(load(vmlinux()), memory)
         assert memory.read_cstring(field(page_of(memory, entry), "cmd_line_ptr")) == b""
 
     @pytest.mark.parametrize(
@@ -387,14 +388,14 @@ class TestCommandLine:
             f"k: the command line has {longest + 1} bytes, and the kernel takes {longest}\n"
             "shorten it (append=): a kernel would cut it off without a word"
         )
-        entry = boot.place(boot.load(data), memory, Setup("x" * longest))
+        entry = boot.place(load(data), memory, Setup("x" * longest))
         line = field(page_of(memory, entry), "cmd_line_ptr")
         assert memory.read(line, longest + 1) == b"x" * longest + b"\0"
 
     @pytest.mark.parametrize("text", ["a\0b", "\ud800"])
     def test_what_is_no_c_string(self, memory: GuestMemory, text: str) -> None:
         with pytest.raises(ConfigError, match="command line"):
-            boot.place(boot.load(vmlinux()), memory, Setup(text))
+            boot.place(load(vmlinux()), memory, Setup(text))
 
 
 class TestInitrd:
@@ -406,7 +407,7 @@ class TestInitrd:
             (40 * M, 0x27FF000),
         ):
             data = bzimage(initrd_addr_max=limit)
-            entry = boot.place(boot.load(data, protocol="linux64"), memory, setup)
+            entry = boot.place(load(data, protocol="linux64"), memory, setup)
             page = page_of(memory, entry)
             assert (field(page, "ramdisk_image"), field(page, "ramdisk_size")) == (start, 6)
             assert memory.read(start, 6) == b"initrd"
@@ -415,7 +416,7 @@ class TestInitrd:
         with memory_of((0, 32 * M), (1 << 32, 32 * M)) as memory:
             setup = Setup(initrd=Source("rd", b"initrd"))
             data = bzimage(initrd_addr_max=0xFFFF_FFFF)
-            entry = boot.place(boot.load(data, protocol="linux64"), memory, setup)
+            entry = boot.place(load(data, protocol="linux64"), memory, setup)
             assert field(page_of(memory, entry), "ramdisk_image") == 0x1FFF000
 
     def test_larger_than_memory(self, memory: GuestMemory) -> None:
@@ -427,7 +428,7 @@ class TestInitrd:
 
 class TestState:
     def test_long_mode(self, memory: GuestMemory) -> None:
-        state = boot.place(boot.load(vmlinux()), memory).state
+        state = boot.place(load(vmlinux()), memory).state
         assert (state.cs.selector, state.ds.selector, state.ss.selector) == (0x10, 0x18, 0x18)
         assert (state.cs.l, state.cs.limit, state.ds.limit) == (1, 0xFFFF_FFFF, 0xFFFF_FFFF)
         assert (state.rflags, state.rsi) == (2, 0x1000)
@@ -438,7 +439,7 @@ class TestState:
             assert found.physical == address
 
     def test_protected_mode(self, memory: GuestMemory) -> None:
-        state = boot.place(boot.load(bzimage(), protocol="linux32"), memory).state
+        state = boot.place(load(bzimage(), protocol="linux32"), memory).state
         assert (state.cs.selector, state.cs.db, state.cs.limit) == (0x10, 1, 0xFFFF_FFFF)
         for segment in (state.ds, state.es, state.fs, state.gs, state.ss):
             assert (segment.selector, segment.base, segment.limit) == (0x18, 0, 0xFFFF_FFFF)

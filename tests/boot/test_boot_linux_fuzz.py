@@ -20,6 +20,7 @@ from pykvm.boot.source import Source
 from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
 from pykvm.tables import Hardware
+from support.boot import load
 
 EXAMPLES = settings(max_examples=100)
 ROOM = 4 * M
@@ -75,7 +76,7 @@ def attempt(memory: GuestMemory, data: bytes, setup: Setup | None = None, **requ
 
 def _attempt(memory: GuestMemory, data: bytes, setup: Setup | None, request: dict[str, Any]) -> str:
     try:
-        image = boot.load(data, name="fuzz", room=ROOM, **request)
+        image = load(data, name="fuzz", room=ROOM, **request)
     except LoadError as error:
         assert str(error).startswith("fuzz: ")
         return "refused"

@@ -6,12 +6,12 @@ import pytest
 from boot.elfs import HLT, Part, elf
 from boot.kernels import CODE, M, bzimage, field, packed, versioned, vmlinux
 
-from pykvm import boot
 from pykvm.boot.linux_header import later_fields, protected_mode_code, read_setup_header
 from pykvm.boot.linux_image import version_of
 from pykvm.boot.source import Source
 from pykvm.errors import LoadError
 from pykvm.x86.state import Mode
+from support.boot import load
 
 
 def source(data: bytes) -> Source:
@@ -20,7 +20,7 @@ def source(data: bytes) -> Source:
 
 def refusal(data: bytes, protocol: str = "linux64") -> str:
     with pytest.raises(LoadError) as caught:
-        boot.load(data, name="k", protocol=protocol)
+        load(data, name="k", protocol=protocol)
     return str(caught.value)
 
 
@@ -45,13 +45,13 @@ def test_every_field_is_where_it_is() -> None:
 
 
 def test_recognised_by_its_magic_and_not_by_a_boot_sectors() -> None:
-    assert boot.load(bzimage(), name="k").kind == "linux"
+    assert load(bzimage(), name="k").kind == "linux"
     with pytest.raises(LoadError, match=r"no linux image \(no 'HdrS' at 0x202, and no ELF file\)"):
-        boot.load(bzimage(header=0), name="k", protocol="linux")
-    assert boot.load(bzimage(header=0), name="k").kind == "bootsector"
+        load(bzimage(header=0), name="k", protocol="linux")
+    assert load(bzimage(header=0), name="k").kind == "bootsector"
     with pytest.raises(LoadError, match=r"no linux image \(no boot flag 0xaa55 at 0x1fe, and no"):
-        boot.load(bzimage(boot_flag=0), name="k")
-    assert boot.load(bzimage(header=0), name="k", mode=Mode.REAL).kind == "flat"
+        load(bzimage(boot_flag=0), name="k")
+    assert load(bzimage(header=0), name="k", mode=Mode.REAL).kind == "flat"
 
 
 @pytest.mark.parametrize(("version", "text"), [(0x205, "2.05"), (0x200, "2.00"), (0, "0.00")])
@@ -60,7 +60,7 @@ def test_versions_before_2_06_are_refused(version: int, text: str) -> None:
         f"k: speaks version {text} of the Linux boot protocol (version {version:#x}); "
         "pykvm speaks 2.06 and later"
     )
-    boot.load(bzimage(version=0x206), protocol="linux32")
+    load(bzimage(version=0x206), protocol="linux32")
 
 
 def test_a_field_that_the_version_does_not_have_is_not_read() -> None:
@@ -92,11 +92,11 @@ def test_the_file_ends_before_the_kernel() -> None:
     assert "has 0x0 bytes after" in refusal(bzimage()[:0x300])
     assert "syssize 0x0" in refusal(bzimage(syssize=0))
     # The last paragraph of old kernels is not filled up.
-    boot.load(bzimage()[: size - 15], protocol="linux64")
+    load(bzimage()[: size - 15], protocol="linux64")
 
 
 def test_what_follows_the_kernel_is_no_part_of_it() -> None:
-    image = boot.load(bzimage() + b"signature", protocol="linux64")
+    image = load(bzimage() + b"signature", protocol="linux64")
     assert [len(segment.data) for segment in image.segments] == [len(CODE)]
 
 
@@ -110,7 +110,7 @@ def test_a_truncated_header() -> None:
 def test_an_alignment_is_a_power_of_two(alignment: int) -> None:
     data = bzimage(relocatable_kernel=1, kernel_alignment=alignment)
     assert f"an alignment (kernel_alignment) of {alignment:#x}" in refusal(data)
-    boot.load(bzimage(kernel_alignment=alignment), protocol="linux64")
+    load(bzimage(kernel_alignment=alignment), protocol="linux64")
 
 
 def test_later_fields_are_kept() -> None:
@@ -138,16 +138,16 @@ def test_later_fields_are_kept() -> None:
 def test_linux_is_known_by_how_it_writes_its_version(
     version: bytes, kind: str, protocol: str
 ) -> None:
-    image = boot.load(versioned(bzimage(), version), protocol=protocol)
+    image = load(versioned(bzimage(), version), protocol=protocol)
     assert (image.kind, image.protocol) == (kind, protocol)
-    assert boot.load(bzimage(kernel_version=0), protocol=protocol).kind == "bzimage"
+    assert load(bzimage(kernel_version=0), protocol=protocol).kind == "bzimage"
 
 
 def test_a_kernel_without_a_version_is_linux_if_what_is_packed_in_it_is() -> None:
-    assert boot.load(packed(vmlinux(), kernel_version=0)).kind == "linux"
+    assert load(packed(vmlinux(), kernel_version=0)).kind == "linux"
     other = elf(Part(HLT * 64, 16 * M))
-    assert boot.load(versioned(packed(other), b"mine")).kind == "elf64"
-    assert boot.load(packed(other)).kind == "linux"
+    assert load(versioned(packed(other), b"mine")).kind == "elf64"
+    assert load(packed(other)).kind == "linux"
 
 
 @pytest.mark.parametrize(
@@ -157,4 +157,4 @@ def test_a_kernel_without_a_version_is_linux_if_what_is_packed_in_it_is() -> Non
 def test_the_kernels_version(pointer: int, text: str) -> None:
     data = bytearray(bzimage(kernel_version=pointer))
     data[0x300:0x310] = b"6.1.0 (me@here)\0"
-    assert version_of(boot.load(bytes(data), protocol="linux64")) == text
+    assert version_of(load(bytes(data), protocol="linux64")) == text

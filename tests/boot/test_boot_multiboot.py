@@ -28,6 +28,7 @@ from pykvm.errors import ConfigError, LoadError
 from pykvm.memory import GuestMemory
 from pykvm.tables import Hardware, Piece, Tables, build, memory_map
 from pykvm.x86.state import Mode
+from support.boot import load
 
 K, M = 1 << 10, 1 << 20
 
@@ -47,18 +48,18 @@ def flat(*addresses: int, flags: int = ADDRESSES, before: bytes = b"", size: int
 class TestRecognised:
     @pytest.mark.parametrize("bits", [32, 64])
     def test_by_its_header(self, bits: int) -> None:
-        image = boot.load(kernel(header1(), bits=bits), name="k.elf")
+        image = load(kernel(header1(), bits=bits), name="k.elf")
         assert (image.kind, image.protocol) == ("multiboot", "multiboot")
         assert (image.mode, image.word) == (Mode.PROTECTED, 4)
         assert image.entry == BASE + 12
 
     def test_only_where_the_words_add_up_to_nothing(self) -> None:
         broken = kernel(header1()[:8] + b"\0\0\0\1")
-        assert boot.load(broken).protocol == "elf"
+        assert load(broken).protocol == "elf"
 
     def test_only_at_a_multiple_of_four(self) -> None:
         file = bytearray(kernel(bytes(2) + header1() + bytes(2)))
-        assert boot.load(bytes(file)).protocol == "elf"
+        assert load(bytes(file)).protocol == "elf"
 
     def test_the_first_sound_header_counts(self) -> None:
         decoy = struct.pack("<I", 0x1BADB002) * 3
@@ -68,41 +69,41 @@ class TestRecognised:
         last = 8192 - 12
         file = kernel(header1(), offset=last)
         assert multiboot.find_header(Source("k", file)) == (last, 3)
-        assert boot.load(file).protocol == "multiboot"
+        assert load(file).protocol == "multiboot"
 
     def test_a_header_that_reaches_past_8_kib(self) -> None:
         with pytest.raises(LoadError, match="has a multiboot header at 0x1ff8, past the first"):
-            boot.load(kernel(header1(), offset=8192 - 8))
+            load(kernel(header1(), offset=8192 - 8))
 
     def test_an_elf_file_with_its_header_past_8_kib_is_told_so(self) -> None:
         file = kernel(header1(), offset=0x2100)
         with pytest.raises(LoadError) as caught:
-            boot.load(file, name="k.elf")
+            load(file, name="k.elf")
         assert caught.value.message == (
             "k.elf: has a multiboot header at 0x2100, past the first 8192 bytes"
         )
         assert caught.value.hint == (
             "put its section first in the linker script; boot='elf' starts it without"
         )
-        assert boot.load(file, protocol="elf").protocol == "elf"
+        assert load(file, protocol="elf").protocol == "elf"
 
     def test_any_other_file_with_its_header_past_8_kib_too(self) -> None:
         file = bytes(0x2100) + header1(ADDRESSES, *[0] * 5)
         with pytest.raises(LoadError, match="it has a multiboot header at 0x2100, past the first"):
-            boot.load(file)
+            load(file)
 
     def test_a_mode_or_an_address_makes_it_something_else(self) -> None:
         file = kernel(header1(), bits=64)
-        assert boot.load(file, mode=Mode.LONG).protocol == "elf"
-        assert boot.load(file, mode=Mode.PROTECTED).protocol == "multiboot"
+        assert load(file, mode=Mode.LONG).protocol == "elf"
+        assert load(file, mode=Mode.PROTECTED).protocol == "multiboot"
         with pytest.raises(LoadError, match="cannot be placed at 0x200000"):
-            boot.load(file, address=0x20_0000)
+            load(file, address=0x20_0000)
         with pytest.raises(LoadError, match="would start in protected mode, and long mode is ask"):
-            boot.load(file, mode=Mode.LONG, protocol="multiboot")
+            load(file, mode=Mode.LONG, protocol="multiboot")
 
     def test_insisting_on_it_says_what_is_missing(self) -> None:
         with pytest.raises(LoadError, match=r"no multiboot image \(no header in the first 8192"):
-            boot.load(elf(), protocol="multiboot")
+            load(elf(), protocol="multiboot")
 
     def test_is_asked_before_elf(self) -> None:
         names = boot.PROTOCOLS
@@ -112,10 +113,10 @@ class TestRecognised:
 class TestFlags:
     @pytest.mark.parametrize("flags", [0, 1, 2, 3, 0x8000_0000, 1 << 20])
     def test_what_can_be_met_or_ignored(self, flags: int) -> None:
-        assert boot.load(kernel(header1(flags))).protocol == "multiboot"
+        assert load(kernel(header1(flags))).protocol == "multiboot"
 
     def test_a_video_mode_it_starts_without_and_a_remark_says_so(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(kernel(header1(7, *[0] * 9)), name="k"), memory)
+        entry = boot.place(load(kernel(header1(7, *[0] * 9)), name="k"), memory)
         assert entry.remarks == (
             "k: its multiboot header asks for a video mode (flag bit 2); there is no video, and it "
             "starts without",
@@ -124,17 +125,17 @@ class TestFlags:
         assert info1(memory, entry.state.rbx).flags & 0x1800 == 0
 
     def test_no_remarks_without_a_video_mode(self, memory: GuestMemory) -> None:
-        assert boot.place(boot.load(kernel(header1())), memory).remarks == ()
+        assert boot.place(load(kernel(header1())), memory).remarks == ()
 
     def test_what_nobody_knows_is_refused_by_its_bits(self) -> None:
         with pytest.raises(LoadError, match="does not know: flag bit 3, 15") as caught:
-            boot.load(kernel(header1(0x8009)))
+            load(kernel(header1(0x8009)))
         assert caught.value.hint.endswith("boot='multiboot' starts it anyway")
 
     def test_unknown_bits_are_a_remark_if_the_caller_names_the_protocol(
         self, memory: GuestMemory
     ) -> None:
-        image = boot.load(kernel(header1(0x8009)), name="k", protocol="multiboot")
+        image = load(kernel(header1(0x8009)), name="k", protocol="multiboot")
         assert boot.place(image, memory).remarks == (
             "k: its multiboot header requires what the specification does not know: flag bit 3, "
             "15; it starts without",
@@ -144,7 +145,7 @@ class TestFlags:
 def test_an_image_over_the_bios_data_area_stays_whole(memory: GuestMemory) -> None:
     # The area is 0x15 bytes at 0x400.
     file = flat(0x300, 0x300, 0, 0, 0x340, size=0x120)
-    entry = boot.place(boot.load(file), memory, Setup(hardware=Hardware()))
+    entry = boot.place(load(file), memory, Setup(hardware=Hardware()))
     assert memory.read(0x300, len(file)) == file
     assert "BDA" not in [place.name for place in entry.layout]
 
@@ -158,7 +159,7 @@ class TestElf:
             bits=32,
             entry=high + 0x20_0004,
         )
-        image = boot.load(file)
+        image = load(file)
         assert [segment.address for segment in image.segments] == [0x10_0000, 0x20_0000]
         assert image.entry == 0x20_0004
 
@@ -166,45 +167,45 @@ class TestElf:
         file = elf(
             Part(header1() + HLT * 8, 0xC010_0000, paddr=0x10_0000), bits=32, entry=0x10_000C
         )
-        assert boot.load(file).entry == 0x10_000C
+        assert load(file).entry == 0x10_000C
 
     def test_an_entry_that_is_nowhere(self) -> None:
         file = elf(Part(header1() + HLT), bits=32, entry=0x50_0000)
         with pytest.raises(LoadError, match=r"entry 0x500000 \(e_entry\) lies in no part"):
-            boot.load(file)
+            load(file)
 
     def test_64_bit_addresses_above_4_gib_are_virtual_only(self) -> None:
         high = 0xFFFF_FFFF_8000_0000
         file = elf(Part(header1() + HLT, high, paddr=BASE), entry=high + 12)
-        assert boot.load(file).entry == BASE + 12
+        assert load(file).entry == BASE + 12
         with pytest.raises(LoadError, match="ends above 4 GiB, and a multiboot kernel starts in"):
-            boot.load(elf(Part(header1() + HLT, high), entry=high + 12))
+            load(elf(Part(header1() + HLT, high), entry=high + 12))
         with pytest.raises(LoadError, match=r"\(0xfffffffe-0x10000000b\) ends above 4 GiB"):
-            boot.load(elf(Part(header1() + HLT, 0xFFFF_FFFE), entry=0xFFFF_FFFF))
+            load(elf(Part(header1() + HLT, 0xFFFF_FFFE), entry=0xFFFF_FFFF))
 
     def test_no_elf_and_no_addresses(self) -> None:
         with pytest.raises(LoadError, match="multiboot header at 0x8 that says no addresses"):
-            boot.load(bytes(8) + header1() + HLT * 8)
+            load(bytes(8) + header1() + HLT * 8)
 
 
 class TestAddressFields:
     def test_all_five_place_the_file(self) -> None:
         # The header is 8 bytes into what is loaded, which starts 4 bytes into the file.
         file = flat(0x10_0008, 0x10_0000, 0x10_0030, 0x10_1000, 0x10_0028, before=bytes(12))
-        image = boot.load(file)
+        image = load(file)
         (segment,) = image.segments
         assert (segment.address, segment.size) == (0x10_0000, 0x1000)
         assert segment.data == file[4 : 4 + 0x30]
         assert image.entry == 0x10_0028
 
     def test_zero_ends_mean_the_whole_file_and_no_bss(self) -> None:
-        image = boot.load(flat(BASE, BASE, 0, 0, BASE + 40))
+        image = load(flat(BASE, BASE, 0, 0, BASE + 40))
         (segment,) = image.segments
         assert (len(segment.data), segment.size) == (64, 64)
 
     def test_they_count_more_than_elf_headers(self) -> None:
         header = header1(ADDRESSES, 0x20_0000, 0x20_0000, 0, 0, 0x20_0020)
-        image = boot.load(kernel(header))
+        image = load(kernel(header))
         assert [segment.address for segment in image.segments] == [0x20_0000]
         assert image.entry == 0x20_0020
 
@@ -221,22 +222,22 @@ class TestAddressFields:
     )
     def test_contradictions(self, addresses: tuple[int, ...], what: str) -> None:
         with pytest.raises(LoadError, match="addresses in its multiboot header make") as caught:
-            boot.load(flat(*addresses))
+            load(flat(*addresses))
         assert what in caught.value.message
 
     def test_an_entry_outside_what_is_loaded(self) -> None:
         for entry in (BASE - 1, BASE + 64):
             with pytest.raises(LoadError, match=r"\(entry_addr\) lies in no part"):
-                boot.load(flat(BASE, BASE, 0, BASE + 0x1000, entry))
+                load(flat(BASE, BASE, 0, BASE + 0x1000, entry))
 
     def test_a_file_that_ends_within_them(self) -> None:
         with pytest.raises(LoadError, match="header at 0x0 without its address fields"):
-            boot.load(header1(ADDRESSES, 0, 0, 0, 0))
+            load(header1(ADDRESSES, 0, 0, 0, 0))
 
 
 class TestEntry:
     def test_state(self, memory: GuestMemory) -> None:
-        state = boot.place(boot.load(kernel(header1())), memory).state
+        state = boot.place(load(kernel(header1())), memory).state
         assert state.mode is Mode.PROTECTED
         assert (state.rip, state.rax & 0xFFFF_FFFF) == (BASE + 12, 0x2BAD_B002)
         assert (state.cr0 >> 31, state.cr0 & 1, state.rflags) == (0, 1, 2)
@@ -248,7 +249,7 @@ class TestEntry:
         assert memory.read(state.rsp - 4, 4) == bytes(4)
 
     def test_information(self, memory: GuestMemory) -> None:
-        image = boot.load(kernel(header1()), name="k.elf")
+        image = load(kernel(header1()), name="k.elf")
         entry = boot.place(image, memory, Setup(append="console=com1 quiet", args=("more",)))
         info = info1(memory, entry.state.rbx)
         assert info.flags == 0b10_0100_1101  # memory, command line, modules, map, loader
@@ -269,7 +270,7 @@ class TestEntry:
             initrd=Source("initrd.gz", b"i" * 5000),
             modules=(Module(Source("one", b"1"), "a b"), Module(Source("none", b""))),
         )
-        entry = boot.place(boot.load(kernel(header1()), name="k.elf"), memory, setup)
+        entry = boot.place(load(kernel(header1()), name="k.elf"), memory, setup)
         listed = modules1(memory, info1(memory, entry.state.rbx))
         assert [words for _, _, words in listed] == [b"initrd.gz", b"one a b", b"none"]
         assert [memory.read(start, end - start) for start, end, _ in listed] == [
@@ -281,7 +282,7 @@ class TestEntry:
 
     def test_modules_go_below_a_kernel_that_lies_at_the_end(self, memory: GuestMemory) -> None:
         file = elf(Part(header1() + HLT, 0x3F_F000, memsz=0x1000), bits=32, entry=0x3F_F00C)
-        entry = boot.place(boot.load(file), memory, Setup(initrd=Source("i", b"x")))
+        entry = boot.place(load(file), memory, Setup(initrd=Source("i", b"x")))
         ((start, _, _),) = modules1(memory, info1(memory, entry.state.rbx))
         assert start == M
 
@@ -292,7 +293,7 @@ class TestEntry:
             entry=0x1_000C,
             symbols=(Sym("f", 0x1_0000),),
         )
-        entry = boot.place(boot.load(file), memory, Setup(initrd=Source("i", b"x" * M)))
+        entry = boot.place(load(file), memory, Setup(initrd=Source("i", b"x" * M)))
         ends = [0, *(place.end for place in entry.layout)]
         assert all(end <= place.start for end, place in zip(ends, entry.layout, strict=False))
         firmware = {place.name for place in entry.layout if 0x9_FC00 < place.end <= M}
@@ -303,7 +304,7 @@ class TestEntry:
     @pytest.mark.parametrize("bits", [32, 64])
     def test_symbols(self, memory: GuestMemory, bits: int) -> None:
         file = kernel(header1(), bits=bits, symbols=(Sym("start", BASE + 12),))
-        entry = boot.place(boot.load(file), memory)
+        entry = boot.place(load(file), memory)
         info = info1(memory, entry.state.rbx)
         assert info.flags & 1 << 5
         assert (info.syms_num, info.syms_shndx) == (3, 0)
@@ -320,7 +321,7 @@ class TestEntry:
         file = kernel(header1(), symbols=tuple(Sym("f" * 4000 + str(n), n) for n in range(9)))
         with GuestMemory(overcommit=True) as memory:
             memory.add_ram(0, M + 0x4000)
-            info = info1(memory, boot.place(boot.load(file), memory).state.rbx)
+            info = info1(memory, boot.place(load(file), memory).state.rbx)
         assert (info.flags >> 5 & 1, info.syms_num) == (0, 0)
 
     def test_the_firmwares_tables_are_written(
@@ -334,12 +335,12 @@ class TestEntry:
 
         monkeypatch.setattr("pykvm.boot.plan.build", one_table)
         hardware = Hardware(vcpus=3)
-        boot.place(boot.load(kernel(header1())), memory, Setup(hardware=hardware))
+        boot.place(load(kernel(header1())), memory, Setup(hardware=hardware))
         assert memory.read(0xF_0000, 8) == b"RSD PTR "
         assert seen == [hardware]
         file = elf(Part(header1() + HLT, 0xE_F000, memsz=0x2000), bits=32, entry=0xE_F00C)
         with pytest.raises(LoadError, match=r"\(0xef000-0xf1000\) reaches into what a PC keeps"):
-            boot.place(boot.load(file), memory)
+            boot.place(load(file), memory)
 
 
 class TestSections:
@@ -353,7 +354,7 @@ class TestSections:
         listed = [named, aligned, paged, loaded, empty]
         source = Source("k", bytes(range(32)))
         table = b"".join(shape.pack(*header) for header in listed)
-        plan = Plan(boot.load(kernel(header1())), memory)
+        plan = Plan(load(kernel(header1())), memory)
         placed = Sections(source, shape, table, 0).place(plan)
         assert placed is not None
         addresses = [SectionHeader(*fields).sh_addr for fields in shape.iter_unpack(placed)]
@@ -368,7 +369,7 @@ class TestSections:
         file = bytearray(kernel(header1(), symbols=(Sym("f", BASE),)))
         (start,) = struct.unpack_from("<I", file, 0x20)
         struct.pack_into("<I", file, start + 40 + 16, len(file) - 1)
-        info = info1(memory, boot.place(boot.load(bytes(file)), memory).state.rbx)
+        info = info1(memory, boot.place(load(bytes(file)), memory).state.rbx)
         assert not info.flags & 1 << 5
 
 
@@ -387,22 +388,22 @@ class TestRefused:
         with GuestMemory(overcommit=True) as memory:
             memory.add_ram(M, M)
             with pytest.raises(LoadError, match="the firmware's .* would lie outside the RAM"):
-                boot.place(boot.load(kernel(header1())), memory)
+                boot.place(load(kernel(header1())), memory)
             assert memory.find(b"\xf4") is None
 
     def test_a_module_larger_than_ram(self, memory: GuestMemory) -> None:
         setup = Setup(initrd=Source("big.img", bytes(5 * M)))
         with pytest.raises(LoadError, match=r"no room for the module big.img \(5 MiB\)"):
-            boot.place(boot.load(kernel(header1())), memory, setup)
+            boot.place(load(kernel(header1())), memory, setup)
         assert memory.find(b"\xf4") is None
 
     def test_a_kernel_outside_ram(self, memory: GuestMemory) -> None:
         file = elf(Part(header1() + HLT, 0x50_0000), bits=32, entry=0x50_000C)
         with pytest.raises(LoadError, match=r"\(0x500000-0x50000d\) lies outside guest memory"):
-            boot.place(boot.load(file), memory)
+            boot.place(load(file), memory)
 
     def test_words_that_are_no_c_string(self, memory: GuestMemory) -> None:
-        image = boot.load(kernel(header1()))
+        image = load(kernel(header1()))
         with pytest.raises(ConfigError, match="contains a NUL"):
             boot.place(image, memory, Setup(append="a\0b"))
         with pytest.raises(ConfigError, match="contains a NUL"):
@@ -423,4 +424,4 @@ def test_two_segments_that_overlap(memory: GuestMemory) -> None:
         entry=0x10_000C,
     )
     with pytest.raises(LoadError, match="overlap"):
-        boot.load(file)
+        load(file)

@@ -16,6 +16,7 @@ from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
 from pykvm.tables import Piece, Tables
 from pykvm.x86.state import Mode
+from support.boot import load
 
 K, M = 1 << 10, 1 << 20
 OPTIONAL = 1
@@ -32,24 +33,24 @@ class TestRecognised:
     @pytest.mark.parametrize("bits", [32, 64])
     def test_by_its_header(self, bits: int) -> None:
         header = header2()
-        image = boot.load(kernel(header, bits=bits), name="k.elf")
+        image = load(kernel(header, bits=bits), name="k.elf")
         assert (image.kind, image.protocol) == ("multiboot2", "multiboot2")
         assert (image.mode, image.entry) == (Mode.PROTECTED, BASE + len(header))
 
     def test_multiboot_1_comes_first_unless_asked_otherwise(self) -> None:
         file = kernel(header1() + bytes(4) + header2())
-        assert boot.load(file).protocol == "multiboot"
-        assert boot.load(file, protocol="multiboot2").protocol == "multiboot2"
+        assert load(file).protocol == "multiboot"
+        assert load(file, protocol="multiboot2").protocol == "multiboot2"
 
     def test_only_at_a_multiple_of_eight(self) -> None:
-        assert boot.load(kernel(bytes(4) + header2() + bytes(4))).protocol == "elf"
+        assert load(kernel(bytes(4) + header2() + bytes(4))).protocol == "elf"
 
     def test_it_lies_whole_in_the_first_32_kib(self) -> None:
         header = header2()
         last = 32768 - len(header)
-        assert boot.load(kernel(header, offset=last)).protocol == "multiboot2"
+        assert load(kernel(header, offset=last)).protocol == "multiboot2"
         with pytest.raises(LoadError) as caught:
-            boot.load(kernel(header, offset=last + 8), name="k")
+            load(kernel(header, offset=last + 8), name="k")
         assert caught.value.message == (
             "k: has a multiboot2 header at 0x7ff0, 0x18 bytes long, not all of it in the first "
             "32768 bytes"
@@ -57,7 +58,7 @@ class TestRecognised:
 
     def test_another_architecture(self) -> None:
         with pytest.raises(LoadError, match="header is for architecture 4: pykvm runs i386"):
-            boot.load(kernel(header2(architecture=4)))
+            load(kernel(header2(architecture=4)))
 
 
 class TestTags:
@@ -79,7 +80,7 @@ class TestTags:
         ],
     )
     def test_what_can_be_met_or_ignored(self, wish: bytes) -> None:
-        assert boot.load(kernel(header2(wish))).protocol == "multiboot2"
+        assert load(kernel(header2(wish))).protocol == "multiboot2"
 
     @pytest.mark.parametrize(
         ("wish", "what"),
@@ -94,7 +95,7 @@ class TestTags:
     def test_a_request_that_is_not_met_is_a_remark(
         self, memory: GuestMemory, wish: bytes, what: str
     ) -> None:
-        entry = boot.place(boot.load(kernel(header2(wish)), name="k"), memory)
+        entry = boot.place(load(kernel(header2(wish)), name="k"), memory)
         (remark,) = entry.remarks
         assert remark.startswith("k: its multiboot2 header's ")
         assert what in remark
@@ -104,7 +105,7 @@ class TestTags:
     @pytest.mark.parametrize("wish", [tag(4, 1), tag(5, 1024, 768, 32), tag(1, 8), tag(99)])
     def test_no_remark_for_an_optional_tag(self, memory: GuestMemory, wish: bytes) -> None:
         optional = wish[:2] + b"\1" + wish[3:]
-        assert boot.place(boot.load(kernel(header2(optional))), memory).remarks == ()
+        assert boot.place(load(kernel(header2(optional))), memory).remarks == ()
 
     @pytest.mark.parametrize(
         ("wish", "what"),
@@ -117,10 +118,10 @@ class TestTags:
         self, memory: GuestMemory, wish: bytes, what: str
     ) -> None:
         with pytest.raises(LoadError) as caught:
-            boot.load(kernel(header2(wish)))
+            load(kernel(header2(wish)))
         assert what in caught.value.message
         assert caught.value.hint.startswith("mark the tag optional")
-        image = boot.load(kernel(header2(wish)), protocol="multiboot2")
+        image = load(kernel(header2(wish)), protocol="multiboot2")
         (remark,) = boot.place(image, memory).remarks
         assert what in remark
 
@@ -137,59 +138,59 @@ class TestTags:
     )
     def test_what_is_no_tag(self, wish: bytes, what: str) -> None:
         with pytest.raises(LoadError) as caught:
-            boot.load(kernel(header2(wish)))
+            load(kernel(header2(wish)))
         assert what in caught.value.message
 
     def test_no_end_tag(self) -> None:
         with pytest.raises(LoadError, match="tags reach 0x90, where it ends, without an end tag"):
-            boot.load(kernel(header2(tag(6), end=b"")))
+            load(kernel(header2(tag(6), end=b"")))
 
     @pytest.mark.parametrize("length", [1, 8, 16, 0x7000])
     def test_a_length_that_is_not_its_own(self, length: int) -> None:
         file = kernel(header2(tag(6), end=b"" if length > 16 else END, length=length))
         with pytest.raises(LoadError):
-            boot.load(file)
+            load(file)
 
 
 class TestAddresses:
     def test_a_file_that_is_no_elf_is_loaded_by_them(self, memory: GuestMemory) -> None:
         wishes = tag(2, BASE + 8, BASE, BASE + 0x60, BASE + 0x2000), tag(3, BASE + 0x50)
         file = (bytes(8) + header2(*wishes)).ljust(0x80, HLT)
-        image = boot.load(file)
+        image = load(file)
         (segment,) = image.segments
         assert (segment.address, len(segment.data), segment.size) == (BASE, 0x60, 0x2000)
         assert boot.place(image, memory).state.rip == BASE + 0x50
 
     def test_from_the_start_of_the_file(self) -> None:
         wishes = tag(2, BASE + 16, 0xFFFF_FFFF, 0, 0), tag(3, BASE + 0x60)
-        image = boot.load((bytes(16) + header2(*wishes)).ljust(0x80, HLT))
+        image = load((bytes(16) + header2(*wishes)).ljust(0x80, HLT))
         assert [(one.address, one.size) for one in image.segments] == [(BASE, 0x80)]
 
     def test_from_the_start_of_a_file_that_begins_below_zero(self) -> None:
         wishes = tag(2, 8, 0xFFFF_FFFF, 0, 0), tag(3, 0)
         with pytest.raises(LoadError, match="header_addr 0x8 is less than the header's offset"):
-            boot.load(bytes(16) + header2(*wishes))
+            load(bytes(16) + header2(*wishes))
 
     def test_an_address_tag_needs_an_entry_tag(self) -> None:
         with pytest.raises(LoadError, match="has an address tag, but no entry address tag"):
-            boot.load(header2(tag(2, BASE, BASE, 0, 0)))
+            load(header2(tag(2, BASE, BASE, 0, 0)))
 
     def test_a_file_that_is_no_elf_needs_them(self) -> None:
         with pytest.raises(LoadError, match="header at 0x0 without an address tag, and is no ELF"):
-            boot.load(header2())
+            load(header2())
 
     def test_an_entry_alone_counts_instead_of_elfs(self) -> None:
         header = header2(tag(3, BASE + 50))
-        assert boot.load(kernel(header)).entry == BASE + 50
+        assert load(kernel(header)).entry == BASE + 50
         with pytest.raises(LoadError, match=r"entry 0x5 \(entry_addr\) lies in no part"):
-            boot.load(kernel(header2(tag(3, 5))))
+            load(kernel(header2(tag(3, 5))))
 
 
 class TestRelocation:
     def placed(self, memory: GuestMemory, *words: int) -> tuple[int, int | None]:
         """Where the first segment went, and what the kernel is told of it."""
         header = header2(tag(10, *words))
-        entry = boot.place(boot.load(kernel(header)), memory)
+        entry = boot.place(load(kernel(header)), memory)
         told = dict(tags2(memory, entry.state.rbx)).get(21)
         (where,) = (place for place in entry.layout if place.name == "segment 1")
         assert entry.state.rip == where.start + len(header)
@@ -220,19 +221,19 @@ class TestRelocation:
             self.placed(memory, 0x30_0000, 0x20_0000, 0, 0)
 
     def test_no_load_base_tag_without_relocation(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(kernel(header2())), memory)
+        entry = boot.place(load(kernel(header2())), memory)
         assert 21 not in dict(tags2(memory, entry.state.rbx))
 
     def test_symbols_move_along(self, memory: GuestMemory) -> None:
         header = header2(tag(10, 0x20_0000, 0xFFFF_FFFF, 0x1000, 0))
         file = kernel(header, symbols=(Sym("start", BASE + len(header), 4),))
-        entry = boot.place(boot.load(file), memory)
+        entry = boot.place(load(file), memory)
         assert entry.symbols["start"] == 0x20_0000 + len(header)
 
 
 class TestInformation:
     def test_state(self, memory: GuestMemory) -> None:
-        state = boot.place(boot.load(kernel(header2())), memory).state
+        state = boot.place(load(kernel(header2())), memory).state
         assert state.mode is Mode.PROTECTED
         assert state.rax == 0x36D7_6289
         assert (state.cs.selector, state.cr0 >> 31, state.rflags) == (0x08, 0, 2)
@@ -243,7 +244,7 @@ class TestInformation:
             initrd=Source("initrd", b"i" * 10),
             modules=(Module(Source("one", b"1"), "a b"),),
         )
-        entry = boot.place(boot.load(kernel(header2()), name="k.elf"), memory, setup)
+        entry = boot.place(load(kernel(header2()), name="k.elf"), memory, setup)
         tags = tags2(memory, entry.state.rbx)
         assert [kind for kind, _ in tags] == [1, 2, 3, 3, 4, 6, 13]
         assert tags[0] == (1, b"k.elf quiet\0")
@@ -267,13 +268,13 @@ class TestInformation:
 
     def test_symbols(self, memory: GuestMemory) -> None:
         file = kernel(header2(), symbols=(Sym("start", BASE + 24),))
-        tags = dict(tags2(memory, boot.place(boot.load(file), memory).state.rbx))
+        tags = dict(tags2(memory, boot.place(load(file), memory).state.rbx))
         assert struct.unpack_from("<III", tags[9]) == (3, 40, 0)
         *_, strtab = struct.iter_unpack("<10I", tags[9][12:])
         assert memory.read(strtab[3], strtab[5]) == b"\0start\0"
 
     def test_smbios(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(kernel(header2())), memory)
+        entry = boot.place(load(kernel(header2())), memory)
         told = dict(tags2(memory, entry.state.rbx))[13]
         anchor = memory.find(b"_SM3_")
         assert anchor is not None
@@ -297,7 +298,7 @@ class TestInformation:
             0xF_0008,
         )
         monkeypatch.setattr("pykvm.boot.plan.build", lambda _: tables)
-        entry = boot.place(boot.load(kernel(header2())), memory)
+        entry = boot.place(load(kernel(header2())), memory)
         tags = dict(tags2(memory, entry.state.rbx))
         assert {kind: tags[kind] for kind in kinds} == {
             kind: bytes(pointer[: {14: 20, 15: 36}[kind]]) for kind in kinds
@@ -310,5 +311,5 @@ class TestInformation:
 def test_a_module_larger_than_ram(memory: GuestMemory) -> None:
     setup = Setup(modules=(Module(Source("big.img", bytes(5 * M))),))
     with pytest.raises(LoadError, match=r"no room for the module big.img \(5 MiB\)"):
-        boot.place(boot.load(kernel(header2())), memory, setup)
+        boot.place(load(kernel(header2())), memory, setup)
     assert memory.find(b"\xf4") is None

@@ -12,6 +12,7 @@ from pykvm import boot
 from pykvm.boot.notes import Note, named_protocol, read_notes, unreadable_entry_note
 from pykvm.boot.source import Source
 from pykvm.errors import LoadError
+from support.boot import load
 
 
 def notes(*parts: Part, bits: int = 64, machine: int | None = None) -> list[Note]:
@@ -128,18 +129,18 @@ def test_an_unreadable_entry_note_is_found() -> None:
 def test_a_file_names_its_protocol() -> None:
     wish = note("pykvm", 1, b"elf\0")
     assert named_protocol(Source("k", elf(Part(HLT), wish))) == "elf"
-    assert boot.load(vmlinux()).protocol == "linux"
+    assert load(vmlinux()).protocol == "linux"
     # Its entry is not where it is linked, but that is for the protocol to know.
-    assert boot.load(vmlinux(wish)).protocol == "elf"
-    assert boot.load(vmlinux(wish), protocol="linux").protocol == "linux"
-    assert boot.load(vmlinux(note("pykvm", 2, b"elf\0"))).protocol == "linux"
+    assert load(vmlinux(wish)).protocol == "elf"
+    assert load(vmlinux(wish), protocol="linux").protocol == "linux"
+    assert load(vmlinux(note("pykvm", 2, b"elf\0"))).protocol == "linux"
 
 
 def test_a_protocol_that_does_not_know_the_file_or_does_not_exist() -> None:
     with pytest.raises(LoadError, match=r"no linux64 image \(no boot flag"):
-        boot.load(elf(Part(HLT), note("pykvm", 1, b"linux64")))
+        load(elf(Part(HLT), note("pykvm", 1, b"linux64")))
     with pytest.raises(LoadError) as caught:
-        boot.load(elf(Part(HLT), note("pykvm", 1, b"\xffx")), name="k")
+        load(elf(Part(HLT), note("pykvm", 1, b"\xffx")), name="k")
     assert str(caught.value) == (
         "k: names the boot protocol '\\\\xffx' (note of owner pykvm), and there is none\n"
         f"choose from {', '.join(boot.PROTOCOLS)}, here or in the file"
@@ -147,7 +148,7 @@ def test_a_protocol_that_does_not_know_the_file_or_does_not_exist() -> None:
 
 
 def test_the_guests_with_a_pvh_note_stay_bare(guests: object) -> None:
-    image = boot.load(f"{guests}/hello.elf")
+    image = load(f"{guests}/hello.elf")
     assert (image.protocol, boot.protocol_of(image).PC) == ("elf", False)
-    assert boot.load(f"{guests}/hello.elf", protocol="pvh").protocol == "pvh"
-    assert boot.load(f"{guests}/pvh.elf").protocol == "pvh"
+    assert load(f"{guests}/hello.elf", protocol="pvh").protocol == "pvh"
+    assert load(f"{guests}/pvh.elf").protocol == "pvh"

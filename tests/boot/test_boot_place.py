@@ -18,6 +18,7 @@ from pykvm.x86.descriptors import flat_gdt
 from pykvm.x86.paging import walk
 from pykvm.x86.state import Mode
 from pykvm.x86.tss import tss64
+from support.boot import load
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 
@@ -46,7 +47,7 @@ def strings(memory: GuestMemory, pointers: Sequence[int]) -> list[bytes]:
 
 class TestLongMode:
     def test_layout(self, memory: GuestMemory) -> None:
-        image = boot.load(elf(Part(memsz=0x100), Part(b"x", 0x20_0000, R | W)), name="g.elf")
+        image = load(elf(Part(memsz=0x100), Part(b"x", 0x20_0000, R | W)), name="g.elf")
         assert layout(boot.place(image, memory)) == [
             "stack (0x1000-0x11000)",
             "TSS (0x11000-0x11068)",
@@ -58,7 +59,7 @@ class TestLongMode:
         ]
 
     def test_registers(self, memory: GuestMemory) -> None:
-        state = boot.place(boot.load(elf(Part(HLT * 4), entry=0x10_0002)), memory).state
+        state = boot.place(load(elf(Part(HLT * 4), entry=0x10_0002)), memory).state
         assert state.mode is Mode.LONG
         assert (state.rip, state.rsp, state.cr3) == (0x10_0002, 0x1_0FF8, 0x1_2000)
         assert (state.rdi, state.rsi) == (1, 0x1_10E0)
@@ -66,19 +67,19 @@ class TestLongMode:
 
     def test_enters_as_a_called_function(self, memory: GuestMemory) -> None:
         memory.fill(0x1000, 0x1_0000, 0xAA)
-        state = boot.place(boot.load(elf()), memory).state
+        state = boot.place(load(elf()), memory).state
         assert state.rsp % 16 == 8
         assert memory.read_u64(state.rsp) == 0
 
     def test_descriptors(self, memory: GuestMemory) -> None:
-        state = boot.place(boot.load(elf()), memory).state
+        state = boot.place(load(elf()), memory).state
         image = flat_gdt(state.tr.base).image
         assert memory.read(state.gdt.base, len(image)) == image
         assert state.gdt.limit == len(image) - 1
         assert memory.read(state.tr.base, 0x68) == tss64()
 
     def test_arguments(self, memory: GuestMemory) -> None:
-        image = boot.load(elf(), name="g.elf")
+        image = load(elf(), name="g.elf")
         state = boot.place(
             image,
             memory,
@@ -99,13 +100,13 @@ class TestLongMode:
 
     def test_many_arguments_find_room_behind_the_page_tables(self, memory: GuestMemory) -> None:
         args = ["x" * 1000] * 100
-        entry = boot.place(boot.load(elf()), memory, Setup(args=tuple(args)))
+        entry = boot.place(load(elf()), memory, Setup(args=tuple(args)))
         assert entry.layout[-2].name == "arguments"
         assert entry.state.rsi == 0x1_8000
         assert memory.read_cstring(memory.read_u64(0x1_8000 + 8 * 100)) == b"x" * 1000
 
     def test_x32_pointers_are_four_bytes(self, memory: GuestMemory) -> None:
-        image = boot.load(elf(bits=32, machine=62), name="g.elf")
+        image = load(elf(bits=32, machine=62), name="g.elf")
         state = boot.place(image, memory, Setup(args=("a",))).state
         assert state.mode is Mode.LONG
         *pointers, end = struct.unpack("<3I", memory.read(state.rsi, 12))
@@ -114,7 +115,7 @@ class TestLongMode:
     @pytest.mark.parametrize("size", [1 * M, 5 * G + 2 * M])
     def test_identity_paging_covers_ram_and_four_gigabytes(self, size: int) -> None:
         with memory_of((0, size)) as memory:
-            state = boot.place(boot.load(elf(Part(vaddr=0x8_0000))), memory).state
+            state = boot.place(load(elf(Part(vaddr=0x8_0000))), memory).state
             for address in (0, 0xFFFFF, 4 * G - 1, max(size, 4 * G) - 1):
                 found = walk(
                     memory.read,
@@ -141,7 +142,7 @@ class TestLongMode:
 
 class TestProtectedMode:
     def test_layout_and_registers(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(elf(bits=32), name="g.elf"), memory)
+        entry = boot.place(load(elf(bits=32), name="g.elf"), memory)
         assert layout(entry) == [
             "stack (0x1000-0x11000)",
             "TSS (0x11000-0x11068)",
@@ -155,7 +156,7 @@ class TestProtectedMode:
         assert memory.read(state.gdt.base, 0x58) == flat_gdt(state.tr.base).image
 
     def test_arguments_are_on_the_stack_as_after_a_call(self, memory: GuestMemory) -> None:
-        image = boot.load(elf(bits=32), name="g.elf")
+        image = load(elf(bits=32), name="g.elf")
         state = boot.place(
             image,
             memory,
@@ -176,14 +177,14 @@ class TestProtectedMode:
     def test_pointers_are_four_bytes_whatever_the_file(
         self, memory: GuestMemory, data: bytes
     ) -> None:
-        image = boot.load(data, name="g", mode=Mode.PROTECTED)
+        image = load(data, name="g", mode=Mode.PROTECTED)
         state = boot.place(image, memory, Setup(args=("one",))).state
         _, argc, argv = struct.unpack("<3I", memory.read(state.rsp, 12))
         *pointers, end = struct.unpack("<3I", memory.read(argv, 12))
         assert (argc, strings(memory, pointers), end) == (2, [b"g", b"one"], 0)
 
     def test_everything_lies_below_four_gigabytes(self) -> None:
-        image = boot.load(elf(bits=32))
+        image = load(elf(bits=32))
         with (
             memory_of((0x10_0000, 0x1000), (4 * G, 1 * M)) as memory,
             pytest.raises(LoadError, match=r"no room for the stack \(64 KiB\)"),
@@ -193,7 +194,7 @@ class TestProtectedMode:
 
 class TestRealMode:
     def test_stack_below_the_image(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(HLT, mode=Mode.REAL), memory)
+        entry = boot.place(load(HLT, mode=Mode.REAL), memory)
         assert layout(entry) == ["stack (0x500-0x7c00)", "image (0x7c00-0x7c01)"]
         state = entry.state
         assert state.mode is Mode.REAL
@@ -214,7 +215,7 @@ class TestRealMode:
     def test_segments(
         self, memory: GuestMemory, address: int, cs: int, ip: int, ss: int, sp: int
     ) -> None:
-        state = boot.place(boot.load(HLT, address=address), memory).state
+        state = boot.place(load(HLT, address=address), memory).state
         assert (state.cs.selector, state.rip, state.ss.selector, state.rsp) == (cs, ip, ss, sp)
         assert state.linear_rip == address
         assert state.ds.selector == state.es.selector == cs
@@ -225,33 +226,33 @@ class TestRealMode:
     @pytest.mark.parametrize("address", [0, 0x600, 0x8F0])
     def test_stack_elsewhere_where_there_is_no_room_below(self, address: int) -> None:
         with memory_of((0, 64 * K)) as memory:
-            entry = boot.place(boot.load(HLT, address=address), memory)
+            entry = boot.place(load(HLT, address=address), memory)
             assert layout(entry)[-1] == "stack (0x1000-0x2000)"
             assert (entry.state.ss.selector, entry.state.rsp) == (0, 0x2000)
 
     def test_the_least_room_below_that_will_do(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(HLT, address=0x900), memory)
+        entry = boot.place(load(HLT, address=0x900), memory)
         assert layout(entry) == ["stack (0x500-0x900)", "image (0x900-0x901)"]
 
     def test_an_image_at_the_start_of_ram_has_its_stack_above(self) -> None:
         with memory_of((0x8000, 32 * K)) as memory:
-            entry = boot.place(boot.load(HLT * 0x1001, address=0x8000), memory)
+            entry = boot.place(load(HLT * 0x1001, address=0x8000), memory)
             assert layout(entry) == ["image (0x8000-0x9001)", "stack (0xa000-0xb000)"]
 
     def test_elf_with_16_bit_code(self, memory: GuestMemory) -> None:
-        image = boot.load(elf(Part(vaddr=0x7C00), bits=32), mode=Mode.REAL)
+        image = load(elf(Part(vaddr=0x7C00), bits=32), mode=Mode.REAL)
         state = boot.place(image, memory).state
         assert (state.mode, state.linear_rip, state.rsp) == (Mode.REAL, 0x7C00, 0x7C00)
 
     def test_arguments_are_refused(self, memory: GuestMemory) -> None:
         with pytest.raises(LoadError, match="^boot.bin: arguments are given, but a real-mode"):
-            boot.place(boot.load(HLT, name="boot.bin"), memory, Setup(args=("x",)))
+            boot.place(load(HLT, name="boot.bin"), memory, Setup(args=("x",)))
 
 
 class TestMemory:
     def test_segments_are_written_and_their_rest_is_zero(self, memory: GuestMemory) -> None:
         memory.fill(0x10_0000, 0x8_0000, 0xAA)
-        image = boot.load(elf(Part(b"code", memsz=0x5_0001), Part(b"d" * 70000, 0x16_0000)))
+        image = load(elf(Part(b"code", memsz=0x5_0001), Part(b"d" * 70000, 0x16_0000)))
         boot.place(image, memory)
         assert memory.read(0x10_0000, 4) == b"code"
         assert memory.read(0x10_0004, 0x5_0001 - 4) == bytes(0x5_0001 - 4)
@@ -259,7 +260,7 @@ class TestMemory:
         assert memory.read(0x16_0000, 70001) == b"d" * 70000 + b"\xaa"
 
     def test_placing_again_gives_the_same_memory(self, memory: GuestMemory) -> None:
-        image = boot.load(elf(Part(b"code", memsz=0x2_0000)), name="g.elf")
+        image = load(elf(Part(b"code", memsz=0x2_0000)), name="g.elf")
         boot.place(image, memory, Setup(args=("a",)))
         fresh = memory.read(0x1_1000, 0x18_0000 - 0x1_1000)
         memory.fill(0x1000, 0x17_F000, 0xAA)
@@ -276,13 +277,13 @@ class TestMemory:
             return int(line.split()[1]) * K
 
         with memory_of((0, 256 * M)) as memory:
-            image = boot.load(elf(Part(memsz=200 * M)))
+            image = load(elf(Part(memsz=200 * M)))
             before = resident_anonymous()
             boot.place(image, memory)
             assert resident_anonymous() - before < 50 * M
 
     def test_structures_go_where_segments_are_not(self, memory: GuestMemory) -> None:
-        image = boot.load(elf(Part(HLT, 0x5000), Part(b"x", 0x1_0000, memsz=0x1000)), name="g")
+        image = load(elf(Part(HLT, 0x5000), Part(b"x", 0x1_0000, memsz=0x1000)), name="g")
         entry = boot.place(image, memory)
         assert layout(entry) == [
             "TSS (0x1000-0x1068)",
@@ -298,16 +299,16 @@ class TestMemory:
         with GuestMemory(overcommit=True) as memory:
             memory.add_rom(0x1000, bytes(0x2_F000))
             memory.add_ram(0x3_0000, 4 * M)
-            entry = boot.place(boot.load(elf()), memory)
+            entry = boot.place(load(elf()), memory)
             assert entry.layout[0].start == 0x3_0000
 
     def test_one_megabyte_is_enough_for_long_mode(self) -> None:
         with memory_of((0, 1 * M)) as memory:
-            entry = boot.place(boot.load(elf(Part(vaddr=0x8_0000))), memory)
+            entry = boot.place(load(elf(Part(vaddr=0x8_0000))), memory)
             assert entry.layout[-1].end <= 1 * M
 
     def test_the_pie_and_its_symbols(self, memory: GuestMemory) -> None:
-        image = boot.load(elf(Part(HLT, 0), type=ET_DYN), address=0x20_0000)
+        image = load(elf(Part(HLT, 0), type=ET_DYN), address=0x20_0000)
         entry = boot.place(image, memory)
         assert entry.state.rip == 0x20_0000
         assert memory.read(0x20_0000, 1) == HLT
@@ -316,7 +317,7 @@ class TestMemory:
 
 class TestRefused:
     def refusal(self, data: bytes, memory: GuestMemory) -> str:
-        image = boot.load(data, name="hello.elf")
+        image = load(data, name="hello.elf")
         with pytest.raises(LoadError) as caught:
             boot.place(image, memory)
         return str(caught.value)
@@ -386,7 +387,7 @@ class TestRefused:
         self, memory: GuestMemory, argument: str, reason: str
     ) -> None:
         with pytest.raises(ConfigError) as caught:
-            boot.place(boot.load(elf()), memory, Setup(args=(argument,)))
+            boot.place(load(elf()), memory, Setup(args=(argument,)))
         assert caught.value.message.startswith(f"argument {argument!r} {reason}")
 
     def test_the_error_is_not_the_memorys(self, memory: GuestMemory) -> None:

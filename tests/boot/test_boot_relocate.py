@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from boot.elfs import EM_X86_64, ET_DYN, HLT, PT_DYNAMIC, Part, R, W, dynamic, elf
 
-from pykvm import boot
 from pykvm.errors import LoadError
+from support.boot import load
 
 DT_RELA, DT_RELASZ, DT_RELAENT = 7, 8, 9
 DT_REL, DT_RELSZ, DT_RELENT = 17, 18, 19
@@ -32,7 +32,7 @@ def pie(data: bytes, *tags: tuple[int, int], bits: int = 64, **fields: Any) -> b
 
 def relocated(data: bytes) -> bytes:
     """The second segment of the PIE, placed at BASE."""
-    return bytes(boot.load(data, address=BASE).segments[1].data)
+    return bytes(load(data, address=BASE).segments[1].data)
 
 
 def quads(data: bytes) -> tuple[int, ...]:
@@ -45,23 +45,23 @@ def longs(data: bytes) -> tuple[int, ...]:
 
 class TestPlace:
     def test_at_one_mebibyte(self) -> None:
-        image = boot.load(elf(Part(HLT, 0x10), Part(b"x", 0x1000, R | W), type=ET_DYN))
+        image = load(elf(Part(HLT, 0x10), Part(b"x", 0x1000, R | W), type=ET_DYN))
         assert [s.address for s in image.segments] == [0x10_0010, 0x10_1000]
         assert image.entry == 0x10_0010
 
     def test_aligned_as_its_largest_segment(self) -> None:
-        image = boot.load(elf(Part(HLT, 0, align=0), Part(HLT, 0x1000, align=1 << 21), type=ET_DYN))
+        image = load(elf(Part(HLT, 0, align=0), Part(HLT, 0x1000, align=1 << 21), type=ET_DYN))
         assert image.entry == 0x20_0000
 
     def test_where_it_is_linked_if_that_is_high_enough(self) -> None:
-        assert boot.load(elf(Part(HLT, 0x30_0000), type=ET_DYN)).entry == 0x30_0000
+        assert load(elf(Part(HLT, 0x30_0000), type=ET_DYN)).entry == 0x30_0000
 
     def test_where_the_caller_says(self) -> None:
-        assert boot.load(elf(Part(HLT, 0x30_0010), type=ET_DYN), address=0x8000).entry == 0x8010
+        assert load(elf(Part(HLT, 0x30_0010), type=ET_DYN), address=0x8000).entry == 0x8010
 
     def test_not_off_its_alignment(self) -> None:
         with pytest.raises(LoadError) as caught:
-            boot.load(elf(type=ET_DYN), name="g.elf", address=0x8010)
+            load(elf(type=ET_DYN), name="g.elf", address=0x8010)
         assert str(caught.value) == (
             "g.elf: cannot be placed at 0x8010: its segments are aligned to 0x1000 (p_align)\n"
             "choose a multiple of 0x1000, or link it with -z max-page-size=0x1000"
@@ -70,7 +70,7 @@ class TestPlace:
     @pytest.mark.parametrize("align", [3, 1 << 31, (1 << 64) - 1])
     def test_alignment_that_makes_no_sense(self, align: int) -> None:
         with pytest.raises(LoadError, match=rf"segment 0 has alignment \(p_align\) {align:#x}: "):
-            boot.load(elf(Part(align=align), type=ET_DYN))
+            load(elf(Part(align=align), type=ET_DYN))
 
 
 def test_rela_sets_the_word_to_addend_plus_base() -> None:
@@ -125,18 +125,18 @@ def test_the_file_given_stays_as_it_is() -> None:
     table = struct.pack("<QQ", 0x1000, 8)
     data = bytearray(pie(bytes(8) + table, (DT_REL, 0x1008), (DT_RELSZ, 16), (DT_RELENT, 16)))
     before = bytes(data)
-    boot.load(data, address=BASE)
+    load(data, address=BASE)
     assert data == before
 
 
 def test_what_follows_dt_null_does_not_count() -> None:
-    assert boot.load(pie(b"x", (0, 0), (1, 1))).segments[1].address == 0x10_1000
+    assert load(pie(b"x", (0, 0), (1, 1))).segments[1].address == 0x10_1000
 
 
 def test_a_number_means_another_relocation_on_another_machine() -> None:
     rel = (DT_REL, 0x1008), (DT_RELSZ, 8), (DT_RELENT, 8)
     with pytest.raises(LoadError, match="needs the relocation type 38 at 0x1000: "):
-        boot.load(pie(bytes(8) + longs_of(0x1000, 38), *rel, bits=32))
+        load(pie(bytes(8) + longs_of(0x1000, 38), *rel, bits=32))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_number_means_another_relocation_on_another_machine() -> None:
 )
 def test_refused(tags: list[tuple[int, int]], table: bytes, message: str) -> None:
     with pytest.raises(LoadError) as caught:
-        boot.load(pie(bytes(8) + table, *tags), name="g.elf")
+        load(pie(bytes(8) + table, *tags), name="g.elf")
     assert caught.value.message == f"g.elf: {message}"
 
 

@@ -13,6 +13,7 @@ from pykvm.boot.real_start import RealAddress
 from pykvm.errors import ConfigError, LoadError
 from pykvm.memory import GuestMemory
 from pykvm.x86.state import Mode
+from support.boot import load
 
 M = 1 << 20
 CODE = b"\xf4"
@@ -29,17 +30,17 @@ def memory() -> Iterator[GuestMemory]:
 class TestBootSector:
     @pytest.mark.parametrize("name", ["disk", "floppy.img", "boot.bin"])
     def test_known_by_its_content(self, name: str) -> None:
-        image = boot.load(SECTOR, name=name)
+        image = load(SECTOR, name=name)
         assert image[:5] == (name, "bootsector", "bootsector", Mode.REAL, 0x7C00)
 
     def test_the_sectors_behind_the_first_stay_out(self, memory: GuestMemory) -> None:
-        image = boot.load(SECTOR + b"second".ljust(512, b"\0"))
+        image = load(SECTOR + b"second".ljust(512, b"\0"))
         assert [segment.data for segment in image.segments] == [SECTOR]
         boot.place(image, memory)
         assert memory.find(b"second") is None
 
     def test_state(self, memory: GuestMemory) -> None:
-        state = boot.place(boot.load(SECTOR), memory).state
+        state = boot.place(load(SECTOR), memory).state
         assert (state.cs.selector, state.rip, state.rdx) == (0, 0x7C00, 0x80)
         assert (state.ss.selector, state.rsp) == (0, 0x7C00)
 
@@ -53,14 +54,14 @@ class TestBootSector:
     )
     def test_a_refusal_says_why_it_is_no_boot_sector(self, data: bytes, reason: str) -> None:
         with pytest.raises(LoadError) as caught:
-            boot.load(data, protocol="bootsector")
+            load(data, protocol="bootsector")
         assert f"no bootsector image ({reason})" in caught.value.message
 
     @pytest.mark.parametrize("asked", [{"mode": Mode.REAL}, {"address": 0x7C00}])
     def test_a_mode_or_an_address_makes_it_a_flat_image(self, asked: dict[str, Any]) -> None:
-        image = boot.load(SECTOR * 2, **asked)
+        image = load(SECTOR * 2, **asked)
         assert (image.protocol, len(image.segments[0].data)) == ("flat", 1024)
-        assert boot.load(SECTOR, protocol="bootsector", **asked).protocol == "bootsector"
+        assert load(SECTOR, protocol="bootsector", **asked).protocol == "bootsector"
 
 
 class TestRealAddress:
@@ -84,25 +85,25 @@ class TestRealAddress:
 
 class TestStart:
     def test_entry(self, memory: GuestMemory) -> None:
-        image = boot.load(bytes(0x20) + CODE, entry=RealAddress(0x7C0, 0x20))
+        image = load(bytes(0x20) + CODE, entry=RealAddress(0x7C0, 0x20))
         assert (image.kind, image.entry) == ("flat", 0x7C20)
         state = boot.place(image, memory).state
         assert (state.cs.selector, state.rip, state.linear_rip) == (0x7C0, 0x20, 0x7C20)
         assert (state.ds.selector, state.es.base) == (0x7C0, 0x7C00)
 
     def test_stack(self, memory: GuestMemory) -> None:
-        entry = boot.place(boot.load(CODE, stack=RealAddress(0x9000, 0xFFFE)), memory)
+        entry = boot.place(load(CODE, stack=RealAddress(0x9000, 0xFFFE)), memory)
         assert (entry.state.ss.selector, entry.state.rsp) == (0x9000, 0xFFFE)
         assert [place.name for place in entry.layout] == ["image"]
 
     def test_a_stack_at_the_top_of_its_segment(self, memory: GuestMemory) -> None:
-        image = boot.load(CODE, stack=RealAddress(0xF000, 0))
+        image = load(CODE, stack=RealAddress(0xF000, 0))
         assert boot.place(image, memory).state.rsp == 0
         with pytest.raises(LoadError, match="stack at f001:0000 goes to 0x10000e, where no RAM"):
-            boot.place(boot.load(CODE, stack=RealAddress(0xF001, 0)), memory)
+            boot.place(load(CODE, stack=RealAddress(0xF001, 0)), memory)
 
     def test_of_a_boot_sector(self, memory: GuestMemory) -> None:
-        image = boot.load(SECTOR, entry=RealAddress(0x7C0, 0), stack=RealAddress(0, 0x7000))
+        image = load(SECTOR, entry=RealAddress(0x7C0, 0), stack=RealAddress(0, 0x7000))
         state = boot.place(image, memory).state
         assert image.protocol == "bootsector"
         assert (state.cs.selector, state.rip, state.rsp, state.rdx) == (0x7C0, 0, 0x7000, 0x80)
@@ -110,10 +111,10 @@ class TestStart:
     @pytest.mark.parametrize("entry", [RealAddress(0x7C0, 1), RealAddress(0, 0x7BFF)])
     def test_an_entry_outside_the_image(self, entry: RealAddress) -> None:
         with pytest.raises(LoadError, match=r"outside the image \(0x7c00-0x7c01\)"):
-            boot.load(CODE, entry=entry)
+            load(CODE, entry=entry)
 
     def test_is_for_real_mode(self) -> None:
         with pytest.raises(LoadError, match="starts in long mode: an entry or a stack as SEGMENT"):
-            boot.load(CODE, mode=Mode.LONG, stack=RealAddress(0, 0x7C00))
+            load(CODE, mode=Mode.LONG, stack=RealAddress(0, 0x7C00))
         with pytest.raises(LoadError, match="is of kind elf: an entry or a stack as SEGMENT:OFF"):
-            boot.load(elf(), entry=RealAddress(0, 0))
+            load(elf(), entry=RealAddress(0, 0))

@@ -21,15 +21,15 @@ from boot.elfs import (
     elf,
 )
 
-from pykvm import boot
 from pykvm.boot import Symbols
 from pykvm.boot.symbols import Symbol
+from support.boot import load
 
 GUESTS = sorted(Path(__file__).parents[2].glob("guests/build/*.elf"))
 
 
 def symbols_of(*symbols: Sym, **fields: int) -> Symbols:
-    return boot.load(elf(Part(HLT * 0x200, 0x1000), symbols=symbols, **fields)).symbols
+    return load(elf(Part(HLT * 0x200, 0x1000), symbols=symbols, **fields)).symbols
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -97,7 +97,7 @@ def test_a_placed_pie_has_its_symbols_where_it_lies() -> None:
         type=ET_DYN,
         symbols=(Sym("main", 8), Sym("SIZE", 8, section=SHN_ABS)),
     )
-    symbols = boot.load(data, address=0x40_0000).symbols
+    symbols = load(data, address=0x40_0000).symbols
     assert dict(symbols) == {"main": 0x40_0008, "SIZE": 8}
     assert symbols.find(0x40_0009) == ("main", 1)
 
@@ -107,11 +107,11 @@ def test_kernel_linked_high_is_found_by_virtual_address() -> None:
     data = elf(
         Part(vaddr=0x1000), Part(HLT * 64, high, paddr=0x2000), symbols=(Sym("kernel", high),)
     )
-    assert boot.load(data).symbols.describe(high + 2) == "kernel+0x2"
+    assert load(data).symbols.describe(high + 2) == "kernel+0x2"
 
 
 def test_a_stripped_file_has_none() -> None:
-    symbols = boot.load(elf()).symbols
+    symbols = load(elf()).symbols
     assert len(symbols) == 0
     assert symbols.find(0x10_0000) is None
     assert repr(symbols) == "<0 symbols>"
@@ -161,16 +161,16 @@ class TestGarbage:
         broken = bytearray(self.FILE)
         names = struct.unpack_from("<Q", broken, start + 64 + 24)[0]
         struct.pack_into("<Q", broken, names - 48, 0xFFFF_FFFF)  # st_name of "main"
-        assert dict(boot.load(bytes(broken)).symbols) == {"f": 0x1010}
+        assert dict(load(bytes(broken)).symbols) == {"f": 0x1010}
         struct.pack_into("<Q", broken, start + 32, 1 << 60)  # sh_size of .symtab
-        assert boot.load(bytes(broken)).symbols["f"] == 0x1010
+        assert load(bytes(broken)).symbols["f"] == 0x1010
         struct.pack_into("<I", broken, start + 40, 77)  # sh_link of .symtab
-        assert dict(boot.load(bytes(broken)).symbols) == {}
+        assert dict(load(bytes(broken)).symbols) == {}
 
     def test_names_that_repeat_take_no_more_memory_than_the_file(self) -> None:
         many = tuple(Sym("x" * 4000, 0x1000 + i, type=STT_OBJECT) for i in range(1000))
         assert sum(map(len, symbols_of(*many))) <= 4000
-        symbols = boot.load(elf(Part(HLT * 0x2000, 0x1000), symbols=many)).symbols
+        symbols = load(elf(Part(HLT * 0x2000, 0x1000), symbols=many)).symbols
         assert 1 <= len(list(symbols._read())) <= 7
 
     def test_a_name_that_never_ends_is_no_name(self) -> None:
@@ -178,7 +178,7 @@ class TestGarbage:
 
     def test_bytes_that_are_no_text_become_replacement_characters(self) -> None:
         data = self.FILE.replace(b"main", b"m\xff\xfen")
-        assert boot.load(data).symbols["m��n"] == 0x1000
+        assert load(data).symbols["m��n"] == 0x1000
 
 
 @pytest.mark.parametrize("path", GUESTS, ids=lambda path: path.name)
@@ -186,7 +186,7 @@ def test_finds_what_pyelftools_finds(path: Path) -> None:
     from elftools.elf.elffile import ELFFile
     from elftools.elf.sections import SymbolTableSection
 
-    image = boot.load(path)
+    image = load(path)
     with path.open("rb") as stream:
         theirs = ELFFile(stream)
         table = theirs.get_section_by_name(".symtab")

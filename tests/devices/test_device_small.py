@@ -14,9 +14,9 @@ from pykvm.devices import (
     DebugExit,
     KeyboardController,
     OutputLog,
+    PciConfig,
     Port92,
     PostPort,
-    ResetControl,
     Uart16550,
     standard_devices,
 )
@@ -97,7 +97,7 @@ class TestResetControl:
         ],
     )
     def test_the_edge_of_bit_2_resets(self, writes: list[int], how: str) -> None:
-        control = ResetControl()
+        control = PciConfig()
         *before, last = writes
         for value in before:
             control.write(1, 1, value)
@@ -107,13 +107,13 @@ class TestResetControl:
         assert control.read(1, 1) == 0
 
     def test_other_bits_do_nothing(self) -> None:
-        control = ResetControl()
+        control = PciConfig()
         control.write(1, 1, 0xFB)
         assert control.read(1, 1) == 0x0A
 
     def test_selecting_a_pci_register_resets_nothing(self) -> None:
         bus = Bus()
-        bus.add_pio(0xCF8, ResetControl.length, ResetControl())
+        bus.add_pio(0xCF8, PciConfig.length, PciConfig())
         assert bus.write(Space.PIO, 0xCF8, 4, 0x8000_0600)
         assert bus.write(Space.PIO, 0xCF9, 2, 0x0606)
         assert bus.read(Space.PIO, 0xCF8, 4) == 0x8000_0600
@@ -122,7 +122,7 @@ class TestResetControl:
 
     def test_pci_configuration_is_there_and_finds_no_device(self) -> None:
         bus = Bus()
-        bus.add_pio(0xCF8, ResetControl.length, ResetControl())
+        bus.add_pio(0xCF8, PciConfig.length, PciConfig())
         bus.write(Space.PIO, 0xCFB, 1, 1)
         assert bus.read(Space.PIO, 0xCF8, 4) == 0
         bus.write(Space.PIO, 0xCF8, 4, 0x8000_0000)
@@ -134,7 +134,7 @@ class TestResetControl:
             assert bus.read(Space.PIO, port, size) == (1 << 8 * size) - 1
 
     def test_the_address_is_written_as_a_dword_or_not_at_all(self) -> None:
-        control = ResetControl()
+        control = PciConfig()
         control.write(0, 2, 0xFFFF)
         control.write(0, 1, 0xFF)
         assert control.read(0, 4) == 0
@@ -193,7 +193,7 @@ class TestStandardDevices:
             "debug-exit (ports 0xf4-0xf7)",
             "com2 (ports 0x2f8-0x2ff)",
             "com1 (ports 0x3f8-0x3ff)",
-            "reset-control (ports 0xcf8-0xcff)",
+            "pci-config (ports 0xcf8-0xcff)",
         ]
         assert [range_.name for range_ in bus.ranges if range_.posted] == ["post", "debugcon"]
         assert bus.read(Space.PIO, 0xE9, 1) == 0xE9
@@ -266,7 +266,7 @@ def test_devices_take_any_offset_and_value(accesses: list[tuple[int, int, int]])
         DebugExit(),
         KeyboardController(),
         Port92(),
-        ResetControl(),
+        PciConfig(),
         AcpiPm(),
         PvPanic(),
         KeptPorts(),
@@ -283,7 +283,7 @@ def test_devices_take_any_offset_and_value(accesses: list[tuple[int, int, int]])
         DebugConsole(),
         KeyboardController(),
         Port92(),
-        ResetControl(),
+        PciConfig(),
         AcpiPm(),
         PvPanic(),
         KeptPorts(),

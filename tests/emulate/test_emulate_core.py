@@ -11,7 +11,7 @@ import pytest
 
 from pykvm._core import ffi, lib
 from pykvm.emulate.native import Native
-from pykvm.emulate.table import plan_of
+from pykvm.emulate.table import method_of
 from pykvm.x86.decode import decode
 from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
 
@@ -69,7 +69,7 @@ class Vcpu:
         state = bytes(self.state)  # trying new code takes it
         for text in instructions:
             raw = bytes.fromhex(text)
-            plan = plan_of(decode(raw, 64))
+            plan = method_of(decode(raw, 64))
             assert plan.unit is not None
             self.put(at, raw)
             self.native.place(plan.instruction, plan.unit)

@@ -20,7 +20,7 @@ from pykvm.emulate.fault import Fault
 from pykvm.emulate.features import features_of
 from pykvm.emulate.native import Native, rewritten
 from pykvm.emulate.spelling import name_of, spellings
-from pykvm.emulate.table import OPERATIONS, plan_of
+from pykvm.emulate.table import OPERATIONS, method_of
 from pykvm.emulate.units import unit_of
 from pykvm.errors import GuestError
 from pykvm.exits import InternalError
@@ -377,7 +377,7 @@ def test_no_instruction_that_runs_here_does_more_than_compute() -> None:
     for code in encodings():
         with suppress(UndecodableError):
             instruction = decode(code, 64)
-            unit = plan_of(instruction).unit
+            unit = method_of(instruction).unit
             if unit is None or unit.undefined:
                 continue
             tried += 1
@@ -465,8 +465,8 @@ def test_every_spelling_in_the_table_is_one_that_is_looked_up() -> None:
 )
 def test_names(code: str, name: str) -> None:
     instruction = decode(bytes.fromhex(code), 64)
-    assert plan_of(instruction).name == name
-    if plan_of(instruction).operation is None:
+    assert method_of(instruction).name == name
+    if method_of(instruction).operation is None:
         assert name_of(instruction) == name
 
 
@@ -550,7 +550,7 @@ def test_the_feature_of_every_instruction_is_known() -> None:
     for code in encodings():
         with suppress(UndecodableError):
             instruction = decode(code, 32)
-            plan = plan_of(instruction)
+            plan = method_of(instruction)
             if plan.operation is None and plan.unit is None:
                 continue
             features = features_of(instruction)

@@ -9,6 +9,7 @@ import pytest
 from pykvm import boot
 from pykvm.machine.guest import may_meet_quirks
 from pykvm.x86.state import Mode
+from support.boot import load
 from support.listing import assemble
 
 HARMLESS = """
@@ -21,7 +22,7 @@ HARMLESS = """
 
 
 def flat(code: bytes) -> boot.Image:
-    return boot.load(code, mode=Mode.LONG)
+    return load(code, mode=Mode.LONG)
 
 
 @pytest.mark.parametrize(
@@ -57,4 +58,4 @@ def test_data_like_lstar_does_not_count() -> None:
     ],
 )  # fmt: skip
 def test_which_of_our_guests_may_meet_quirks(guests: Path, name: str, asked: bool) -> None:
-    assert may_meet_quirks(boot.load(guests / f"{name}.elf")) == asked
+    assert may_meet_quirks(load(guests / f"{name}.elf")) == asked

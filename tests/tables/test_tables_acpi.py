@@ -17,7 +17,7 @@ from pykvm.tables import Hardware, acpi_tables, build
 from pykvm.tables.fadt import FIELDS
 
 PC = frozenset(
-    ["acpi-pm", "com1", "com2", "hpet", "i8042", "pm-timer", "pvpanic", "reset-control", "rtc"]
+    ["acpi-pm", "com1", "com2", "hpet", "i8042", "pm-timer", "pvpanic", "pci-config", "rtc"]
 )
 
 

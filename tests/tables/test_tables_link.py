@@ -13,7 +13,7 @@ from pykvm.layout import BIOS_END, BIOS_START, EBDA_START
 from pykvm.tables import Checksum, Hardware, Pointer, Table, acpi_tables, build, link
 
 PC = frozenset(
-    ["acpi-pm", "com1", "com2", "hpet", "i8042", "pm-timer", "pvpanic", "reset-control", "rtc"]
+    ["acpi-pm", "com1", "com2", "hpet", "i8042", "pm-timer", "pvpanic", "pci-config", "rtc"]
 )
 
 

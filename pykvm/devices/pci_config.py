@@ -5,7 +5,7 @@ from __future__ import annotations
 from pykvm.bus import GuestReset
 from pykvm.bus.device import NamedDevice
 
-__all__ = ["ResetControl"]
+__all__ = ["PciConfig"]
 
 _SYS_RST = 0x02
 _RST_CPU = 0x04
@@ -17,22 +17,21 @@ _ADDRESS_REGISTER = (0, 4)
 _ADDRESS_BITS = 0x80FFFFFC
 
 
-class ResetControl(NamedDevice):
-    """The reset control register of PIIX and ICH chipsets: port 0xcf9, at offset 1 from 0xcf8.
+class PciConfig(NamedDevice):
+    """Ports 0xcf8 to 0xcff, with the reset control register of PIIX and ICH chipsets at 0xcf9.
 
     RST_CPU (bit 2) going from 0 to 1 resets the machine: with FULL_RST and SYS_RST by a power
     cycle, with SYS_RST alone by a hard reset, else by INIT to the processors.
 
-    It shares its place with the ports of PCI configuration, and heeds only byte accesses.  A dword
-    written to 0xcf8 selects a PCI register, and its second byte must not reset anything.  It can be
-    read back, as guests do to find out whether there is PCI; in the register that it selects, at
-    0xcfc, there is no device: all ones
+    That register heeds only byte accesses: a dword written to 0xcf8 selects a PCI register, and
+    its second byte must not reset anything.  It can be read back, as guests do to find out whether
+    there is PCI; in the register that it selects, at 0xcfc, there is no device: all ones
     (Intel ICH9 data sheet, 13.7.5; PCI Local Bus 3.0, 3.2.2.3.2 and 6.1).
     """
 
     length = 8
 
-    def __init__(self, name: str = "reset-control") -> None:
+    def __init__(self, name: str = "pci-config") -> None:
         self.name = name
         self._value = 0
         self._address = 0
