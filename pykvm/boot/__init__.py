@@ -31,6 +31,7 @@ from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
     from pykvm.memory import GuestMemory
 
@@ -102,6 +103,10 @@ _ASKED = (
 # `elf` takes every ELF file that those before it leave.
 _ASKED_OF_ELF = ("linux", "multiboot", "multiboot2", "pvh", "elf")
 LEFT_TO_THE_FILE = Request()
+#: The first words of the headers that they look for in the first MiB of a file.  One without them
+#: is no kernel of theirs, and does not have these modules loaded.
+MAGIC = {"multiboot": 0x1BADB002, "multiboot2": 0xE85250D6}
+MAGIC_REACH = 1 << 20
 # Those that can be told where to start and where the stack is, by segments.
 _REAL_MODE = ("bootsector", "flat")
 
@@ -148,7 +153,7 @@ def load(
     raise source.error(f"is {what}: {', '.join(reasons)}", hint=advice)
 
 
-def _candidates(source: Source, protocol: str | None) -> tuple[str, ...]:
+def _candidates(source: Source, protocol: str | None) -> Iterable[str]:
     """The protocols to ask: the one that the caller names, or the file itself, or else all."""
     if protocol is not None:
         return (protocol,)
@@ -156,13 +161,18 @@ def _candidates(source: Source, protocol: str | None) -> tuple[str, ...]:
         return _ASKED
     named = named_protocol(source)
     if named is None:
-        return _ASKED_OF_ELF
+        return (name for name in _ASKED_OF_ELF if _may_be(source, name))
     if named not in PROTOCOLS:
         raise source.error(
             f"names the boot protocol {named!r} (note of owner pykvm), and there is none",
             hint=f"choose from {', '.join(PROTOCOLS)}, here or in the file",
         )
     return (named,)
+
+
+def _may_be(source: Source, protocol: str) -> bool:
+    magic = MAGIC.get(protocol)
+    return magic is None or magic.to_bytes(4, "little") in bytes(source.part(0, MAGIC_REACH))
 
 
 def place(image: Image, memory: GuestMemory, setup: Setup | None = None) -> Entry:

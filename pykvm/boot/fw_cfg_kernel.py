@@ -93,7 +93,7 @@ def kernel_items(
     struct.pack_into("<II", setup, RAMDISK_IMAGE, disk_address, len(disk))
     struct.pack_into("<H", setup, HEAP_END_PTR, SETUP_ROOM - STACK_ROOM)
     struct.pack_into("<I", setup, CMD_LINE_PTR, CMDLINE_ADDRESS)
-    parts: dict[tuple[Key, Key, Key], tuple[int, Bytes]] = {
+    parts: dict[tuple[int, int, int], tuple[int, Bytes]] = {
         (Key.SETUP_ADDR, Key.SETUP_SIZE, Key.SETUP_DATA): (SETUP_ADDRESS, setup),
         (Key.CMDLINE_ADDR, Key.CMDLINE_SIZE, Key.CMDLINE_DATA): (CMDLINE_ADDRESS, line),
         (Key.KERNEL_ADDR, Key.KERNEL_SIZE, Key.KERNEL_DATA): (KERNEL_ADDRESS, code),

@@ -28,6 +28,7 @@ import threading
 import time
 from bisect import insort
 
+from pykvm.clock.ticks import NEVER
 from pykvm.clock.tsc import Tsc
 from pykvm.errors import ConfigError, StateError
 from pykvm.typed import TYPE_CHECKING, Protocol
@@ -43,47 +44,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH",
-    "NEVER",
     "POLICIES",
     "Clock",
     "TimeSource",
     "Timer",
-    "ticks_at",
-    "time_of",
 ]
 
 POLICIES = ("realtime", "paused", "warp")
-
-#: The guest time that is never reached.
-NEVER = 1 << 62
 
 #: The most callbacks in one `Clock.run_due`: timers that are always due cannot keep a vCPU.
 BATCH = 64
 
 #: The TSC's default frequency: a tick is a nanosecond.
 DEFAULT_TSC_KHZ = 1_000_000
-
-_SECOND = 1_000_000_000
-
-
-def ticks_at(now: int, hz: int) -> int:
-    """How many ticks a counter of `hz` has made by guest time `now`, from 0 on.
-
-    >>> ticks_at(1_000_000_000, 3_579_545)
-    3579545
-    """
-    return now * hz // _SECOND
-
-
-def time_of(tick: int, hz: int) -> int:
-    """The first nanosecond at which `ticks_at` gives `tick` or more.
-
-    Timers that are armed tick by tick this way never drift, whatever `hz` is.
-
-    >>> time_of(1, 3_579_545), ticks_at(279, 3_579_545), ticks_at(280, 3_579_545)
-    (280, 0, 1)
-    """
-    return -(-tick * _SECOND // hz)
 
 
 class TimeSource(Protocol):

@@ -10,7 +10,6 @@ for the end of it, as the specification says.
 
 from __future__ import annotations
 
-import enum
 import struct
 import threading
 from contextlib import suppress
@@ -61,7 +60,7 @@ _DIRECTORY_HEAD = struct.Struct(">I")
 _DIRECTORY_ENTRY = struct.Struct(f">IHH{NAME_SIZE}s")  # struct fw_cfg_file
 
 
-class Key(enum.IntEnum):
+class Key:
     """The items that every fw_cfg numbers alike (FW_CFG_...)."""
 
     SIGNATURE = 0x00
@@ -89,9 +88,10 @@ class Key(enum.IntEnum):
     IRQ0_OVERRIDE = 0x8002
 
 
-class DmaControl(enum.IntFlag):
+class DmaControl:
     """The control word of a DMA access (FW_CFG_DMA_CTL_...); the upper 16 bits are a key."""
 
+    DONE = 0
     ERROR = 1
     READ = 2
     SKIP = 4
@@ -207,7 +207,7 @@ class FwCfg(NamedDevice):
 
     def reset(self) -> None:
         """RESET: the first item is selected."""
-        self._key = int(Key.SIGNATURE)
+        self._key = Key.SIGNATURE
         self._offset = 0
         self._dma_high = 0
         self._transfer: Transfer | None = None
@@ -273,15 +273,13 @@ class FwCfg(NamedDevice):
             return
         with self._lock:
             transfer = self._access(memory, *access)
-            if isinstance(transfer, DmaControl):
+            if isinstance(transfer, int):
                 _answer(memory, address, transfer)
             else:
                 self._transfer = transfer
                 self._go_on(memory, address)
 
-    def _access(
-        self, memory: DmaMemory, control: int, length: int, target: int
-    ) -> DmaControl | Transfer:
+    def _access(self, memory: DmaMemory, control: int, length: int, target: int) -> int | Transfer:
         """What remains to be done of an access, or its result.
 
         It fails where the target is not RAM as a whole, and while another is under way.
@@ -300,7 +298,7 @@ class FwCfg(NamedDevice):
             return DmaControl.ERROR
         if control & DmaControl.SKIP:
             self._offset += len(self._rest()[:length])
-        return DmaControl(0)
+        return DmaControl.DONE
 
     def _go_on(self, memory: DmaMemory, address: int) -> None:
         """Do the next piece of the transfer that the structure at `address` asked for."""
@@ -315,7 +313,7 @@ class FwCfg(NamedDevice):
                 self._end(memory, address, DmaControl.ERROR)
                 return
             if done:
-                self._end(memory, address, DmaControl(0))
+                self._end(memory, address, DmaControl.DONE)
                 return
             clock = self._clock
             if clock is None:
@@ -331,9 +329,9 @@ class FwCfg(NamedDevice):
             return
         while not transfer.step():
             pass
-        self._end(memory, address, DmaControl(0))
+        self._end(memory, address, DmaControl.DONE)
 
-    def _end(self, memory: DmaMemory, address: int, result: DmaControl) -> None:
+    def _end(self, memory: DmaMemory, address: int, result: int) -> None:
         self._transfer = self._timer = None
         _answer(memory, address, result)
 
@@ -344,7 +342,7 @@ class FwCfg(NamedDevice):
 _NOTHING = memoryview(b"")
 
 
-def _answer(memory: DmaMemory, address: int, result: DmaControl) -> None:
+def _answer(memory: DmaMemory, address: int, result: int) -> None:
     """Let the guest know: the control word is the result from now on."""
     with suppress(MemoryRangeError, ConfigError):
         memory.write(address, _DMA_CONTROL.pack(result))
@@ -353,13 +351,13 @@ def _answer(memory: DmaMemory, address: int, result: DmaControl) -> None:
 def _numbered(contents: Contents, *, dma: bool) -> dict[int, memoryview]:
     """Every item by its key: files from FILE_FIRST on, by name, and the directory of them."""
     items: dict[int, Bytes] = {
-        int(Key.SIGNATURE): b"QEMU",
-        int(Key.ID): (VERSION | VERSION_DMA * dma).to_bytes(4, "little"),
+        Key.SIGNATURE: b"QEMU",
+        Key.ID: (VERSION | VERSION_DMA * dma).to_bytes(4, "little"),
         **{int(key): data for key, data in contents.items.items()},
     }
     directory = bytearray(_DIRECTORY_HEAD.pack(len(contents.files)))
     for key, (name, data) in enumerate(sorted(contents.files.items()), FILE_FIRST):
         items[key] = data
         directory += _DIRECTORY_ENTRY.pack(len(data), key, 0, name.encode())
-    items[int(Key.FILE_DIR)] = directory
+    items[Key.FILE_DIR] = directory
     return {key: memoryview(data).toreadonly() for key, data in items.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pykvm.machine.crash import NO_BIOS_HINT, through_a_zero_vector
 from pykvm.result import Outcome, Unclaimed
 from pykvm.typed import TYPE_CHECKING
 
@@ -42,6 +41,8 @@ def _astray(board: Board, guest: Guest) -> tuple[str, ...]:
     image = guest.image
     if image is None or image.mode.value != "real" or image.protocol == "firmware":
         return ()
+    from pykvm.machine.crash import NO_BIOS_HINT, through_a_zero_vector
+
     way = through_a_zero_vector(board.vcpus[0])
     return (f"{way}; {NO_BIOS_HINT}",) if way else ()
 

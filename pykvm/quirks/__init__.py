@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import closing
 
 from pykvm.errors import PykvmError
-from pykvm.quirks.quirk import Quirk
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from pykvm.quirks.catalogue import QUIRKS
     from pykvm.quirks.probe_vm import ProbeVM
+    from pykvm.quirks.quirk import Quirk
 
 __all__ = ["QUIRKS", "Quirk", "found"]
 
@@ -31,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from pykvm.quirks.catalogue import QUIRKS
 
         return QUIRKS
+    if name == "Quirk":
+        from pykvm.quirks.quirk import Quirk
+
+        return Quirk
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -16,7 +16,7 @@ import functools
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
-from pykvm.x86.cpuid_features import ALIASES, REGISTERS, WORDS, canonical, feature_bits
+from pykvm.x86.cpuid_features import ALIASES, FEATURES, REGISTERS, WORDS, canonical, reported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -419,16 +419,16 @@ def _copy(entry: Entry) -> CpuidEntry:
 
 def _feature(name: str) -> Bit:
     """Where the feature is reported first."""
-    return feature_bits()[_named(name)][0]
+    return reported(_named(name))[0]
 
 
 def _named(name: str) -> str:
-    """The name in `feature_bits`; ConfigError with the nearest ones for one unknown."""
+    """The name in FEATURES; ConfigError with the nearest ones for one unknown."""
     known = canonical(name)
-    if known not in feature_bits():
+    if known not in FEATURES:
         import difflib
 
-        all_names = (*feature_bits(), *ALIASES)
+        all_names = sorted((*FEATURES, *ALIASES))
         near = [canonical(one) for one in difflib.get_close_matches(known, all_names)]
         raise ConfigError(
             f"there is no CPUID feature {name!r}",

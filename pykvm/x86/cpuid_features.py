@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["ALIASES", "REGISTERS", "WORDS", "Bit", "canonical", "feature_bits"]
+__all__ = ["ALIASES", "FEATURES", "REGISTERS", "WORDS", "Bit", "canonical", "reported"]
 
 REGISTERS = ("eax", "ebx", "ecx", "edx")
 
@@ -119,24 +115,25 @@ WORDS = {
     for (leaf, subleaf, register), text in _TABLE.items()
 }
 
+FEATURES = frozenset().union(*WORDS.values()) - {"-"}
+"""The names of all features."""
+
 
 @cache
-def feature_bits() -> Mapping[str, tuple[Bit, ...]]:
-    """Every feature by name: the places that report it, the one that counts first."""
-    found: dict[str, tuple[Bit, ...]] = {}
-    for (leaf, subleaf, number), names in WORDS.items():
-        for bit, name in enumerate(names):
-            if name != "-":
-                place = Bit(leaf, subleaf, REGISTERS[number], bit)
-                found[name] = (*found.get(name, ()), place)
-    return found
+def reported(name: str) -> tuple[Bit, ...]:
+    """The places that report a feature, one of FEATURES, the one that counts first."""
+    return tuple(
+        Bit(leaf, subleaf, REGISTERS[register], names.index(name))
+        for (leaf, subleaf, register), names in WORDS.items()
+        if name in names
+    )
 
 
 def canonical(name: str) -> str:
-    """The name in `feature_bits` for one of QEMU's, or `name` in that spelling where it has none.
+    """The name in FEATURES for one of QEMU's, or `name` in that spelling where there is none.
 
     >>> canonical("tsc-deadline"), canonical("sse4.1"), canonical("sse3"), canonical("no-such")
     ('tsc_deadline_timer', 'sse4_1', 'pni', 'no_such')
     """
     plain = name.replace("-", "_").replace(".", "_")
-    return plain if plain in feature_bits() else ALIASES.get(plain, plain)
+    return plain if plain in FEATURES else ALIASES.get(plain, plain)

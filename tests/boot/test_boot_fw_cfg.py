@@ -49,10 +49,10 @@ def items(
 ) -> dict[int, bytes]:
     disk = None if initrd is None else Source("disk", initrd)
     found = kernel_items(Source("bzImage", kernel), line, disk, ram)
-    return {int(key): bytes(data) for key, data in found.items()}
+    return {key: bytes(data) for key, data in found.items()}
 
 
-def part(found: dict[int, bytes], address: Key, size: Key, data: Key) -> tuple[int, bytes]:
+def part(found: dict[int, bytes], address: int, size: int, data: int) -> tuple[int, bytes]:
     """Where a part of the kernel belongs, and its bytes."""
     assert int.from_bytes(found[size], "little") == len(found[data])
     return int.from_bytes(found[address], "little"), found[data]

@@ -18,7 +18,7 @@ from boot.multiboots import (
 )
 
 from pykvm import boot
-from pykvm.boot import multiboot
+from pykvm.boot import multiboot, multiboot2, multiboot_search
 from pykvm.boot.image import Module, Setup
 from pykvm.boot.multiboot_kernel import memory_kib
 from pykvm.boot.multiboot_sections import SectionHeader, Sections
@@ -409,6 +409,16 @@ class TestRefused:
         with pytest.raises(ConfigError, match="contains a NUL"):
             boot.place(image, memory, Setup(modules=(Module(Source("m", b""), "\0"),)))
         assert memory.find(b"\xf4") is None
+
+
+def test_only_a_file_with_the_magic_number_is_shown_to_the_protocol() -> None:
+    """A file without it, as most are, does not even have the module loaded."""
+    magics = {
+        "multiboot": multiboot.MULTIBOOT_HEADER_MAGIC,
+        "multiboot2": multiboot2.MULTIBOOT2_HEADER_MAGIC,
+    }
+    assert magics == boot.MAGIC
+    assert boot.MAGIC_REACH == multiboot_search.REACH
 
 
 def test_recognising_costs_no_copy_of_a_large_file() -> None:

@@ -17,7 +17,7 @@ from pykvm.exits import Hlt, InternalError, MmioRead, MmioWrite
 from pykvm.kvm import uapi
 from pykvm.vcpu import CPU
 from pykvm.x86 import descriptors
-from pykvm.x86.cpuid_features import feature_bits
+from pykvm.x86.cpuid_features import FEATURES
 from pykvm.x86.descriptors import decode_segment, flat_gdt, idt, interrupt_gate
 from pykvm.x86.paging import PageTables, PagingMode
 from pykvm.x86.registers import CR4
@@ -92,7 +92,7 @@ class Rig:
         self.completed = 0
         self.emulator: Emulator = machine._workarounds.emulator()
         # Forced instructions are done whether this host's CPUID shows them or not.
-        self.emulator.features = frozenset(feature_bits())
+        self.emulator.features = FEATURES
 
     def _set_xcr0(self) -> None:
         buffer = bytearray(uapi.kvm_xcrs.size)

@@ -18,7 +18,7 @@ from pykvm.x86.cpuid import (
     select,
     with_topology,
 )
-from pykvm.x86.cpuid_features import ALIASES, WORDS, feature_bits
+from pykvm.x86.cpuid_features import ALIASES, FEATURES, WORDS, reported
 
 ONES = 0xFFFF_FFFF
 
@@ -127,16 +127,16 @@ HOST = CpuidTable(host())
     ],
 )
 def test_features_lie_where_the_manuals_put_them(name: str, place: str) -> None:
-    assert str(feature_bits()[name][0]) == place
+    assert str(reported(name)[0]) == place
 
 
 def test_no_word_has_more_than_32_bits_and_names_repeat_only_for_amd() -> None:
     assert max(len(names) for names in WORDS.values()) <= 32
-    repeated = {name for name, places in feature_bits().items() if len(places) > 1}
+    repeated = {name for name in FEATURES if len(reported(name)) > 1}
 
     assert "fpu" in repeated
     for name in repeated:
-        first, second = feature_bits()[name]
+        first, second = reported(name)
         assert (first.leaf, second.leaf, first.bit) == (1, 0x8000_0001, second.bit)
         assert first.register == second.register == "edx"
 
@@ -184,8 +184,8 @@ def test_the_baseline_is_x86_64_v2_without_cx16() -> None:
     assert v1 <= BASELINE
     assert v2 - BASELINE == {"cx16"}
     assert not v3 & BASELINE
-    assert feature_bits().keys() >= BASELINE
-    assert all(feature_bits()[name][0].leaf != 7 for name in BASELINE)
+    assert FEATURES >= BASELINE
+    assert all(reported(name)[0].leaf != 7 for name in BASELINE)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ QEMU = """
 def test_qemus_names(name: str) -> None:
     for sign, attribute in (("+", "added"), ("-", "removed")):
         (known,) = getattr(Specification.parse(f"host,{sign}{name}"), attribute)
-        assert known in feature_bits()
+        assert known in FEATURES
     table = CpuidTable([]).with_features([name])
     assert name in table
     assert table.features >= {known}
@@ -385,8 +385,8 @@ def test_qemus_names(name: str) -> None:
 
 
 def test_other_names_name_something_and_hide_nothing() -> None:
-    assert set(ALIASES.values()) <= feature_bits().keys()
-    assert ALIASES.keys().isdisjoint(feature_bits())
+    assert set(ALIASES.values()) <= FEATURES
+    assert ALIASES.keys().isdisjoint(FEATURES)
     assert len(set(ALIASES.values())) == len(ALIASES)
 
 
@@ -415,10 +415,10 @@ def test_selecting_changes_nothing_in_its_input() -> None:
     assert CpuidTable(host()) == HOST
 
 
-@given(names=st.sets(st.sampled_from(sorted(feature_bits())), max_size=12))
+@given(names=st.sets(st.sampled_from(sorted(FEATURES)), max_size=12))
 def test_removing_leaves_the_other_features_alone(names: set[str]) -> None:
     # Leaf 0xD, with XSAVEOPT and its like, goes with XSAVE.
-    with_xsave = {name for name in feature_bits() if feature_bits()[name][0].leaf == 0xD}
+    with_xsave = {name for name in FEATURES if reported(name)[0].leaf == 0xD}
     gone = names | (with_xsave if "xsave" in names else set())
 
     assert HOST.with_features(remove=names).features == HOST.features - gone
