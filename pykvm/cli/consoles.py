@@ -8,11 +8,12 @@ import threading
 import time
 from contextlib import ExitStack
 
-from pykvm.cli.ports import StdoutPort, open_port
+from pykvm.cli.ports import NoPort, StdioPort, StdoutPort, open_file
 from pykvm.cli.pump import Pump
 from pykvm.cli.report import say, stderr_has_stalled, tell
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.uart import Uart16550
+from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
     from pykvm.cli.interrupts import Interrupts
     from pykvm.cli.options import Destination, Options
-    from pykvm.cli.output import TimeLimit
+    from pykvm.cli.output import Stop, TimeLimit
     from pykvm.cli.ports import Port
     from pykvm.cli.terminal import RawTerminal
     from pykvm.machine import Machine
 
-__all__ = ["Consoles", "Lines"]
+__all__ = ["Consoles", "Lines", "open_port"]
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
@@ -284,3 +285,42 @@ def same_file(first: int, second: int) -> bool:
     except OSError:
         return False
     return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)
+
+
+def open_port(
+    option: str,
+    destination: Destination,
+    *,
+    stop: Stop,
+    limit: TimeLimit,
+    most: int | None = None,
+    typing: bool = True,
+    terminal: RawTerminal | None = None,
+) -> Port:
+    """The port for a destination; stdin belongs to it only if `typing`; `most` is for a file.
+
+    Raises ConfigError, naming `option`, where it cannot be opened.
+    """
+    try:
+        if destination.kind == "stdio":
+            if typing:
+                return StdioPort(stop, limit, terminal)
+            return StdoutPort(stop, limit)
+        if destination.kind == "file":
+            return open_file(destination.path, stop=stop, limit=limit, most=most)
+        if destination.kind == "pty":
+            from pykvm.cli.waiting import PtyPort
+
+            return PtyPort(stop)
+        if destination.kind == "unix":
+            from pykvm.cli.waiting import UnixPort
+
+            return UnixPort(destination.path, stop)
+        if destination.kind == "tcp":
+            from pykvm.cli.waiting import TcpPort
+
+            return TcpPort(destination.path, stop)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{option} {destination}: {reason}") from error
+    return NoPort()

@@ -14,13 +14,12 @@ import time
 from contextlib import suppress
 
 from pykvm.cli.output import Writer
-from pykvm.errors import ConfigError, HostError
+from pykvm.errors import HostError
 from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pykvm.cli.options import Destination
     from pykvm.cli.output import Stop, TimeLimit
     from pykvm.cli.terminal import RawTerminal
 
@@ -33,7 +32,6 @@ __all__ = [
     "StdioPort",
     "StdoutPort",
     "open_file",
-    "open_port",
 ]
 
 _STDIN, _STDOUT = 0, 1
@@ -292,42 +290,3 @@ def open_file(path: str, *, stop: Stop, limit: TimeLimit, most: int | None) -> P
     if fd is None:
         return FifoPort(path, stop, limit)
     return PathPort(fd, Writer(fd, limit=limit, stop=stop), path, most)
-
-
-def open_port(
-    option: str,
-    destination: Destination,
-    *,
-    stop: Stop,
-    limit: TimeLimit,
-    most: int | None = None,
-    typing: bool = True,
-    terminal: RawTerminal | None = None,
-) -> Port:
-    """The port for a destination; stdin belongs to it only if `typing`; `most` is for a file.
-
-    Raises ConfigError, naming `option`, where it cannot be opened.
-    """
-    try:
-        if destination.kind == "stdio":
-            if typing:
-                return StdioPort(stop, limit, terminal)
-            return StdoutPort(stop, limit)
-        if destination.kind == "file":
-            return open_file(destination.path, stop=stop, limit=limit, most=most)
-        if destination.kind == "pty":
-            from pykvm.cli.waiting import PtyPort
-
-            return PtyPort(stop)
-        if destination.kind == "unix":
-            from pykvm.cli.waiting import UnixPort
-
-            return UnixPort(destination.path, stop)
-        if destination.kind == "tcp":
-            from pykvm.cli.waiting import TcpPort
-
-            return TcpPort(destination.path, stop)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"{option} {destination}: {reason}") from error
-    return NoPort()

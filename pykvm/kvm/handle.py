@@ -15,7 +15,6 @@ from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
     from typing import Any, TypeAlias
 
     from typing_extensions import Self
@@ -119,12 +118,7 @@ class Handle:
         self.fd  # noqa: B018  a closed handle is refused here
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

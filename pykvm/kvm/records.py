@@ -7,16 +7,42 @@ of a C union: one run of bytes, read as any of its members.
 
 from __future__ import annotations
 
-from pykvm.typed import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
     from typing import Any, ClassVar
-
-    from pykvm.kvm.codec import StructLayout, UnionLayout
 
 __all__ = ["Overlay", "Record"]
 
 _SHOWN_BYTES = 16
+
+
+class _StructLayout(Protocol):
+    """What a record needs of `pykvm.kvm.codec.StructLayout`."""
+
+    name: str
+
+    @property
+    def aliases(self) -> Container[str]: ...
+
+    def read_alias(self, record: Record, name: str, /) -> Any: ...
+
+    def with_alias(self, record: Record, name: str, value: Any, /) -> dict[str, Any]: ...
+
+
+class _UnionLayout(Protocol):
+    """What an overlay needs of `pykvm.kvm.codec.UnionLayout`."""
+
+    name: str
+    size: int
+
+    @property
+    def members(self) -> Iterable[str]: ...
+
+    def unpack_member(self, name: str, data: bytes, /) -> Any: ...
+
+    def pack_member(self, name: str, value: Any, data: bytes, /) -> bytes: ...
 
 
 def show(value: object) -> str:
@@ -49,7 +75,7 @@ class Record:
     kvm_dtable(base=0x5000, limit=0x27, padding=[0x0, 0x0, 0x0])
     """
 
-    _layout: ClassVar[StructLayout]
+    _layout: ClassVar[_StructLayout]
 
     def __getattr__(self, name: str) -> Any:
         layout = self._layout
@@ -105,11 +131,11 @@ class Overlay:
     __slots__ = ("_bytes", "_layout", "_member", "_view")
 
     _bytes: bytes
-    _layout: UnionLayout
+    _layout: _UnionLayout
     _member: str | None
     _view: Any
 
-    def __init__(self, layout: UnionLayout, data: bytes) -> None:
+    def __init__(self, layout: _UnionLayout, data: bytes) -> None:
         keep = object.__setattr__
         keep(self, "_layout", layout)
         keep(self, "_bytes", data)

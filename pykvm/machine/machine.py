@@ -23,7 +23,6 @@ from pykvm.values.spelling import in_python
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
     from typing import Any
 
     from pykvm.boot import Entry
@@ -448,12 +447,7 @@ class Machine:
             message = f"Machine {self.config.name!r} was not closed"
             warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

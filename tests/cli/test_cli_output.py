@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from pykvm.cli import output
-from pykvm.cli.consoles import LONGEST_LINE, Lines
+from pykvm.cli.consoles import LONGEST_LINE, Lines, open_port
 from pykvm.cli.options import Destination
 from pykvm.cli.output import LINGER, Linger, TimeLimit, Writer
-from pykvm.cli.ports import FifoPort, PathPort, open_file, open_port
+from pykvm.cli.ports import FifoPort, PathPort, open_file
 from pykvm.errors import HostError
 from support.slowness import longer
 

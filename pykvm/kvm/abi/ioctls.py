@@ -59,7 +59,7 @@ from pykvm.kvm.abi.vm import (
     kvm_userspace_memory_region,
     kvm_userspace_memory_region2,
 )
-from pykvm.kvm.derive import sizeof
+from pykvm.kvm.layouts import sizeof
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
