@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 # Headers are C for the compiler and declarations for cffi, which knows no preprocessor.
 DECLARATIONS = "\n".join(
     line
-    for header in ("line.h", "published.h", "core.h")
+    for header in ("line.h", "published.h", "vcpu_state.h", "core.h")
     for line in (HERE / header).read_text().splitlines()
     if not line.startswith("#")
 )
@@ -61,18 +61,21 @@ ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS + REGISTERS)
 ffibuilder.set_source(
     "pykvm._core._native",
-    '#include <linux/kvm.h>\n#include "core.h"\n',
+    '#include <linux/kvm.h>\n#include "core.h"\n#include "vcpu_state.h"\n',
     sources=[
         f"pykvm/_core/{name}.c"
         for name in (
             *("core", "claim", "descriptor", "drive", "exit", "functions", "hold", "line"),
-            *("map", "native", "published", "syscall", "thread"),
+            *("map", "native", "published", "syscall", "thread", "vcpu_state"),
         )
     ],
     include_dirs=["pykvm/_core"],
     depends=[
         f"pykvm/_core/{name}.h"
-        for name in ("core", "claim", "functions", "line", "published", "shared", "vcpu")
+        for name in (
+            *("core", "claim", "functions", "line", "published", "shared"),
+            *("vcpu", "vcpu_state"),
+        )
     ],
     extra_compile_args=[
         *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"),

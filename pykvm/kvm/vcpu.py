@@ -168,13 +168,17 @@ class VCPU(State, Enabling, Attributes):
 
         Needs KVM_CAP_EXT_CPUID.  KVM_GET_CPUID2, api.rst 4.20.
         """
+        entries: list[Record] = uapi.kvm_cpuid2.unpack(self.get_cpuid2_packed()).entries
+        return entries
+
+    def get_cpuid2_packed(self) -> bytearray:
+        """Return `get_cpuid2` as the kernel's struct kvm_cpuid2, whose count may be too high."""
         number, layout = uapi.KVM_GET_CPUID2, uapi.kvm_cpuid2
         buffer = self.ioctl_growing(number, layout, _CPUID_ENTRIES, fill=0xFF)
         # Linux before 6.3 leaves nent as it was.
         while buffer.endswith(_UNWRITTEN):
             del buffer[-len(_UNWRITTEN) :]
-        entries: list[Record] = layout.unpack(buffer).entries
-        return entries
+        return buffer
 
     def set_cpuid(self, entries: Iterable[Fields]) -> None:
         """Set what CPUID shows the guest, in entries without an index (kvm_cpuid_entry).

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pykvm.memory import GuestMemory
     from pykvm.vcpu.claim import Claim
     from pykvm.vcpu.guest_debug import GuestDebug
+    from pykvm.vcpu.saved import VcpuState
     from pykvm.x86.paging import Walk
 
 __all__ = ["CPU"]
@@ -118,6 +119,35 @@ class CPU:
 
             self.loop.debug = GuestDebug(self.engine)
         return self.loop.debug
+
+    # -- all of it ---------------------------------------------------------------------------
+
+    def save(self) -> VcpuState:
+        """All that its guest can notice of this vCPU, as a value.
+
+        The instruction of the last exit is completed first, so that what it does to a device is
+        done once.  The TSC offset is the one of now: guest time belongs to the machine's clock,
+        which sets the offsets anew.
+
+        Raises StateError while the vCPU runs, at an exit of `Machine.exits` that was neither
+        answered nor taken, and inside an instruction that accesses more; KVMError.
+        """
+        from pykvm.vcpu.saving import save
+
+        return save(self)
+
+    def load(self, state: VcpuState) -> None:
+        """Be in a state of `save`, of this vCPU or of one made like it.
+
+        Breakpoints and single steps are the host's, and stay.  CPUID is no part of the state: KVM
+        takes it before the first run only.
+
+        Raises StateError while the vCPU runs; ConfigError for a state that this vCPU cannot be in,
+        as does KVMError: nothing is known of its registers then, but another `load` helps.
+        """
+        from pykvm.vcpu.saving import load
+
+        load(self, state)
 
     # -- memory as the guest sees it ---------------------------------------------------------
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from pykvm.bus.dispatch import Dispatch
     from pykvm.exits import RunPage
+    from pykvm.vcpu.saved import VcpuState
 
     T = TypeVar("T")
     Reads = Mapping[int, Callable[[int, int], int]]
@@ -143,6 +144,23 @@ class Engine(Protocol):
 
     def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
         """KVM_SET_GUEST_DEBUG, from the registers as they are now."""
+
+    # -- all of it ---------------------------------------------------------------------------
+
+    def settle(self) -> bool:
+        """Complete the instruction of the last exit; True if it accesses more: that is an exit.
+
+        As `finish_instruction`, and for a read that no one answered all ones are the answer.
+        """
+
+    def save(self) -> dict[str, Any]:
+        """What a VcpuState has of the engine, once it is settled."""
+
+    def overwrites(self, state: VcpuState) -> Sequence[tuple[int, int]]:
+        """Guest memory that is written when this state is loaded: addresses and sizes."""
+
+    def load(self, state: VcpuState) -> None:
+        """Be in that state, whatever the instruction at hand was."""
 
     # -- the kvm_run page --------------------------------------------------------------------
 

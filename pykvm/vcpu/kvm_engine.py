@@ -13,10 +13,14 @@ from pykvm.kvm.constants import (
     KVM_SYNC_X86_VALID_FIELDS,
 )
 from pykvm.kvm.run_page import (
+    CR8,
     DIRTY_REGS,
     EVENTS,
+    IF_FLAG,
     INTERRUPT_BITMAP,
+    READY_FOR_INTERRUPT_INJECTION,
     REGS,
+    REQUEST_INTERRUPT_WINDOW,
     SREGS,
     SYNC_END,
     VALID_REGS,
@@ -42,12 +46,16 @@ if TYPE_CHECKING:
     from pykvm.exits import RunPage
     from pykvm.vcpu.claim import Claim
     from pykvm.vcpu.engine import Drive, Engine
+    from pykvm.vcpu.saved import VcpuState
+    from pykvm.vcpu.transfer import Transfer
 
     T = TypeVar("T")
 
 __all__ = ["KvmEngine"]
 
 PAGE = 4096
+
+_NO_INTERRUPTS = bytes(EVENTS - INTERRUPT_BITMAP)
 
 
 def _no_memory(index: int) -> ResourceError:
@@ -122,6 +130,7 @@ class KvmEngine:
         # at which of them what lies there was overtaken by an ioctl.
         self._synced_from: int | None = None
         self._overtaken_at = -1
+        self._transfer: Transfer | None = None
 
     def __repr__(self) -> str:
         return f"<KvmEngine of vCPU {self.index}>"
@@ -255,7 +264,7 @@ class KvmEngine:
         """KVM_SET_SREGS with the ones in the page."""
         self._sregs = None
         # KVM only ever adds bits to the bitmap in the page, and would inject all of them again.
-        self.page[INTERRUPT_BITMAP:EVENTS] = bytes(EVENTS - INTERRUPT_BITMAP)
+        self.page[INTERRUPT_BITMAP:EVENTS] = _NO_INTERRUPTS
         self.kvm.ioctl(KVM_SET_SREGS, self.page[SREGS:EVENTS])
 
     def commit_events(self) -> None:
@@ -284,6 +293,12 @@ class KvmEngine:
         """See `Engine`."""
         lib.pykvm_abandon(self.living())
 
+    def _settle_regs(self) -> None:
+        """Set the general registers that wait in the page for the next KVM_RUN."""
+        if self.page[DIRTY_REGS] & KVM_SYNC_X86_REGS:
+            self.kvm.ioctl(KVM_SET_REGS, self.page[REGS:SREGS])
+            self.page[DIRTY_REGS] &= ~KVM_SYNC_X86_REGS
+
     def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
         """KVM_SET_GUEST_DEBUG; `pykvm.vcpu.guest_debug` knows what all want of it.
 
@@ -291,10 +306,71 @@ class KvmEngine:
         that wait for the next KVM_RUN are set first.
         """
         self.living()
-        if self.page[DIRTY_REGS] & KVM_SYNC_X86_REGS:
-            self.kvm.ioctl(KVM_SET_REGS, self.page[REGS:SREGS])
-            self.page[DIRTY_REGS] &= ~KVM_SYNC_X86_REGS
+        self._settle_regs()
         self.kvm.set_guest_debug(control, debugreg)
+
+    # -- all of it ---------------------------------------------------------------------------
+
+    @property
+    def transfer(self) -> Transfer:
+        """What takes and puts the whole state; made at first use, which takes a while."""
+        if self._transfer is None:
+            from pykvm.vcpu.transfer import Transfer
+
+            self._transfer = Transfer(self.living(), self.kvm)
+        return self._transfer
+
+    def settle(self) -> bool:
+        """See `Engine`."""
+        core = self.living()
+        self.end_exit()
+        result = lib.pykvm_settle(core)
+        if result < 0:
+            raise KVMError("KVM_RUN", -result, detail="an instruction cannot be completed")
+        if result == 2:
+            raise StateError(
+                "an exit waits for its device, since another device raised an exception",
+                hint="run the machine on first",
+            )
+        self._settle_regs()
+        self._settle_sregs()
+        return bool(result)
+
+    def save(self) -> dict[str, Any]:
+        """See `Engine`."""
+        page = self.page
+        fields = self.transfer.take()
+        fields["cr8"] = page.cast("Q")[CR8 // 8]
+        fields["interrupts_on"] = bool(page[IF_FLAG])
+        fields["ready_for_interrupt"] = bool(page[READY_FOR_INTERRUPT_INJECTION])
+        fields["wants_interrupt_window"] = bool(page[REQUEST_INTERRUPT_WINDOW])
+        return fields
+
+    def overwrites(self, state: VcpuState) -> Sequence[tuple[int, int]]:
+        """See `Engine`."""
+        return self.transfer.overwrites(state)
+
+    def load(self, state: VcpuState) -> None:
+        """See `Engine`."""
+        core, page, transfer = self.living(), self.page, self.transfer
+        # What KVM has taken from the page once it takes again; it saves two ioctls.  With a local
+        # APIC of KVM's, or nested, the order does not allow that.
+        by_page = transfer.was_put(state) and not transfer.has_lapic and state.nested is None
+        self.end_exit()
+        lib.pykvm_forget_exit(core)
+        self._sregs = None
+        self._overtaken_at = self._regs_at = core.runs
+        page[DIRTY_REGS] = 0
+        transfer.put(state, registers=not by_page)
+        page[REGS:SREGS] = state.regs
+        if by_page:
+            page[SREGS:INTERRUPT_BITMAP] = state.sregs[: INTERRUPT_BITMAP - SREGS]
+            page[INTERRUPT_BITMAP:EVENTS] = _NO_INTERRUPTS
+            page[DIRTY_REGS] = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS
+        page.cast("Q")[CR8 // 8] = state.cr8
+        page[IF_FLAG] = state.interrupts_on
+        page[READY_FOR_INTERRUPT_INJECTION] = state.ready_for_interrupt
+        page[REQUEST_INTERRUPT_WINDOW] = state.wants_interrupt_window
 
     # -- the kvm_run page --------------------------------------------------------------------
 

@@ -100,6 +100,16 @@ class Loop:
         """A run ends while this vCPU waits in HLT: the next goes on waiting."""
         self._halted = self._engine.regs().rip
 
+    @property
+    def halted(self) -> bool:
+        """Whether the next run is to go on waiting in HLT."""
+        return self._halted is not None and self._halted == self._engine.regs().rip
+
+    def load(self, *, halted: int | None) -> None:
+        """The vCPU's state was set: whether it waits in HLT, and with which RIP."""
+        self._halted = halted
+        self.pending = None
+
     def leave_hlt(self) -> bool:
         """A run begins: whether it begins in HLT, as the last has left it.  Asked once."""
         halted, self._halted = self._halted, None

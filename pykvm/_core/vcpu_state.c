@@ -1,0 +1,85 @@
+/* A vCPU's state as a whole (vcpu_state.h). */
+#define _GNU_SOURCE
+#include "vcpu.h"
+
+#include "vcpu_state.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+uint32_t pykvm_transfer(struct pykvm_vcpu *v, const struct pykvm_step *steps, uint32_t count,
+                        void *buffer)
+{
+    uint32_t done = 0;
+
+    for (; done < count; done++) {
+        int result = ioctl(v->private_->fd, steps[done].request,
+                           (char *)buffer + steps[done].argument);
+
+        if (result != steps[done].result) {
+            v->error = result < 0 ? errno : 0;
+            v->value = (uint64_t)result;
+            break;
+        }
+    }
+    return done;
+}
+
+/*
+ * Whether KVM may have something left to do of the exit in the page: those that are known to leave nothing
+ * are spared the ioctl.
+ */
+static int is_half_done(const struct pykvm_vcpu *v)
+{
+    if (!v->runs)
+        return 0;
+    switch (v->private_->run->exit_reason) {
+    case KVM_EXIT_HLT:
+    case KVM_EXIT_SHUTDOWN:
+    case KVM_EXIT_DEBUG:
+    case KVM_EXIT_INTERNAL_ERROR:
+    case KVM_EXIT_INTR:
+    case KVM_EXIT_IRQ_WINDOW_OPEN:
+        return 0;
+    default:
+        return 1;
+    }
+}
+
+int pykvm_settle(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    int result = 0;
+
+    if (p->pending != REENTER)
+        return 2;
+    if (p->held)
+        return 1;
+    if (p->answer) {
+        memcpy(p->answer, &v->value, v->size);
+        p->answer = NULL;
+    }
+    if (is_half_done(v))
+        result = pykvm_complete(v);
+    if (!result)
+        p->run->exit_reason = KVM_EXIT_INTR;
+    if (p->ring && p->map)
+        drain_ring(v);
+    return result;
+}
+
+void pykvm_forget_exit(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+
+    if (is_half_done(v))
+        pykvm_abandon(v);
+    p->held = 0;
+    p->answer = NULL;
+    p->pending = REENTER;
+    p->polls = 0;
+    p->run->exit_reason = KVM_EXIT_INTR;
+    if (p->ring)
+        __atomic_store_n(&p->ring->first, p->ring->last, __ATOMIC_RELEASE);
+}

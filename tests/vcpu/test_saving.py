@@ -1,0 +1,668 @@
+"""`CPU.save` and `CPU.load`: a vCPU in its own state again, or in that of another machine's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pykvm import CPU, ConfigError, Machine, Mode, Outcome, StateError
+from pykvm.errors import KVMError
+from pykvm.exits import Hlt, IoIn, IoOut
+from pykvm.kvm import Cap, System, uapi
+from pykvm.kvm.constants import KVM_VCPUEVENT_VALID_TRIPLE_FAULT
+from pykvm.vcpu.saved import VcpuState
+from support.guest import MakeGuest
+from support.host import HostCannot
+from support.interrupts import COUNT, VECTOR, count, put_handler, with_deadline
+from support.saving import differing, saved
+
+pytestmark = pytest.mark.kvm
+
+PORT = 0x90
+IF = 1 << 9
+CHIPS = ("user", "kernel", "split", "none")
+
+#: A number, one higher each time.
+COUNTING = """
+    FE C0        inc al
+    E6 90        out 0x90, al
+    EB FA        jmp $-4
+"""
+#: What is read is written.
+ECHO = """
+    E4 90        in al, 0x90
+    E6 91        out 0x91, al
+    EB FA        jmp $-4
+"""
+EXIT_3 = """
+    B0 03        mov al, 3
+    E6 F4        out 0xf4, al
+"""
+HALT = """
+    FA           cli
+    F4           hlt
+    EB FD        jmp $-1
+"""
+FOUR_NOPS = "90 90 90 90   nop, four times"
+WAIT = (
+    """
+    FB           sti
+    F4           hlt
+"""
+    + EXIT_3
+)
+
+
+class Log:
+    """What is written to it; reads count from 0."""
+
+    name = "log"
+    length = 2
+
+    def __init__(self) -> None:
+        self.written: list[int] = []
+        self.read_so_far = 0
+
+    def read(self, offset: int, size: int) -> int:
+        self.read_so_far += 1
+        return self.read_so_far - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.written.append(value)
+
+
+def require_cap(cap: Cap) -> None:
+    with System() as system:
+        if not system.check_extension(cap):
+            raise HostCannot(cap.name, "this host does not offer it")
+
+
+def deadline_model(irqchip: str) -> str:
+    """The CPU model whose local APIC has the TSC-deadline timer."""
+    model = with_deadline(irqchip)
+    if model == "baseline":
+        raise HostCannot("KVM_CAP_TSC_DEADLINE_TIMER", "no local APIC of KVM's has it here")
+    return model
+
+
+@pytest.fixture
+def logging(guest: MakeGuest) -> Callable[[str], tuple[Machine, Log]]:
+    def make(listing: str, **options: Any) -> tuple[Machine, Log]:
+        machine, log = guest(listing, **options), Log()
+        machine.add(log, pio=PORT)
+        return machine, log
+
+    return make
+
+
+@pytest.fixture(params=["itself", "twin"])
+def again(request: pytest.FixtureRequest, guest: MakeGuest) -> Callable[..., Machine]:
+    """The machine that a state is loaded into: the one that it is of, or one made alike."""
+
+    def other(machine: Machine, listing: str, **options: Any) -> Machine:
+        return machine if request.param == "itself" else guest(listing, **options)
+
+    return other
+
+
+# -- round trips ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=CHIPS)
+def chip(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.value)
+def test_what_is_loaded_is_saved_again(guest: MakeGuest, mode: Mode, chip: str) -> None:
+    machine = guest(EXIT_3, mode, irqchip=chip)
+    beginning = machine.vcpus[0].save()
+    assert machine.run(timeout=20).exit_code == 3
+    end = machine.vcpus[0].save()
+    twin = guest(EXIT_3, mode, irqchip=chip)
+
+    for cpu in (machine.vcpus[0], twin.vcpus[0]):
+        # Each of them twice: the second time part of it waits in the kvm_run page.
+        for state in (beginning, end, beginning, beginning, end):
+            cpu.load(state)
+            assert not differing(cpu.save(), state)
+    twin.vcpus[0].load(beginning)
+    assert twin.run(timeout=20).exit_code == 3
+    assert not differing(twin.vcpus[0].save(), end)
+
+
+def test_registers_set_and_not_yet_taken_are_saved(guest: MakeGuest) -> None:
+    cpu = guest(COUNTING).vcpus[0]
+    cpu.regs.rbx = 0x1234
+    cpu.regs.cr2 = 0x5678
+    state = cpu.save()
+    cpu.regs.rbx = cpu.regs.cr2 = 0
+    cpu.load(state)
+    cpu.load(state)
+    assert (cpu.regs.rbx, cpu.regs.cr2) == (0x1234, 0x5678)
+    assert cpu.kvm.get_sregs().cr2 == 0x5678
+
+
+def test_registers_are_those_of_the_state_at_once(guest: MakeGuest) -> None:
+    machine = guest(COUNTING)
+    cpu = machine.vcpus[0]
+    state, registers = cpu.save(), cpu.state
+    for _ in range(3):
+        machine.run(timeout=0.02)
+        assert cpu.state != registers
+        cpu.load(state)
+        assert cpu.state == registers
+        assert cpu.engine.sync_regs().regs.rip == registers.rip
+        assert cpu.state.rip == registers.rip
+
+
+# -- instructions half done -----------------------------------------------------------------------
+
+
+def test_an_out_is_neither_repeated_nor_lost(
+    logging: Callable[..., tuple[Machine, Log]], again: Callable[..., Machine]
+) -> None:
+    machine, log = logging(COUNTING)
+    assert machine.run(until=lambda _: len(log.written) == 5, timeout=20).ok
+    state = saved(machine)
+    machine.run(until=lambda _: len(log.written) == 9, timeout=20)
+    assert log.written == list(range(1, 10))
+
+    other = again(machine, COUNTING)
+    if other is not machine:
+        log = Log()
+        other.add(log, pio=PORT)
+    for _ in range(3):
+        del log.written[:]
+        state.load(other)
+        other.run(until=lambda _: len(log.written) >= 4, timeout=20)
+        assert log.written == [6, 7, 8, 9]
+
+
+def test_what_was_read_arrives(
+    logging: Callable[..., tuple[Machine, Log]], again: Callable[..., Machine]
+) -> None:
+    machine, log = logging(ECHO)
+    machine.run(until=lambda _: log.read_so_far == 3, timeout=20)
+    state = saved(machine)
+    assert log.written == [0, 1]
+
+    other = again(machine, ECHO)
+    if other is not machine:
+        log = Log()
+        other.add(log, pio=PORT)
+    for _ in range(3):
+        log.read_so_far, log.written = 3, []
+        state.load(other)
+        other.run(until=lambda _: len(log.written) >= 3, timeout=20)
+        assert log.written == [2, 3, 4]
+
+
+STRING = (
+    """
+    BE 00 10     mov si, 0x1000
+    B9 08 00     mov cx, 8
+    BA 90 00     mov dx, 0x90
+    F3 6E        rep outsb
+"""
+    + EXIT_3
+)
+
+
+@pytest.mark.parametrize("written", range(1, 9))
+def test_in_the_middle_of_a_string(
+    logging: Callable[..., tuple[Machine, Log]], guest: MakeGuest, written: int
+) -> None:
+    machine, log = logging(STRING)
+    machine.memory.write(0x1000, b"abcdefgh")
+    machine.run(until=lambda _: len(log.written) >= written, timeout=20)
+    so_far = len(log.written)
+    try:
+        state = saved(machine)
+    except StateError as error:
+        # KVM has gone on to the next one already.
+        assert "more than once" in str(error)
+        return
+    other, rest = guest(STRING), Log()
+    other.add(rest, pio=PORT)
+    for _ in range(2):
+        del rest.written[:]
+        state.load(other)
+        assert other.run(timeout=20).exit_code == 3
+        assert bytes(log.written[:so_far] + rest.written) == b"abcdefgh"
+
+
+def test_an_instruction_with_two_accesses(guest: MakeGuest) -> None:
+    machine = guest("FF 05 00 00 00 D0   inc dword [0xd0000000]" + EXIT_3, mode=Mode.PROTECTED)
+    log = Log()
+    machine.add(log, mmio=0xD0000000, length=4)
+    machine.run(until=lambda _: log.read_so_far == 1, timeout=20)
+    with pytest.raises(StateError, match="accesses devices more than once"):
+        machine.vcpus[0].save()
+    # It goes on as if nothing had been asked.
+    machine.run(timeout=20)
+    assert log.written == [1]
+
+
+def test_an_exit_that_nobody_has_dealt_with(guest: MakeGuest) -> None:
+    machine = guest(ECHO)
+    exits = machine.exits(timeout=20)
+    read = next(exits)
+    assert isinstance(read, IoIn)
+    with pytest.raises(StateError, match="IoIn.*has not been dealt with"):
+        machine.vcpus[0].save()
+    read.answer(7)
+    state = machine.vcpus[0].save()
+    assert next(exits) == IoOut(port=0x91, size=1, data=b"\7")
+    with pytest.raises(StateError, match="IoOut.*has not been dealt with"):
+        machine.vcpus[0].save()
+    machine.vcpus[0].load(state)
+    assert next(machine.exits(timeout=20)) == IoOut(port=0x91, size=1, data=b"\7")
+
+
+def test_in_a_loop_by_hand(guest: MakeGuest) -> None:
+    cpu = guest(ECHO).vcpus[0]
+    exits = cpu.raw_exits()
+    read = next(exits)
+    assert isinstance(read, IoIn)
+    with pytest.raises(StateError, match="waits for an answer"):
+        cpu.save()
+    read.answer(9)
+    state = cpu.save()
+    for _ in range(3):
+        assert next(exits) == IoOut(port=0x91, size=1, data=b"\t")
+        cpu.load(state)
+
+
+def test_no_state_of_a_running_vcpu(guest: MakeGuest) -> None:
+    machine = guest(COUNTING)
+    state = machine.vcpus[0].save()
+
+    class Asking(Log):
+        def write(self, offset: int, size: int, value: int) -> None:
+            with pytest.raises(StateError, match="vCPU 0 is running"):
+                machine.vcpus[0].save()
+            with pytest.raises(StateError, match="vCPU 0 is running"):
+                machine.vcpus[0].load(state)
+            self.written.append(value)
+
+    log = Asking()
+    machine.add(log, pio=PORT)
+    assert machine.run(until=lambda _: bool(log.written), timeout=20).ok
+
+
+# -- waiting --------------------------------------------------------------------------------------
+
+
+def test_it_waits_in_hlt_on(guest: MakeGuest, again: Callable[..., Machine]) -> None:
+    machine = guest(WAIT)
+    machine.line(4)  # which could wake it
+    assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
+    state = saved(machine)
+    assert state.vcpus[0].halted
+
+    other = again(machine, WAIT)
+    other.line(4)
+    for _ in range(2):
+        state.load(other)
+        result = other.run(timeout=0.1)
+        assert result.outcome is Outcome.TIMEOUT
+        assert result.exits == {}
+
+
+def test_it_was_handed_the_hlt(guest: MakeGuest) -> None:
+    machine = guest(WAIT)
+    machine.line(4)
+    assert next(machine.exits(timeout=20)) == Hlt()
+    state = saved(machine)
+    assert state.vcpus[0].halted
+    twin = guest(WAIT)
+    twin.line(4)
+    state.load(twin)
+    assert twin.run(timeout=0.1).outcome is Outcome.TIMEOUT
+
+
+def test_one_that_is_past_hlt_goes_on(guest: MakeGuest) -> None:
+    machine = guest(WAIT)
+    machine.line(4)
+    beginning = saved(machine)
+    machine.run(timeout=0.05)
+    beginning.load(machine)
+    assert not machine.vcpus[0].loop.halted
+    machine.vcpus[0].regs.rip += 2
+    assert machine.run(timeout=20).exit_code == 3
+
+
+def test_parked_vcpus_stay_parked_and_others_do_not(guest: MakeGuest) -> None:
+    machine = guest(COUNTING, vcpus=2)
+    state = saved(machine)
+    assert [vcpu.parked for vcpu in state.vcpus] == [False, True]
+    machine.vcpus[1].parked = False
+    state.load(machine)
+    assert machine.vcpus[1].parked
+
+
+def test_a_vcpu_that_kvm_keeps_waiting(guest: MakeGuest) -> None:
+    """Where local APICs are KVM's, parked and halted are states of its own."""
+    machine = guest(HALT, irqchip="kernel", vcpus=2)
+    assert machine.run(timeout=20).outcome is Outcome.HALTED
+    state = saved(machine)
+    assert [vcpu.mp_state for vcpu in state.vcpus] == [3, 1]
+    twin = guest(HALT, irqchip="kernel", vcpus=2)
+    state.load(twin)
+    assert [cpu.kvm.get_mp_state() for cpu in twin.vcpus] == [3, 1]
+
+
+# -- events ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shadow", [1, 2], ids=["MOV SS", "STI"])
+def test_the_shadow_of_an_instruction(guest: MakeGuest, shadow: int) -> None:
+    machine, twin = guest(COUNTING), guest(COUNTING)
+    cpu = machine.vcpus[0]
+    events = cpu.kvm.get_vcpu_events()
+    events.interrupt.shadow = shadow
+    cpu.kvm.set_vcpu_events(events)
+    before = cpu.kvm.get_vcpu_events()
+    assert before.interrupt.shadow & shadow
+    state = saved(machine)
+    events.interrupt.shadow = 0
+    cpu.kvm.set_vcpu_events(events)
+    for other in (machine, twin):
+        state.load(other)
+        found = other.vcpus[0].kvm.get_vcpu_events()
+        assert found.interrupt == before.interrupt
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["first", "again"])
+def test_an_interrupt_on_its_way_comes_once(
+    guest: MakeGuest, again: Callable[..., Machine], times: int
+) -> None:
+    machine = guest(FOUR_NOPS + EXIT_3)
+    cpu = machine.vcpus[0]
+    cpu.regs.rflags |= IF
+    cpu.kvm.set_regs(cpu.kvm.get_regs().as_dict() | {"rip": cpu.regs.rip, "rflags": IF | 2})
+    put_handler(machine, COUNT)
+    cpu.kvm.interrupt(VECTOR)
+    state = saved(machine)
+    assert cpu.kvm.get_sregs().interrupt_bitmap[VECTOR // 64]
+
+    other = again(machine, FOUR_NOPS + EXIT_3)
+    for _ in range(times):
+        state.load(other)
+    assert other.run(timeout=20).exit_code == 3
+    assert count(other) == 1
+
+
+def test_none_comes_that_was_not_on_its_way(guest: MakeGuest) -> None:
+    machine = guest(FOUR_NOPS + EXIT_3)
+    cpu = machine.vcpus[0]
+    cpu.regs.rflags |= IF
+    put_handler(machine, COUNT)
+    state = saved(machine)
+    for _ in range(2):
+        cpu.kvm.interrupt(VECTOR)
+        state.load(machine)
+        assert machine.run(timeout=20).exit_code == 3
+        assert count(machine) == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_nmis(guest: MakeGuest, masked: bool) -> None:
+    machine, twin = guest(COUNTING), guest(COUNTING)
+    cpu = machine.vcpus[0]
+    events = cpu.kvm.get_vcpu_events()
+    events.nmi.masked = masked
+    cpu.kvm.set_vcpu_events(events)
+    cpu.kvm.nmi()
+    before = cpu.kvm.get_vcpu_events()
+    assert before.nmi.pending
+    state = saved(machine)
+    state.load(twin)
+    assert twin.vcpus[0].kvm.get_vcpu_events().nmi == before.nmi
+
+
+def test_an_exception_that_waits_with_its_payload(guest: MakeGuest) -> None:
+    """A page fault whose address is not in CR2 yet."""
+    require_cap(Cap.KVM_CAP_EXCEPTION_PAYLOAD)
+    machine, twin = guest(COUNTING), guest(COUNTING)
+    saved(machine)  # has KVM show them
+    cpu = machine.vcpus[0]
+    events = cpu.kvm.get_vcpu_events()
+    events.exception.pending, events.exception.nr = 1, 14
+    events.exception.has_error_code = 1
+    events.exception_has_payload, events.exception_payload = 1, 0x1234
+    cpu.kvm.set_vcpu_events(events)
+    before = cpu.kvm.get_vcpu_events()
+    state = saved(machine)
+    for _ in range(2):
+        state.load(twin)
+        assert twin.vcpus[0].kvm.get_vcpu_events() == before
+    assert before.exception_payload == 0x1234
+
+
+def test_a_triple_fault_that_waits(guest: MakeGuest) -> None:
+    require_cap(Cap.KVM_CAP_X86_TRIPLE_FAULT_EVENT)
+    machine, twin = guest(COUNTING), guest(COUNTING)
+    before = saved(machine)
+    cpu = machine.vcpus[0]
+    events = cpu.kvm.get_vcpu_events()
+    events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT
+    events.triple_fault.pending = 1
+    cpu.kvm.set_vcpu_events(events)
+    state = saved(machine)
+    state.load(twin)
+    assert twin.vcpus[0].kvm.get_vcpu_events().triple_fault.pending
+    before.load(twin)
+    assert not twin.vcpus[0].kvm.get_vcpu_events().triple_fault.pending
+
+
+# -- the rest -------------------------------------------------------------------------------------
+
+# PAT, MTRRs (a default type, a fixed and a variable one), DEBUGCTL (BTF), XSS, STAR, TSC_AUX,
+# MC0_CTL: not every host lets the VMM set each of them.
+MSRS = {
+    0x277: 0x0606_0606_0606_0006,
+    0x2FF: 0xC06,
+    0x250: 0x0606_0606_0606_0606,
+    0x200: 0x8000_0006,
+    0x201: 0x8000_0800,
+    0x1D9: 2,
+    0xDA0: 1 << 8,
+    0xC000_0081: 0x0023_0010_0000_0000,
+    0xC000_0103: 5,
+    0x400: (1 << 64) - 1,
+}
+
+
+def test_msrs_are_kept(guest: MakeGuest) -> None:
+    machine, twin = guest(COUNTING), guest(COUNTING)
+    cpu = machine.vcpus[0]
+    beginning = saved(machine)
+    was = {index: cpu.kvm.get_msrs([index], partial=True) for index in MSRS}
+    accepted = {
+        index: value
+        for index, value in MSRS.items()
+        if cpu.kvm.set_msrs({index: value}, partial=True)
+        and cpu.kvm.get_msrs([index]) == {index: value}
+    }
+    assert accepted.keys() >= {0x277, 0x2FF, 0x250, 0x200, 0x201, 0xC000_0081}
+    state = saved(machine)
+    assert dict(state.vcpus[0].msrs).items() >= accepted.items()
+    beginning.load(machine)
+    for index in accepted:
+        assert cpu.kvm.get_msrs([index]) == was[index], hex(index)
+    for other in (twin, machine):
+        state.load(other)
+        assert other.vcpus[0].kvm.get_msrs(accepted) == accepted
+
+
+STORE_XMM0 = """
+    0F 11 04 25 00 80 00 00   movups [0x8000], xmm0
+    B0 03                     mov al, 3
+    E6 F4                     out 0xf4, al
+"""
+
+
+def test_sse_state_arrives_in_the_guest(guest: MakeGuest) -> None:
+    machine, twin = (guest(STORE_XMM0, Mode.LONG) for _ in range(2))
+    cpu = machine.vcpus[0]
+    cpu.regs.cr4 |= 1 << 9
+    area = cpu.kvm.get_xsave()
+    area[160:176] = bytes(range(16))  # XMM0
+    area[512] |= 3  # XSTATE_BV: x87, SSE
+    cpu.kvm.set_xsave(area)
+    state = saved(machine)
+    state.load(twin)
+    assert twin.run(timeout=20).exit_code == 3
+    assert twin.memory.read(0x8000, 16) == bytes(range(16))
+
+
+def test_debug_registers_and_xcr0(guest: MakeGuest) -> None:
+    machine, twin = guest(COUNTING), guest(COUNTING)
+    cpu = machine.vcpus[0]
+    cpu.kvm.set_debugregs({"db": [1, 2, 3, 4], "dr6": 0xFFFF_0FF1, "dr7": 0x401})
+    state = saved(machine)
+    state.load(twin)
+    found = twin.vcpus[0].kvm.get_debugregs()
+    assert (found.db, found.dr6, found.dr7) == ([1, 2, 3, 4], 0xFFFF_0FF1, 0x401)
+    assert twin.vcpus[0].kvm.get_xcrs() == cpu.kvm.get_xcrs()
+
+
+def test_cr8_of_the_page(guest: MakeGuest) -> None:
+    machine = guest(COUNTING)
+    cpu = machine.vcpus[0]
+    cpu.engine.page.cast("Q")[2] = 5
+    state = cpu.save()
+    assert state.cr8 == 5
+    cpu.engine.page.cast("Q")[2] = 0
+    cpu.load(state)
+    machine.run(timeout=0.02)
+    assert cpu.regs.cr8 == 5
+
+
+@pytest.mark.parametrize("irqchip", ["kernel", "split"])
+def test_a_tsc_deadline_fires_after_it(guest: MakeGuest, irqchip: str) -> None:
+    model = deadline_model(irqchip)
+    machine, twin = (guest(WAIT, irqchip=irqchip, cpu=model) for _ in range(2))
+    for each in (machine, twin):
+        put_handler(each, COUNT)
+    cpu = machine.vcpus[0]
+    lapic = bytearray(cpu.kvm.get_lapic())
+    lapic[0xF0:0xF4] = (0x1FF).to_bytes(4, "little")
+    lapic[0x320:0x324] = (0x40000 | VECTOR).to_bytes(4, "little")
+    cpu.kvm.set_lapic(lapic)
+    now, khz = cpu.kvm.get_msrs([0x10])[0x10], cpu.kvm.get_tsc_khz()
+    cpu.kvm.set_msrs({0x6E0: now + khz * 100})
+    state = saved(machine)
+    assert dict(state.vcpus[0].msrs)[0x6E0] == now + khz * 100
+    for _ in range(2):
+        state.load(twin)
+        assert twin.run(timeout=20).exit_code == 3
+    assert count(twin) == 1
+
+
+def test_a_deadline_that_has_passed_fires_at_once(guest: MakeGuest) -> None:
+    model = deadline_model("kernel")
+    machine, twin = (guest(WAIT, irqchip="kernel", cpu=model) for _ in range(2))
+    put_handler(machine, COUNT)
+    cpu = machine.vcpus[0]
+    lapic = bytearray(cpu.kvm.get_lapic())
+    lapic[0xF0:0xF4] = (0x1FF).to_bytes(4, "little")
+    lapic[0x320:0x324] = (0x40000 | VECTOR).to_bytes(4, "little")
+    cpu.kvm.set_lapic(lapic)
+    cpu.kvm.set_msrs({0x6E0: cpu.kvm.get_msrs([0x10])[0x10] + 1000})
+    time.sleep(0.01)
+    state = saved(machine)
+    state.load(twin)
+    assert twin.run(timeout=20).exit_code == 3
+    assert count(twin) == 1
+
+
+def test_tscs_are_as_far_apart_as_they_were(guest: MakeGuest) -> None:
+    machine, twin = (guest(COUNTING, vcpus=2) for _ in range(2))
+    state = saved(machine)
+    state.load(twin)
+    assert [vcpu.tsc_offset for vcpu in saved(twin).vcpus] == [
+        vcpu.tsc_offset for vcpu in state.vcpus
+    ]
+
+
+def test_a_breakpoint_that_has_stopped_it_is_gone_past(guest: MakeGuest) -> None:
+    machine = guest(FOUR_NOPS + EXIT_3)
+    cpu = machine.vcpus[0]
+    cpu.debug.set_breakpoints("me", [0x7C01])
+    assert machine.run(timeout=20).outcome is Outcome.DEBUG
+    state = saved(machine)
+    assert state.vcpus[0].at_breakpoint
+    for _ in range(2):
+        assert machine.run(timeout=20).exit_code == 3
+        state.load(machine)
+        assert cpu.debug.addresses == (0x7C01,)
+    assert machine.run(timeout=20).exit_code == 3
+
+
+# -- states from elsewhere ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cpu(guest: MakeGuest) -> CPU:
+    return guest(COUNTING).vcpus[0]
+
+
+def changed(state: VcpuState, **fields: Any) -> VcpuState:
+    return VcpuState(**{name: getattr(state, name) for name in VcpuState.__fields__} | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"regs": b""}, "0 bytes of regs"),
+        ({"sregs": bytes(1000)}, "1000 bytes of sregs"),
+        ({"xsave": bytes(10)}, "10 bytes of xsave"),
+        ({"events": bytes(65)}, "65 bytes of events"),
+        ({"lapic": bytes(1024)}, "1024 bytes of lapic; this vCPU has 0"),
+        ({"nested": bytes(128)}, "nested"),
+        ({"msrs": ((0x12345, 0),)}, "MSR 0x12345"),
+        ({"cr8": 16}, "CR8 = 0x10"),
+    ],
+)
+def test_a_state_that_is_none(cpu: CPU, fields: dict[str, Any], message: str) -> None:
+    state = cpu.save()
+    with pytest.raises(ConfigError, match=message):
+        cpu.load(changed(state, **fields))
+    cpu.load(state)
+    assert not differing(cpu.save(), state)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sregs": b"\xff" * uapi.kvm_sregs2.size},
+        {"xcrs": b"\xff" * uapi.kvm_xcrs.size},
+        {"debugregs": b"\xff" * uapi.kvm_debugregs.size},
+        {"events": b"\xff" * uapi.kvm_vcpu_events.size},
+        {"mp_state": 77},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_state_that_kvm_refuses(cpu: CPU, fields: dict[str, Any]) -> None:
+    state = cpu.save()
+    with pytest.raises(KVMError, match="EINVAL"):
+        cpu.load(changed(state, **fields))
+    cpu.load(state)
+    assert not differing(cpu.save(), state)
+
+
+def test_an_msr_that_cannot_be_set(cpu: CPU) -> None:
+    """MCG_CAP says what the processor has: a state with another one is of another vCPU."""
+    state = cpu.save()
+    msrs = dict(state.msrs)
+    if 0x10A not in msrs:
+        raise HostCannot("IA32_ARCH_CAPABILITIES", "this host does not list it")
+    with pytest.raises(KVMError, match="MSR 0x10a cannot be set to 0xffff"):
+        cpu.load(changed(state, msrs=tuple((msrs | {0x10A: (1 << 64) - 1}).items())))
+    cpu.load(state)
