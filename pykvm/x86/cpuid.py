@@ -138,6 +138,8 @@ _XSAVE_COMPONENTS = dict.fromkeys((5, 6, 7), "avx512f") | {2: "avx", 3: "mpx", 4
 _XSAVE_COMPONENTS |= {8: "intel_pt", 10: "enqcmd", 11: "shstk", 12: "shstk", 14: "uintr"}
 _XSAVE_COMPONENTS |= {15: "arch_lbr", 17: "amx_tile", 18: "amx_tile"}
 _XSAVE_LEGACY_SIZE = 512 + 64
+# In ECX of leaf 7.
+_LA57 = 1 << 16
 # The first leaf of each range holds the number of the last.
 _RANGES = (0x0, 0x4000_0000, 0x8000_0000)
 # CPUID.1:EDX
@@ -465,7 +467,8 @@ def _only(entries: list[CpuidEntry], names: frozenset[str]) -> list[CpuidEntry]:
             entry = CpuidEntry(leaf, subleaf, flags, *values)
         masked.append(entry)
     kept = [entry for entry in masked if entry.function in telling]
-    return _fit_ranges(_fit_xsave(kept, frozenset(_XSAVE_COMPONENTS.values()) - names))
+    gone = frozenset(_XSAVE_COMPONENTS.values()) - names
+    return _fit_ranges(_fit_addresses(_fit_xsave(kept, gone)))
 
 
 def without(entries: Iterable[Entry], names: frozenset[str]) -> list[CpuidEntry]:
@@ -478,7 +481,7 @@ def without(entries: Iterable[Entry], names: frozenset[str]) -> list[CpuidEntry]
             continue
         a, b, c, d = bits.get((leaf, subleaf), (0, 0, 0, 0))
         kept.append(CpuidEntry(leaf, subleaf, flags, eax & ~a, ebx & ~b, ecx & ~c, edx & ~d))
-    return _fit_ranges(_fit_xsave(kept, names))
+    return _fit_ranges(_fit_addresses(_fit_xsave(kept, names)))
 
 
 def _fit_xsave(entries: list[CpuidEntry], gone: frozenset[str]) -> list[CpuidEntry]:
@@ -504,6 +507,21 @@ def _fit_xsave(entries: list[CpuidEntry], gone: frozenset[str]) -> list[CpuidEnt
             entry = entry._replace(ecx=entry.ecx & ~without)
         result[at] = entry
     return result
+
+
+def _fit_addresses(entries: list[CpuidEntry]) -> list[CpuidEntry]:
+    """Leaf 0x80000008 with 48 bits of linear address at most, where there is no 5-level paging.
+
+    A processor with LA57 says 57 there, whatever CR4 has (SDM 2A CPUID; SDM 3A 4.5).
+    """
+    if any(entry.function == 7 and not entry.index and entry.ecx & _LA57 for entry in entries):
+        return entries
+    return [
+        entry._replace(eax=entry.eax & ~0xFF00 | min(entry.eax >> 8 & 0xFF, 48) << 8)
+        if entry.function == 0x8000_0008
+        else entry
+        for entry in entries
+    ]
 
 
 def _fit_ranges(entries: list[CpuidEntry]) -> list[CpuidEntry]:

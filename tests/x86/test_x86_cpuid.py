@@ -255,7 +255,8 @@ def test_bits_without_a_name_go_from_the_baseline_but_values_stay() -> None:
     assert one.edx == 0x1F8B_FBFF
     # SSE3, SSSE3, SSE4.1, SSE4.2, X2APIC, POPCNT, TSC deadline, hypervisor.
     assert one.ecx == 0x81B8_0201
-    assert (sizes.eax, sizes.ebx, sizes.ecx, sizes.edx) == (ONES, 0, ONES, ONES)
+    # 48 bits of linear address, since there is no LA57.
+    assert (sizes.eax, sizes.ebx, sizes.ecx, sizes.edx) == (0xFFFF_30FF, 0, ONES, ONES)
 
 
 def test_features_are_added_and_removed() -> None:
@@ -316,6 +317,21 @@ def test_host_less_a_feature_loses_its_bit_and_its_leaves_only() -> None:
     # x87, SSE, AVX, PKRU; its area ends behind PKRU.
     assert (xsave.eax, xsave.ecx) == (0x207, 0xA88)
     assert table.get(0xA) == HOST.get(0xA)
+
+
+@pytest.mark.parametrize(
+    ("spec", "bits"),
+    [("baseline", 48), ("baseline,+la57", 57), ("host,-la57", 48), ("host,-avx", 57)],
+)
+def test_linear_addresses_are_as_wide_as_the_paging_that_is_offered(spec: str, bits: int) -> None:
+    leaf = HOST.filter(spec).get(0x8000_0008)
+    assert leaf is not None
+    assert leaf.eax == bits << 8 | 0x30
+
+
+def test_linear_addresses_of_a_processor_with_fewer_bits_stay() -> None:
+    (leaf,) = select([CpuidEntry(0x8000_0008, 0, 0, 0x2024, 0, 0, 0)], "baseline")
+    assert leaf.eax == 0x2024
 
 
 def test_an_amd_hosts_copies_of_leaf_1_follow_it() -> None:
