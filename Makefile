@@ -5,6 +5,8 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 # How many of the slowest tests `make test` lists at its end.
 SLOWEST ?= 15
+# A longer limit for all tests of `make test-amd` or `make test-intel`, for a busy machine.
+MINUTES ?=
 KUT ?=
 KUT_ARGS ?=
 
@@ -72,10 +74,10 @@ optional-linux: # the same where its Debian packages are there
 
 .PHONY: test-amd test-intel
 test-amd: venv guests optional-linux ## the tests of KVM on kvm_amd, in QEMU (docs/hosts.md)
-	$(python) -B build-support/hosts/run_tests.py amd $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
+	$(python) -B build-support/hosts/run_tests.py amd $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
 test-intel: venv guests optional-linux ## some of them on kvm_intel, in Bochs
-	$(python) -B build-support/hosts/run_tests.py intel $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
+	$(python) -B build-support/hosts/run_tests.py intel $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
 .PHONY: soak
 soak: venv guests ## the long tests: kicks, signals, machines and random guests, for some minutes

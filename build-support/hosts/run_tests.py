@@ -5,6 +5,7 @@
     run_tests.py intel                   some of each room, on kvm_intel
     run_tests.py amd --short             a few minutes of it, as CI has them
     run_tests.py amd -- tests/vcpu -x    other tests; options of pytest alone go with ours
+    run_tests.py amd --minutes 240       a longer limit for all of it, for a busy machine
     run_tests.py amd --optional          the same, but where something is missing say so in a line
     run_tests.py amd --packages          print the Debian packages that are missing
 
@@ -15,6 +16,7 @@ in build/hosts.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import signal
 import subprocess
@@ -38,6 +40,7 @@ STATUS = re.compile(rb"emulated host: status (\d+)\r?\n")
 
 #: How many times longer than on a processor a test may take, by its own time limits.
 SLOWNESS = {"amd": 10, "intel": 20}
+#: How long all tests together may take, unless `--minutes` says otherwise.
 MINUTES = {"amd": 90, "intel": 90}
 
 
@@ -57,7 +60,8 @@ def main() -> int:
         print(f"no tests on {emulator.title}: {error}", file=sys.stderr)
         return 0 if options.optional else 1
     try:
-        return run(options.host, emulator, system.directory, arguments(options))
+        minutes = options.minutes or MINUTES[options.host]
+        return run(options.host, emulator, system.directory, arguments(options), minutes)
     except BuildError as error:
         print(f"{emulator.title}: {error}", file=sys.stderr)
         return 1
@@ -71,6 +75,7 @@ def parse() -> argparse.Namespace:
         "--optional", action="store_true", help="emulator or packages may be missing"
     )
     parser.add_argument("--packages", action="store_true", help="print those that are missing")
+    parser.add_argument("--minutes", type=time_limit, help="how long all of them together may take")
     parser.add_argument("--", dest="pytest", metavar="PYTEST", help="tests, and options of pytest")
     # What follows a `--` is pytest's, whatever it looks like.
     words = sys.argv[1:]
@@ -87,7 +92,14 @@ def arguments(options: argparse.Namespace) -> list[str]:
     return [*(SHORT if options.short else SELECTIONS[options.host]), *options.pytest]
 
 
-def run(name: str, emulator: Emulator, system: Path, arguments: list[str]) -> int:
+def time_limit(text: str) -> float:
+    """A time limit.  Raises ValueError if it is none."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def run(name: str, emulator: Emulator, system: Path, arguments: list[str], minutes: float) -> int:
     """Boot, print the report as it grows, and return pytest's exit status."""
     LOGS.mkdir(parents=True, exist_ok=True)
     console, report, log = (LOGS / f"{name}.{kind}" for kind in ("console", "report", "log"))
@@ -120,7 +132,7 @@ def run(name: str, emulator: Emulator, system: Path, arguments: list[str]) -> in
         print(f"{emulator.title}: pytest {' '.join(arguments)}", flush=True)
         process = emulator.start(host, build)
         try:
-            return follow(process, host, MINUTES[name] * 60)
+            return follow(process, host, minutes * 60)
         finally:
             process.kill()
             process.wait()

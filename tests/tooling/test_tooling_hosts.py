@@ -78,6 +78,18 @@ def test_what_pytest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(monkeypatch, "amd", "--", *other) == other
 
 
+def test_a_time_limit_is_a_number_of_minutes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_tests.py", "amd", "--minutes", "240", "--", "-x"])
+    assert run_tests.parse().minutes == 240
+    for word in ("0", "-1", "inf", "nan", "long"):
+        monkeypatch.setattr(sys, "argv", ["run_tests.py", "amd", "--minutes", word])
+        with pytest.raises(SystemExit):
+            run_tests.parse()
+        assert f"invalid time_limit value: '{word}'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("options", "status"), [([], 1), (["--optional"], 0)])
 def test_without_an_emulator(
     monkeypatch: pytest.MonkeyPatch,
