@@ -104,7 +104,7 @@ def _listen(process: subprocess.Popen[bytes], last: str, begin: float, deadline:
 def furthest(ours: Told, theirs: Told) -> tuple[Line, Line] | None:
     """The last of their lines that came here too, in both; None if there is none.
 
-    Lines are the same if their gists are.  One that comes twice on a side tells nothing of how far
+    Lines are the same if their gists are.  One that comes twice on a side does not show how far
     that side is.
 
     >>> def told(*texts):

@@ -1,7 +1,7 @@
 """Linux of guests/linux, from the command to user space: pykvm beside QEMU's microvm.
 
 Both get the same kernel, initramfs, memory and command line.  Where QEMU does not come to user
-space, a row tells of the furthest line that both reach.
+space, a row is about the furthest line that both reach.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Usage(NamedTuple):
-    """What ``spawn`` tells of one process."""
+    """What ``spawn`` reports of one process."""
 
     wall_ns: int
     cpu_ns: int
@@ -71,7 +71,7 @@ def _usages(rig: Rig, guest: Path, pairs: int) -> list[tuple[Usage, Usage]]:
     environment = environment_of(rig)
     theirs = _rehearse(qemu_command, qemu.HELLO_STATUS, environment)
     ours = _rehearse(pykvm_command(guest), 0, environment)
-    # A kernel tells of its machine, which differs; what it says is as much.
+    # A kernel describes its machine, which differs; the amount of output is the same.
     if ours.count(b"\n") != theirs.count(b"\n"):
         raise CannotMeasureError(f"the guest printed {ours!r} here and {theirs!r} in QEMU")
 

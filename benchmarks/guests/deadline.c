@@ -14,8 +14,8 @@
 #define MAX_SAMPLES 1000
 #define MSR_TSC_DEADLINE 0x6e0
 
-/* TSC values: what was asked for, the handler's first instruction, and then behind nothing, behind
- * an EOI and behind a read of TPR.  Read by the benchmark. */
+/* TSC values: what was asked for, the handler's first instruction, and then after nothing, after
+ * an EOI and after a read of TPR.  Read by the benchmark. */
 struct sample {
     uint64_t deadline, entry, idle, ended, read;
 } samples[MAX_SAMPLES];

@@ -19,7 +19,7 @@
 
 /*
  * KVM_RUN was interrupted.  `kicked` is read last: a kick that comes in between leaves its signal
- * and immediate_exit behind, which costs one empty round and loses nothing.
+ * and immediate_exit set, which costs one empty round and loses nothing.
  */
 static int64_t interrupted(struct pykvm_vcpu *v)
 {

@@ -3,7 +3,7 @@
  *
  * build.py hands this file to cffi (without the lines that start with '#') and core.c includes it,
  * so the two cannot disagree.  Structs here hold plain types only; what needs <pthread.h> or
- * <time.h> is behind `struct pykvm_private`.
+ * <time.h> comes after `struct pykvm_private`.
  */
 #ifndef PYKVM_CORE_H
 #define PYKVM_CORE_H
@@ -329,7 +329,7 @@ int pykvm_native_try(struct pykvm_native *native, uint32_t at);
 
 /*
  * Whether the exit in the kvm_run page is an instruction that KVM refused and that was learnt, and
- * was done, with those behind it that were learnt, too: the vCPU is set right for the next KVM_RUN.
+ * was done, with those after it that were learnt, too: the vCPU is set right for the next KVM_RUN.
  * 0 for what Python has to look at: faults, devices, modes other than 64-bit code.  A negative errno
  * if KVM does not take the state back.  Needs all registers and the events in the page.
  */

@@ -322,7 +322,7 @@ static uint8_t *ram(const struct pykvm_native *n, uint64_t gpa, uint64_t size)
 }
 
 /*
- * Guest RAM behind a linear address, all of one page, where nothing is in the way: 4-level paging,
+ * Guest RAM at a linear address, all of one page, where nothing is in the way: 4-level paging,
  * all rights there, accessed and dirty bits set.  NULL for what takes a closer look (SDM 3A 4.5 and
  * 4.6).
  */

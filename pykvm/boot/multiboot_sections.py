@@ -55,7 +55,7 @@ class Sections:
                 alignment = min(max(header.sh_addralign, 1), PAGE_SIZE)
                 offsets[number] = -(-size // alignment) * alignment
                 size = offsets[number] + header.sh_size
-        if not plan.has_room_behind(size):
+        if not plan.has_room_after(size):
             return None
         block = plan.after("sections", size)
         for number, offset in offsets.items():

@@ -118,7 +118,7 @@ def _lzma(payload: memoryview, limit: int) -> bytes:
         import lzma
     except ImportError:
         raise CannotUnpack("this Python is built without lzma") from None
-    # Tells both containers apart by itself, the old one and xz.
+    # It knows the old container and xz by their headers.
     stream = lzma.LZMADecompressor(lzma.FORMAT_AUTO, memlimit=_LZMA_MEMORY)
     try:
         content = stream.decompress(payload, limit + 1)

@@ -80,7 +80,7 @@ class Plan:
         low = self._end if self._has_room(size, self._end) else MIB
         return self._take(self._free.take(name, size, align=PAGE_SIZE, low=low))
 
-    def has_room_behind(self, size: int) -> bool:
+    def has_room_after(self, size: int) -> bool:
         """Whether `after` would find it."""
         return self._has_room(size, min(self._end, MIB))
 

@@ -106,7 +106,7 @@ def _complain(
 
 
 def _output_closed() -> int:
-    """Whoever read our output has gone, as `head` does: end as a program that SIGPIPE ends."""
+    """The reader of our output has gone, as `head` does: end as a program that SIGPIPE ends."""
     # Python flushes stdout once more at exit.
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())

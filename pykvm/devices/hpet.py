@@ -87,14 +87,14 @@ _ONES64 = (1 << 64) - 1
 class _Output:
     """An IRQ: the level of one line, by the timers and by another device that shares it."""
 
-    __slots__ = ("behind", "irq", "level", "line")
+    __slots__ = ("input", "irq", "level", "line")
 
     def __init__(self, irq: int, line: InterruptLine) -> None:
         self.irq = irq
         self.line = line
         self.level = False
         #: What the device drives it to whose interrupt legacy replacement takes away.
-        self.behind = False
+        self.input = False
 
     def drive(self, level: bool) -> None:
         if level != self.level:
@@ -102,7 +102,7 @@ class _Output:
             self.line.set(level)
 
 
-class _Behind:
+class _LegacyInput:
     """The line that the 8254 or the RTC drives."""
 
     def __init__(self, hpet: Hpet, output: _Output) -> None:
@@ -111,7 +111,7 @@ class _Behind:
 
     def set(self, level: bool) -> None:
         """Drive it; it comes through unless legacy replacement has the IRQ."""
-        self._output.behind = level
+        self._output.input = level
         self._hpet.update_line(self._output)
 
 
@@ -221,8 +221,8 @@ class Hpet(NamedDevice):
     """An event timer block of 1 KiB, on a PC at 0xfed00000.
 
     `lines` are the interrupt lines by IRQ number, below 32.  With both 0 and 8 among them the
-    block offers legacy replacement; to all others the timers can be routed.  `behind` gives the
-    lines that the 8254 and the RTC have to drive instead of these two.
+    block offers legacy replacement; to all others the timers can be routed.  `legacy_input` gives
+    the lines that the 8254 and the RTC have to drive instead of these two.
 
     >>> from pykvm.clock import Clock
     >>> clock = Clock("warp")
@@ -280,13 +280,13 @@ class Hpet(NamedDevice):
 
     # -- the board's side --------------------------------------------------------------------
 
-    def behind(self, irq: int) -> InterruptLine:
+    def legacy_input(self, irq: int) -> InterruptLine:
         """The line for the device that legacy replacement cuts off: 0 for the 8254, 8 for the RTC.
 
         It leads to that line of `lines` while timers 0 and 1 do not have it, or to nowhere.
         """
         output = self._outputs.get(irq)
-        return Unconnected() if output is None else _Behind(self, output)
+        return Unconnected() if output is None else _LegacyInput(self, output)
 
     def reset(self) -> None:
         """Return to the state at power-on (3.1)."""
@@ -472,7 +472,7 @@ class Hpet(NamedDevice):
         self.update()
 
     def update(self) -> None:
-        """Drive every line to what the timers and the devices behind them make of it."""
+        """Drive every line to what the timers and the devices that share them make of it."""
         with self._lock:
             high = self._high()
             for output in self._outputs.values():
@@ -494,7 +494,7 @@ class Hpet(NamedDevice):
         ]
 
     def _drive(self, output: _Output, high: list[_Output | None]) -> None:
-        level = output.behind and not (self.legacy and output.irq in LEGACY_IRQS)
+        level = output.input and not (self.legacy and output.irq in LEGACY_IRQS)
         level = level or output in high
         if level != output.level:
             output.level = level

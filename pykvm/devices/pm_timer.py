@@ -29,7 +29,7 @@ class AcpiPmTimer(NamedDevice):
     """PM_TMR: 4 bytes at offset 0, on a PC at port 0x608.
 
     It has 24 bits (it wraps after 4.7 s) or 32 (after 20 minutes), as the FADT's flag TMR_VAL_EXT
-    tells the guest; E_TMR_VAL, the upper 8, is 0 with 24.
+    says; E_TMR_VAL, the upper 8, is 0 with 24.
 
     >>> from pykvm.clock import Clock
     >>> clock = Clock("warp")

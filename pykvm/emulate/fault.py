@@ -25,4 +25,4 @@ class Fault(Exception):
 
 
 class UnsupportedError(Exception):
-    """Nobody here can do this instruction, or this case of it: the run ends as without us."""
+    """pykvm does not emulate this instruction, or this case of it: the run ends as without it."""

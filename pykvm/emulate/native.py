@@ -254,8 +254,8 @@ class Native:
         _put(image, FOP, _opcode(instruction))
         image[FIP : FIP + 8] = at.regs.rip.to_bytes(8, "little")
         if instruction.memory is not None:
-            behind = at.regs.rip + instruction.length
-            offset = instruction.memory.offset(at.register, behind)
+            next_rip = at.regs.rip + instruction.length
+            offset = instruction.memory.offset(at.register, next_rip)
             image[FDP : FDP + 8] = offset.to_bytes(8, "little")
 
     # -- what is done in C the next time -----------------------------------------------------

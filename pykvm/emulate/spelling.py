@@ -1,7 +1,7 @@
 """How instructions are written in the tables here, and what they are called.
 
 As in the manual: mandatory prefix, opcode bytes, then /digit where ModRM.reg is part of the opcode;
-behind that ``m`` for an operand in memory, ``r`` for one in a register, or the whole ModRM byte
+after that ``m`` for an operand in memory, ``r`` for one in a register, or the whole ModRM byte
 where that selects the instruction: ``f3 0f b8``, ``0f ae /4 m``, ``0f 01 /1 ca``.  Encodings with
 VEX begin with ``vex``.
 """

@@ -255,7 +255,7 @@ _GROWING = {
     *((MAP_0F38, opcode, 0x66) for opcode in opcodes("20-25 30-35")),
 }
 
-# x87: bytes of the operand in memory by opcode and digit, written if behind `>`; `-` for what is
+# x87: bytes of the operand in memory by opcode and digit, written if after `>`; `-` for what is
 # not there, or is not done here (control words and environments).
 _X87 = {
     0xD8: "4 4 4 4 4 4 4 4",

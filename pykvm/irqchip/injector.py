@@ -128,7 +128,7 @@ class Injector:
         if self._init:
             return True
         if self.cpu.parked:
-            # Whoever waits for a start-up IPI keeps an NMI for later (SDM 3A 9.4.1).
+            # A processor that waits for a start-up IPI keeps an NMI for later (SDM 3A 9.4.1).
             return self._sipi is not None
         return bool(self._nmis) or (self.interrupts_on and self._wanted())
 

@@ -78,7 +78,7 @@ class KernelLapics(ABC):
         from pykvm.devices.pm_timer import AcpiPmTimer
         from pykvm.devices.rtc import Rtc146818
 
-        rtc = Rtc146818(clock, hpet.behind(layout.RTC_IRQ))
+        rtc = Rtc146818(clock, hpet.legacy_input(layout.RTC_IRQ))
         return {"rtc": rtc, "pm-timer": AcpiPmTimer(clock)}
 
     def _earlier(self, queue: int) -> None:

@@ -108,7 +108,7 @@ class SplitIrqChip(KernelLapics):
         ioapic = self.ioapic = IoApic(self._deliver)
         pic = self.pic = Pic8259Pair(_Wire(self._cpus[0].engine.attend))
         hpet = self._make_hpet(clock)
-        pit = Pit8254(clock, hpet.behind(PIT_IRQ))
+        pit = Pit8254(clock, hpet.legacy_input(PIT_IRQ))
         devices: dict[str, Device] = {
             "ioapic": _RoutedIoApic(ioapic, self._vm),
             "pic-master": pic.master,

@@ -1,6 +1,6 @@
 """The interrupt controllers and clocks of a PC, wired together in software.
 
-It knows interrupts and devices, never KVM: what a processor does with an interrupt is behind the
+It knows interrupts and devices, never KVM: what a processor does with an interrupt is left to the
 `CpuPort` of each local APIC.
 """
 
@@ -112,7 +112,7 @@ class ApicTraits(NamedTuple):
 
 
 class Platform:
-    """All of it, for the processors behind `ports`.
+    """All of it, for the processors at `ports`.
 
     `devices` has what goes on the bus, by name (`pykvm.irqchip.places.PLACES`); `line` is where a
     device's interrupt request goes.
@@ -140,8 +140,8 @@ class Platform:
         lines = {irq: self.line(irq) for irq in DEVICE_IRQS}
         lines |= {pin: self.ioapic.line(pin) for pin in range(ISA_IRQS, IOAPIC_PINS)}
         self.hpet = Hpet(clock, lines)
-        self.pit = Pit8254(clock, self.hpet.behind(PIT_IRQ))
-        self.rtc = Rtc146818(clock, self.hpet.behind(RTC_IRQ))
+        self.pit = Pit8254(clock, self.hpet.legacy_input(PIT_IRQ))
+        self.rtc = Rtc146818(clock, self.hpet.legacy_input(RTC_IRQ))
         self.devices: dict[str, Device] = {
             "pic-master": self.pic.master,
             "pic-slave": self.pic.slave,

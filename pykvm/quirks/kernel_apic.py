@@ -34,7 +34,7 @@ _MAIN, _HANDLER = 0x1000, 0x1800
 _READY, _WAITING, _SERVED = 0x80, 0x81, 0x82
 # Takes interrupts, reports each, and then does nothing but leave the guest.
 _MAIN_CODE = bytes.fromhex("FB E680 E681 EBFC")
-# Tells the host, with the ISR's word of the vector in EAX; then ends the interrupt.
+# Reports to the host, with the ISR's word of the vector in EAX; then ends the interrupt.
 _HANDLER_CODE = bytes.fromhex(
     "66 B9 12080000"  # mov ecx, 0x812: vectors 64 to 95
     "0F32"  # rdmsr

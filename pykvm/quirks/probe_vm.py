@@ -29,7 +29,7 @@ __all__ = [
     "HLT",
     "KERNEL",
     "OTHER",
-    "SPARE",
+    "SCRATCH",
     "USER",
     "ProbeVM",
     "Stop",
@@ -50,7 +50,7 @@ KERNEL = 0x9000
 STACK_TOP = 0x10000
 
 #: Large pages: ring 3's code and stack, another one of ring 3's, and one that is not mapped.
-USER, SPARE, OTHER = LARGE_PAGE, 2 * LARGE_PAGE, 3 * LARGE_PAGE
+USER, SCRATCH, OTHER = LARGE_PAGE, 2 * LARGE_PAGE, 3 * LARGE_PAGE
 USER_STACK = USER + 0x10000
 
 PRESENT, WRITABLE, USER_BIT, LARGE = 1, 2, 4, 0x80
@@ -82,7 +82,7 @@ def lay_out(memory: GuestMemory) -> None:
     memory.write_u64(PML4, PDPT | TABLE)
     memory.write_u64(PDPT, PD | TABLE)
     memory.write_u64(PD, PRESENT | WRITABLE | LARGE)
-    for page in (USER, SPARE):
+    for page in (USER, SCRATCH):
         map_page(memory, page, page)
     memory.write(GDT, flat_gdt(TSS).image)
     memory.write(TSS, tss64(rsp0=STACK_TOP))

@@ -1,13 +1,13 @@
 """Ring 3 that keeps an old translation after the VMM has rewritten live page tables.
 
 The guest loads CR3 anew, as any processor wants it after such a change; ring 3 still reads the page
-that the old entry named.  Nothing in pykvm rewrites the tables of a guest that has run.  Whoever
-does (a reset to a snapshot, into the same VM) has to delete the memory slots and make them anew.
+that the old entry named.  Nothing in pykvm rewrites the tables of a guest that has run.  What does
+(a reset to a snapshot, into the same VM) has to delete the memory slots and make them anew.
 """
 
 from __future__ import annotations
 
-from pykvm.quirks.probe_vm import OTHER, SPARE, map_page
+from pykvm.quirks.probe_vm import OTHER, SCRATCH, map_page
 from pykvm.quirks.quirk import Quirk
 from pykvm.typed import TYPE_CHECKING
 
@@ -22,15 +22,15 @@ _OLD, _NEW = 0x0D, 0x0E
 
 
 def _stale(vm: ProbeVM) -> bool:
-    vm.memory.write_u8(SPARE, _OLD)
+    vm.memory.write_u8(SCRATCH, _OLD)
     vm.memory.write_u8(OTHER, _NEW)
-    vm.run(READ, 3, {"rsi": SPARE})
-    map_page(vm.memory, SPARE, OTHER)
+    vm.run(READ, 3, {"rsi": SCRATCH})
+    map_page(vm.memory, SCRATCH, OTHER)
     try:
         vm.run(RELOAD_CR3, 0)
-        return vm.run(READ, 3, {"rsi": SPARE}).state.rax & 0xFF == _OLD
+        return vm.run(READ, 3, {"rsi": SCRATCH}).state.rax & 0xFF == _OLD
     finally:
-        map_page(vm.memory, SPARE, SPARE)
+        map_page(vm.memory, SCRATCH, SCRATCH)
 
 
 QUIRK = Quirk(

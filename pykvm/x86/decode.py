@@ -1,6 +1,6 @@
 """Where an instruction ends and what its parts are: prefixes, opcode, ModRM, immediates.
 
-Written from SDM 2A chapter 2 (formats) and appendix A (opcode maps).  It tells instructions apart
+Written from SDM 2A chapter 2 (formats) and appendix A (opcode maps).  It distinguishes instructions
 and how long they are, not what they do, nor whether a given processor has them.
 """
 

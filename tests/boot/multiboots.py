@@ -45,9 +45,9 @@ def kernel(
     symbols: tuple[Sym, ...] = (),
     code: bytes = HLT * 16,
 ) -> bytes:
-    """An ELF kernel at 1 MiB whose header starts its only segment; it is entered behind it.
+    """An ELF kernel at 1 MiB whose header starts its only segment; it is entered after it.
 
-    The segment is at `offset` of the file or, if the ELF headers reach further, behind these.
+    The segment is at `offset` of the file or, if the ELF headers reach further, after these.
     """
     first = {32: 52 + 2 * 32, 64: 64 + 2 * 56}[bits]
     between = bytes(max(offset - first, -first % 8))

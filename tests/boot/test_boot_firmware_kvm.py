@@ -38,7 +38,7 @@ def test_it_starts_and_reads_fw_cfg(guests: Path, vcpus: int) -> None:
 
 
 def test_the_processor_does_not_write_to_the_image(guests: Path) -> None:
-    """MOV [0xfffffff0], 0xf4f4f4f4 in protected mode is nobody's: it comes to the bus."""
+    """MOV [0xfffffff0], 0xf4f4f4f4 in protected mode is no memory: it comes to the bus."""
     store = bytes.fromhex("c7 05 f0 ff ff ff f4 f4 f4 f4  f4")
     with Machine(store, mode="protected", load_address=0x7000) as machine:
         machine.memory.add_rom(0xFFFF_0000, (guests / "firmware.bin").read_bytes())

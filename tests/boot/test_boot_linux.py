@@ -68,7 +68,7 @@ class TestEntries:
 
     @pytest.mark.parametrize("pack", PACKERS)
     def test_whatever_it_is_packed_with(self, pack: str) -> None:
-        # What relocates it to a random address stands behind the ELF file, and is not needed.
+        # What relocates it to a random address follows the ELF file, and is not needed.
         image = load(packed(vmlinux() + bytes(4000), None, pack))
         assert (image.protocol, image.entry) == ("linux", 16 * M)
         assert [segment.data for segment in image.segments] == [HLT * 64]

@@ -51,7 +51,7 @@ def changed(image: bytes, **fields: int) -> bytes:
 
 
 def with_payload(image: bytes, kernel: bytes, pack: str) -> bytes:
-    """The bzImage with `kernel` packed in it, behind its own code."""
+    """The bzImage with `kernel` packed in it, after its own code."""
     payload = PACKERS[pack](kernel)
     code = image[1024:] + payload.ljust(-(-len(payload) // 16) * 16, b"\0")
     return changed(

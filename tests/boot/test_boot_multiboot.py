@@ -41,7 +41,7 @@ def memory() -> Iterator[GuestMemory]:
 
 
 def flat(*addresses: int, flags: int = ADDRESSES, before: bytes = b"", size: int = 64) -> bytes:
-    """A file that is no ELF file, with its header behind `before`, then HLTs."""
+    """A file that is no ELF file, with its header after `before`, then HLTs."""
     return (before + header1(flags, *addresses)).ljust(size, HLT)
 
 
@@ -127,7 +127,7 @@ class TestFlags:
     def test_no_remarks_without_a_video_mode(self, memory: GuestMemory) -> None:
         assert boot.place(load(kernel(header1())), memory).remarks == ()
 
-    def test_what_nobody_knows_is_refused_by_its_bits(self) -> None:
+    def test_unknown_flags_are_refused_by_their_bits(self) -> None:
         with pytest.raises(LoadError, match="does not know: flag bit 3, 15") as caught:
             load(kernel(header1(0x8009)))
         assert caught.value.hint.endswith("boot='multiboot' starts it anyway")
@@ -344,7 +344,7 @@ class TestEntry:
 
 
 class TestSections:
-    def test_lie_one_behind_the_other_each_aligned(self, memory: GuestMemory) -> None:
+    def test_lie_one_after_the_other_each_aligned(self, memory: GuestMemory) -> None:
         shape = struct.Struct("<10I")
         named = SectionHeader(0, 3, 0, 0, 1, 3, 0, 0, 0, 0)
         aligned = SectionHeader(0, 2, 0, 0, 8, 16, 1, 0, 16, 0)

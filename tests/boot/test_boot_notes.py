@@ -120,7 +120,7 @@ def test_an_unreadable_entry_note_is_found() -> None:
     assert unreadable_entry_note(Source("k", elf(Part(HLT)))) is None
     file = elf(Part(HLT), Part(short, 0, type=4))
     assert unreadable_entry_note(Source("k", file)) == file.index(short) + 8
-    # Behind more notes than are read.
+    # After more notes than are read.
     many = elf(Part(HLT), Part(bytes(12) * 10_000 + raw(b"1234"), 0, type=4))
     assert XEN not in list(read_notes(Source("k", many)))
     assert unreadable_entry_note(Source("k", many)) == many.index(raw(b"1234")) + 8

@@ -98,7 +98,7 @@ class TestLongMode:
         expected = [b"g.elf", b"-v", b"", "grüße".encode(), b"\xff"]
         assert strings(memory, pointers) == expected
 
-    def test_many_arguments_find_room_behind_the_page_tables(self, memory: GuestMemory) -> None:
+    def test_many_arguments_find_room_after_the_page_tables(self, memory: GuestMemory) -> None:
         args = ["x" * 1000] * 100
         entry = boot.place(load(elf()), memory, Setup(args=tuple(args)))
         assert entry.layout[-2].name == "arguments"
@@ -401,7 +401,7 @@ class TestFreeMemory:
         free = FreeMemory("g", [(0x3000, 0x5000), (0, 0x3000)])
         assert free.take("all", 0x4000)[1:] == (0x1000, 0x5000)
 
-    def test_the_first_page_is_nobodys(self) -> None:
+    def test_the_first_page_stays_free(self) -> None:
         with pytest.raises(LoadError, match="largest free piece of the guest's 4 KiB"):
             FreeMemory("g", [(0, 0x1000)]).take("stack", 1)
 

@@ -33,7 +33,7 @@ class TestBootSector:
         image = load(SECTOR, name=name)
         assert image[:5] == (name, "bootsector", "bootsector", Mode.REAL, 0x7C00)
 
-    def test_the_sectors_behind_the_first_stay_out(self, memory: GuestMemory) -> None:
+    def test_the_sectors_after_the_first_stay_out(self, memory: GuestMemory) -> None:
         image = load(SECTOR + b"second".ljust(512, b"\0"))
         assert [segment.data for segment in image.segments] == [SECTOR]
         boot.place(image, memory)

@@ -41,7 +41,7 @@ def test_names_and_addresses(bits: int) -> None:
     assert symbols.describe(0x1104) == "table+0x4"
 
 
-def test_an_address_before_between_and_behind_belongs_to_nobody() -> None:
+def test_an_address_before_between_and_after_has_no_symbol() -> None:
     symbols = symbols_of(Sym("main", 0x1010, 0x20))
     for address in (0, 0x100F, 0x1030, 1 << 63):
         assert symbols.find(address) is None

@@ -341,7 +341,7 @@ class TestMoving:
         assert list(bus.by_slot.values()) == before
 
 
-def test_whoever_wants_to_know_is_told_of_every_change() -> None:
+def test_subscribers_are_told_of_every_change() -> None:
     bus = Bus()
     seen: list[int] = []
 

@@ -150,7 +150,7 @@ def test_a_map_lives_as_long_as_a_vcpu_may_read_it() -> None:
     assert lib.pykvm_maps() == before
 
 
-def test_what_a_vcpu_found_before_a_device_went_away_finds_nobody() -> None:
+def test_a_slot_of_a_device_that_was_removed_finds_no_device() -> None:
     bus, log = Bus(), list[Any]()
     slot = bus.add_pio(0x10, 4, Plain("plain")).slot
     posted = bus.add_pio(0x20, 4, PostedDevice("posted", log)).slot

@@ -1,4 +1,4 @@
-"""Rules and collected accesses, in C, with no device behind them."""
+"""Rules and collected accesses, in C, without a device."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TestReads:
         clock = Clock()
         registers = table(shared, (0, 8))
         registers.set(0, Rule(Counter(3, 7, start=-5), mask=0xFFFFFFFF))
-        assert registers.read(0, 8) is None, "nobody has told what the time is"
+        assert registers.read(0, 8) is None, "the time is not set"
         shared.follow(clock)
         before = clock.now()
         value = registers.read(0, 8)
@@ -258,7 +258,7 @@ class TestWrites:
     def test_guest_time_of_what_is_posted(self, shared: Shared) -> None:
         registers = table(shared, (0, 1))
         registers.set(0, Rule(posts=True, timed=True))
-        assert not registers.write(0, 1, 1), "nobody has told what the time is"
+        assert not registers.write(0, 1, 1), "the time is not set"
         clock = Clock()
         shared.follow(clock)
         before = clock.now()

@@ -447,7 +447,7 @@ def test_an_8259_at_rest_needs_no_python() -> None:
     front.write(0, 0x20)
     assert front.answered == 3
     side.lines[4].set(True)
-    assert front.urgent, "a request that nobody heard while the mask was on its way"
+    assert front.urgent, "a request that was not heard while the mask was on its way"
     front.settle()
     assert side.pair.chips[0].imr == 0xFB
     front.write(1, 0xEB)

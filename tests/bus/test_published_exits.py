@@ -46,7 +46,7 @@ def with_com1(uart: Uart16550) -> list[Placement]:
     return [*standard_devices(without=["com1"]), Placement(uart, Space.PIO, 0x3F8, 8, irq=4)]
 
 
-# Polls the line status and prints the string at 0x1000, again and again; HLT behind each time.
+# Polls the line status and prints the string at 0x1000, again and again; HLT after each.
 PRINT = """
     BE 00 10     mov si, 0x1000
     BA FD 03     mov dx, 0x3fd

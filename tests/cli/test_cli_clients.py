@@ -230,7 +230,7 @@ def paste(port: UnixPort, data: bytes) -> None:
         client.sendall(data)
 
 
-def test_what_a_client_left_behind_waits_for_the_guest(port: UnixPort) -> None:
+def test_what_a_client_has_sent_waits_for_the_guest(port: UnixPort) -> None:
     guest = Guest(port)
     paste(port, TEXT * 10)
     # The next one is served at once: the guest need not read for that.
@@ -246,9 +246,7 @@ def test_what_a_client_left_behind_waits_for_the_guest(port: UnixPort) -> None:
     assert port.close() == ""
 
 
-def test_what_clients_leave_behind_is_bounded(
-    port: UnixPort, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_clients_have_sent_is_bounded(port: UnixPort, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pumps, "_MOST", 10_000)
     guest = Guest(port)
     for _ in range(4):

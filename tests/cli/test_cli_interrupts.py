@@ -92,7 +92,7 @@ def test_after_the_run_it_is_only_remembered() -> None:
         assert (interrupts.received, runner.stops) == (signal.SIGINT, 0)
 
 
-def test_whoever_waits_for_something_can_wait_for_it_too() -> None:
+def test_a_wait_for_something_else_ends_by_it_too() -> None:
     with Interrupts(Runner().stop) as interrupts:
         interrupts.hold()
         assert select.select([interrupts.fd], [], [], 0)[0] == []

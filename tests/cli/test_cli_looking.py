@@ -83,7 +83,7 @@ def test_trace_as_json(pykvm: Pykvm, flat: Flat, tmp_path: Path) -> None:
     assert [line.get("exit") for line in lines] == ["IoOut", "IoOut", "IoOut", None]
     first = lines[0]
     assert isinstance(first.pop("time"), float)
-    # At an OUT the instruction pointer stands on the instruction or behind it.
+    # At an OUT the instruction pointer stands on the instruction or after it.
     assert first.pop("rip") in (0x7C05, 0x7C06)
     assert first == {
         "seq": 1, "vcpu": 0, "symbol": None,

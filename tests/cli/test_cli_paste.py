@@ -34,7 +34,7 @@ def test_into_a_terminal(command: list[str], environment: dict[str, str], guests
 def test_from_a_file_to_a_reader_that_is_slow(
     command: list[str], environment: dict[str, str], guests: Path, tmp_path: Path
 ) -> None:
-    """The guest waits for it, and nothing is lost: neither behind it nor in front."""
+    """The guest waits for it, and nothing is lost: neither after it nor before."""
     (tmp_path / "text").write_bytes(TEXT + END)
     reader, writer = os.pipe()
     assert fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096) < len(TEXT)

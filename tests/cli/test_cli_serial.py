@@ -210,7 +210,7 @@ def test_a_socket_file_is_removed_after_a_signal(
 
 
 @pytest.mark.kvm
-def test_nobody_listens(pykvm: Pykvm, guests: Path, tmp_path: Path) -> None:
+def test_no_listener(pykvm: Pykvm, guests: Path, tmp_path: Path) -> None:
     done = pykvm("--serial", f"unix:{tmp_path}/s", guests / "hello.elf")
     assert done.returncode == 0
     assert f"22 bytes of output or more were lost: {tmp_path}/s had no reader" in done.stderr
@@ -229,13 +229,13 @@ def test_a_path_that_is_taken(tmp_path: Path) -> None:
         other.listen()
         with pytest.raises(OSError, match="another program"):
             UnixPort(path)
-    # Its owner is gone and left it behind.
+    # Its owner has gone and not removed it.
     port = UnixPort(path)
     port.close()
     assert not os.path.exists(path)
 
 
-def test_output_that_nobody_reads_is_bounded(tmp_path: Path) -> None:
+def test_output_without_a_reader_is_bounded(tmp_path: Path) -> None:
     port = UnixPort(str(tmp_path / "socket"))
     for _ in range(100):
         port.write(bytes(1000))

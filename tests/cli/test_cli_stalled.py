@@ -1,4 +1,4 @@
-"""stdout, stderr and files that nobody reads, that are full or closed: a run ends all the same."""
+"""stdout, stderr and files without a reader, that are full or closed: a run ends all the same."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def stalled(kind: str) -> tuple[int, int]:
 
 
 class Stalled:
-    """A pykvm process whose stdout nobody reads."""
+    """A pykvm process whose stdout has no reader."""
 
     def __init__(
         self, command: list[str], environment: dict[str, str], kind: str, *, stderr: bool
@@ -125,7 +125,7 @@ def start(
 
 
 @pytest.mark.parametrize("kind", ["terminal", "pipe", "socket"])
-def test_the_time_limit_ends_a_run_whose_output_nobody_reads(
+def test_the_time_limit_ends_a_run_whose_output_has_no_reader(
     start: Callable[..., Stalled], kind: str
 ) -> None:
     status, said = start(kind, "--timeout", "0.3").end()
@@ -143,7 +143,7 @@ def test_the_time_limit_ends_a_run_whose_output_nobody_reads(
         ("socket", signal.SIGINT),
     ],
 )
-def test_one_signal_ends_a_run_whose_output_nobody_reads(
+def test_one_signal_ends_a_run_whose_output_has_no_reader(
     start: Callable[..., Stalled], kind: str, number: signal.Signals
 ) -> None:
     running = start(kind)
@@ -154,7 +154,7 @@ def test_one_signal_ends_a_run_whose_output_nobody_reads(
 
 
 @pytest.mark.parametrize("kind", ["terminal", "pipe"])
-def test_a_signal_ends_a_run_whose_stderr_nobody_reads(
+def test_a_signal_ends_a_run_whose_stderr_has_no_reader(
     start: Callable[..., Stalled], kind: str
 ) -> None:
     running = start(kind, "--stats", "--dump-on-exit", stderr=True)
@@ -162,7 +162,7 @@ def test_a_signal_ends_a_run_whose_stderr_nobody_reads(
     assert running.end()[0] == 143
 
 
-def test_nobody_reads_stderr_when_the_time_is_up(
+def test_stderr_has_no_reader_when_the_time_is_up(
     start: Callable[..., Stalled], command: list[str], environment: dict[str, str], flat: Flat
 ) -> None:
     assert start("terminal", "--timeout", "0.3", "--stats", stderr=True).end()[0] == 124
@@ -178,7 +178,7 @@ def test_ctrl_c_on_a_terminal_that_is_stopped(
     run = [*command, str(flat(PRINTS)), "--debugcon", f"file:{tmp_path}/mark"]
     with closing(Terminal(run, environment)) as console:
         console.wait_until(lambda: console.is_raw, "the terminal is raw")
-        # Nobody reads the other side.
+        # The other side has no reader.
         console.type("\x03")
         assert console.status() == 130
         assert console.attributes == console.before

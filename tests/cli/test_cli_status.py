@@ -244,7 +244,7 @@ def test_quiet_says_nothing_but_crashes(pykvm: Pykvm, guests: Path, flat: Flat) 
 
 
 @pytest.mark.kvm
-def test_nobody_reads_the_output_any_more(
+def test_the_reader_of_the_output_has_gone(
     command: list[str], environment: dict[str, str], flat: Flat
 ) -> None:
     chatty = flat("""
@@ -299,7 +299,7 @@ def test_a_reader_that_sleeps_does_not_keep_the_run_from_ending(
         process.stdout.read(1)
         if way == "signal":
             process.send_signal(signal.SIGTERM)
-        # Not communicate: nobody may read stdout.
+        # Not communicate: stdout may have no reader.
         assert process.wait(20) == (124 if way == "timeout" else 143)
 
 

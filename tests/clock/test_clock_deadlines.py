@@ -157,7 +157,7 @@ def test_what_lies_beyond_the_end_of_time_never_comes(when: int) -> None:
     assert (timer.when, clock.next_deadline(0)) == (None, None)
 
 
-def test_on_earlier_tells_of_earlier_deadlines_only() -> None:
+def test_on_earlier_reports_earlier_deadlines_only() -> None:
     clock = Host().clock()
     calls: list[int] = []
     clock.on_earlier(calls.append)

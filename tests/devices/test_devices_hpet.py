@@ -646,21 +646,21 @@ class TestLegacyReplacement:
         assert rig.rises(23) == [30], "timer 2 goes where it is routed"
 
     @pytest.mark.parametrize("irq", [0, 8])
-    def test_the_device_behind_is_cut_off(self, rig: Rig, irq: int) -> None:
-        behind = rig.hpet.behind(irq)
-        behind.set(True)
+    def test_the_device_that_shares_the_line_is_cut_off(self, rig: Rig, irq: int) -> None:
+        legacy = rig.hpet.legacy_input(irq)
+        legacy.set(True)
         assert rig.level(irq)
         rig.write(CONFIGURATION, LEG_RT_CNF)
         assert rig.level(irq), "both bits are needed"
         rig.start(legacy=True)
         assert rig.hpet.legacy
         assert not rig.level(irq)
-        behind.set(False)
-        behind.set(True)
+        legacy.set(False)
+        legacy.set(True)
         assert not rig.level(irq)
         rig.stop()
         assert rig.level(irq)
-        behind.set(False)
+        legacy.set(False)
         assert not rig.level(irq)
 
     def test_level_triggered(self, rig: Rig) -> None:
@@ -675,7 +675,7 @@ class TestLegacyReplacement:
         assert not rig.level(0)
 
     def test_nothing_behind_a_line_that_is_not_there(self) -> None:
-        Hpet(Host().clock()).behind(0).set(True)
+        Hpet(Host().clock()).legacy_input(0).set(True)
 
 
 def test_str(rig: Rig) -> None:
@@ -795,7 +795,7 @@ VALUES = st.one_of(st.integers(0, ONES64), st.integers(0, 0xFFFF), st.just(ONES6
                 st.sampled_from(("read", "write")), OFFSETS, st.sampled_from((1, 2, 4, 8)), VALUES
             ),
             st.tuples(st.just("pass"), st.just(0), st.just(0), st.integers(0, 1 << 50)),
-            st.tuples(st.just("behind"), st.sampled_from((0, 8)), st.just(0), st.booleans()),
+            st.tuples(st.just("legacy"), st.sampled_from((0, 8)), st.just(0), st.booleans()),
         ),
         max_size=40,
     )
@@ -803,15 +803,15 @@ VALUES = st.one_of(st.integers(0, ONES64), st.integers(0, 0xFFFF), st.just(ONES6
 def test_whatever_a_guest_does(actions: list[tuple[str, int, int, int]]) -> None:
     """No exception, no storm, registers within their bits, lines that agree with them."""
     rig = Rig()
-    behind = {irq: rig.hpet.behind(irq) for irq in (0, 8)}
+    legacy = {irq: rig.hpet.legacy_input(irq) for irq in (0, 8)}
     last = 0
     for action, where, size, value in actions:
         if action == "read":
             assert 0 <= rig.read(where, size) < 1 << 8 * size
         elif action == "write":
             rig.write(where, value & (1 << 8 * size) - 1, size)
-        elif action == "behind":
-            behind[where].set(bool(value))
+        elif action == "legacy":
+            legacy[where].set(bool(value))
         else:
             rig.idle(value)
             before = len(rig.lines.log)
@@ -835,5 +835,5 @@ def test_whatever_a_guest_does(actions: list[tuple[str, int, int, int]]) -> None
         str(rig.hpet)
     rig.hpet.reset()
     for irq in (0, 8):
-        behind[irq].set(False)
+        legacy[irq].set(False)
     assert not any(rig.level(irq) for irq in IRQS)

@@ -508,9 +508,9 @@ def comparable(outcome: Outcome, case: Case) -> Outcome:
         status &= ~C0_C2_C3
     xsave[2:4] = status.to_bytes(2, "little")
     memory = bytearray(outcome.memory)
-    for first, behind in LOOSE.get(case.name, ()):
+    for first, end in LOOSE.get(case.name, ()):
         at = OPERAND - DATA + first
-        memory[at : at + behind - first] = bytes(behind - first)
+        memory[at : at + end - first] = bytes(end - first)
     return outcome._replace(
         flags=outcome.flags & ~case.undefined, xsave=bytes(xsave), memory=bytes(memory)
     )

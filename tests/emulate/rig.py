@@ -45,10 +45,10 @@ _ERROR_CODES = {8, 10, 11, 12, 13, 14, 17, 21}
 
 
 class Outcome(NamedTuple):
-    """The state behind one instruction.
+    """The state advanced one instruction.
 
     `exception` is (vector, error code, CR2 of a page fault) or None; `xsave` the XSAVE image
-    without x87's instruction pointers; `behind` the distance that RIP went.
+    without x87's instruction pointers; `advanced` the distance that RIP went.
     """
 
     registers: dict[str, int]
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     memory: bytes
     xsave: bytes
     exception: tuple[int, int, int] | None
-    behind: int
+    advanced: int
     device: list[tuple[str, int, bytes]]
 
 
@@ -225,14 +225,14 @@ class Rig:
             if not image[4] >> ((number + top) % 8) & 1:
                 # What an empty x87 register holds is nobody's business.
                 image[32 + 16 * number : 48 + 16 * number] = bytes(16)
-        behind = regs.rip - at if exception else length
+        advanced = regs.rip - at if exception else length
         return Outcome(
             {name: getattr(regs, name) for name in GENERAL},
             regs.rflags & STATUS,
             self.machine.memory.read(DATA, DATA_SIZE),
             bytes(image[:464]) + bytes(image[576:]),
             exception,
-            behind,
+            advanced,
             list(self.device.log),
         )
 

@@ -65,7 +65,7 @@ class Vcpu:
         self.memory[address : address + len(content)] = content
 
     def code(self, *instructions: str, at: int = CODE) -> None:
-        """Instructions one behind the other, of which the core has learnt each."""
+        """Instructions one after the other, of which the core has learnt each."""
         state = bytes(self.state)  # trying new code takes it
         for text in instructions:
             raw = bytes.fromhex(text)
@@ -103,7 +103,7 @@ def test_learnt_instructions_run_one_after_the_other(vcpu: Vcpu) -> None:
     assert vcpu.xmm(0) == struct.pack("<4f", 10, 10, 10, 10)
     assert vcpu.regs.rip == CODE + 9
     assert vcpu.native.counts() == {"addps": 2, "mulps": 1}
-    # Nothing was learnt behind them.
+    # Nothing was learnt after them.
     assert vcpu.steps() == 0
 
 

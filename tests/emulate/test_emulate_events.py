@@ -26,7 +26,7 @@ pytestmark = pytest.mark.kvm
 )
 @pytest.mark.parametrize("forced", [False, True])
 def test_ring_0_of_long_mode(rig: Rig, code: str, vector: int, forced: bool) -> None:
-    """RIP in the frame is behind the instruction."""
+    """RIP in the frame is after the instruction."""
     if forced and code != "f1":
         require_host(SOFT_EVENTS)
     elif code == "f1":
@@ -35,7 +35,7 @@ def test_ring_0_of_long_mode(rig: Rig, code: str, vector: int, forced: bool) -> 
     outcome = rig.run(raw, 0, forced=forced)
     assert outcome.exception is not None
     assert outcome.exception[0] == vector
-    assert outcome.behind == len(raw)
+    assert outcome.advanced == len(raw)
 
 
 def test_int_n_through_a_gate_of_ring_0_is_not_ring_3s(rig: Rig) -> None:
@@ -46,7 +46,7 @@ def test_int_n_through_a_gate_of_ring_0_is_not_ring_3s(rig: Rig) -> None:
     outcome = rig.run(bytes.fromhex("cd80"), 3, forced=True)
     memory.write(IDT, old)
     assert outcome.exception == (13, 0x80 * 8 + 2, 0)
-    assert outcome.behind == 0
+    assert outcome.advanced == 0
 
 
 GATE, SLOT = 0x80, descriptors.DATA16
@@ -240,14 +240,14 @@ def test_retf_to_what_it_must_not_reach(rig: Rig, selectors: tuple[int, int], er
     rig.machine.memory.write(KERNEL_STACK - 0x200, frame)
     outcome = rig.run(raw, 0, registers={"rsp": KERNEL_STACK - 0x200}, forced=True)
     assert outcome.exception == (13, error, 0)
-    assert outcome.behind == 0
+    assert outcome.advanced == 0
     assert outcome.registers["rsp"] == KERNEL_STACK - 0x200
 
 
 def test_a_single_step_behind_a_completed_instruction(rig: Rig) -> None:
     outcome = rig.run(bytes.fromhex("f3480fb8c3"), 0, flags=RFLAGS.TF, forced=True)
     assert outcome.exception == (1, 0, 0)
-    assert outcome.behind == 5
+    assert outcome.advanced == 5
     assert rig.kvm.get_debugregs().dr6 & 1 << 14
 
 

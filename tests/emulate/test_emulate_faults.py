@@ -60,7 +60,7 @@ def test_page_fault(
     assert fault == [14, error | (USER if ring else 0)]
     # Processors differ in which byte of an operand they touch first.
     assert cr2 == address if rig.completed > before else address <= cr2 < address + size
-    assert outcome.behind == 0
+    assert outcome.advanced == 0
     assert outcome.registers["rax"] == 7
     assert outcome.registers["rdi"] == address
 
@@ -112,7 +112,7 @@ def test_smap_holds_for_completed_instructions(rig: Rig, smap: bool, allowed: bo
 def test_general_protection(rig: Rig, code: str, registers: dict[str, int], vector: int) -> None:
     outcome = rig.run(bytes.fromhex(code), 0, registers=registers, forced=True)
     assert outcome.exception == (vector, 0, 0)
-    assert outcome.behind == 0
+    assert outcome.advanced == 0
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ READ_TOO_FAR = {"f30fe607": CVTDQ2PD, **dict.fromkeys(("0f6007", "0f6107", "0f62
 def test_an_operand_reaches_just_as_far_as_it_is_long(
     rig: Rig, code: str, size: int, forced: bool
 ) -> None:
-    """At the end of a page, with no page behind it; the processor says so too."""
+    """At the end of a page, with no page advanced it; the processor says so too."""
     if code in READ_TOO_FAR and not forced:
         require_host(READ_TOO_FAR[code])
     raw = bytes.fromhex(code)
@@ -365,7 +365,7 @@ def test_the_second_page_is_missing(rig: Rig, before: int) -> None:
     assert native.exception is not None
     assert ours.exception == (14, native.exception[1] & ~USER, CODE + 0x2000)
     assert native.exception[2] == CODE + 0x2000
-    assert ours.behind == native.behind == 0
+    assert ours.advanced == native.advanced == 0
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_a_register_for_what_takes_memory_alone(rig: Rig, code: str) -> None:
     raw = bytes.fromhex(code)
     outcome = rig.run(raw, 0, forced=True)
     assert outcome.exception == (6, 0, 0)
-    assert outcome.behind == 0
+    assert outcome.advanced == 0
     in_memory = bytes([*raw[:-1], 0x06])  # [rsi]
     assert rig.run(in_memory, 0, registers={"rsi": DATA}, forced=True).exception is None
 

@@ -173,7 +173,7 @@ def test_answers_land_where_the_kernel_looks() -> None:
     assert bytes(run.view[32 + 56 : 32 + 64]) == b"\xff" * 8
 
 
-def test_the_result_of_a_hypercall_lies_behind_its_arguments() -> None:
+def test_the_result_of_a_hypercall_follows_its_arguments() -> None:
     """struct kvm_run, hypercall: __u64 nr, args[6], ret."""
     assert struct.calcsize("<Q6Q") == 56
 
@@ -190,7 +190,7 @@ def test_answers_that_do_not_fit(answer: int | bytes) -> None:
         load.answer(answer)
 
 
-def test_exits_that_nobody_can_answer() -> None:
+def test_exits_without_an_answer() -> None:
     with pytest.raises(StateError, match="not made by a vCPU"):
         exits.IoIn(0x60, 1).answer(1)
     run = page(2, "BBHIQ", 0, 1, 0x60, 1, DATA)

@@ -66,7 +66,7 @@ class FakeClock:
         raise AssertionError(f"more than {limit} deadlines")
 
     def stall(self, nanoseconds: int) -> None:
-        """Let time pass with nobody looking, then run what has come due."""
+        """Let time pass unobserved, then run what has come due."""
         self.time += nanoseconds
         self._run()
 

@@ -258,7 +258,7 @@ class Models(Runner):
             self._bus.write(space, address, size, int.from_bytes(page[at : at + size], "little"))
             return
         value = self._bus.read(space, address, size)
-        assert value is not None, f"nobody at {address:#x}"
+        assert value is not None, f"no device at {address:#x}"
         page[at : at + size] = value.to_bytes(size, "little")
 
 

@@ -104,7 +104,7 @@ class TestPhysical:
         assert deliver(board_of(x2apic=True), 0xFF) == [0, 1, 2, 3]
 
     def test_xapic_with_a_large_id(self) -> None:
-        """It answers to its x2APIC ID, or nobody could start it; as in KVM."""
+        """It answers to its x2APIC ID, or it could not be started; as in KVM."""
         board = board_of((0, 0x101))
         assert deliver(board, 0x101) == [1]
         assert deliver(board, 0x01) == [1]
@@ -239,7 +239,7 @@ class TestLowestPriority:
         write(board.lapics[0], reg.SVR, 0xFF)
         assert [self.one(board, 0x40 + i) for i in range(4)] == [2, 3, 1, 2]
 
-    def test_nobody_able(self) -> None:
+    def test_none_able(self) -> None:
         board = board_of(ldr=(1, 2, 4, 8))
         for lapic in board.lapics:
             write(lapic, reg.SVR, 0xFF)
@@ -288,7 +288,7 @@ class TestMsi:
 def test_any_message_goes_somewhere_or_nowhere(
     high: int, command: int, x2apic: bool, ldr: list[int], dfr: int
 ) -> None:
-    """By MSI and by ICR: nobody twice, lowest priority at most one unless physically to all."""
+    """By MSI and by ICR: none twice, lowest priority at most one unless physically to all."""
     board = board_of((0, 1, 2, 300), ldr=tuple(n & 0xFF for n in ldr), dfr=dfr, x2apic=x2apic)
     message = Message.from_msi(high, command & 0xFFFFFFFF)
     targets = board.bus.targets(message)
@@ -307,7 +307,7 @@ def test_any_message_goes_somewhere_or_nowhere(
         write(board.lapics[1], reg.ICR, command)
 
 
-def test_a_level_that_nobody_takes_is_sent_again_once_somebody_does() -> None:
+def test_a_level_that_no_apic_takes_is_sent_again_once_one_does() -> None:
     """A line that is up before its local APIC is enabled does not hang in the I/O APIC."""
     board = Board()
     bus = ApicBus([board.lapic])

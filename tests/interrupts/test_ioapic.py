@@ -309,7 +309,7 @@ def test_made_edge_triggered_it_has_no_remote_irr(rig: Rig) -> None:
     assert rig.vectors() == [0x51, 0x51]
 
 
-def test_what_nobody_takes_has_no_remote_irr(rig: Rig) -> None:
+def test_what_no_apic_takes_has_no_remote_irr(rig: Rig) -> None:
     rig.accepts = False
     rig.program(9, LEVEL | 0x51)
     rig.lines[9].set(True)
@@ -319,7 +319,7 @@ def test_what_nobody_takes_has_no_remote_irr(rig: Rig) -> None:
     assert (rig.vectors(), rig.remote_irr(9)) == ([0x51, 0x51], True)
 
 
-def test_only_false_means_that_nobody_took_it() -> None:
+def test_only_false_means_that_no_apic_took_it() -> None:
     chip = IoApic(lambda message: None)
     line = chip.line(0)
     chip.write(IOREGSEL, 4, IOREDTBL)

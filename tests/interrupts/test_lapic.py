@@ -203,7 +203,7 @@ class TestPage:
         assert bus.read(Space.MMIO, 0xFEE00080, 4) == 0x42
 
     @pytest.mark.parametrize("base", [0xFEE00000, 0xFEE00C00])
-    def test_nobody_there_in_the_other_modes(self, lapic: LocalApic, base: int) -> None:
+    def test_not_there_in_the_other_modes(self, lapic: LocalApic, base: int) -> None:
         lapic.base = base
         write(lapic, reg.TPR, 0x30)
         assert lapic.read(0x80, 4) == 0xFFFFFFFF

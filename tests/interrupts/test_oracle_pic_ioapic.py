@@ -333,7 +333,7 @@ class Manners(NamedTuple):
     """What hosts do differently.
 
     `holds`: the local APIC has in service what a guest in real mode takes; a KVM that emulates real
-    mode may end it at once.  `accepts`: a message that addresses nobody counts as accepted, as it
+    mode may end it at once.  `accepts`: a message that addresses no APIC counts as accepted, as it
     does in older kernels.
     """
 

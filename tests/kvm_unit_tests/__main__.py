@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("| Test |", " | ".join(chosen), "|")
     print("|---|" + "---|" * len(chosen))
     totals = dict.fromkeys(chosen, 0)
-    behind = []
+    lost = []
     for entry in entries:
         verdicts = _verdicts(entry, chosen, options.limit, options.logs)
         print(f"| {entry.name} |", " | ".join(map(_cell, verdicts.values())), "|", flush=True)
@@ -43,11 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
         for name in passed:
             totals[name] += 1
         if passed and "pykvm" in chosen and "pykvm" not in passed:
-            behind.append(entry.name)
+            lost.append(entry.name)
     print(f"| {len(entries)} entries |", " | ".join(map(str, totals.values())), "|")
-    if behind:
-        print(f"\nPassed by QEMU and not by pykvm: {', '.join(behind)}")
-    return 1 if behind else 0
+    if lost:
+        print(f"\nPassed by QEMU and not by pykvm: {', '.join(lost)}")
+    return 1 if lost else 0
 
 
 def _verdicts(

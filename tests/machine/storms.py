@@ -183,7 +183,7 @@ def _value(chance: Random) -> int:
 
 
 def everything(reads: list[Access], chance: Random) -> Iterator[Access]:
-    """Accesses at random to the registers behind `reads`, reads and writes of any size."""
+    """Accesses at random to the registers that `reads` read, reads and writes of any size."""
     while True:
         read = chance.choice(reads)
         what = What(read.what + (chance.random() < 0.6))
@@ -193,14 +193,14 @@ def everything(reads: list[Access], chance: Random) -> Iterator[Access]:
 
 
 def alternating(read: Access, chance: Random, times: int) -> list[Access]:
-    """Two values, to and fro, written to the register behind `read`."""
+    """Two values, to and fro, written to the register that `read` reads."""
     values = _value(chance), _value(chance)
     what = What(read.what + 1)
     return [read._replace(what=what, value=values[turn % 2]) for turn in range(times)]
 
 
 def kernel_memory() -> int:
-    """What the host's kernel holds of memory that nobody can take back, in KiB."""
+    """What the host's kernel holds of memory that cannot be reclaimed, in KiB."""
     counted = ("SUnreclaim", "KernelStack", "PageTables", "VmallocUsed", "Percpu")
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     return sum(int(words[1]) for words in lines if words[0].rstrip(":") in counted)

@@ -46,7 +46,7 @@ def test_reads_come_with_what_their_devices_said(guest: MakeGuest) -> None:
         seen.append((exit, exit.answered))
 
     result = machine.run(timeout=30, on_answer=note)
-    assert result.error is not None  # nobody is at 0xd0000000: no answer, no call
+    assert result.error is not None  # no device is at 0xd0000000: no answer, no call
     assert seen == [(IoIn(port=0x500, size=2), b"\x01\x11")]
 
 

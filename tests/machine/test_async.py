@@ -89,7 +89,7 @@ def test_guest_memory_stands_still_after_an_exception(
         assert machine.memory.read_u16(0x500) == seen
 
 
-def test_an_exception_leaves_a_loop_by_hand_behind_and_nothing_else(
+def test_an_exception_leaves_a_loop_by_hand_and_nothing_else(
     guest: MakeGuest, alarm: Callable[[float], None]
 ) -> None:
     machine = guest("E6 80  out 0x80, al; EB FC  jmp $-2".replace(";", "\n"), devices=[])

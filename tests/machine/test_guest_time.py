@@ -1,4 +1,4 @@
-"""When guest time begins: with the machine, whoever looks at its clock and whenever."""
+"""When guest time begins: with the machine, whenever its clock is looked at."""
 
 from __future__ import annotations
 

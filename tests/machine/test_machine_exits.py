@@ -53,7 +53,7 @@ def with_port(guest: MakeGuest, port: Port, listing: str = READ_AND_WRITE) -> Ma
     return machine
 
 
-def test_devices_answer_what_nobody_else_does(guest: MakeGuest, port: Port) -> None:
+def test_devices_answer_what_is_left_to_them(guest: MakeGuest, port: Port) -> None:
     exits = with_port(guest, port).exits(timeout=20)
     assert list(exits) == [IoIn(0x90, 1), IoOut(0x91, 1, b"\x08"), IoOut(0xF4, 1, b"\x07")]
     assert exits.result is not None
@@ -173,7 +173,7 @@ def test_every_instruction(guest: MakeGuest) -> None:
 
 
 def test_hlt_waits_for_an_interrupt_and_may_be_skipped(guest: MakeGuest) -> None:
-    """Nothing could wake it; who takes the exit goes on behind the instruction."""
+    """Nothing could wake it; who takes the exit goes on after the instruction."""
     machine = guest("F4  hlt\nE6 F4  out 0xf4, al")
     exits = machine.exits(timeout=20)
     assert list(exits) == [Hlt()]

@@ -75,7 +75,7 @@ def test_a_bare_machine_leaves_cmos_ram_alone(guest: MakeGuest) -> None:
 
 
 def test_the_pm_timer_interrupts_when_its_top_bit_changes(pc: MakePc) -> None:
-    """Ten minutes of guest time, which nobody waits for."""
+    """Ten minutes of guest time, which are skipped."""
     machine = pc(assemble(SLEEP), mode=Mode.REAL, memory="1M", clock="warp")
     listen(machine, CLEAR_TIMER_STATUS + END, x2apic=True)
     poke(machine, 0xFEC00000, 0x10 + 2 * 9)

@@ -281,7 +281,7 @@ class TestTogether:
             time.sleep(0.005)
             assert machine.memory.read(0x510, 4) == after
 
-    def test_a_slow_device_keeps_nobody_else_out_of_the_guest(self, guest: MakeGuest) -> None:
+    def test_a_slow_device_keeps_no_other_vcpu_out_of_the_guest(self, guest: MakeGuest) -> None:
         machine = guest("E4 E8  in al, 0xe8\n" + END_WITH_0, vcpus=2)
         start(machine, 1, COUNTER)
 
@@ -328,7 +328,7 @@ class TestLocks:
             while time.monotonic() < until:
                 assert machine.run(timeout=2).outcome is Outcome.TIMEOUT
                 before, taken = taken, machine.memory.read_u64(address)
-                assert taken > before, "nobody gets on"
+                assert taken > before, "no vCPU gets on"
 
 
 def test_put_handler_is_where_the_table_says(guest: MakeGuest) -> None:

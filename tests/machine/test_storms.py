@@ -13,7 +13,7 @@ from pykvm import Outcome
 
 pytestmark = pytest.mark.kvm
 
-# Each map of the bus that is left behind is some 130 KiB.
+# Each map of the bus that is not freed is some 130 KiB.
 MOVES = 700
 ALLOWANCE = 8192  # KiB
 IRQCHIPS = ("user", "split", "kernel")

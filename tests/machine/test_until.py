@@ -113,7 +113,7 @@ def test_a_failure_counts_more_at_the_same_byte() -> None:
 def test_it_goes_on_where_the_last_match_ended() -> None:
     console = Console()
     assert console.wait(b"one two ", until="one").ending is not None
-    # Said before this wait, and behind the match of the last.
+    # Said before this wait, and after the match of the last.
     assert console.wait(until="two").ending is not None
     assert console.wait(until="two").ending is None
     assert console.wait(b"tw", until="nothing").ending is None

@@ -9,7 +9,7 @@ import pytest
 
 from pykvm.exits import InternalError
 from pykvm.host import Host
-from pykvm.quirks.probe_vm import SPARE, ProbeVM
+from pykvm.quirks.probe_vm import SCRATCH, ProbeVM
 from pykvm.x86.cpuid import BASELINE, CpuidTable
 
 # An instruction that each feature brings, RSI leading to memory.  FPU, SSE and their like are not
@@ -50,6 +50,6 @@ def test_what_the_baseline_shows_is_executed(
     vm: ProbeVM, offered: CpuidTable, feature: str
 ) -> None:
     """One that the host does not offer is not in the guest's table, and nothing is promised."""
-    stop = vm.run(bytes.fromhex(INSTRUCTIONS[feature]), 0, {"rsi": SPARE})
+    stop = vm.run(bytes.fromhex(INSTRUCTIONS[feature]), 0, {"rsi": SCRATCH})
     refused = isinstance(stop.exit, InternalError)
     assert not (refused and feature in offered)

@@ -147,7 +147,7 @@ def test_lines_are_compared_without_times_and_numbers() -> None:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to look for QEMU in, and nobody remembers what was found before."""
+    """A folder to look for QEMU in, and what was found before is forgotten."""
     monkeypatch.setenv("PATH", str(tmp_path))
     qemu.processor.cache_clear()
     yield tmp_path

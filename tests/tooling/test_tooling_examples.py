@@ -59,7 +59,7 @@ def run_with_conftest(
     )
 
 
-def test_a_run_that_fails_tells_its_seed(root: Path, tmp_path: Path) -> None:
+def test_a_run_that_fails_prints_its_seed(root: Path, tmp_path: Path) -> None:
     """And takes one that it is given."""
 
     def told(*options: str) -> str:

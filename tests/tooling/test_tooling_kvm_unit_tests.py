@@ -134,7 +134,7 @@ def test_a_tree_with_one_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def _multiboot(code: bytes) -> bytes:
-    """A kernel that says by addresses that it goes to 1 MiB: its header, and `code` behind it."""
+    """A kernel that says by addresses that it goes to 1 MiB: its header, and `code` after it."""
     base, size = 0x10_0000, 32
     words = (
         0x1BADB002,

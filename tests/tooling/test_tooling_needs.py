@@ -249,7 +249,7 @@ def test_kvm_that_is_not_kvm() -> None:
     )
 
 
-def test_forbidden_device_names_the_remedy() -> None:
+def test_a_forbidden_device_says_what_to_do() -> None:
     error = OSError(errno.EACCES, os.strerror(errno.EACCES))
     assert host.explain("opening /dev/kvm", error).endswith(
         "Permission denied (join the group that owns it (usermod -aG kvm NAME) and log in again)"

@@ -1,4 +1,4 @@
-"""The loop in C, with no guest behind it: what it makes of a KVM_RUN that fails."""
+"""The loop in C, without a guest: what it makes of a KVM_RUN that fails."""
 
 from __future__ import annotations
 

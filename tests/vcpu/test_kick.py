@@ -68,7 +68,7 @@ def test_kicks_from_another_thread_at_random_moments(
             result = machine.run(timeout=20)
             assert result.outcome is Outcome.STOPPED, result
             assert stopped.wait(20)
-        # Nothing is left over: a run that nobody stops is not stopped.
+        # Nothing is left over: a run that is not stopped goes on.
         assert machine.run(timeout=0.02).outcome is Outcome.TIMEOUT
     finally:
         over = True
