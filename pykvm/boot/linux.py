@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from pykvm.boot.source import Request, Source
     from pykvm.memory import GuestMemory
 
-__all__ = ["NAME", "PC", "load", "place", "recognise"]
+__all__ = ["NAME", "PC", "UNPACKS_ITSELF", "load", "place", "recognise"]
 
 NAME = "linux"
 PC = True
+
+#: In a remark on a bzImage that pykvm could not unpack.
+UNPACKS_ITSELF = "the kernel unpacks itself, in the guest"
 
 
 def recognise(source: Source, request: Request) -> str | None:
@@ -67,7 +70,7 @@ def load(source: Source, request: Request) -> Image:
             return read_unpacked(source, request, protocol=NAME)
         except CannotUnpack as error:
             reason = str(error)
-    remark = f"{source.name}: the kernel unpacks itself, in the guest: {reason}"
+    remark = f"{source.name}: {UNPACKS_ITSELF}: {reason}"
     return read_bzimage(source, request, protocol=NAME, mode=mode, remarks=(remark,))
 
 

@@ -66,6 +66,11 @@ class _Session:
                     trace = Trace(self._machine, self._options, self._interrupts, self._limit)
                     self._trace = stack.enter_context(trace)
                 stack.enter_context(self._consoles)
+                if self._machine.is_linux and not self._options.quiet:
+                    from pykvm.cli.silence import Silence, is_watched
+
+                    if is_watched():
+                        stack.enter_context(Silence(self._machine))
                 result = self._interrupts.run(self._run)
         except KeyboardInterrupt:
             # Out of the middle of something: there is no result.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import contextmanager, suppress
 
@@ -10,6 +9,7 @@ from pykvm.cli.consoles import Consoles
 from pykvm.cli.interrupts import Interrupts
 from pykvm.cli.machine import machine_of
 from pykvm.cli.output import TimeLimit
+from pykvm.cli.palette import Palette
 from pykvm.cli.report import say, show
 from pykvm.cli.step_commands import Leave, command, words_like
 from pykvm.cli.stepper import Stepper
@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _PROMPT = "step> "
-_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 def main(options: Options) -> int:
     """Step through the guest that `options` describe and return the exit status."""
     with machine_of(options) as machine, _consoles(machine, options):
         here = options.serial.kind == "stdio"
-        stepper = Stepper(machine, _show_line, image=options.guest, strong=_strong(), console=here)
+        palette = Palette.of_stdout()
+        stepper = Stepper(
+            machine, _show_line, image=options.guest, paint=palette.paint, console=here
+        )
         place = f"{printable(options.guest)} is about to start at {stepper.place}"
         _show_line(f"{place}; help lists the commands")
         with suppress(Leave):
@@ -53,16 +55,6 @@ def _consoles(machine: Machine, options: Options) -> Iterator[None]:
         yield
     for remark in consoles.remarks:
         say(remark)
-
-
-def _strong() -> type[str] | _Bold:
-    """How text is made to stand out: in bold where a terminal reads it."""
-    return _Bold() if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else str
-
-
-class _Bold:
-    def __call__(self, text: str) -> str:
-        return f"{_BOLD}{text}{_PLAIN}"
 
 
 def _prompt() -> str:

@@ -56,7 +56,7 @@ def command(stepper: Stepper, line: str) -> None:
             raise ConfigError(f"usage: {name} {found.arguments}".rstrip())
         found.do(stepper, words)
     except PykvmError as error:
-        stepper.show("\n    ".join(str(error).splitlines()))
+        stepper.complain(error)
     except KeyboardInterrupt:
         stepper.show(f"interrupted at {stepper.place}")
 

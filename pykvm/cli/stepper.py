@@ -5,6 +5,7 @@ from __future__ import annotations
 from pykvm.cli.consoles import Lines
 from pykvm.cli.describe import linear_rip, location
 from pykvm.cli.instruction import instruction_at, instruction_of
+from pykvm.cli.palette import Palette
 from pykvm.cli.sentences import answer, reason
 from pykvm.cli.source_lines import SourceLines
 from pykvm.errors import StateError
@@ -39,6 +40,8 @@ STEP_PATIENCE = 2.0
 _LONGEST_INSTRUCTION = 15
 _OWNER = "step"
 
+_PLAIN = Palette(on=False).paint
+
 # Ends after which there is nothing to go on with.
 _OVER = frozenset({Outcome.EXITED, Outcome.RESET, Outcome.HALTED, Outcome.CRASHED})
 
@@ -46,9 +49,9 @@ _OVER = frozenset({Outcome.EXITED, Outcome.RESET, Outcome.HALTED, Outcome.CRASHE
 class Stepper:
     """A machine that stands at one VM exit.
 
-    `show` prints a line, and `strong` marks text that stands out.  `cpu` is the vCPU that is looked
-    at, `exit` where it stands (None at the start), `count` how many exits there were.  `ending`
-    says how the guest ended, once it has.
+    `show` prints a line, and `paint` colours text (`Palette.paint`).  `cpu` is the vCPU that is
+    looked at, `exit` where it stands (None at the start), `count` how many exits there were.
+    `ending` says how the guest ended, once it has.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Stepper:
         show: Callable[[str], object],
         *,
         image: str = "",
-        strong: Callable[[str], str] = str,
+        paint: Callable[[str, str], str] = _PLAIN,
         console: bool = True,
     ) -> None:
         """`image` is the guest's file, for its lines of source.
@@ -71,7 +74,7 @@ class Stepper:
         self.count = 0
         self.ending = ""
         self.breakpoints: list[int] = []
-        self._strong = strong
+        self._paint = paint
         self._source = SourceLines(image)
         self._lines = Lines(self._show_lines)
         if console:
@@ -90,6 +93,11 @@ class Stepper:
         """Whether the exit was answered or taken by hand."""
         return self.exit is not None and self.exit.taken
 
+    def complain(self, error: object) -> None:
+        """Show what is wrong with a command, and what to do about it below."""
+        first, *others = str(error).splitlines() or [""]
+        self.show("\n    ".join([self._paint("error", first), *others]))
+
     def describe(self) -> None:
         """Show the exit: why, who answers, and the instruction with its symbol and line."""
         exit = self.exit
@@ -100,11 +108,12 @@ class Stepper:
         who = f"vCPU {self.cpu.index}" if several else "the guest"
         answers = answer(self.machine, exit)
         self.show(
-            f"[{self.count}] {self._strong(f'{who} {reason(exit)}')}"
+            f"[{self.count}] {self._paint('exit', f'{who} {reason(exit)}')}"
             + (f"; {answers}" if answers else "")
         )
         if isinstance(exit, (Shutdown, FailEntry, MemoryFault)):
-            self.show(f"    {crash_of(self.cpu, exit, self.machine.symbol_at).message}")
+            crash = crash_of(self.cpu, exit, self.machine.symbol_at).message
+            self.show(f"    {self._paint('error', crash)}")
         self.show(self._instruction_line())
 
     def _instruction_line(self) -> str:
@@ -116,7 +125,12 @@ class Stepper:
         )
         line = printable(self._source.at(instruction.address))
         where = location(self.machine, instruction.address)
-        return "  ".join(filter(None, (f"    {where}", line, str(instruction))))
+        parts = (
+            self._paint("place", where),
+            self._paint("source", line),
+            self._paint("instruction", str(instruction)),
+        )
+        return "    " + "  ".join(filter(None, parts))
 
     def _function(self) -> int | None:
         """Where the function begins that the vCPU stands in."""
@@ -218,7 +232,8 @@ class Stepper:
         """A run has ended."""
         self._lines.flush()
         self.exit = None
-        self.show(f"{result.sentence}{result.where}")
+        kind = "error" if result.outcome is Outcome.CRASHED else "exit"
+        self.show(self._paint(kind, f"{result.sentence}{result.where}"))
         if result.error is not None and result.error.hint:
             self.show(f"    {result.error.hint}")
         if result.outcome in _OVER:
@@ -243,4 +258,4 @@ class Stepper:
         """What the guest prints, marked as its own."""
         plain = printable_lines(text.decode(errors="replace").removesuffix("\n"))
         for line in plain.split("\n"):
-            self.show(f"    | {line}")
+            self.show(f"    | {self._paint('console', line)}")
