@@ -177,7 +177,7 @@ def _measure_share(rig: Rig, pairs: int) -> Measured:
         f"{last.seconds:.1f} s, of which {last.guest_seconds:.1f} s in the guest and "
         f"{last.outside_seconds:.1f} s outside, {last.emulated_seconds:.1f} s of these for KVM",
         _counts("exits", last.exits),
-        _counts("completed for KVM", last.emulated),
+        _counts("emulated", last.emulated),
         _counts("workarounds", last.workarounds),
     )
     return Measured(tuple(alone(_share(result)) for result in results), notes)

@@ -31,8 +31,9 @@ from pykvm.values.spelling import option
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from pykvm.errors import LoadError
     from pykvm.memory import GuestMemory
 
 __all__ = [
@@ -131,7 +132,7 @@ def load(
     source = source_of(file, name=name)
     if not len(source):
         raise source.error("is empty")
-    reasons = []
+    missed = {}
     for one in map(_named, _candidates(source, request.protocol)):
         reason = one.recognise(source, request)
         if reason is None:
@@ -142,7 +143,12 @@ def load(
                     hint="leave them out",
                 )
             return one.load(source, request)
-        reasons.append(f"no {one.NAME} image ({reason})")
+        missed[one.NAME] = reason
+    raise _unknown(source, missed)
+
+
+def _unknown(source: Source, missed: Mapping[str, str]) -> LoadError:
+    """The error for a file that no protocol takes: what it may be, and what each has missed."""
     from pykvm.boot.magic import familiar
 
     raw = (
@@ -150,7 +156,10 @@ def load(
         f"{option('mode', 'real')}, protected or long"
     )
     what, advice = familiar(bytes(source.part(0, 64))) or ("no guest that pykvm knows", raw)
-    raise source.error(f"is {what}: {', '.join(reasons)}", hint=advice)
+    reasons = [f"no {name} image: {reason}" for name, reason in missed.items()]
+    if len(reasons) == 1:
+        return source.error(f"is {what}: {reasons[0]}", hint=advice)
+    return source.error(f"is {what}", hint="\n".join((advice, *reasons)))
 
 
 def _candidates(source: Source, protocol: str | None) -> Iterable[str]:

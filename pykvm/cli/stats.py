@@ -40,7 +40,7 @@ def stats_text(result: Result, places: Counter[tuple[str, Space, int, str]] | No
     if emulated:
         count, seconds = sum(emulated.values()), result.emulated_seconds
         each = f"{1000 * seconds:.3f} ms, {1e6 * seconds / count:.1f} µs each"
-        rows.append(("completed for KVM", f"{count}", each))
+        rows.append(("emulated", f"{count}", each))
         for name, count in sorted(emulated.items(), key=lambda item: (-item[1], item[0])):
             rows.append((f"  {name}", f"{count}", ""))
     for (kind, space, address, device), count in places.most_common(_BUSIEST) if places else ():

@@ -51,16 +51,16 @@ def test_out_of_the_modes_reach() -> None:
 def test_unknown_is_told_what_each_protocol_missed() -> None:
     with pytest.raises(LoadError) as caught:
         load(b"hello, world", name="notes.txt")
-    said = caught.value.message
-    assert said.startswith("notes.txt: is no guest that pykvm knows: no ")
-    for protocol in set(boot.PROTOCOLS) - {"linux64", "linux32"}:
-        assert f"no {protocol} image (" in said
-    assert "no elf image (starts with 68 65 6c 6c, not with 7f 45 4c 46)" in said
-    assert said.endswith(
-        "no flat image (no mode or address is given, and the name ends in none of .bin .img .com)"
-    )
-    assert caught.value.hint == (
+    assert caught.value.message == "notes.txt: is no guest that pykvm knows"
+    advice, *missed = caught.value.hint.splitlines()
+    assert advice == (
         "to run it as raw machine code, say in which mode: mode='real', protected or long"
+    )
+    asked = set(boot.PROTOCOLS) - {"linux64", "linux32"}
+    assert {line.partition(" image: ")[0] for line in missed} == {f"no {one}" for one in asked}
+    assert "no elf image: starts with 68 65 6c 6c, not with 7f 45 4c 46" in missed
+    assert missed[-1] == (
+        "no flat image: no mode or address is given, and the name ends in none of .bin .img .com"
     )
 
 
@@ -91,10 +91,11 @@ def test_unknown_is_told_what_each_protocol_missed() -> None:
 def test_familiar_files_are_called_by_their_name(start: bytes, what: str, hint: str) -> None:
     with pytest.raises(LoadError) as caught:
         load(start, name="guest")
-    assert caught.value.message.startswith(f"guest: is {what}: no ")
+    assert caught.value.message == f"guest: is {what}"
     assert caught.value.hint.startswith(hint)
 
 
 def test_less_than_the_magic_is_no_elf() -> None:
-    with pytest.raises(LoadError, match=r"no elf image \(starts with 7f, not with 7f 45 4c 46\)"):
+    with pytest.raises(LoadError) as caught:
         load(b"\x7f")
+    assert "no elf image: starts with 7f, not with 7f 45 4c 46" in caught.value.hint.splitlines()

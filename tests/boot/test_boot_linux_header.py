@@ -46,10 +46,10 @@ def test_every_field_is_where_it_is() -> None:
 
 def test_recognised_by_its_magic_and_not_by_a_boot_sectors() -> None:
     assert load(bzimage(), name="k").kind == "linux"
-    with pytest.raises(LoadError, match=r"no linux image \(no 'HdrS' at 0x202, and no ELF file\)"):
+    with pytest.raises(LoadError, match=r"no linux image: no 'HdrS' at 0x202, and no ELF file"):
         load(bzimage(header=0), name="k", protocol="linux")
     assert load(bzimage(header=0), name="k").kind == "bootsector"
-    with pytest.raises(LoadError, match=r"no linux image \(no boot flag 0xaa55 at 0x1fe, and no"):
+    with pytest.raises(LoadError, match=r"no linux image: no boot flag 0xaa55 at 0x1fe, and no"):
         load(bzimage(boot_flag=0), name="k")
     assert load(bzimage(header=0), name="k", mode=Mode.REAL).kind == "flat"
 

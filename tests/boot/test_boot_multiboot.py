@@ -102,7 +102,7 @@ class TestRecognised:
             load(file, mode=Mode.LONG, protocol="multiboot")
 
     def test_insisting_on_it_says_what_is_missing(self) -> None:
-        with pytest.raises(LoadError, match=r"no multiboot image \(no header in the first 8192"):
+        with pytest.raises(LoadError, match=r"no multiboot image: no header in the first 8192"):
             load(elf(), protocol="multiboot")
 
     def test_is_asked_before_elf(self) -> None:

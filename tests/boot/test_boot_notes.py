@@ -137,7 +137,7 @@ def test_a_file_names_its_protocol() -> None:
 
 
 def test_a_protocol_that_does_not_know_the_file_or_does_not_exist() -> None:
-    with pytest.raises(LoadError, match=r"no linux64 image \(no boot flag"):
+    with pytest.raises(LoadError, match=r"no linux64 image: no boot flag"):
         load(elf(Part(HLT), note("pykvm", 1, b"linux64")))
     with pytest.raises(LoadError) as caught:
         load(elf(Part(HLT), note("pykvm", 1, b"\xffx")), name="k")

@@ -116,7 +116,7 @@ def test_what_cannot_be_asked_of_it() -> None:
     with pytest.raises(LoadError, match="cannot be placed at 0x200000"):
         load(kernel(), address=2 * M)
     assert load(kernel(), mode=Mode.PROTECTED).protocol == "pvh"
-    with pytest.raises(LoadError, match=r"no pvh image \(no ELF note of Xen's"):
+    with pytest.raises(LoadError, match=r"no pvh image: no ELF note of Xen's"):
         load(elf(), protocol="pvh")
 
 

@@ -55,7 +55,7 @@ class TestBootSector:
     def test_a_refusal_says_why_it_is_no_boot_sector(self, data: bytes, reason: str) -> None:
         with pytest.raises(LoadError) as caught:
             load(data, protocol="bootsector")
-        assert f"no bootsector image ({reason})" in caught.value.message
+        assert f"no bootsector image: {reason}" in caught.value.message
 
     @pytest.mark.parametrize("asked", [{"mode": Mode.REAL}, {"address": 0x7C00}])
     def test_a_mode_or_an_address_makes_it_a_flat_image(self, asked: dict[str, Any]) -> None:
