@@ -33,6 +33,7 @@ Examples:
   pykvm hello.elf
   pykvm --memory 256M --timeout 10 kernel.elf -- console verbose
   pykvm --mode real --load-address 0x7c00 bootsector.bin
+  pykvm --timeout 60 --until 'login: ' bzImage --initrd initramfs.cpio
   pykvm --serial unix:/tmp/guest.sock --trace-file exits.txt --stats guest.elf
   pykvm step hello.elf
 
@@ -42,8 +43,10 @@ with a shell does, gets Ctrl-C, and a second one within a second ends the run.
 
 Exit status:
   N    the guest exited with code N (above 255: 255, and a line says so)
-  0    also: the guest halted for good, asked for a reset, or was left with Ctrl-A x
+  0    also: the guest halted for good, asked for a reset, or was left with Ctrl-A x; or it said
+       what --until waits for
   2    wrong use: an option, a value or a guest file that makes no sense
+  123  in the place of 0 where the guest ended before it said what --until waits for
   124  the time given by --timeout is up
   125  the guest crashed: triple fault, failed entry, refused instruction, wild access
   126  this host or pykvm failed

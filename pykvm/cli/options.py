@@ -9,6 +9,8 @@ Importing argparse alone would cost a third of a small guest's whole run.
 
 from __future__ import annotations
 
+import os
+
 from pykvm.cli.usage import UsageError
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
@@ -18,6 +20,7 @@ from pykvm.values.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from re import Pattern
     from typing import Any
 
 __all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "parse", "spell"]
@@ -56,6 +59,8 @@ class Options:
     #: How many bytes each file takes, None for any number.
     output_limit: int | None = 1 << 30
     timeout: float | None = None
+    #: What ends the run once the guest has said it: texts and regular expressions.
+    until: tuple[str | bytes | Pattern[str], ...] = ()
     exit_status: str = "guest"
     debug_exit: int | None = None
     quiet: bool = False
@@ -243,6 +248,28 @@ def _fw_cfg(text: str) -> tuple[str, str]:
     return name, path
 
 
+def _said(text: str) -> str | bytes:
+    if not text:
+        raise ValueError("text that is not empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
+
+
+def _pattern(text: str) -> Pattern[str]:
+    import re
+
+    try:
+        pattern = re.compile(text, re.MULTILINE)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"a regular expression ({error})") from None
+    if pattern.search(""):
+        raise ValueError("a regular expression that matches no empty text")
+    return pattern
+
+
 def _flag(text: str) -> bool:
     raise AssertionError("an option without a value has nothing to convert")
 
@@ -399,6 +426,18 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("--timeout", "SECONDS", _seconds, ENDING, "stop the guest after this time"),
     Option(
+        "--until", "TEXT", _said, ENDING,
+        "end the run, with status 0, as soon as the guest has printed this on the serial port; may "
+        "be given again, for any of several",
+        repeats=True,
+    ),
+    Option(
+        "--until-regex", "REGEX", _pattern, ENDING,
+        "the same for a regular expression of Python's; ^ and $ are the ends of a line, and a "
+        "match is up to 1,024 bytes long",
+        repeats=True, sets="until",
+    ),
+    Option(
         "--exit-status", "STYLE", one_of("guest", "qemu"), ENDING,
         "status for a guest's exit code v: guest gives v (default), qemu gives (v << 1) | 1 as "
         "QEMU's isa-debug-exit does",
@@ -411,7 +450,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--quiet", "", _flag, ENDING,
-        "say nothing on stderr when the guest exits by itself",
+        "say nothing on stderr when the guest exits by itself, or has said what --until waits for",
         short="-q", bare=True,
     ),
     Option(

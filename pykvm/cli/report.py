@@ -24,10 +24,10 @@ _STATUS = {
     Outcome.RESET: Status.DONE,
     Outcome.TIMEOUT: Status.TIMED_OUT,
     Outcome.CRASHED: Status.CRASHED,
-    # Only code stops a run, waits for a condition or sets breakpoints, and `run` does none of it.
+    Outcome.UNTIL: Status.DONE,
+    # Only code stops a run, says what must not come or sets breakpoints; `run` does none of it.
     Outcome.STOPPED: Status.FAILED,
     Outcome.DEBUG: Status.FAILED,
-    Outcome.UNTIL: Status.FAILED,
     Outcome.FAILED: Status.FAILED,
 }
 
@@ -84,7 +84,8 @@ def say(message: str, hint: str = "", *, until: float | None = None) -> None:
 def exit_status(result: Result, style: str = "guest") -> tuple[int, str]:
     """The exit status for a result, and a remark where it is not the guest's own code.
 
-    `style` is "guest" (the code itself) or "qemu" (what QEMU's isa-debug-exit makes of it).
+    `style` is "guest" (the code itself) or "qemu" (what QEMU's isa-debug-exit makes of it).  A run
+    that waited for a text in vain never has status 0.
 
     >>> from pykvm.result import Ending, Outcome, Result
     >>> ending = Ending(Outcome.EXITED, "the guest exited with code 3", exit_code=3)
@@ -92,6 +93,13 @@ def exit_status(result: Result, style: str = "guest") -> tuple[int, str]:
     >>> exit_status(result), exit_status(result, "qemu")
     ((3, ''), (7, 'exit status 7'))
     """
+    status, note = _status(result, style)
+    if result.awaited and status == Status.DONE and result.outcome is not Outcome.UNTIL:
+        return Status.UNSAID, f"exit status {Status.UNSAID}: it did not say what --until waits for"
+    return status, note
+
+
+def _status(result: Result, style: str) -> tuple[int, str]:
     code = result.exit_code
     if result.outcome is not Outcome.EXITED or code is None:
         return _STATUS[result.outcome], ""

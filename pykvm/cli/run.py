@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+# Ends that --quiet says nothing about.
+_QUIET = frozenset({Outcome.EXITED, Outcome.UNTIL})
 # Ends at which the last lines of a console that is elsewhere show what the guest was doing.
 _WITH_CONSOLE = frozenset({Outcome.TIMEOUT, Outcome.CRASHED})
 
@@ -93,11 +95,12 @@ class _Session:
 
     def _run(self) -> Result:
         trace = self._trace
+        timeout, until = self._options.timeout, self._options.until or None
         self._limit.start()
         if trace is None:
-            return self._machine.run(timeout=self._options.timeout)
+            return self._machine.run(timeout=timeout, until=until)
         result = self._machine.run(
-            timeout=self._options.timeout, on_exit=trace.exit, on_answer=trace.answered
+            timeout=timeout, until=until, on_exit=trace.exit, on_answer=trace.answered
         )
         trace.end(result)
         return result
@@ -115,7 +118,7 @@ class _Session:
         sentence = result.sentence
         if result.outcome is Outcome.STOPPED and self._interrupts.received is not None:
             sentence, status = self._stop()
-        if not (options.quiet and result.outcome is Outcome.EXITED):
+        if not (options.quiet and result.outcome in _QUIET) or status == Status.UNSAID:
             line = ending_line(sentence + result.where, result, note)
             self._say(line, self._advice(result))
             for remark in filter(None, (*self._notes(result), hint(result, self._missed))):
@@ -152,6 +155,7 @@ class _Session:
         number = self._interrupts.received
         assert number is not None
         if self._consoles.left:
-            return "the console was left with Ctrl-A x", Status.DONE
+            status = Status.UNSAID if self._options.until else Status.DONE
+            return "the console was left with Ctrl-A x", status
         name = "Ctrl-C" if number == Status.INTERRUPTED - 128 else number.name
         return f"stopped by {name}", 128 + number

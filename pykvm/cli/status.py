@@ -10,6 +10,8 @@ class Status:
 
     DONE = 0
     WRONG_USE = 2
+    #: The guest ended well, but never said what --until waits for.
+    UNSAID = 123
     TIMED_OUT = 124
     CRASHED = 125
     FAILED = 126

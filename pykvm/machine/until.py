@@ -13,6 +13,7 @@ from pykvm.errors import ConfigError
 from pykvm.result import Ending, Outcome
 from pykvm.values.checks import show
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.spelling import in_python
 
 if TYPE_CHECKING:
     import re
@@ -79,7 +80,7 @@ class Pattern:
         import re
 
         self._pattern = pattern
-        source = pattern.pattern
+        source = self.source = pattern.pattern
         self._text = isinstance(source, str)
         if self._pattern.search("" if self._text else b""):
             raise ConfigError(f"until and fail: {pattern!r} matches an empty text: always")
@@ -132,6 +133,8 @@ class _Alternative(NamedTuple):
     def described(self) -> str:
         if self.function is not None:
             return getattr(self.function, "__name__", "the condition")
+        if isinstance(self.text, Pattern):
+            return in_python(repr(self.given)) or f"a match of {self.text.source!r}"
         return repr(self.given)
 
     def ending(self, found: Found | None) -> Ending:

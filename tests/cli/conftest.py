@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from support.listing import assemble
 from support.slowness import longer
+from support.terminal import Terminal
 
 DEADLINE = longer(30.0)
 
@@ -64,3 +66,16 @@ def flat(tmp_path: Path) -> Flat:
         return path
 
     return make
+
+
+@pytest.fixture
+def terminal(command: list[str], environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
+    """Run pykvm with these arguments on a terminal of its own."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str | Path) -> Terminal:
+            opened = Terminal([*command, *map(str, arguments)], environment)
+            stack.callback(opened.close)
+            return opened
+
+        yield start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,10 @@ def test_run_is_the_default(words: list[str]) -> None:
         (["--debugcon", "pty"], "debugcon", Destination("pty")),
         (["--unclaimed", "open-bus"], "unclaimed", "open-bus"),
         (["--timeout", "0.5"], "timeout", 0.5),
+        (["--until", "login: "], "until", ("login: ",)),
+        (["--until", "a", "--until=b"], "until", ("a", "b")),
+        (["--until", "\udcff"], "until", (b"\xff",)),
+        (["--until-regex", "^a+$"], "until", (re.compile("^a+$", re.MULTILINE),)),
         (["--exit-status", "qemu"], "exit_status", "qemu"),
         (["--trace"], "trace", "text"),
         (["--trace=json"], "trace", "json"),
@@ -159,6 +164,17 @@ def test_commands_are_first_words_only() -> None:
             ["a", "--fw-cfg", "opt/a"],
             "--fw-cfg takes NAME=FILE, as opt/org.example/key=key.pem, not 'opt/a'",
         ),
+        (["a", "--until", ""], "--until takes text that is not empty, not ''"),
+        (
+            ["a", "--until-regex", "("],
+            "--until-regex takes a regular expression (missing ), unterminated subpattern at "
+            "position 0), not '('",
+        ),
+        (
+            ["a", "--until-regex", "a*"],
+            "--until-regex takes a regular expression that matches no empty text, not 'a*'",
+        ),
+        (["step", "a", "--until", "b"], "--until belongs to run, not to step"),
         (["a", "--trace=xml"], "--trace takes one of text, json, not 'xml'"),
         (["a", "--stats=yes"], "--stats takes no value"),
         (["step", "a", "--trace"], "--trace belongs to run, not to step"),

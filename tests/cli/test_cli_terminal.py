@@ -7,8 +7,7 @@ import re
 import signal
 import termios
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,6 @@ Flat = Callable[[str], Path]
 
 CTRL_A, CTRL_C, CTRL_Z = "\x01", "\x03", "\x1a"
 Open = Callable[..., Terminal]
-
-
-@pytest.fixture
-def terminal(command: list[str], environment: dict[str, str]) -> Iterator[Open]:
-    """Run pykvm with these arguments on a terminal of its own."""
-    with ExitStack() as stack:
-
-        def start(*arguments: str | Path) -> Terminal:
-            opened = Terminal([*command, *map(str, arguments)], environment)
-            stack.callback(opened.close)
-            return opened
-
-        yield start
 
 
 @pytest.mark.parametrize(
