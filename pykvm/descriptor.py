@@ -41,12 +41,15 @@ class Descriptor:
         self._core: Any = ffi.gc(new, lib.pykvm_close)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], flags: int) -> Descriptor:
-        """The file at `path`, opened as by `os.open`.  Raises ValueError for a path with a NUL."""
+    def open(cls, path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> Descriptor:
+        """The file at `path`, opened as by `os.open`.  Raises ValueError for a path with a NUL.
+
+        `mode` are the permissions of a file that is created.
+        """
         name = os.fsencode(path)
         if b"\0" in name:
             raise ValueError("embedded null byte")
-        return cls._opened_by(lib.pykvm_open, name, flags)
+        return cls._opened_by(lib.pykvm_open, name, flags, mode)
 
     @classmethod
     def memfd(cls, name: str, flags: int) -> Descriptor:

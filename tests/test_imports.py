@@ -28,7 +28,7 @@ ROWS = (
     ("devices", "result"),
     ("bus", "clock", "memory", "tables"),
     ("exits", "layout"),
-    ("kvm", "x86"),
+    ("kvm", "savefile", "x86"),
     ("descriptor",),
     ("_core",),
     ("values",),

@@ -246,7 +246,7 @@ int pykvm_read_guest(const struct pykvm_syscall *syscall, const void *page, uint
 struct pykvm_descriptor {
     int32_t fd; /* -1: none */
 };
-int pykvm_open(struct pykvm_descriptor *descriptor, const char *path, int flags);
+int pykvm_open(struct pykvm_descriptor *descriptor, const char *path, int flags, unsigned mode);
 int pykvm_open_memfd(struct pykvm_descriptor *descriptor, const char *name, unsigned flags);
 /* Any ioctl that returns a descriptor, and KVM_CREATE_DEVICE, which stores it in its argument. */
 int pykvm_open_ioctl(struct pykvm_descriptor *descriptor, int fd, uint64_t number, uint64_t argument);

@@ -21,9 +21,9 @@ static int keep(struct pykvm_descriptor *descriptor, int fd)
     return 0;
 }
 
-int pykvm_open(struct pykvm_descriptor *descriptor, const char *path, int flags)
+int pykvm_open(struct pykvm_descriptor *descriptor, const char *path, int flags, unsigned mode)
 {
-    return keep(descriptor, open(path, flags | O_CLOEXEC));
+    return keep(descriptor, open(path, flags | O_CLOEXEC, mode));
 }
 
 int pykvm_open_memfd(struct pykvm_descriptor *descriptor, const char *name, unsigned flags)
