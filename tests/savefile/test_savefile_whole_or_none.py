@@ -12,37 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from savefile.calls import Calls
 from savefile.files import saved
 
 from pykvm.descriptor import Descriptor
 from pykvm.errors import ConfigError, HostError, ResourceError
 from pykvm.savefile import SavedFile
 from pykvm.savefile import new_file as module
-
-#: What is called on the way, in `module`.
-STEPS = ("pwrite", "ftruncate", "fsync", "link", "rename")
-
-
-class Calls:
-    """Stands for `os` there: counts what is called, and lets one call fail."""
-
-    def __init__(self, fails: int | None = None, number: int = errno.ENOSPC) -> None:
-        self.names: list[str] = []
-        self._fails = fails
-        self._number = number
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(os, name)
-        return self._counted(name, real) if name in STEPS else real
-
-    def _counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            self.names.append(name)
-            if len(self.names) - 1 == self._fails:
-                raise OSError(self._number, os.strerror(self._number))
-            return real(*arguments, **options)
-
-        return call
 
 
 @pytest.fixture(params=["nameless", "named"])
@@ -161,7 +137,7 @@ import os, signal, sys
 from pathlib import Path
 from pykvm.savefile import new_file
 from savefile.files import saved
-from savefile.test_savefile_whole_or_none import Calls
+from savefile.calls import Calls
 
 class Killing(Calls):
     def _counted(self, name, real):

@@ -1,0 +1,243 @@
+"""What of a host a guest's state depends on, and whether another host can go on with it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from pykvm.errors import HostError
+from pykvm.kvm import Cap
+from pykvm.typed import TYPE_CHECKING
+from pykvm.values.spelling import option
+from pykvm.values.state import State
+from pykvm.x86.cpuid import CpuidEntry, CpuidTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pykvm.kvm import VCPU, Record, System
+    from pykvm.values.state import U32, U64
+
+__all__ = ["HostRecord", "check_host", "differences"]
+
+# The ioctls that carry a vCPU's state, and what every run is built on.
+_ALWAYS = (
+    *(Cap.KVM_CAP_SYNC_REGS, Cap.KVM_CAP_IMMEDIATE_EXIT, Cap.KVM_CAP_MP_STATE),
+    *(Cap.KVM_CAP_VCPU_EVENTS, Cap.KVM_CAP_DEBUGREGS, Cap.KVM_CAP_XCRS, Cap.KVM_CAP_XSAVE),
+    *(Cap.KVM_CAP_ADJUST_CLOCK, Cap.KVM_CAP_SET_GUEST_DEBUG),
+)
+# By irqchip, what its interrupts and clocks are built on.
+_IRQCHIP = {
+    "user": (Cap.KVM_CAP_X86_USER_SPACE_MSR, Cap.KVM_CAP_X86_MSR_FILTER),
+    "split": (Cap.KVM_CAP_SPLIT_IRQCHIP,),
+    "kernel": (Cap.KVM_CAP_IRQCHIP, Cap.KVM_CAP_PIT_STATE2, Cap.KVM_CAP_IRQ_ROUTING),
+}
+
+# KVM_SET_TSC_KHZ takes a frequency as the host's own if it is this near (arch/x86/kvm/x86.c,
+# tsc_tolerance_ppm).
+_TSC_TOLERANCE = 250e-6
+
+# Features that pykvm adds to the table itself, or that follow a register (SDM 2A CPUID).
+_NOT_THE_HOSTS = frozenset({"hypervisor", "tsc_deadline_timer", "ht", "osxsave", "ospke"})
+
+_XSAVE_LEAF = 0xD
+# Subleaf 0 and 1 describe all; those after them a component each (SDM 1 13.2).
+_FIRST_COMPONENT = 2
+
+_HEAD = struct.Struct("<II")  # struct kvm_cpuid2 before its entries
+_ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
+_LISTED = 8
+
+
+class HostRecord(State):
+    """A host, as far as a guest on it can tell.
+
+    `backend` is what serves /dev/kvm ("kvm_intel"), `linux` the kernel's release, `processor` its
+    brand.  `shown` is the CPUID table of the guest's vCPU, `offered` what KVM offers, both as
+    struct kvm_cpuid2; `unmasked` says that guests see features that are not in theirs.  `xcr0` has
+    the XSAVE components that there are, `xsave_size` the bytes that a vCPU's take.  `tsc_khz` is
+    the frequency of the guest's TSC.
+    """
+
+    backend: str
+    linux: str
+    processor: str
+    shown: bytes
+    offered: bytes
+    unmasked: bool
+    xcr0: U64
+    xsave_size: U32
+    msrs: tuple[U32, ...]
+    capabilities: tuple[tuple[str, U64], ...]
+    tsc_khz: U32
+    tsc_scalable: bool
+    tsc_movable: bool
+    page_size: U32
+
+    @classmethod
+    def of(
+        cls,
+        system: System,
+        vcpu: VCPU,
+        *,
+        irqchip: str,
+        tsc_movable: bool,
+        unmasked: bool = False,
+    ) -> HostRecord:
+        """This host, and what it shows to the guest on `vcpu`.
+
+        On the host that is to go on, `vcpu` has the table that a machine made there has, and not
+        yet the one that was saved: some KVMs show guests what they do not offer.
+
+        `tsc_movable` says whether guests see the TSC offset that KVM is given.
+        """
+        offered = bytes(system.supported_cpuid_packed())
+        table = _table(offered)
+        extension = system.check_extension
+        needed = (*_ALWAYS, *_IRQCHIP.get(irqchip, ()))
+        return cls(
+            backend=_backend(Path("/sys/module")),
+            linux=os.uname().release,
+            processor=table.brand,
+            shown=_packed(vcpu.get_cpuid2()),
+            offered=offered,
+            unmasked=unmasked,
+            xcr0=_xcr0(table),
+            xsave_size=extension(Cap.KVM_CAP_XSAVE2),
+            msrs=tuple(system.msr_index_list()),
+            capabilities=tuple((cap.name, extension(cap)) for cap in needed),
+            tsc_khz=vcpu.get_tsc_khz(),
+            tsc_scalable=bool(extension(Cap.KVM_CAP_TSC_CONTROL)) and tsc_movable,
+            tsc_movable=tsc_movable,
+            page_size=os.sysconf("SC_PAGE_SIZE"),
+        )
+
+
+def check_host(saved: HostRecord, here: HostRecord, what: str, *, force: bool) -> tuple[str, ...]:
+    """Raise HostError with all that keeps this host from going on with `what`, unless `force`.
+
+    Returns the same sentences.  `saved` is the host that it was saved on.
+    """
+    found = differences(saved, here)
+    if found and not force:
+        where = " with ".join(filter(None, (_single(saved.processor), saved.backend)))
+        raise HostError(
+            f"{what}: this host is not as the one that it was saved on ({where})",
+            hint="\n".join([*found, f"{option('force', True)} goes on all the same"]),
+        )
+    return found
+
+
+def _single(name: str) -> str:
+    """A brand without the blanks that fill it up."""
+    return " ".join(name.split())
+
+
+def differences(saved: HostRecord, here: HostRecord) -> tuple[str, ...]:
+    """What a guest that was saved on one host would miss on another: a sentence each."""
+    return (
+        *_cpuid(saved, here),
+        *_xsave(saved, here),
+        *_msrs(saved.msrs, here.msrs),
+        *_capabilities(saved, here),
+        *_tsc(saved, here),
+        *_page_size(saved, here),
+    )
+
+
+def _cpuid(saved: HostRecord, here: HostRecord) -> Iterator[str]:
+    shown, offered, given = _table(saved.shown), _table(here.offered), _table(here.shown)
+    if shown.vendor != offered.vendor:
+        yield f"the processor is of {offered.vendor}, and the guest was told {shown.vendor}"
+    there = offered.features | given.features | _NOT_THE_HOSTS
+    lacking = sorted(shown.features - there)
+    if lacking:
+        yield f"CPUID has shown the guest {', '.join(lacking)}, which this host does not offer"
+    if saved.unmasked:
+        seen = _table(saved.offered).features - shown.features
+        more = sorted(seen - there)
+        if more:
+            yield (
+                f"its programs could see the processor's own {', '.join(more)}, which this host "
+                "does not offer"
+            )
+    if shown.maxphyaddr > offered.maxphyaddr:
+        yield (
+            f"physical addresses have {offered.maxphyaddr} bits, and the guest was told "
+            f"{shown.maxphyaddr}"
+        )
+
+
+def _xsave(saved: HostRecord, here: HostRecord) -> Iterator[str]:
+    shown, offered, given = _table(saved.shown), _table(here.offered), _table(here.shown)
+    lacking = _xcr0(shown) & ~(here.xcr0 | _xcr0(given))
+    if lacking:
+        yield f"XCR0 has no {lacking:#x}, which the guest may have set"
+    if saved.xsave_size > here.xsave_size:
+        yield (f"the XSAVE area of a vCPU has {here.xsave_size} bytes, and had {saved.xsave_size}")
+    for number in range(_FIRST_COMPONENT, 63):
+        before, now = shown.get(_XSAVE_LEAF, number), offered.get(_XSAVE_LEAF, number)
+        if before is None or now is None or not _xcr0(shown) >> number & 1:
+            continue
+        if (before.eax, before.ebx) != (now.eax, now.ebx):
+            yield (
+                f"XSAVE component {number} is {now.eax} bytes at {now.ebx}, and was "
+                f"{before.eax} at {before.ebx}"
+            )
+
+
+def _msrs(saved: Iterable[int], here: Iterable[int]) -> Iterator[str]:
+    lacking = sorted(set(saved) - set(here))
+    if lacking:
+        listed = ", ".join(f"{index:#x}" for index in lacking[:_LISTED])
+        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+        yield f"KVM does not list the MSRs {listed}{more}"
+
+
+def _capabilities(saved: HostRecord, here: HostRecord) -> Iterator[str]:
+    offered = dict(here.capabilities)
+    for name, value in saved.capabilities:
+        lacking = value & ~offered.get(name, 0)
+        if lacking == value and value:
+            yield f"KVM lacks {name}"
+        elif lacking:
+            yield f"{name} lacks {lacking:#x}"
+
+
+def _tsc(saved: HostRecord, here: HostRecord) -> Iterator[str]:
+    apart = abs(saved.tsc_khz - here.tsc_khz)
+    if apart > saved.tsc_khz * _TSC_TOLERANCE and not here.tsc_scalable:
+        yield (
+            f"the TSC runs at {here.tsc_khz} kHz, the guest's ran at {saved.tsc_khz} kHz, and "
+            "KVM cannot scale it here"
+        )
+
+
+def _page_size(saved: HostRecord, here: HostRecord) -> Iterator[str]:
+    if saved.page_size != here.page_size:
+        yield f"pages have {here.page_size} bytes, and had {saved.page_size}"
+
+
+def _table(packed: bytes) -> CpuidTable:
+    """A struct kvm_cpuid2; what is no whole entry at its end counts for nothing."""
+    entries = packed[_HEAD.size :]
+    whole = len(entries) - len(entries) % _ENTRY.size
+    return CpuidTable(CpuidEntry(*entry) for entry in _ENTRY.iter_unpack(entries[:whole]))
+
+
+def _packed(entries: Sequence[Record]) -> bytes:
+    rows = [[getattr(entry, name) for name in CpuidEntry._fields] for entry in entries]
+    return _HEAD.pack(len(rows), 0) + b"".join(_ENTRY.pack(*row) for row in rows)
+
+
+def _xcr0(table: CpuidTable) -> int:
+    """What XCR0 can have set (SDM 2A CPUID, leaf 0xD)."""
+    leaf = table.get(_XSAVE_LEAF)
+    return 0 if leaf is None else leaf.eax | leaf.edx << 32
+
+
+def _backend(modules: Path) -> str:
+    """The module that serves /dev/kvm, beside kvm itself; empty where it is not a module."""
+    names = sorted(path.name for path in modules.glob("kvm_*"))
+    return "+".join(names)
