@@ -137,6 +137,10 @@ def read_header(source: Source) -> ElfHeader:
     Raises LoadError for everything else that starts with the ELF magic: a truncated header, another
     machine or byte order, an object file, a core dump, a table of program headers that cannot be.
     """
+    return source.once(_header_of)
+
+
+def _header_of(source: Source) -> ElfHeader:
     ident = bytes(source.part(0, EI_NIDENT))
     if len(source) < _E_MACHINE_OFFSET + 2:
         raise _truncated(source, "ELF header", _E_MACHINE_OFFSET + 2)

@@ -40,7 +40,7 @@ def recognise(source: Source, request: Request) -> str | None:
         return f"{missing}, and no ELF file"
     if request.protocol == NAME:
         return None
-    notes = list(read_notes(source))
+    notes = read_notes(source)
     if not any(note.owner == LINUX for note in notes):
         return "an ELF file without a note of Linux's"
     if read_header(source).elf_class is not ELF64 and any(

@@ -19,7 +19,7 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import TypeAlias
 
     from pykvm.boot.elf import ElfHeader
@@ -76,15 +76,22 @@ class _Area(NamedTuple):
     alignment: int
 
 
-def read_notes(source: Source) -> Iterator[Note]:
+def read_notes(source: Source) -> Sequence[Note]:
     """The notes of an x86 ELF file, from its segments and then its sections; none of another file.
 
     A note that can be read in two ways comes twice, first as the alignment of its segment has it.
 
     Never raises: loading the file says what is wrong with it.  What is damaged ends an area.
     """
-    for area, content in _contents(source, _MOST_BYTES):
-        yield from _notes(content, 8 if area.alignment == 8 else 4)
+    return source.once(_notes_of)
+
+
+def _notes_of(source: Source) -> Sequence[Note]:
+    return [
+        note
+        for area, content in _contents(source, _MOST_BYTES)
+        for note in _notes(content, 8 if area.alignment == 8 else 4)
+    ]
 
 
 def has_note(source: Source, owner: str, type: int | None = None) -> bool:
@@ -118,12 +125,12 @@ def _contents(source: Source, budget: int) -> Iterator[tuple[_Area, bytes]]:
         return
     try:
         header = read_header(source)
-        for find in (_segments, _sections):
-            for area in find(source, header):
-                size = min(area.size, budget)
-                budget -= size
-                if size:
-                    yield area, bytes(source.part(area.offset, size))
+        segments = list(_segments(source, header))
+        for area in (*segments, *_sections(source, header, segments)):
+            size = min(area.size, budget)
+            budget -= size
+            if size:
+                yield area, bytes(source.part(area.offset, size))
     except LoadError:
         return
 
@@ -134,13 +141,13 @@ def _segments(source: Source, header: ElfHeader) -> Iterator[_Area]:
             yield _Area(one.p_offset, one.p_filesz, one.p_align)
 
 
-def _sections(source: Source, header: ElfHeader) -> Iterator[_Area]:
+def _sections(source: Source, header: ElfHeader, segments: Iterable[_Area]) -> Iterator[_Area]:
     """The sections of notes that are in no segment of notes."""
     shape = header.elf_class.section_header
     count = min(header.e_shnum, _MOST_SECTIONS)
     if not header.e_shoff or header.e_shentsize != shape.size:
         return
-    seen = [(one.offset, one.offset + one.size) for one in _segments(source, header)]
+    seen = [(one.offset, one.offset + one.size) for one in segments]
     table = source.part(header.e_shoff, count * shape.size)
     for fields in shape.iter_unpack(table[: len(table) // shape.size * shape.size]):
         _, sh_type, _, _, sh_offset, sh_size, _, _, sh_addralign, _ = fields

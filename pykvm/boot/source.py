@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pykvm.errors import LoadError
-from pykvm.typed import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING, cast
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
-    from typing import Protocol, TypeAlias
+    from collections.abc import Callable
+    from typing import Protocol, TypeAlias, TypeVar
 
     from pykvm.boot.real_start import RealAddress
     from pykvm.x86.state import Mode
 
     #: Bytes of a guest file, in memory or to be read when they are needed.
     Content: TypeAlias = "bytes | bytearray | memoryview | Unread"
+
+    T = TypeVar("T")
 
     class Unread(Protocol):
         """Bytes that are read when they are needed: see `pykvm.boot.large_file.FilePart`."""
@@ -35,10 +38,11 @@ class Source:
     'empty.elf: is empty'
     """
 
-    __slots__ = ("_data", "name")
+    __slots__ = ("_data", "_found", "name")
 
     def __init__(self, name: str, data: bytes | bytearray | memoryview) -> None:
         self.name = name
+        self._found: dict[object, object] = {}
         self._data = memoryview(bytes(data)).toreadonly()
 
     def __len__(self) -> int:
@@ -56,6 +60,12 @@ class Source:
     def slice(self, start: int, size: int) -> Content:
         """The same, to be read when it is needed."""
         return self._data[start : start + size]
+
+    def once(self, find: Callable[[Source], T]) -> T:
+        """What `find` gives for this file: it is looked for once, whoever asks."""
+        if find not in self._found:
+            self._found[find] = find(self)
+        return cast("T", self._found[find])
 
     def error(self, message: str, *, hint: str = "") -> LoadError:
         """Return the LoadError that says `message` about this file."""

@@ -97,16 +97,14 @@ class CPU:
     def state(self, state: CpuState) -> None:
         check_record("state", state, CpuState)
         self.engine.finish_instruction()
-        sregs = self.engine.sregs()
-        for name in CONTROL:
-            setattr(sregs, name, getattr(state, name))
+        # All of kvm_sregs but interrupt_bitmap, where 0 leaves what is injected as it is.
+        sregs: dict[str, object] = {name: getattr(state, name) for name in CONTROL}
         for name in SEGMENTS:
-            target, source = getattr(sregs, name), getattr(state, name)
-            for field in _SEGMENT_FIELDS:
-                setattr(target, field, getattr(source, field))
+            segment = getattr(state, name)
+            sregs[name] = {field: getattr(segment, field) for field in _SEGMENT_FIELDS}
         for name in TABLES:
-            target, source = getattr(sregs, name), getattr(state, name)
-            target.base, target.limit = source.base, source.limit
+            table = getattr(state, name)
+            sregs[name] = {"base": table.base, "limit": table.limit}
         self.engine.set_sregs(sregs)
         self.engine.replace_regs({name: getattr(state, name) for name in GENERAL})
 

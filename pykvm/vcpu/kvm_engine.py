@@ -224,10 +224,13 @@ class KvmEngine:
 
     def _explain(self, error: KVMError, sregs: Any) -> None:
         """Say what is wrong with the control registers that KVM refused."""
+        from pykvm.kvm import uapi
         from pykvm.vcpu.registers import state_of
         from pykvm.x86.consistency import control_problems
         from pykvm.x86.cpuid import CpuidTable
 
+        if isinstance(sregs, dict):
+            sregs = uapi.kvm_sregs.new(**sregs)
         cpuid = CpuidTable(self.kvm.get_cpuid2())
         error.hint = "; ".join(control_problems(state_of(sregs), cpuid)) or error.hint
 

@@ -13,6 +13,7 @@ A state is plain values: build one, look at it, change it, then set it on a vCPU
 from __future__ import annotations
 
 import enum
+from functools import cache
 
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import unsigned, wrong
@@ -610,13 +611,19 @@ def _real(selector: int, kind: int) -> SegmentRegister:
     return SegmentRegister(selector << 4, 0xFFFF, selector, kind, present=1, s=1)
 
 
+@cache
+def _flat_segment(selector: int) -> SegmentDescriptor:
+    """A code or data segment of the flat GDT, wherever its TSS is."""
+    return decode_segment(flat_gdt().image, selector)
+
+
 def _flat(code: int, gdt_base: int, tss_base: int, *, long: bool) -> CpuState:
     """Registers that were loaded from the flat GDT, code and data of ring 0."""
     gdt = flat_gdt(tss_base)
-    data = SegmentRegister.load(decode_segment(gdt.image, descriptors.DATA), descriptors.DATA)
+    data = SegmentRegister.load(_flat_segment(descriptors.DATA), descriptors.DATA)
     task = decode_segment(gdt.image, descriptors.TSS, long=long)
     return CpuState(
-        cs=SegmentRegister.load(decode_segment(gdt.image, code), code),
+        cs=SegmentRegister.load(_flat_segment(code), code),
         ds=data,
         es=data.copy(),
         fs=data.copy(),
