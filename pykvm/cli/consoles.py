@@ -9,7 +9,6 @@ import time
 from contextlib import ExitStack
 
 from pykvm.cli.ports import NoPort, StdioPort, StdoutPort, open_file
-from pykvm.cli.pump import Pump
 from pykvm.cli.report import say, stderr_has_stalled, tell
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.uart import Uart16550
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from pykvm.cli.options import Destination, Options
     from pykvm.cli.output import Stop, TimeLimit
     from pykvm.cli.ports import Port
+    from pykvm.cli.pump import Pump
     from pykvm.cli.terminal import RawTerminal
     from pykvm.machine import Machine
 
@@ -98,6 +98,8 @@ class Consoles:
             console = self._open("--debugcon", options.debugcon, typing=False)
             write = self._writer(console)
             if console.pumped:
+                from pykvm.cli.pump import Pump
+
                 self._pumps.append(Pump(console))
         debugcon = devices["debugcon"]
         assert isinstance(debugcon, DebugConsole)
@@ -127,6 +129,8 @@ class Consoles:
         port = self._open(option, destination, typing=typing, terminal=terminal)
         uart.on_output(self._writer(port), at_once=b"")
         if port.pumped:
+            from pykvm.cli.pump import Pump
+
             pump = Pump(port, receive=receive, unread=lambda: uart.pending)
             self._pumps.append(pump)
             uart.on_drained(pump.drained)

@@ -236,13 +236,12 @@ class StdoutPort(FilePort):
 class StdioPort(StdoutPort):
     """The program's own stdin and stdout."""
 
-    pumped = True
-
     def __init__(self, stop: Stop, limit: TimeLimit, terminal: RawTerminal | None) -> None:
         """`terminal` is what stdin is, if it is one."""
         super().__init__(stop, limit)
         self._terminal = terminal
-        self._open = True
+        # A script's or CI's stdin, from which nothing ever comes: no thread is started to find out.
+        self.pumped = self._open = not is_null(_STDIN)
 
     def interests(self, *, reading: bool) -> list[tuple[int, int]]:
         """Stdin, until its end."""
@@ -268,6 +267,15 @@ class StdioPort(StdoutPort):
             data = b""
         self._open = bool(data)
         return data
+
+
+def is_null(fd: int) -> bool:
+    """Whether it is /dev/null, by its number (Documentation/admin-guide/devices.txt)."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
 
 
 def open_without_waiting(path: str) -> int | None:

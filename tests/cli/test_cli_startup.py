@@ -24,7 +24,7 @@ NEEDLESS = {
         f"pykvm.cli.{name}"
         for name in (
             *("describe", "dump", "facts", "help", "info", "probes", "stats", "step", "stepper"),
-            *("qemu", "terminal", "trace", "waiting"),
+            *("pump", "qemu", "terminal", "trace", "waiting"),
         )
     ),
 }
