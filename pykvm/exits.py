@@ -641,6 +641,18 @@ EXITS: tuple[type[Exit], ...] = tuple(
 )
 
 
+#: For `pykvm._core.by_hand`: the slots that link an exit with its page, then classes and their
+#: slots, in the order of enum pykvm_access_kind.
+KINDS: tuple[Any, ...] = (
+    vars(_Decoded)["_page"],
+    vars(RunPage)["current"],
+    *(
+        (kind, *(vars(kind)[name] for name in kind.__fields__))
+        for kind in (IoOut, IoIn, MmioWrite, MmioRead)
+    ),
+)
+
+
 def decode(page: RunPage) -> Exit:
     """The exit that a kvm_run page holds.
 

@@ -62,6 +62,7 @@ PyObject *PyBool_FromLong(long value);
 PyObject *PyFloat_FromDouble(double value);
 double PyFloat_AsDouble(PyObject *number);
 PyObject *PyLong_FromLong(long value);
+PyObject *PyBytes_FromStringAndSize(const char *bytes, Py_ssize_t size);
 PyObject *PyLong_FromUnsignedLong(unsigned long value);
 PyObject *PyLong_FromLongLong(long long value);
 PyObject *PyLong_FromUnsignedLongLong(unsigned long long value);
@@ -93,10 +94,24 @@ struct PyMethodDef {
 #endif
 typedef struct PyMethodDef PyMethodDef;
 #define METH_VARARGS 0x0001
+#define METH_NOARGS 0x0004
 PyObject *PyCMethod_New(PyMethodDef *definition, PyObject *self, PyObject *module,
                         PyTypeObject *type);
 
+/* Types and objects */
+typedef int (*descrsetfunc)(PyObject *descriptor, PyObject *object, PyObject *value);
+#define Py_tp_descr_set 55
+PyObject *PyObject_Type(PyObject *object);
+void *PyType_GetSlot(PyTypeObject *type, int slot);
+PyObject *PyType_GenericAlloc(PyTypeObject *type, Py_ssize_t items);
+Py_ssize_t PyTuple_Size(PyObject *tuple);
+PyObject *PyTuple_GetItem(PyObject *tuple, Py_ssize_t index);
+typedef void (*PyCapsule_Destructor)(PyObject *capsule);
+PyObject *PyCapsule_New(void *pointer, const char *name, PyCapsule_Destructor destructor);
+void *PyCapsule_GetPointer(PyObject *capsule, const char *name);
+
 /* Errors */
+PyObject *PyErr_NoMemory(void);
 PyObject *PyErr_Occurred(void);
 void PyErr_Clear(void);
 void PyErr_Fetch(PyObject **type, PyObject **value, PyObject **trace);
@@ -108,6 +123,7 @@ __attribute__((noreturn)) void Py_FatalError(const char *message);
 
 /* Memory */
 void *PyObject_Malloc(size_t size);
+void *PyObject_Calloc(size_t count, size_t size);
 void PyObject_Free(void *pointer);
 
 /* The interpreter lock */

@@ -1,10 +1,10 @@
 """The hot part of pykvm in C: see core.h for what each function does.
 
-`lib` has the functions, `ffi` the types.  `drive` is the loop of a run around KVM_RUN, devices
-called from C.  `hold_claim` and `hold_vcpu` replace `with`: a signal
-handler may raise between any two Python instructions, also between acquiring a resource and the
-`try` that would release it.  These acquire, call and release in C (hold.c).  `owned` is for what
-the garbage collector releases.
+`lib` has the functions, `ffi` the types.  `drive` is the loop of a run around KVM_RUN, with the
+devices called from C; `by_hand` makes the steps of a loop by hand.  `hold_claim` and `hold_vcpu`
+replace `with`: a signal handler may raise between any two Python instructions, also between
+acquiring a resource and the `try` that would release it.  These acquire, call and release in C
+(hold.c).  `owned` is for what the garbage collector releases.
 """
 
 from __future__ import annotations
@@ -36,6 +36,23 @@ if TYPE_CHECKING:
     ) -> T:
         """Call ``run()`` between pykvm_enter and pykvm_leave; see `hold_claim`."""
 
+    def by_hand(
+        vcpu: int,
+        deadline: int,
+        loop: int,
+        keep: object,
+        page: Any,
+        kinds: tuple[Any, ...],
+        other: Callable[[int], T | None],
+        /,
+    ) -> Callable[[], T]:
+        """Return a function that runs a vCPU, given by its address, to the next exit: its value.
+
+        `loop` is what pykvm_by_hand returned, `kinds` is `pykvm.exits.KINDS`.  ``other(code)`` is
+        called for what is no single access, and returns an exit, or None to go on.  A reference to
+        `keep` is held.
+        """
+
     def drive(
         vcpu: int,
         reads: Mapping[int, Callable[[int, int], int]],
@@ -51,9 +68,9 @@ if TYPE_CHECKING:
         """
 
 else:
-    lib.pykvm_add_functions()  # makes the three
+    lib.pykvm_add_functions()  # makes them all
 
-__all__ = ["drive", "ffi", "hold_claim", "hold_vcpu", "lib", "owned"]
+__all__ = ["by_hand", "drive", "ffi", "hold_claim", "hold_vcpu", "lib", "owned"]
 
 
 def owned(new: Callable[..., Any], free: Callable[[Any], None], *arguments: Any) -> Any:

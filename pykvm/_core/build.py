@@ -65,8 +65,8 @@ ffibuilder.set_source(
     sources=[
         f"pykvm/_core/{name}.c"
         for name in (
-            *("core", "claim", "descriptor", "drive", "exit", "functions", "hold", "line"),
-            *("map", "native", "published", "syscall", "thread", "vcpu_state"),
+            *("by_hand", "core", "claim", "descriptor", "drive", "exit", "functions", "hold"),
+            *("line", "map", "native", "published", "syscall", "thread", "vcpu_state"),
         )
     ],
     include_dirs=["pykvm/_core"],

@@ -227,7 +227,6 @@ struct pykvm_vcpu *pykvm_vcpu_new(int fd, void *page, void *ring, uint32_t ring_
     p->ring_entries = ring_entries;
     p->pending = REENTER;
     forget_recent(p);
-    pthread_mutex_init(&p->lock, NULL);
     return &whole->vcpu;
 }
 
@@ -238,7 +237,6 @@ void pykvm_vcpu_free(struct pykvm_vcpu *v)
     if (v->private_->claim)
         claim_remove(v->private_->claim, v);
     drop_timer(v->private_);
-    pthread_mutex_destroy(&v->private_->lock);
     pykvm_map_free(v->private_->map);
     pykvm_map_free(v->private_->new_map);
     free(v); /* it begins the struct whole */

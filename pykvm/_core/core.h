@@ -113,7 +113,8 @@ enum pykvm_refusal {
     PYKVM_LATE,     /* the run that it was to be entered for is over */
     PYKVM_NO_SIGNAL, /* every real-time signal has a handler */
     PYKVM_NO_TIMER, /* timer_create() failed */
-    PYKVM_NO_MASK   /* KVM_SET_SIGNAL_MASK failed */
+    PYKVM_NO_MASK,  /* KVM_SET_SIGNAL_MASK failed */
+    PYKVM_SUCCEEDED /* another loop has taken the vCPU over from this one by hand */
 };
 
 /*
@@ -168,14 +169,34 @@ int pykvm_leave(struct pykvm_vcpu *vcpu);
 /* As pykvm_run(), but outside the guest: wait until there is something to return for. */
 int64_t pykvm_wait(struct pykvm_vcpu *vcpu);
 
+enum pykvm_access_kind {
+    PYKVM_NO_ACCESS,
+    PYKVM_OUT,
+    PYKVM_IN,
+    PYKVM_STORE,
+    PYKVM_LOAD,
+    PYKVM_KINDS
+};
+
+/* A single access as the kvm_run page has it; what reads is to get all ones until it is answered. */
+struct pykvm_access {
+    int32_t kind;
+    uint32_t size; /* 1 to 8 bytes */
+    uint64_t address;
+    uint8_t data[8]; /* what was written */
+};
+
 /*
  * A loop by hand: by_hand once, then step for each exit, which is enter, run and leave in one.  Between
  * two steps the thread owes nothing to the vCPU, and kicks are kept; one tick of the timer may come, which
- * the empty handler takes.  by_hand returns 0 or a refusal.
+ * the empty handler takes.  by_hand returns the number of the loop, above 0, or a refusal below 0; a step
+ * for another loop than the last is refused.  With PYKVM_EXIT, `access` is what the exit is for, if it is
+ * a single access.
  */
-int pykvm_by_hand(struct pykvm_vcpu *vcpu);
-int64_t pykvm_step(struct pykvm_vcpu *vcpu, uint64_t deadline);
-void pykvm_by_hand_ends(struct pykvm_vcpu *vcpu);
+int64_t pykvm_by_hand(struct pykvm_vcpu *vcpu);
+int64_t pykvm_step(struct pykvm_vcpu *vcpu, uint64_t deadline, uint64_t loop,
+                   struct pykvm_access *access);
+void pykvm_by_hand_ends(struct pykvm_vcpu *vcpu, uint64_t loop);
 
 /* Whether the calling thread is between enter and leave. */
 int pykvm_is_here(struct pykvm_vcpu *vcpu);

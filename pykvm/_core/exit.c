@@ -183,6 +183,33 @@ static int64_t take_mmio(struct pykvm_vcpu *v)
     return hand_out(v, range, address, run->mmio.data, run->mmio.len, run->mmio.is_write);
 }
 
+static void note(struct pykvm_access *access, uint64_t address, void *data, uint32_t size,
+                 int is_write)
+{
+    access->address = address;
+    access->size = size;
+    if (is_write) {
+        uint64_t value = load(data, size);
+
+        memcpy(access->data, &value, sizeof value);
+    } else {
+        memset(data, 0xff, size);
+    }
+}
+
+void note_access(struct kvm_run *run, struct pykvm_access *access)
+{
+    if (run->exit_reason == KVM_EXIT_IO && run->io.count == 1) {
+        int is_write = run->io.direction == KVM_EXIT_IO_OUT;
+
+        access->kind = is_write ? PYKVM_OUT : PYKVM_IN;
+        note(access, run->io.port, (uint8_t *)run + run->io.data_offset, run->io.size, is_write);
+    } else if (run->exit_reason == KVM_EXIT_MMIO && run->mmio.len <= sizeof run->mmio.data) {
+        access->kind = run->mmio.is_write ? PYKVM_STORE : PYKVM_LOAD;
+        note(access, run->mmio.phys_addr, run->mmio.data, run->mmio.len, run->mmio.is_write);
+    }
+}
+
 void count_exit(struct pykvm_vcpu *v, const struct kvm_run *run)
 {
     uint32_t index = run->exit_reason & 63;

@@ -7,6 +7,9 @@ static PyMethodDef definitions[] = {
     {"hold_vcpu", hold_vcpu, METH_VARARGS,
      "hold_vcpu(vcpu, deadline, turn, run, refused)\n--\n\n"
      "Call run() in the thread of a vCPU, given by its address."},
+    {"by_hand", by_hand, METH_VARARGS,
+     "by_hand(vcpu, deadline, loop, keep, page, kinds, other)\n--\n\n"
+     "What takes the steps of a loop by hand."},
     {"drive", drive, METH_VARARGS,
      "drive(vcpu, reads, writes, odd, single)\n--\n\n"
      "Run the guest, and have devices answer its accesses, until there is something else to do."},

@@ -10,5 +10,6 @@
 
 PyObject *hold_claim(PyObject *self, PyObject *arguments); /* hold.c */
 PyObject *hold_vcpu(PyObject *self, PyObject *arguments);
-PyObject *drive(PyObject *self, PyObject *arguments); /* drive.c */
+PyObject *drive(PyObject *self, PyObject *arguments);   /* drive.c */
+PyObject *by_hand(PyObject *self, PyObject *arguments); /* by_hand.c */
 #endif

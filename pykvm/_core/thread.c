@@ -269,27 +269,29 @@ static void arm_for_step(struct pykvm_private *p, uint64_t now)
         arm(p, now);
 }
 
-/* Make the calling thread the owner, and `inside`; in a step of a loop by hand kicks are kept. */
-static int take(struct pykvm_private *p, uint64_t turn, int step)
+/* Make the calling thread the owner, and `inside`; in a step of a loop by hand, if any, kicks are kept. */
+static int take(struct pykvm_private *p, uint64_t turn, uint64_t loop)
 {
     int refusal = 0;
 
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     if (p->gate == SHUT)
         refusal = PYKVM_SHUT;
     else if (p->owner)
         refusal = PYKVM_BUSY;
+    else if (loop && loop != p->by_hand)
+        refusal = PYKVM_SUCCEEDED;
     if (!refusal) {
         p->owner = this_thread();
         p->turn = turn;
         p->gate = OPEN;
-        if (!step)
+        if (!loop)
             p->by_hand = p->kicked = 0;
         p->run->immediate_exit = (uint8_t)!!p->kicked;
         /* Until it returns, pykvm_shut() waits: the file descriptor is in use. */
         __atomic_store_n(&p->inside, 1, __ATOMIC_SEQ_CST);
     }
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
     return refusal;
 }
 
@@ -320,14 +322,14 @@ static int prepare(struct pykvm_vcpu *v, uint64_t deadline, int step)
 /* Give up what `take` took, if it is still this thread's, and the thread its signals. */
 static void give_up(struct pykvm_private *p, int step)
 {
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     if (p->owner == this_thread()) {
         p->owner = 0;
         if (!step)
             p->kicked = 0;
         p->run->immediate_exit = 0;
     }
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
     if (!step)
         drop_timer(p);
     unblock_signals(p, step);
@@ -375,51 +377,58 @@ int pykvm_leave(struct pykvm_vcpu *v)
     return 0;
 }
 
-int pykvm_by_hand(struct pykvm_vcpu *v)
+int64_t pykvm_by_hand(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
-    int refusal = 0;
+    int64_t loop = 0;
 
     if (!pykvm_kick_signal())
-        return PYKVM_NO_SIGNAL;
-    pthread_mutex_lock(&p->lock);
+        return -PYKVM_NO_SIGNAL;
+    lock(&p->lock);
     if (p->gate == SHUT)
-        refusal = PYKVM_SHUT;
+        loop = -PYKVM_SHUT;
     else if (p->owner)
-        refusal = PYKVM_BUSY;
+        loop = -PYKVM_BUSY;
     else {
-        p->by_hand = 1;
+        loop = (int64_t)(p->by_hand = ++p->loops);
         p->kicked = 0;
         p->alarm = p->flush = 0;
     }
-    pthread_mutex_unlock(&p->lock);
-    return refusal;
+    unlock(&p->lock);
+    return loop;
 }
 
-void pykvm_by_hand_ends(struct pykvm_vcpu *v)
+void pykvm_by_hand_ends(struct pykvm_vcpu *v, uint64_t loop)
 {
     struct pykvm_private *p = v->private_;
 
-    pthread_mutex_lock(&p->lock);
-    p->by_hand = 0;
-    if (!p->owner) {
-        p->kicked = 0;
-        disarm(p);
+    lock(&p->lock);
+    if (p->by_hand == loop) {
+        p->by_hand = 0;
+        if (!p->owner) {
+            p->kicked = 0;
+            disarm(p);
+        }
     }
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
 }
 
-int64_t pykvm_step(struct pykvm_vcpu *v, uint64_t deadline)
+int64_t pykvm_step(struct pykvm_vcpu *v, uint64_t deadline, uint64_t loop,
+                   struct pykvm_access *access)
 {
     struct pykvm_private *p = v->private_;
     int64_t code = PYKVM_REFUSED;
 
-    v->refusal = take(p, 0, 1);
+    access->kind = PYKVM_NO_ACCESS;
+    v->refusal = take(p, 0, loop);
     if (v->refusal)
         return code;
     v->refusal = prepare(v, deadline, 1);
     if (!v->refusal)
         code = pykvm_run(v);
+    /* As long as this is inside: after that the page may be gone. */
+    if (code == PYKVM_EXIT)
+        note_access(p->run, access);
     __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
     give_up(p, 1);
     return code;
@@ -459,14 +468,14 @@ int pykvm_kick(struct pykvm_vcpu *v, uint64_t turn)
     struct pykvm_private *p = v->private_;
     int running;
 
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     running = turn ? p->owner && p->turn == turn : p->owner || p->by_hand;
     if (running) {
         __atomic_store_n(&p->kicked, 1, __ATOMIC_SEQ_CST);
         if (p->owner)
             call_out(p);
     }
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
     return running;
 }
 
@@ -474,14 +483,14 @@ void vcpu_bar(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
 
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     if (p->owner && p->turn) {
         if (p->gate == OPEN)
             __atomic_store_n(&p->gate, OVER, __ATOMIC_SEQ_CST);
         __atomic_store_n(&p->kicked, 1, __ATOMIC_SEQ_CST);
         call_out(p);
     }
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
 }
 
 int pykvm_shut(struct pykvm_vcpu *v)
@@ -490,12 +499,12 @@ int pykvm_shut(struct pykvm_vcpu *v)
     int inside;
 
     /* Under the lock: either `take` sees the gate shut, or this sees `inside`. */
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     __atomic_store_n(&p->gate, SHUT, __ATOMIC_SEQ_CST);
     inside = __atomic_load_n(&p->inside, __ATOMIC_SEQ_CST);
     if (!inside)
         p->owner = p->by_hand = 0;
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
     if (inside)
         pykvm_kick(v, 0);
     return inside;
@@ -505,7 +514,7 @@ void pykvm_forget(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
 
-    pthread_mutex_init(&p->lock, NULL);
+    p->lock = 0;
     p->gate = SHUT;
     p->owner = p->by_hand = p->inside = 0;
     p->timer_made = 0; /* the parent's: its number may be that of a timer of ours one day */
@@ -519,9 +528,9 @@ void pykvm_attend(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
 
-    pthread_mutex_lock(&p->lock);
+    lock(&p->lock);
     __atomic_store_n(&v->attention, 1, __ATOMIC_SEQ_CST);
     if (p->owner && p->owner != this_thread())
         call_out(p);
-    pthread_mutex_unlock(&p->lock);
+    unlock(&p->lock);
 }

@@ -65,10 +65,11 @@ struct pykvm_private {
     int64_t pending; /* what PYKVM_DRAIN held back, or 0 */
 
     struct pykvm_claim *claim; /* or NULL */
-    pthread_mutex_t lock; /* guards `owner` against pykvm_kick() */
+    uint32_t lock;        /* guards `owner` against pykvm_kick() */
     pid_t owner;          /* the thread between enter and leave, or 0 */
     uint64_t turn;        /* the run of the claim that it was entered for, or 0 */
-    int by_hand;          /* a loop by hand is under way: kicks are kept for its next step */
+    uint64_t loops;       /* how many loops by hand have begun */
+    uint64_t by_hand;     /* the number of the one under way, or 0: kicks are kept for its next step */
     int inside;           /* the owner is inside pykvm_run(), or on its way into it or out of it */
     int gate;             /* whether the guest may be entered: one of enum gate */
     int kicked;
@@ -118,6 +119,8 @@ void take_map(struct pykvm_private *p);
 
 /* Take what the kernel has collected: it happened before the exit that KVM_RUN just returned. */
 void drain_ring(struct pykvm_vcpu *v);
+/* What the exit in the page is for, if it is a single access; a read is given all ones. */
+void note_access(struct kvm_run *run, struct pykvm_access *access);
 void count_exit(struct pykvm_vcpu *v, const struct kvm_run *run);
 /* What to return for the exit in the page: a code, REENTER if it is done with, or HAND_OVER. */
 int64_t take_exit(struct pykvm_vcpu *v);

@@ -46,6 +46,8 @@ def refusal(code: int, what: str, errno: int) -> PykvmError:
         return StateError(f"{what} is running already")
     if code == lib.PYKVM_FORKED:
         return ClosedError(FORKED, hint=FORKED_HINT)
+    if code == lib.PYKVM_SUCCEEDED:
+        return StateError("another loop has taken this vCPU over")
     if code == lib.PYKVM_LATE:
         return LateError(f"{what} was to be entered for a run that is over")
     if code == lib.PYKVM_NO_SIGNAL:

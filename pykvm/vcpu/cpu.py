@@ -79,7 +79,6 @@ class CPU:
 
         If another thread is in the guest by `raw_exits`, it is kicked out first.
         """
-        self.loop.abandon()
         self.engine.close()
 
     # -- registers ---------------------------------------------------------------------------

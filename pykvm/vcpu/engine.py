@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, TypeVar
 
     from pykvm.bus.dispatch import Dispatch
-    from pykvm.exits import RunPage
+    from pykvm.exits import Exit, RunPage
     from pykvm.vcpu.saved import VcpuState
 
     T = TypeVar("T")
@@ -195,14 +195,20 @@ class Engine(Protocol):
         answer it.
         """
 
-    def begin_by_hand(self) -> tuple[Callable[[Any, int], int], Any]:
-        """A loop by hand begins: ``(step, handle)``.  Raises as `hold`.
+    def begin_by_hand(self) -> int:
+        """A loop by hand begins: its number.  Raises as `hold`."""
 
-        ``step(handle, deadline)`` holds the vCPU for one exit, until that time in ns of
-        CLOCK_MONOTONIC, 0 for ever.
+    def steps(
+        self, loop: int, deadline: int, other: Callable[[int], Exit | None]
+    ) -> Callable[[], Exit]:
+        """Return a function that holds the vCPU for one exit, and returns it as a value.
+
+        `deadline` is in ns of CLOCK_MONOTONIC, 0 for never.  ``other(code)`` is called for what is
+        no single access: it returns an exit, or None to go on.  A loop that another has taken the
+        vCPU from gets REFUSED.
         """
 
-    def end_by_hand(self) -> None:
+    def end_by_hand(self, loop: int) -> None:
         """It is over."""
 
     def end_exit(self) -> None:

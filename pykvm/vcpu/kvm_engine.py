@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from errno import EINVAL, ENOMEM
 
-from pykvm._core import drive, ffi, hold_vcpu, lib, owned
+from pykvm._core import by_hand, drive, ffi, hold_vcpu, lib, owned
 from pykvm.errors import KVMError, ResourceError, StateError, resource_error
 from pykvm.kvm.constants import (
     KVM_SYNC_X86_REGS,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pykvm import kvm
     from pykvm.bus.dispatch import Dispatch
     from pykvm.errors import PykvmError
-    from pykvm.exits import RunPage
+    from pykvm.exits import Exit, RunPage
     from pykvm.vcpu.claim import Claim
     from pykvm.vcpu.engine import Drive, Engine
     from pykvm.vcpu.saved import VcpuState
@@ -411,19 +411,29 @@ class KvmEngine:
         core.native = ffi.NULL  # until the emulator has looked at this run
         return drive, core, int(ffi.cast("uintptr_t", core))
 
-    def begin_by_hand(self) -> tuple[Callable[[Any, int], int], Any]:
+    def begin_by_hand(self) -> int:
         """See `Engine`."""
         core = self.living()
-        refused = lib.pykvm_by_hand(core)
-        if refused:
-            self.refused(refused)
+        loop: int = lib.pykvm_by_hand(core)
+        if loop < 0:
+            self.refused(-loop)
         core.surface = 1
-        return lib.pykvm_step, core
+        return loop
 
-    def end_by_hand(self) -> None:
+    def steps(
+        self, loop: int, deadline: int, other: Callable[[int], Exit | None]
+    ) -> Callable[[], Exit]:
+        """See `Engine`."""
+        from pykvm.exits import KINDS
+
+        core = self.living()
+        address = int(ffi.cast("uintptr_t", core))
+        return by_hand(address, deadline, loop, core, self.run_page, KINDS, other)
+
+    def end_by_hand(self, loop: int) -> None:
         """See `Engine`."""
         if self.core is not None:
-            lib.pykvm_by_hand_ends(self.core)
+            lib.pykvm_by_hand_ends(self.core, loop)
 
     def check_open(self) -> None:
         """See `Engine`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from pykvm.bus import odd_answer
 from pykvm.errors import StateError
@@ -67,13 +68,11 @@ class Loop:
         self._cpu = cpu
         self._engine: Engine = cpu.engine
         self._dispatch: Dispatch | None = None
-        # The number of the loop that began last, by `run` or by hand.
-        self._turn = 0
         # The RIP after the HLT in which the last run left this vCPU waiting.
         self._halted: int | None = None
         #: The exit at which the last run stopped, for the next to deal with.
         self.pending: Pending | None = None
-        #: Called before and after each KVM_RUN of a loop by hand, for a clock that stands still
+        #: Called before and after each step of a loop by hand, for a clock that stands still
         #: between them.
         self.timing: tuple[Callable[[], None], Callable[[], None]] | None = None
         #: Called as a loop begins: with True if pykvm runs the vCPU, False for a loop by hand, in
@@ -89,10 +88,6 @@ class Loop:
         """Answer exits by these devices from now on."""
         self._dispatch = dispatch
         self._engine.use(dispatch)
-
-    def abandon(self) -> None:
-        """End a loop by hand, as another loop does that takes the vCPU over."""
-        self._turn += 1
 
     # -- HLT between runs --------------------------------------------------------------------
 
@@ -128,7 +123,6 @@ class Loop:
         engine.check_open()
         if dispatch is None:
             raise StateError("no devices were given to this vCPU")
-        self._turn += 1
         engine.end_exit()
         drive, _keep, handle = engine.begin(surface=surface)
         if self.on_begin is not None:
@@ -178,57 +172,65 @@ class Loop:
 
     def raw_exits(self, timeout: float | None) -> Generator[Exit, None, None]:
         """See `CPU.raw_exits`."""
-        from pykvm.exits import Interrupted, decode
-
-        engine, timing = self._engine, self.timing
+        engine = self._engine
         engine.check_open()
         limit = None if timeout is None else int(seconds("timeout", timeout) * 1e9)
         deadline = 0 if limit is None else time.monotonic_ns() + limit
-        step, handle = engine.begin_by_hand()
-        self._turn = turn = self._turn + 1
+        number = engine.begin_by_hand()
         self.pending = None
         try:
-            page = engine.run_page
+            step = engine.steps(number, deadline, partial(self._take_other, timeout))
+            if self.timing is not None:
+                step = _timed(step, *self.timing)
             self._uncoalesce()
             if self.on_begin is not None:
                 self.on_begin(False)
-            while self._turn == turn:
-                if timing is None:
-                    code = step(handle, deadline)
-                else:
-                    timing[0]()
-                    code = step(handle, deadline)
-                    timing[1]()
-                if code == engines.EXIT:
-                    yield decode(page)
-                elif code == engines.KICKED:
-                    page.current = None
-                    yield Interrupted()
-                elif code == engines.DEADLINE:
-                    raise TimeoutError(f"vCPU {engine.index} still runs after {timeout} s")
-                elif code == engines.AGAIN:
-                    continue
-                elif code == engines.DRAIN:
-                    # Of a run that an exception ended.
-                    if self._dispatch is not None:
-                        self._dispatch.deliver()
-                elif code == engines.ATTENTION:
-                    engine.clear_attention()
-                    continue
-                elif code == engines.REFUSED:
-                    engine.not_entered()
-                else:
-                    engine.failed()
-            engine.check_open()
-            raise StateError("another loop has taken this vCPU over")
+            while True:
+                yield step()
         except ValueError:
             engine.check_open()  # `close`, in another thread, has released the kvm_run page
             raise
         finally:
-            if self._turn == turn:
-                engine.end_by_hand()
+            engine.end_by_hand(number)
+
+    def _take_other(self, timeout: float | None, code: int) -> Exit | None:
+        """What a step by hand came back for, if it was no single access."""
+        from pykvm.exits import Interrupted, decode
+
+        engine = self._engine
+        if code == engines.EXIT:
+            return decode(engine.run_page)
+        if code == engines.KICKED:
+            engine.end_exit()
+            return Interrupted()
+        if code == engines.DEADLINE:
+            raise TimeoutError(f"vCPU {engine.index} still runs after {timeout} s")
+        if code == engines.DRAIN:
+            # Of a run that an exception ended.
+            if self._dispatch is not None:
+                self._dispatch.deliver()
+        elif code == engines.ATTENTION:
+            engine.clear_attention()
+        elif code == engines.REFUSED:
+            engine.not_entered()
+        elif code != engines.AGAIN:
+            engine.failed()
+        return None
 
     def _uncoalesce(self) -> None:
         """Make every write exit: the kernel is to collect none."""
         if self._dispatch is not None:
             self._dispatch.coalesce(False)
+
+
+def _timed(
+    step: Callable[[], Exit], start: Callable[[], None], stop: Callable[[], None]
+) -> Callable[[], Exit]:
+    def timed() -> Exit:
+        start()
+        try:
+            return step()
+        finally:
+            stop()
+
+    return timed

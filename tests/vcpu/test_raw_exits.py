@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from pykvm import ClosedError, ConfigError, Machine, Mode, Outcome, StateError
-from pykvm.exits import Hlt, IoIn, IoOut, MmioRead, MmioWrite, Shutdown
+from pykvm.exits import Exit, Hlt, IoIn, IoOut, MmioRead, MmioWrite, Shutdown, decode
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
@@ -84,6 +84,62 @@ def test_mmio_by_hand(guest: MakeGuest) -> None:
     ]
 
 
+ALL_SIZES = """
+    66 BA 10 00      mov dx, 0x10
+    B8 34 12 00 80   mov eax, 0x80001234
+    EE               out dx, al
+    66 EF            out dx, ax
+    EF               out dx, eax
+    EC               in al, dx
+    66 ED            in ax, dx
+    ED               in eax, dx
+    A2 01 00 00 D0   mov [0xd0000001], al
+    66 A3 02 00 00 D0  mov [0xd0000002], ax
+    A3 04 00 00 D0   mov [0xd0000004], eax
+    A0 01 00 00 D0   mov al, [0xd0000001]
+    66 A1 02 00 00 D0  mov ax, [0xd0000002]
+    A1 04 00 00 D0   mov eax, [0xd0000004]
+    F4               hlt
+"""
+
+
+def test_exits_made_in_c_are_those_that_decode_makes(guest: MakeGuest) -> None:
+    cpu = guest(ALL_SIZES, mode=Mode.PROTECTED).vcpus[0]
+    seen = []
+    for exit in cpu.raw_exits(timeout=20):
+        seen.append(type(exit))
+        if exit.awaits_answer:
+            assert exit.answered == b"\xff" * exit.size  # type: ignore[attr-defined]
+        other = decode(cpu.engine.run_page)
+        assert exit == other
+        assert [type(value) for value in vars_of(exit)] == [type(value) for value in vars_of(other)]
+        with pytest.raises(AttributeError):
+            setattr(exit, "size", 1)  # noqa: B010
+        if isinstance(exit, Hlt):
+            break
+    assert seen == [kind for kind in (IoOut, IoIn, MmioWrite, MmioRead) for _ in range(3)] + [Hlt]
+
+
+def vars_of(exit: Exit) -> list[object]:
+    return [getattr(exit, name) for name in type(exit).__fields__]
+
+
+def test_exits_made_in_c_leave_no_reference(guest: MakeGuest) -> None:
+    machine = guest("""
+        E6 10        out 0x10, al
+        E4 10        in al, 0x10
+        EB FA        jmp $-4
+    """)
+    kinds = (IoOut, IoIn)
+    before = [sys.getrefcount(kind) for kind in kinds]
+    exits = machine.vcpus[0].raw_exits()
+    for _ in range(200):
+        next(exits)
+    del exits
+    machine.close()
+    assert [sys.getrefcount(kind) for kind in kinds] == before
+
+
 def test_string_input_is_one_exit_or_many_but_all_of_it(guest: MakeGuest) -> None:
     machine = guest("""
         BF 00 10     mov di, 0x1000
@@ -147,6 +203,20 @@ def test_a_loop_that_was_taken_over_says_so(guest: MakeGuest) -> None:
     next(second)
     with pytest.raises(StateError, match="taken this vCPU over"):
         next(first)
+
+
+def test_a_loop_that_a_run_has_taken_over_says_so(guest: MakeGuest) -> None:
+    machine = guest(ADD, unclaimed="open-bus")
+    loop = machine.vcpus[0].raw_exits()
+    next(loop)
+    assert machine.run(timeout=10).outcome is Outcome.HALTED
+    with pytest.raises(StateError, match="taken this vCPU over"):
+        next(loop)
+    # It has ended, and a later one is none of its business.
+    later = machine.vcpus[0].raw_exits()
+    next(later)
+    del loop
+    next(later)
 
 
 def test_loops_taken_over_leave_the_threads_signals_as_they_were(guest: MakeGuest) -> None:
