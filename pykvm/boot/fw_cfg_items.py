@@ -6,6 +6,8 @@ docs/Runtime_config.md, for the files that it reads.
 
 from __future__ import annotations
 
+from functools import partial
+
 from pykvm.devices.fw_cfg import Contents, Key, check_files
 from pykvm.errors import ConfigError
 from pykvm.layout import COM1
@@ -49,7 +51,7 @@ def connect(device: FwCfg, memory: GuestMemory, setup: Setup, files: Mapping[str
         from pykvm.boot.fw_cfg_kernel import kernel_items
 
         kernel = kernel_items(setup.kernel, setup.append, setup.initrd, hardware.ram[0][1])
-    device.contents = lambda: contents_of(hardware, kernel, files)
+    device.contents = partial(contents_of, hardware, kernel, files)
 
 
 def contents_of(

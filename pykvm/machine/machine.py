@@ -216,6 +216,28 @@ class Machine:
         irq = checks.integer("irq", irq, 0, layout.ISA_IRQS - 1)
         self._board.need_irqchip().irqfd(fd, irq)
 
+    def ioeventfd(
+        self,
+        fd: int,
+        *,
+        pio: int | None = None,
+        mmio: int | None = None,
+        length: int,
+        value: int | None = None,
+    ) -> Callable[[], None]:
+        """Let KVM write to the eventfd `fd` when the guest writes to a port or physical address.
+
+        Such writes make no exit, and no device sees them: those of `length` bytes (1, 2, 4 or, for
+        `mmio`, 8) that begin at `pio` or `mmio`, with `value` only those of this value.  Returns a
+        function that ends it; keep `fd` open until then.
+
+        Raises ConfigError for invalid values, KVMError (EEXIST) if these writes go to an eventfd.
+        """
+        self._board.claim.check_open()
+        from pykvm.machine.doorbell import ring
+
+        return ring(self._board, fd, pio=pio, mmio=mmio, length=length, value=value)
+
     def press_power_button(self) -> None:
         """Press the power button: ACPI reports it to the guest, which may switch itself off.
 
