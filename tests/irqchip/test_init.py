@@ -132,26 +132,31 @@ def test_an_nmi_before_init_is_gone_and_one_before_start_up_waits(guest: MakeGue
     assert machine.run(timeout=20).exit_code == 1
 
 
-# At F000:FFF0.  Begun for the first time, it sends itself INIT by its local APIC in x2APIC mode.
+# It sends itself INIT by its local APIC in x2APIC mode.
+SENDS_INIT = """
+    66 B9 1B 00 00 00       mov ecx, 0x1b
+    0F 32                   rdmsr
+    66 0D 00 04 00 00       or eax, 0x400
+    0F 30                   wrmsr
+    66 B9 30 08 00 00       mov ecx, 0x830
+    66 31 D2                xor edx, edx
+    66 B8 00 45 00 00       mov eax, 0x4500
+    0F 30                   wrmsr
+    F4                      hlt
+    EB FD                   jmp $-1
+"""
+
+# At F000:FFF0.  Begun for the first time, it sends itself INIT.
 RESET_VECTOR = 0xFFF0
 FIRMWARE = {
     RESET_VECTOR: "EA 00 E0 00 F0          jmp 0xf000:0xe000",
-    0xE000: """
+    0xE000: f"""
         31 C0                   xor ax, ax
         8E D8                   mov ds, ax
         FE 06 00 05             inc byte [0x500]
         80 3E 00 05 01          cmp byte [0x500], 1
         75 24                   jne +36
-        66 B9 1B 00 00 00       mov ecx, 0x1b
-        0F 32                   rdmsr
-        66 0D 00 04 00 00       or eax, 0x400
-        0F 30                   wrmsr
-        66 B9 30 08 00 00       mov ecx, 0x830
-        66 31 D2                xor edx, edx
-        66 B8 00 45 00 00       mov eax, 0x4500
-        0F 30                   wrmsr
-        F4                      hlt
-        EB FD                   jmp $-1
+        {SENDS_INIT}
         A0 00 05                mov al, [0x500]
         E6 F4                   out 0xf4, al
     """,
@@ -167,21 +172,6 @@ def test_the_first_processor_begins_anew_in_its_firmware(irqchip: str) -> None:
     with Machine(bytes(image), boot="firmware", irqchip=irqchip, memory="1M") as machine:
         result = machine.run(timeout=20)
     assert result.exit_code == 2, result
-
-
-# The same without the counting.
-SENDS_INIT = """
-    66 B9 1B 00 00 00       mov ecx, 0x1b
-    0F 32                   rdmsr
-    66 0D 00 04 00 00       or eax, 0x400
-    0F 30                   wrmsr
-    66 B9 30 08 00 00       mov ecx, 0x830
-    66 31 D2                xor edx, edx
-    66 B8 00 45 00 00       mov eax, 0x4500
-    0F 30                   wrmsr
-    F4                      hlt
-    EB FD                   jmp $-1
-"""
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)

@@ -27,6 +27,12 @@ pytestmark = pytest.mark.kvm
 CHIPS = ("user", "split", "kernel")
 
 
+def assert_interrupted(machine: Machine, *, times: int) -> None:
+    """So often, and not once more."""
+    assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
+    assert count(machine) == times
+
+
 @pytest.mark.parametrize("irqchip", CHIPS)
 def test_a_level_interrupts_until_the_device_lets_go(
     guest: MakeGuest, guests: Path, irqchip: str
@@ -41,32 +47,25 @@ def test_a_level_interrupts_until_the_device_lets_go(
     thread = once_ready(machine, lambda: line.set(True))
     run_until(machine, 3)
     thread.join()
-    assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
-    assert count(machine) == 3
+    assert_interrupted(machine, times=3)
 
 
 @pytest.mark.parametrize("irqchip", CHIPS)
-def test_an_edge_interrupts_once(guest: MakeGuest, irqchip: str) -> None:
+@pytest.mark.parametrize("attached", [False, True])
+def test_an_edge_interrupts_once(guest: MakeGuest, irqchip: str, attached: bool) -> None:
+    """By a line of the machine's, or by the one that a device was placed with."""
     machine = listening(guest, irqchip, VECTOR)
-    line = machine.line(5)
-    machine.add(Source(line, times=1), pio=0x11, length=1)
+    if attached:
+        device = Attached(times=1)
+        machine.add(device, pio=0x11, irq=5)
+        line = device.line
+    else:
+        line = machine.line(5)
+        machine.add(Source(line, times=1), pio=0x11, length=1)
     thread = once_ready(machine, lambda: line.set(True))
     run_until(machine, 1)
     thread.join()
-    assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
-    assert count(machine) == 1
-
-
-@pytest.mark.parametrize("irqchip", CHIPS)
-def test_a_device_is_placed_with_its_interrupt(guest: MakeGuest, irqchip: str) -> None:
-    machine = listening(guest, irqchip, VECTOR)
-    device = Attached(times=1)
-    machine.add(device, pio=0x11, irq=5)
-    thread = once_ready(machine, lambda: device.line.set(True))
-    run_until(machine, 1)
-    thread.join()
-    assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
-    assert count(machine) == 1
+    assert_interrupted(machine, times=1)
 
 
 @pytest.mark.parametrize("irqchip", CHIPS)
