@@ -129,10 +129,15 @@ def _until(stepper: Stepper, words: Sequence[str]) -> None:
     text = " ".join(words)
     if text[0] in "\"'":
         stepper.finish(until=text.strip(text[0]))
-    elif len(words) == 1:
-        stepper.run_to(address(stepper, text))
-    else:
+    elif len(words) > 1:
         raise ConfigError("usage: until ADDR, or until 'TEXT'")
+    else:
+        try:
+            there = address(stepper, text)
+        except ConfigError as error:
+            hint = f"a text to wait for stands in quotes: until '{text}'"
+            raise ConfigError(error.message, hint=hint) from None
+        stepper.run_to(there)
 
 
 def _break(stepper: Stepper, words: Sequence[str]) -> None:

@@ -144,6 +144,7 @@ def test_breakpoints(step: Session) -> None:
 def test_until(step: Session) -> None:
     assert "stopped the guest at 0x7c05" in step("until 0x7c03+2")
     assert step("b") == "no breakpoints"
+    assert "a text to wait for stands in quotes: until 'login:'" in step("until login:")
     assert "the guest said 'A'" in step("until 'A'")
 
 
