@@ -232,6 +232,12 @@ class Dispatch:
             while self._waiting:
                 self._waiting.popleft()()
 
+    def discard(self) -> None:
+        """Forget what was collected: its devices are to be restored to a time before it."""
+        with self.lock:
+            self.collected.take()
+            self._waiting.clear()
+
     @property
     def waiting(self) -> bool:
         """Whether an exception kept collected accesses from their devices."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pykvm.clock.saved import ClockState, TimerState
 from pykvm.clock.ticks import NEVER, ticks_at, time_of
 from pykvm.typed import TYPE_CHECKING
 
@@ -13,8 +14,10 @@ __all__ = [
     "NEVER",
     "POLICIES",
     "Clock",
+    "ClockState",
     "TimeSource",
     "Timer",
+    "TimerState",
     "ticks_at",
     "time_of",
 ]

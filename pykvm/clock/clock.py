@@ -28,6 +28,7 @@ import threading
 import time
 from bisect import insort
 
+from pykvm.clock.saved import ClockState, TimerState
 from pykvm.clock.ticks import NEVER
 from pykvm.clock.tsc import Tsc
 from pykvm.errors import ConfigError, StateError
@@ -57,6 +58,11 @@ BATCH = 64
 
 #: The TSC's default frequency: a tick is a nanosecond.
 DEFAULT_TSC_KHZ = 1_000_000
+
+
+def _place(entry: _Entry) -> tuple[int, int]:
+    """By what entries are sorted: a state may have the same order twice."""
+    return entry[:2]
 
 
 class TimeSource(Protocol):
@@ -99,6 +105,18 @@ class Timer:
         A callback that another thread's `Clock.run_due` has taken already may still be on its way.
         """
         self.clock.cancel(self)
+
+    def state(self) -> TimerState | None:
+        """What it is armed for, if it is."""
+        when, order = self.when, self.order
+        return None if when is None else TimerState(when, order)
+
+    def restore(self, state: TimerState | None) -> None:
+        """Be armed for that, or not.  Nobody is called, however soon it is due.
+
+        The clock is restored first.  Raises ConfigError for an arming that it has not had.
+        """
+        self.clock.restore_timer(self, state)
 
     def __repr__(self) -> str:
         return f"<Timer of queue {self.queue}, {'idle' if self.when is None else self.when}>"
@@ -354,6 +372,50 @@ class Clock:
                 timer.when = None
             timer.callback(when)
         return BATCH
+
+    # -- what is saved -----------------------------------------------------------------------
+
+    def state(self) -> ClockState:
+        """Guest time now, and what belongs to it.  Timers are saved by those that arm them."""
+        with self._lock:
+            now = self._now()
+            tsc, adjust, skipped = self._tsc.state()
+            return ClockState(now, tsc, adjust, skipped, self._order)
+
+    def restore(self, state: ClockState, catch_up: int = 0) -> None:
+        """Let guest time go on from there, or from `catch_up` ns later, whatever the policy.
+
+        What passes for the guest in between is nothing, or `catch_up`.  The TSC does the same,
+        where guests see an offset.  Timers stay as they are: they are restored after this.
+        Raises ConfigError for a time that guest time never reaches.
+        """
+        integer("catch_up", catch_up, 0, NEVER)
+        now = integer("guest time", state.now + catch_up, 0, NEVER - 1)
+        with self._lock:
+            host = self._host_time()
+            if self._stopped_at is None:
+                self._base = host - now
+            else:
+                self._stopped_at = now
+            self._tsc.restore(state.tsc, state.adjust, state.skipped)
+            self._tsc.skip(catch_up)
+            self._order = state.order
+            self._tell()
+
+    def restore_timer(self, timer: Timer, state: TimerState | None) -> None:
+        """See `Timer.restore`."""
+        if state is not None:
+            integer("the time a timer is armed for", state.when, -NEVER)
+            integer("the order of a timer", state.order, 0, self._order)
+        with self._lock:
+            entries = self._queues.setdefault(timer.queue, [])
+            # By itself, not by its time: an exception may have interrupted whoever armed it.
+            entries[:] = [entry for entry in entries if entry[2] is not timer]
+            timer.when = None
+            if state is not None:
+                timer.when, timer.order = state.when, state.order
+                if state.when < NEVER:
+                    insort(entries, (state.when, state.order, timer), key=_place)
 
     # -- the time-stamp counter --------------------------------------------------------------
 

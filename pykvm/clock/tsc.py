@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pykvm.errors import ConfigError, HostError
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer, unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,11 +149,34 @@ class Tsc:
         if not self.movable:
             return
         step = self._ticks(self._skipped + ns) - self._ticks(self._skipped)
-        self._skipped += ns
+        # A whole ms has whole ticks.
+        self._skipped = (self._skipped + ns) % _NS_PER_MS
         if self._stopped_at is not None:
             self._stopped_at += step
         else:
             self._offset += step
+
+    # -- what is saved -----------------------------------------------------------------------
+
+    def state(self) -> tuple[int | None, tuple[tuple[int, int], ...], int]:
+        """The counter, if it is ours to move, every IA32_TSC_ADJUST, what skips have left over."""
+        counter = self._shared() % _LIMIT if self.movable else None
+        return counter, tuple(sorted(self._adjust.items())), self._skipped
+
+    def restore(
+        self, counter: int | None, adjust: tuple[tuple[int, int], ...], skipped: int
+    ) -> None:
+        """Be what `state` gave, from now on.  Raises ConfigError for what it cannot have given."""
+        unsigned("IA32_TSC_ADJUST", max((value for _, value in adjust), default=0), 64)
+        skipped = integer("what skips have left over", skipped, 0, _NS_PER_MS - 1)
+        self._adjust = dict(adjust)
+        self._skipped = skipped
+        if counter is None or not self.movable:
+            return
+        if self._stopped_at is not None:
+            self._stopped_at = counter
+        else:
+            self._offset = counter - self._scaled()
 
     # -- what the guest writes ---------------------------------------------------------------
 

@@ -18,13 +18,15 @@ from pykvm.devices.line import Output
 from pykvm.devices.pm_timer import PM_TIMER_HZ
 from pykvm.layout import SLP_TYP_S5
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
-    from pykvm.clock import Timer, TimeSource
+    from pykvm.clock import Timer, TimerState, TimeSource
     from pykvm.devices.line import Lines
     from pykvm.memory import GuestMemory
+    from pykvm.values.state import U16, U64
 
-__all__ = ["AcpiPm"]
+__all__ = ["AcpiPm", "AcpiPmState"]
 
 # Bits of PM1_STS, to be cleared by writing 1, and of PM1_EN.
 TMR = 1 << 0
@@ -46,6 +48,17 @@ LENGTH = 2 * REGISTERS
 
 # TMR_STS is set whenever this bit of the PM timer changes.
 _TOP_BIT = 31
+
+
+class AcpiPmState(State):
+    """The registers, and of how many changes of the PM timer's top bit they know."""
+
+    status: U16
+    enabled: U16
+    control: U16
+    changes: U64
+    sci: bool
+    timer: TimerState | None
 
 
 class AcpiPm(NamedDevice):
@@ -98,6 +111,26 @@ class AcpiPm(NamedDevice):
         with self._lock:
             self._status |= PWRBTN
             self._update()
+
+    def state(self) -> AcpiPmState:
+        """See `pykvm.values.state.Stateful`."""
+        with self._lock:
+            timer = self._timer.state() if self._timer is not None else None
+            return AcpiPmState(
+                self._status, self._enabled, self._control, self._changes, self._irq.state(), timer
+            )
+
+    def restore(self, state: AcpiPmState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, AcpiPmState)
+        with self._lock:
+            self._status, self._enabled, self._control = state.status, state.enabled, state.control
+            self._changes = state.changes
+            self._irq.restore(state.sci)
+            if state.timer is not None and self._timer is None and self._clock is not None:
+                self._timer = self._clock.timer(self._due)
+            if self._timer is not None:
+                self._timer.restore(state.timer)
 
     @property
     def receives(self) -> bool:

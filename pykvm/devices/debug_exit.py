@@ -11,6 +11,8 @@ __all__ = ["DebugExit"]
 class DebugExit(NamedDevice):
     """Whatever is written ends the run with that exit code, so 0 can mean success."""
 
+    stateless = True
+
     def __init__(self, name: str = "debug-exit") -> None:
         self.name = name
 

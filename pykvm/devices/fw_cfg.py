@@ -17,20 +17,32 @@ from contextlib import suppress
 from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError, MemoryRangeError
 from pykvm.typed import TYPE_CHECKING, Protocol
+from pykvm.values.checks import integer
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from typing_extensions import Buffer
 
-    from pykvm.clock import Timer, TimeSource
+    from pykvm.clock import Timer, TimerState, TimeSource
     from pykvm.devices.line import Lines
     from pykvm.memory import GuestMemory
+    from pykvm.values.state import U16, U32, U64
 
     Bytes = bytes | bytearray | memoryview
 
-__all__ = ["Contents", "DmaControl", "DmaMemory", "FwCfg", "Key", "check_files"]
+__all__ = [
+    "Contents",
+    "DmaControl",
+    "DmaMemory",
+    "FwCfg",
+    "FwCfgState",
+    "Key",
+    "TransferState",
+    "check_files",
+]
 
 # Offsets from port 0x510: two ports, two without a device, eight.
 SELECTOR = 0
@@ -141,30 +153,55 @@ def check_files(files: Mapping[str, bytes]) -> None:
             raise ConfigError(f"fw_cfg: {name} has {len(data)} bytes, more than 4 GiB")
 
 
-class Transfer:
-    """A copy of `data`, and zeros after it, to `length` bytes at `target`."""
+class TransferState(State):
+    """A transfer under way: `length` bytes of item `key` from its byte `start` on, to `target`.
 
-    def __init__(self, memory: DmaMemory, target: int, data: memoryview, length: int) -> None:
+    `address` is that of the structure that asked for it; `done` bytes are copied.
+    """
+
+    address: U64
+    key: U16
+    start: U64
+    target: U64
+    length: U32
+    done: U32 = 0
+
+
+class FwCfgState(State):
+    """What is selected, half of an address, and a transfer.  The items are the machine's."""
+
+    key: U16
+    offset: U64
+    dma_high: U32
+    transfer: TransferState | None
+    timer: TimerState | None
+
+
+class Transfer:
+    """A copy of `data`, and zeros after it, to where `state` says."""
+
+    def __init__(self, memory: DmaMemory, data: memoryview, state: TransferState) -> None:
         self._memory = memory
-        self._target = target
         self._data = data
-        self._length = length
-        self._done = 0
+        #: How far it is.
+        self.state = state
 
     @property
     def zeros(self) -> int:
         """How many zeros follow the data."""
-        return self._length - len(self._data)
+        return self.state.length - len(self._data)
 
     def step(self) -> bool:
         """Do some of it; whether that was the end.  Raises as `DmaMemory` does."""
-        end = min(self._done + PIECE, self._length)
-        piece = self._data[self._done : end]
-        self._memory.write(self._target + self._done, piece)
-        zeros = self._done + len(piece)
-        self._memory.fill(self._target + zeros, end - zeros)
-        self._done = end
-        return end == self._length
+        state = self.state
+        done, target = state.done, state.target
+        end = min(done + PIECE, state.length)
+        piece = self._data[done:end]
+        self._memory.write(target + done, piece)
+        zeros = done + len(piece)
+        self._memory.fill(target + zeros, end - zeros)
+        self.state = TransferState(state.address, state.key, state.start, target, state.length, end)
+        return end == state.length
 
 
 class FwCfg(NamedDevice):
@@ -203,14 +240,40 @@ class FwCfg(NamedDevice):
         """See `Attaching`."""
         if self.memory is None:
             self.memory = memory
-        self._clock = clock
+        self._clock, self._timer = clock, None
+
+    def state(self) -> FwCfgState:
+        """See `pykvm.values.state.Stateful`."""
+        with self._lock:
+            transfer = None if self._transfer is None else self._transfer.state
+            timer = None if self._timer is None else self._timer.state()
+            return FwCfgState(self._key, self._offset, self._dma_high, transfer, timer)
+
+    def restore(self, state: FwCfgState) -> None:
+        """See `pykvm.values.state.Stateful`: the item of a transfer is read anew."""
+        expect(state, FwCfgState)
+        with self._lock:
+            self._transfer = None if state.transfer is None else self._resumed(state.transfer)
+            self._key, self._offset, self._dma_high = state.key, state.offset, state.dma_high
+            if state.timer is not None and self._timer is None and self._clock is not None:
+                self._timer = self._clock.timer(self._due)
+            if self._timer is not None:
+                self._timer.restore(state.timer)
+
+    def _resumed(self, state: TransferState) -> Transfer:
+        if self.memory is None or self._clock is None:
+            raise ConfigError(f"{self.name}: a transfer needs memory, and a clock to go on by")
+        integer(f"{self.name}: bytes copied", state.done, 0, state.length)
+        integer(f"{self.name}: the end of a transfer", state.target + state.length, 0, 1 << 64)
+        item = self._item(state.key)[state.start : state.start + state.length]
+        return Transfer(self.memory, item, state)
 
     def reset(self) -> None:
         """RESET: the first item is selected."""
         self._key = Key.SIGNATURE
         self._offset = 0
         self._dma_high = 0
-        self._transfer: Transfer | None = None
+        self._transfer = None
 
     # -- ports -------------------------------------------------------------------------------
 
@@ -247,12 +310,15 @@ class FwCfg(NamedDevice):
         self._key = key & ~WRITE_CHANNEL
         self._offset = 0
 
-    def _rest(self) -> memoryview:
-        """What is left of the selected item."""
+    def _item(self, key: int) -> memoryview:
         if self._items is None:
             contents = self.contents() if self.contents is not None else Contents({}, {})
             self._items = _numbered(contents, dma=self.memory is not None)
-        return self._items.get(self._key, _NOTHING)[self._offset :]
+        return self._items.get(key, _NOTHING)
+
+    def _rest(self) -> memoryview:
+        """What is left of the selected item."""
+        return self._item(self._key)[self._offset :]
 
     def _next(self, length: int) -> bytes:
         """The next `length` bytes, zeros from the item's end on."""
@@ -272,14 +338,16 @@ class FwCfg(NamedDevice):
         except MemoryRangeError:
             return
         with self._lock:
-            transfer = self._access(memory, *access)
+            transfer = self._access(memory, address, *access)
             if isinstance(transfer, int):
                 _answer(memory, address, transfer)
             else:
                 self._transfer = transfer
-                self._go_on(memory, address)
+                self._go_on(memory)
 
-    def _access(self, memory: DmaMemory, control: int, length: int, target: int) -> int | Transfer:
+    def _access(
+        self, memory: DmaMemory, address: int, control: int, length: int, target: int
+    ) -> int | Transfer:
         """What remains to be done of an access, or its result.
 
         It fails where the target is not RAM as a whole, and while another is under way.
@@ -292,16 +360,21 @@ class FwCfg(NamedDevice):
             piece = self._rest()[:length]
             if not memory.is_ram(target, length):
                 return DmaControl.ERROR
+            transfer = TransferState(address, self._key, self._offset, target, length)
             self._offset += len(piece)
-            return Transfer(memory, target, piece, length)
+            return Transfer(memory, piece, transfer)
         if control & DmaControl.WRITE:
             return DmaControl.ERROR
         if control & DmaControl.SKIP:
             self._offset += len(self._rest()[:length])
         return DmaControl.DONE
 
-    def _go_on(self, memory: DmaMemory, address: int) -> None:
-        """Do the next piece of the transfer that the structure at `address` asked for."""
+    def _due(self, when: int) -> None:
+        if self.memory is not None:
+            self._go_on(self.memory)
+
+    def _go_on(self, memory: DmaMemory) -> None:
+        """Do the next piece of the transfer."""
         with self._lock:
             transfer = self._transfer
             if transfer is None:
@@ -310,30 +383,33 @@ class FwCfg(NamedDevice):
                 done = transfer.step()
             except (MemoryRangeError, ConfigError):
                 # Taken away by the host meanwhile.
-                self._end(memory, address, DmaControl.ERROR)
+                self._end(memory, transfer, DmaControl.ERROR)
                 return
             if done:
-                self._end(memory, address, DmaControl.DONE)
+                self._end(memory, transfer, DmaControl.DONE)
                 return
             clock = self._clock
             if clock is None:
-                self._finish(memory, address, transfer)
+                self._finish(memory, transfer)
                 return
-            self._timer = clock.timer(lambda when: self._go_on(memory, address))
+            if self._timer is None:
+                self._timer = clock.timer(self._due)
             self._timer.arm(clock.now() + 1)
 
-    def _finish(self, memory: DmaMemory, address: int, transfer: Transfer) -> None:
+    def _finish(self, memory: DmaMemory, transfer: Transfer) -> None:
         """Do all the rest, which is refused where it is zeros without end."""
         if transfer.zeros > ZEROS_AT_ONCE:
-            self._end(memory, address, DmaControl.ERROR)
+            self._end(memory, transfer, DmaControl.ERROR)
             return
         while not transfer.step():
             pass
-        self._end(memory, address, DmaControl.DONE)
+        self._end(memory, transfer, DmaControl.DONE)
 
-    def _end(self, memory: DmaMemory, address: int, result: int) -> None:
-        self._transfer = self._timer = None
-        _answer(memory, address, result)
+    def _end(self, memory: DmaMemory, transfer: Transfer, result: int) -> None:
+        self._transfer = None
+        if self._timer is not None:
+            self._timer.cancel()
+        _answer(memory, transfer.state.address, result)
 
     def __str__(self) -> str:
         return f"{self.name}: item {self._key:#06x} at {self._offset:#x}"

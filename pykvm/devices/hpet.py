@@ -24,16 +24,19 @@ import threading
 
 from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Counter, Rule
-from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.devices.line import InterruptLine, Unconnected, restore_level
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pykvm.bus.published import Published
-    from pykvm.clock import TimeSource
+    from pykvm.clock import TimerState, TimeSource
+    from pykvm.values.state import S64, S128, U16, U32, U64
 
-__all__ = ["SHORTEST", "TICK_NS", "TIMERS", "Hpet"]
+__all__ = ["SHORTEST", "TICK_NS", "TIMERS", "Hpet", "HpetState", "HpetTimerState"]
 
 TIMERS = 3
 #: Nanoseconds a tick of the main counter: 100 MHz.
@@ -84,6 +87,32 @@ _ONES32 = (1 << 32) - 1
 _ONES64 = (1 << 64) - 1
 
 
+class HpetTimerState(State):
+    """A timer's registers, up to where its matches are dealt with, and when it is due."""
+
+    config: U16
+    comparator: U64
+    period: U64
+    status: bool
+    settled: S128
+    fired_at: S64
+    missed: U64
+    due: TimerState | None
+
+
+class HpetState(State):
+    """The registers; `high` are the lines that are driven high, as bits.
+
+    Guest time in ticks plus `bias` is the counter; while it is halted, `halted_at` is.
+    """
+
+    config: U16
+    bias: S128
+    halted_at: S128 | None
+    high: U32
+    timers: tuple[HpetTimerState, ...]
+
+
 class _Output:
     """An IRQ: the level of one line, by the timers and by another device that shares it."""
 
@@ -113,6 +142,10 @@ class _LegacyInput:
         """Drive it; it comes through unless legacy replacement has the IRQ."""
         self._output.input = level
         self._hpet.update_line(self._output)
+
+    def restore(self, level: bool) -> None:
+        """Have that level.  What comes of it is the HPET's own state."""
+        self._output.input = level
 
 
 class HpetTimer:
@@ -196,6 +229,29 @@ class HpetTimer:
         if not self.periodic or self.config & VAL_SET_CNF:
             self.comparator = (self.comparator & ~lanes | value & lanes) & self.ones
         self.config &= ~VAL_SET_CNF
+
+    def state(self, due: TimerState | None) -> HpetTimerState:
+        """What `restore` takes."""
+        return HpetTimerState(
+            self.config,
+            self.comparator,
+            self.period,
+            self.status,
+            self.settled,
+            self.fired_at,
+            self.missed,
+            due,
+        )
+
+    def restore(self, state: HpetTimerState) -> None:
+        """Be that again."""
+        self.config = state.config & (_KEPT | ROUTE_CNF | VAL_SET_CNF)
+        self.comparator = state.comparator & self.ones
+        self.period = state.period
+        self.status = state.status
+        self.settled = state.settled
+        self.fired_at = state.fired_at
+        self.missed = state.missed
 
     def __str__(self) -> str:
         config = self.config
@@ -296,6 +352,46 @@ class Hpet(NamedDevice):
             for timer in self.timers:
                 timer.reset()
             self._follow()
+
+    def state(self) -> HpetState:
+        """See `pykvm.values.state.Stateful`."""
+        with self._lock:
+            return HpetState(
+                self._config,
+                self._bias,
+                self._halted_at,
+                sum(output.level << irq for irq, output in self._outputs.items()),
+                tuple(
+                    timer.state(deadline.state())
+                    for timer, deadline in zip(self.timers, self._deadlines, strict=True)
+                ),
+            )
+
+    def restore(self, state: HpetState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        self._check(expect(state, HpetState))
+        with self._lock:
+            self._config = state.config & (ENABLE_CNF | LEG_RT_CNF * self._legacy_capable)
+            self._bias, self._halted_at = state.bias, state.halted_at
+            for timer, deadline, saved in zip(
+                self.timers, self._deadlines, state.timers, strict=True
+            ):
+                timer.restore(saved)
+                deadline.restore(saved.due)
+            for irq, output in self._outputs.items():
+                output.level = bool(state.high >> irq & 1)
+                restore_level(output.line, output.level)
+            self._publish_counter()
+
+    def _check(self, state: HpetState) -> None:
+        """Raise ConfigError for a counter or a time that there has not been."""
+        integer(f"{self.name}: timers", len(state.timers), TIMERS, TIMERS)
+        now = self._clock.now()
+        counter = now // TICK_NS + state.bias if state.halted_at is None else state.halted_at
+        integer(f"{self.name}: the counter", counter, 0)
+        for timer in state.timers:
+            integer(f"{self.name}: matches dealt with", timer.settled, -1, counter)
+            integer(f"{self.name}: the last interrupt", timer.fired_at, -SHORTEST, now)
 
     @property
     def missed(self) -> int:

@@ -10,13 +10,15 @@ from pykvm.bus import GuestReset
 from pykvm.bus.device import NamedDevice
 from pykvm.devices.line import Output
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from pykvm.clock import TimeSource
     from pykvm.devices.line import Lines
     from pykvm.memory import GuestMemory
+    from pykvm.values.state import U8
 
-__all__ = ["KeyboardController"]
+__all__ = ["KeyboardController", "KeyboardControllerState"]
 
 # Status register.
 _OUTPUT_FULL = 0x01
@@ -59,6 +61,17 @@ _MODE_COMMANDS = {
 _OUTPUT_PORT_COMMANDS = {0xDD: (_A20, False), 0xDF: (_A20, True)}
 
 
+class KeyboardControllerState(State):
+    """The registers; `awaiting` is the command whose data byte is to come, or 0."""
+
+    status: U8
+    mode: U8
+    output_port: U8
+    answer: U8
+    awaiting: U8
+    irq: bool
+
+
 class KeyboardController(NamedDevice):
     """An Intel 8042 with nothing plugged in: data at offset 0, status and commands at offset 4.
 
@@ -93,6 +106,27 @@ class KeyboardController(NamedDevice):
         self._answer = 0
         self._awaiting = 0
         self._update()
+
+    def state(self) -> KeyboardControllerState:
+        """See `pykvm.values.state.Stateful`."""
+        return KeyboardControllerState(
+            self._status,
+            self._mode,
+            self._output_port,
+            self._answer,
+            self._awaiting,
+            self._irq.state(),
+        )
+
+    def restore(self, state: KeyboardControllerState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, KeyboardControllerState)
+        self._status = state.status
+        self._mode = state.mode
+        self._output_port = state.output_port
+        self._answer = state.answer
+        self._awaiting = state.awaiting
+        self._irq.restore(state.irq)
 
     def read(self, offset: int, size: int) -> int:
         """The status at offset 4; elsewhere the answer to the last command."""

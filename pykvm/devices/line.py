@@ -9,14 +9,27 @@ if TYPE_CHECKING:
     from pykvm.clock import TimeSource
     from pykvm.memory import GuestMemory
 
-__all__ = ["Attaching", "InterruptLine", "Lines", "Output", "Unconnected"]
+__all__ = ["Attaching", "InterruptLine", "Lines", "Output", "Unconnected", "restore_level"]
 
 
 class InterruptLine(Protocol):
-    """A level-driven interrupt input.  It starts low; a device sets it only when it changes."""
+    """A level-driven interrupt input.  It starts low; a device sets it only when it changes.
+
+    It may also have ``restore(level)``: be as if it had been driven there (`restore_level`).
+    """
 
     def set(self, level: bool, /) -> None:
         """Drive the line high or low."""
+
+
+def restore_level(line: InterruptLine, level: bool) -> None:
+    """Let `line` have a level that the device drove before its state was saved.
+
+    The input sees no change: what an interrupt controller has made of that level is its own state.
+    """
+    restore = getattr(line, "restore", None)
+    if restore is not None:
+        restore(level)
 
 
 class Unconnected:
@@ -62,6 +75,15 @@ class Output:
         if level != self.level:
             self.level = level
             self.line.set(level)
+
+    def state(self) -> bool:
+        """The level."""
+        return self.level
+
+    def restore(self, state: bool) -> None:
+        """Have that level, without driving the wire."""
+        self.level = state
+        restore_level(self.line, state)
 
 
 def _checked(line: InterruptLine) -> InterruptLine:

@@ -11,7 +11,10 @@ from __future__ import annotations
 from pykvm import layout
 from pykvm.bus import Placement, Space
 from pykvm.bus.device import NamedDevice
+from pykvm.devices.line import Output
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +22,9 @@ if TYPE_CHECKING:
     from pykvm.clock import TimeSource
     from pykvm.devices.line import InterruptLine, Lines
     from pykvm.memory import GuestMemory
+    from pykvm.values.state import U16
 
-__all__ = ["KeptMemory", "KeptPorts", "LinePorts", "pc_testdev"]
+__all__ = ["KeptMemory", "KeptPorts", "KeptState", "LinePorts", "LinePortsState", "pc_testdev"]
 
 MEMORY_SIZE = 0x10000
 FLUSH, BYTES = 4, 8
@@ -47,6 +51,27 @@ def pc_testdev() -> list[Placement]:
     ]
 
 
+class KeptState(State):
+    """The bytes, without the zeros at their end."""
+
+    data: bytes
+
+
+class LinePortsState(State):
+    """The ISA interrupts whose lines are high, as bits."""
+
+    high: U16
+
+
+def _kept(data: bytearray) -> KeptState:
+    return KeptState(bytes(data).rstrip(b"\0"))
+
+
+def _restore(data: bytearray, state: KeptState) -> None:
+    integer("bytes of pc-testdev", len(state.data), 0, len(data))
+    data[:] = state.data.ljust(len(data), b"\0")
+
+
 class KeptPorts(NamedDevice):
     """Four bytes at offset 0, read and written in any width, and the same ones at offset 8.
 
@@ -57,6 +82,15 @@ class KeptPorts(NamedDevice):
     def __init__(self, name: str = "pc-testdev") -> None:
         self.name = name
         self._data = bytearray(4)
+
+    def state(self) -> KeptState:
+        """See `pykvm.values.state.Stateful`."""
+        return _kept(self._data)
+
+    def restore(self, state: KeptState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, KeptState)
+        _restore(self._data, state)
 
     def read(self, offset: int, size: int) -> int:
         """The bytes, 0 for the page's address."""
@@ -85,12 +119,29 @@ class LinePorts(NamedDevice):
     def __init__(self, name: str = "pc-testdev-irq") -> None:
         self.name = name
         self._isa: Callable[[int], InterruptLine] | None = None
-        self._lines: dict[int, InterruptLine] = {}
+        self._lines: dict[int, Output] = {}
 
     def attach(self, lines: Lines, memory: GuestMemory, clock: TimeSource | None) -> None:
         """See `Attaching`: each line is taken when the guest first drives it."""
         self._isa = lines.isa
         self._lines = {}
+
+    def state(self) -> LinePortsState:
+        """See `pykvm.values.state.Stateful`."""
+        return LinePortsState(sum(line.level << irq for irq, line in self._lines.items()))
+
+    def restore(self, state: LinePortsState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, LinePortsState)
+        for irq in layout.DEVICE_IRQS:
+            high = bool(state.high >> irq & 1)
+            if irq in self._lines or high:
+                self._line(irq).restore(high)
+
+    def _line(self, irq: int) -> Output:
+        if irq not in self._lines:
+            self._lines[irq] = Output(None if self._isa is None else self._isa(irq))
+        return self._lines[irq]
 
     def read(self, offset: int, size: int) -> int:
         """Nothing."""
@@ -98,11 +149,8 @@ class LinePorts(NamedDevice):
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Drive a line.  Only single bytes do."""
-        if size != 1 or offset not in layout.DEVICE_IRQS or self._isa is None:
-            return
-        if offset not in self._lines:
-            self._lines[offset] = self._isa(offset)
-        self._lines[offset].set(value != 0)
+        if size == 1 and offset in layout.DEVICE_IRQS and self._isa is not None:
+            self._line(offset).set(value != 0)
 
 
 class KeptMemory(NamedDevice):
@@ -111,6 +159,15 @@ class KeptMemory(NamedDevice):
     def __init__(self, name: str = "pc-testdev-memory") -> None:
         self.name = name
         self._data = bytearray(MEMORY_SIZE)
+
+    def state(self) -> KeptState:
+        """See `pykvm.values.state.Stateful`."""
+        return _kept(self._data)
+
+    def restore(self, state: KeptState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, KeptState)
+        _restore(self._data, state)
 
     def read(self, offset: int, size: int) -> int:
         """The bytes there."""

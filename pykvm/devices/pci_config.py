@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pykvm.bus import GuestReset
 from pykvm.bus.device import NamedDevice
+from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import State, expect
 
-__all__ = ["PciConfig"]
+if TYPE_CHECKING:
+    from pykvm.values.state import U8, U32
+
+__all__ = ["PciConfig", "PciConfigState"]
 
 _SYS_RST = 0x02
 _RST_CPU = 0x04
@@ -15,6 +20,13 @@ _RESET_REGISTER = (1, 1)
 _ADDRESS_REGISTER = (0, 4)
 # CONFIG_ADDRESS: enable, bus, device, function, register; the other bits read 0.
 _ADDRESS_BITS = 0x80FFFFFC
+
+
+class PciConfigState(State):
+    """Both registers as last written."""
+
+    control: U8
+    address: U32
 
 
 class PciConfig(NamedDevice):
@@ -35,6 +47,15 @@ class PciConfig(NamedDevice):
         self.name = name
         self._value = 0
         self._address = 0
+
+    def state(self) -> PciConfigState:
+        """See `pykvm.values.state.Stateful`."""
+        return PciConfigState(self._value, self._address)
+
+    def restore(self, state: PciConfigState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, PciConfigState)
+        self._value, self._address = state.control, state.address
 
     def read(self, offset: int, size: int) -> int:
         """Either register as last written; all ones for any other access."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import struct
 
-from pykvm.devices.pci_config import PciConfig
+from pykvm.devices.pci_config import PciConfig, PciConfigState
+from pykvm.values.checks import integer
+from pykvm.values.state import expect
 
-__all__ = ["PciHost"]
+__all__ = ["PciHost", "PciHostState"]
 
 # Offsets from port 0xcf8.
 CONFIG_ADDRESS = 0
@@ -24,6 +26,12 @@ _FUNCTION_MASK = 0xFF_FF00
 
 _PAM = range(0x59, 0x60)
 _SPACE_SIZE = 256
+
+
+class PciHostState(PciConfigState):
+    """Those, and the PAM registers."""
+
+    pam: bytes
 
 
 class PciHost(PciConfig):
@@ -41,6 +49,17 @@ class PciHost(PciConfig):
     def __init__(self, name: str = "pci-config") -> None:
         super().__init__(name)
         self._bridge = _host_bridge()
+
+    def state(self) -> PciHostState:
+        """See `pykvm.values.state.Stateful`."""
+        return PciHostState(self._value, self._address, bytes(self._bridge[at] for at in _PAM))
+
+    def restore(self, state: PciConfigState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        pam = expect(state, PciHostState).pam
+        integer("PAM registers", len(pam), len(_PAM), len(_PAM))
+        super().restore(state)
+        self._bridge[_PAM.start : _PAM.stop] = pam
 
     def read(self, offset: int, size: int) -> int:
         """`size` bytes of the bridge's configuration space, if the address selects it."""

@@ -28,13 +28,16 @@ from pykvm.clock import ticks_at, time_of
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.pit_channel import CONTROL_RW_SHIFT, Channel
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from pykvm.bus.published import Published
-    from pykvm.clock import TimeSource
-    from pykvm.devices.pit_channel import Counting
+    from pykvm.clock import TimerState, TimeSource
+    from pykvm.devices.pit_channel import ChannelState, Counting
+    from pykvm.values.state import S64, U64
 
-__all__ = ["PIT_HZ", "SHORTEST", "Pit8254"]
+__all__ = ["PIT_HZ", "SHORTEST", "Pit8254", "Pit8254State"]
 
 #: CLK pulses a second: a third of the NTSC colour carrier, as every PC has it.
 PIT_HZ = 1_193_182
@@ -56,6 +59,17 @@ READ_BACK_NO_STATUS = 0x10
 # latched and which of its bytes is read next.
 ASKS, COUNT_LOW, COUNT_HIGH, LATCHED_LOW, LATCHED_HIGH = range(5)
 BANKS = 5
+
+
+class Pit8254State(State):
+    """The counters, and of channel 0's rises how many the line has shown, and when the last."""
+
+    channels: tuple[ChannelState, ChannelState, ChannelState]
+    shown: U64
+    shown_at: S64
+    missed: U64
+    irq: bool
+    timer: TimerState | None
 
 
 class Pit8254(NamedDevice):
@@ -109,6 +123,37 @@ class Pit8254(NamedDevice):
             self._shown_at = -SHORTEST
             self._timer.cancel()
             self._irq.set(False)
+
+    # What is saved
+
+    def state(self) -> Pit8254State:
+        """See `pykvm.values.state.Stateful`."""
+        with self._lock:
+            self._take_back()
+            low, middle, high = (channel.state() for channel in self.channels)
+            return Pit8254State(
+                (low, middle, high),
+                self._shown,
+                self._shown_at,
+                self.missed,
+                self._irq.state(),
+                self._timer.state(),
+            )
+
+    def restore(self, state: Pit8254State) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, Pit8254State)
+        now = self._clock.now()
+        integer(f"{self.name}: interrupts", state.shown, 0, state.channels[0].rises)
+        integer(f"{self.name}: the last interrupt", state.shown_at, -SHORTEST, now)
+        with self._lock:
+            self._take_back()
+            for channel, saved in zip(self.channels, state.channels, strict=True):
+                channel.restore(saved, ticks_at(now, PIT_HZ))
+            self._shown, self._shown_at = state.shown, state.shown_at
+            self.missed = state.missed
+            self._irq.restore(state.irq)
+            self._timer.restore(state.timer)
 
     # What needs no Python
 

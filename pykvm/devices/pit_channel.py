@@ -10,9 +10,15 @@ two.  So a counter costs nothing while it is not read, however fast it runs.
 
 from __future__ import annotations
 
+from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.state import State
 
-__all__ = ["MODES", "Channel", "Counting", "Mode"]
+if TYPE_CHECKING:
+    from pykvm.values.state import U8, U16, U24, U64
+
+__all__ = ["MODES", "Channel", "ChannelState", "Counting", "Mode"]
 
 # The control word ("Control word format"); bits 6 and 7 choose the counter.
 CONTROL_BCD = 0x01
@@ -60,6 +66,29 @@ _SIX = (
 )
 #: By number; the last two are other names of modes 2 and 3.
 MODES = (*_SIX, *_SIX[2:4])
+
+
+class ChannelState(State):
+    """A counter: what CE holds and since when, and what the CPU has half written or half read.
+
+    `tick` is the pulse up to which it has counted; 0 where nothing counts.
+    """
+
+    control: U8
+    gate: bool
+    rises: U64
+    tick: U64
+    loaded: U24
+    elapsed: U64
+    held: U16
+    count: U24
+    load_at: U64 | None
+    armed: bool
+    null: bool
+    low_byte: U8 | None
+    read_high: bool
+    latched_count: U16 | None
+    latched_status: U8 | None
 
 
 class Channel:
@@ -189,6 +218,58 @@ class Channel:
         if self._latched_status is None:
             self._latched_status = self._control | STATUS_NULL * self.null | STATUS_OUT * self.out
 
+    # What is saved
+
+    def state(self) -> ChannelState:
+        """See `pykvm.values.state.Stateful`."""
+        still = not self._loaded and self._load_at is None
+        return ChannelState(
+            self._control,
+            self.gate,
+            self.rises,
+            0 if still else self._tick,
+            self._loaded,
+            self._elapsed,
+            self._held,
+            self._count,
+            self._load_at,
+            self._armed,
+            self.null,
+            self._low_byte,
+            self._read_high,
+            self._latched_count,
+            self._latched_status,
+        )
+
+    def restore(self, state: ChannelState, tick: int) -> None:
+        """See `pykvm.values.state.Stateful`; pulse `tick` is now.
+
+        Raises ConfigError for pulses that have not been, and for counts that there are not.
+        """
+        mode = MODES[state.control >> 1 & 7]
+        integer("the pulse that a counter is at", state.tick, 0, tick)
+        if state.load_at is not None:
+            integer("the pulse that loads a counter", state.load_at, state.tick + 1)
+        if state.loaded:
+            integer("what a counter was loaded with", state.loaded, 1 + mode.periodic, 0x10000)
+        integer("the count of a counter", state.count, 0, 0x10000)
+        self._control = state.control & 0x3F
+        self.mode = mode
+        self.gate = state.gate
+        self.rises = state.rises
+        self._tick = state.tick
+        self._loaded = state.loaded
+        self._elapsed = state.elapsed
+        self._held = state.held
+        self._count = state.count
+        self._load_at = state.load_at
+        self._armed = state.armed
+        self.null = state.null
+        self._low_byte = state.low_byte
+        self._read_high = state.read_high
+        self._latched_count = state.latched_count
+        self._latched_status = state.latched_status
+
     # What may answer for it
 
     @property
@@ -275,7 +356,9 @@ class Channel:
         """Let the pulses up to `tick` pass."""
         load = self._load_at
         if load is not None and load <= tick:
-            self._pass(load)
+            # In the modes that end by themselves the pulse that loads does not count, too.
+            self._pass(load if self.mode.periodic else load - 1)
+            self._tick = load
             self._load(load)
         self._pass(tick)
 

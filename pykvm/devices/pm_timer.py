@@ -39,6 +39,9 @@ class AcpiPmTimer(NamedDevice):
     3579545
     """
 
+    #: It is a function of guest time.
+    stateless = True
+
     def __init__(self, clock: TimeSource, *, bits: int = 32, name: str = "pm-timer") -> None:
         """Raises ConfigError for another number of bits."""
         if bits not in (24, 32):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from pykvm.bus.device import NamedDevice
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from pykvm.clock import TimeSource
     from pykvm.devices.pit import Pit8254
+    from pykvm.values.state import U4
 
-__all__ = ["Port61"]
+__all__ = ["Port61", "Port61State"]
 
 TIMER2_GATE = 0x01
 SPEAKER_DATA = 0x02
@@ -24,6 +26,12 @@ TIMER2_OUT = 0x20
 REFRESH_NS = 15_085
 
 SPEAKER = 2  # the timer's channel
+
+
+class Port61State(State):
+    """The bits that can be written.  The gate is the timer's to remember."""
+
+    value: U4
 
 
 class Port61(NamedDevice):
@@ -44,6 +52,15 @@ class Port61(NamedDevice):
     def reset(self) -> None:
         """Return to the state at power-on: speaker and gate off."""
         self.write(0, 1, 0)
+
+    def state(self) -> Port61State:
+        """See `pykvm.values.state.Stateful`."""
+        return Port61State(self._value)
+
+    def restore(self, state: Port61State) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, Port61State)
+        self._value = state.value
 
     @property
     def speaker(self) -> bool:

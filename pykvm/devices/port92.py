@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from pykvm.bus import GuestReset
 from pykvm.bus.device import NamedDevice
+from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import State, expect
 
-__all__ = ["Port92"]
+if TYPE_CHECKING:
+    from pykvm.values.state import U8
+
+__all__ = ["Port92", "Port92State"]
 
 _INIT_NOW = 0x01
 _ALT_A20_GATE = 0x02
+
+
+class Port92State(State):
+    """What was written last."""
+
+    value: U8
 
 
 class Port92(NamedDevice):
@@ -40,6 +51,15 @@ class Port92(NamedDevice):
     def reset(self) -> None:
         """Return to the state in which firmware hands the machine over."""
         self._value = _ALT_A20_GATE
+
+    def state(self) -> Port92State:
+        """See `pykvm.values.state.Stateful`."""
+        return Port92State(self._value)
+
+    def restore(self, state: Port92State) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, Port92State)
+        self._value = state.value
 
     def read(self, offset: int, size: int) -> int:
         """What was written last."""

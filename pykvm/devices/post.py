@@ -7,11 +7,18 @@ from collections import deque
 from pykvm.bus.device import NamedDevice
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import integer
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["PostPort"]
+__all__ = ["PostPort", "PostPortState"]
+
+
+class PostPortState(State):
+    """The last codes, oldest first."""
+
+    history: bytes
 
 
 class PostPort(NamedDevice):
@@ -36,6 +43,16 @@ class PostPort(NamedDevice):
     def history(self) -> tuple[int, ...]:
         """The last `limit` codes, oldest first."""
         return tuple(self._codes)
+
+    def state(self) -> PostPortState:
+        """See `pykvm.values.state.Stateful`."""
+        return PostPortState(bytes(self._codes))
+
+    def restore(self, state: PostPortState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, PostPortState)
+        self._codes.clear()
+        self._codes.extend(state.history)
 
     def posted(self, writes: Sequence[tuple[int, int, int]]) -> None:
         """Remember the low byte of each write."""

@@ -7,12 +7,23 @@ from __future__ import annotations
 
 from pykvm.bus import GuestPanic, GuestPowerOff
 from pykvm.bus.device import NamedDevice
+from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import State, expect
 
-__all__ = ["PvPanic"]
+if TYPE_CHECKING:
+    from pykvm.values.state import U64
+
+__all__ = ["PvPanic", "PvPanicState"]
 
 PANICKED = 1 << 0
 CRASH_LOADED = 1 << 1
 SHUTDOWN = 1 << 2
+
+
+class PvPanicState(State):
+    """How many crashes the guest's own crash kernel took."""
+
+    crashes_handled: U64
 
 
 class PvPanic(NamedDevice):
@@ -33,6 +44,15 @@ class PvPanic(NamedDevice):
     def __init__(self, name: str = "pvpanic") -> None:
         self.name = name
         self.crashes_handled = 0
+
+    def state(self) -> PvPanicState:
+        """See `pykvm.values.state.Stateful`."""
+        return PvPanicState(self.crashes_handled)
+
+    def restore(self, state: PvPanicState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, PvPanicState)
+        self.crashes_handled = state.crashes_handled
 
     def read(self, offset: int, size: int) -> int:
         """The events that are known here."""

@@ -25,15 +25,18 @@ from pykvm.bus.published import WRITTEN, Published, Rule
 from pykvm.devices.line import InterruptLine, Output
 from pykvm.devices.rtc_calendar import DAY, WEEKDAY, Format, civil, until_alarm
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
     from pykvm.bus.published import Access
-    from pykvm.clock import TimeSource
+    from pykvm.clock import TimerState, TimeSource
+    from pykvm.values.state import S64, U8, U64
 
-__all__ = ["Rtc146818"]
+__all__ = ["Rtc146818", "Rtc146818State"]
 
 REGISTER_A, REGISTER_B, REGISTER_C, REGISTER_D = range(10, 14)
 SIZE = 128
@@ -81,6 +84,23 @@ def _period(rate: int) -> int:
     if rate == 0:
         return 0
     return 1 << (rate - 1 if rate > 2 else rate + 6)
+
+
+class Rtc146818State(State):
+    """The registers, and where in its second the clock is.
+
+    `seen` is the guest time up to which events are in the registers, `phase` one at which the
+    divider was at 0.
+    """
+
+    nvram: bytes
+    index: U8
+    nmi_masked: bool
+    phase: S64
+    seen: U64
+    missed: U64
+    irq: bool
+    timer: TimerState | None
 
 
 class _Ram(bytearray):
@@ -202,6 +222,34 @@ class Rtc146818(NamedDevice):
             self.nvram[REGISTER_B] &= ~(INTERRUPTS | B_SQUARE_WAVE)
             self.nvram[REGISTER_C] = 0
             self._update()
+
+    def state(self) -> Rtc146818State:
+        """See `pykvm.values.state.Stateful`."""
+        with self._lock:
+            return Rtc146818State(
+                bytes(self.nvram),
+                self._index,
+                self.nmi_masked,
+                self._phase,
+                self._seen,
+                self.missed,
+                self._irq.state(),
+                self._timer.state(),
+            )
+
+    def restore(self, state: Rtc146818State) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, Rtc146818State)
+        integer(f"{self.name}: bytes of RAM", len(state.nvram), SIZE, SIZE)
+        integer(f"{self.name}: the time that it has seen", state.seen, 0, self._clock.now())
+        with self._lock:
+            self.nvram[:] = state.nvram
+            self._index, self.nmi_masked = state.index & 0x7F, state.nmi_masked
+            self._phase, self._seen, self.missed = state.phase, state.seen, state.missed
+            self._irq.restore(state.irq)
+            self._timer.restore(state.timer)
+            if self._published is not None:
+                self._published.choose(self._index)
 
     @property
     def time(self) -> int:

@@ -6,18 +6,28 @@ import threading
 
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import integer
+from pykvm.values.state import State, expect
 from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["OUTPUT_LIMIT", "OutputLog"]
+    from pykvm.values.state import U64
+
+__all__ = ["OUTPUT_LIMIT", "OutputLog", "OutputState"]
 
 OUTPUT_LIMIT = 1 << 20
 
 # So many lines, of so many characters each, are enough to see what a guest was at.
 LAST_LINES = 24
 LONGEST_LINE = 256
+
+
+class OutputState(State):
+    """What was printed: the end of it that is kept, and how many bytes came before that."""
+
+    output: bytes
+    dropped: U64
 
 
 class OutputLog:
@@ -63,6 +73,25 @@ class OutputLog:
     def printed(self) -> int:
         """How many bytes were printed so far, kept or not."""
         return self._trimmed + len(self._kept)
+
+    def state(self) -> State:
+        """See `pykvm.values.state.Stateful`."""
+        return self._printed_state()
+
+    def restore(self, state: OutputState) -> None:
+        """See `pykvm.values.state.Stateful`: what was printed since is forgotten."""
+        expect(state, OutputState)
+        self._restore_printed(state)
+
+    def _printed_state(self) -> OutputState:
+        with self._keeping:
+            return OutputState(self.output, self.dropped)
+
+    def _restore_printed(self, state: OutputState) -> None:
+        with self._keeping:
+            if self.output != state.output:
+                self._kept = bytearray(state.output)
+            self._trimmed = state.dropped + len(state.output) - len(self._kept)
 
     def since(self, position: int) -> tuple[int, bytes]:
         """What is kept of the output from its byte `position` on, and where that begins."""

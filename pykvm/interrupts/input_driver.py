@@ -15,12 +15,19 @@ class InputDriver:
 
     An `InterruptLine`.  It calls ``drive(number, step)`` with the number of the input, and 1 when
     it starts to assert it or -1 when it stops; setting the level that it has does nothing.
+    ``count(number, step)`` is called instead where the controller knows the level already.
     """
 
-    __slots__ = ("_drive", "_level", "_number")
+    __slots__ = ("_count", "_drive", "_level", "_number")
 
-    def __init__(self, drive: Callable[[int, int], None], number: int) -> None:
+    def __init__(
+        self,
+        drive: Callable[[int, int], None],
+        count: Callable[[int, int], None],
+        number: int,
+    ) -> None:
         self._drive = drive
+        self._count = count
         self._number = number
         self._level = False
 
@@ -29,3 +36,9 @@ class InputDriver:
         if bool(level) != self._level:
             self._level = not self._level
             self._drive(self._number, 1 if level else -1)
+
+    def restore(self, level: bool) -> None:
+        """Have that level.  What the controller saw of it is the controller's own state."""
+        if bool(level) != self._level:
+            self._level = not self._level
+            self._count(self._number, 1 if level else -1)

@@ -14,13 +14,16 @@ from pykvm.interrupts.input_driver import InputDriver
 from pykvm.interrupts.message import FIXED, LOWEST_PRIORITY, STARTUP, Message
 from pykvm.layout import IOAPIC_PINS
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pykvm.devices.line import InterruptLine
+    from pykvm.values.state import U4, U8, U24, U64
 
-__all__ = ["IoApic"]
+__all__ = ["IoApic", "IoApicState"]
 
 # No EOI register, which came with version 0x20.
 VERSION = 0x11
@@ -53,6 +56,16 @@ _LOW = 0xFFFF_FFFF
 
 _ALL_ONES = 0xFFFF_FFFF
 _RESERVED_MODES = (3, STARTUP)
+_ENTRY = _HIGH_WRITABLE << 32 | _LOW_WRITABLE | REMOTE_IRR
+
+
+class IoApicState(State):
+    """The registers, and the levels at the pins as it has seen them."""
+
+    id: U4
+    select: U8
+    entries: tuple[U64, ...]
+    lines: U24
 
 
 class IoApic(NamedDevice):
@@ -132,7 +145,20 @@ class IoApic(NamedDevice):
         """
         if not 0 <= pin < IOAPIC_PINS:
             raise ConfigError(f"the I/O APIC has pins 0 to {IOAPIC_PINS - 1}, not {pin}")
-        return InputDriver(self._drive, pin)
+        return InputDriver(self._drive, self._count, pin)
+
+    def state(self) -> IoApicState:
+        """See `pykvm.values.state.Stateful`."""
+        with self._lock:
+            return IoApicState(self.id, self._select, tuple(self.entries), self.lines)
+
+    def restore(self, state: IoApicState) -> None:
+        """See `pykvm.values.state.Stateful`.  Each source of a pin restores its own level."""
+        expect(state, IoApicState)
+        integer(f"{self.name}: entries", len(state.entries), IOAPIC_PINS, IOAPIC_PINS)
+        with self._lock:
+            self.id, self._select, self.lines = state.id, state.select, state.lines
+            self.entries = [entry & _ENTRY for entry in state.entries]
 
     def read(self, offset: int, size: int) -> int:
         """IOREGSEL, or through IOWIN the register that it selects (3.1); 0 elsewhere."""
@@ -202,6 +228,10 @@ class IoApic(NamedDevice):
             elif not before + step:
                 self.lines &= ~(1 << pin)
         self._send(message)
+
+    def _count(self, pin: int, step: int) -> None:
+        with self._lock:
+            self._sources[pin] += step
 
     def _assert(self, pin: int) -> tuple[int, Message] | None:
         """What to send for a pin with an edge, or with a level that asks for attention.

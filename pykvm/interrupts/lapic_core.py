@@ -7,21 +7,55 @@ from __future__ import annotations
 
 import threading
 
+from pykvm.errors import ConfigError
 from pykvm.interrupts import lapic_registers as reg
 from pykvm.interrupts.lapic_registers import GpFault
 from pykvm.interrupts.lapic_timer import ApicTimer
 from pykvm.interrupts.message import EXTINT, FIXED, INIT, LOWEST_PRIORITY, NMI, STARTUP
 from pykvm.typed import TYPE_CHECKING, Protocol
+from pykvm.values.checks import integer
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pykvm.interrupts.lapic_timer import TscClock
+    from pykvm.interrupts.lapic_timer import ApicTimerState, TscClock
     from pykvm.interrupts.message import Message
+    from pykvm.values.state import U8, U32, U64, U256
 
-__all__ = ["ApicCore", "CpuPort"]
+__all__ = ["ApicCore", "CpuPort", "LocalApicState"]
 
 PIN_ENTRIES = (reg.LVT_LINT0, reg.LVT_LINT1)
+
+
+class LocalApicState(State):
+    """The registers and pins of a local APIC.
+
+    `lvt` is in the order of `lapic_registers.lvt_registers`.  `errors` are those that ESR does not
+    show yet, the next of which interrupts if `error_armed`.  `served` is the vector that a level
+    on each pin was accepted as, until its EOI (remote IRR), and `extint` whether an ExtINT message
+    waits.
+    """
+
+    base: U64
+    xapic_id: U8
+    tpr: U8
+    svr: U32
+    ldr: U32
+    dfr: U32
+    esr: U32
+    errors: U32
+    error_armed: bool
+    icr: U32
+    icr_high: U32
+    irr: U256
+    isr: U256
+    tmr: U256
+    lvt: tuple[U32, ...]
+    pins: tuple[bool, bool]
+    served: tuple[U8 | None, U8 | None]
+    extint: bool
+    timer: ApicTimerState
 
 
 class CpuPort(Protocol):
@@ -135,6 +169,69 @@ class ApicCore:
             # The vector that a level on the pin was accepted as, until its EOI: remote IRR.
             self._served = [-1, -1]
             self._extint = False
+
+    def state(self) -> LocalApicState:
+        """See `pykvm.values.state.Stateful`."""
+        with self._lock:
+            low, high = (None if vector < 0 else vector for vector in self._served)
+            return LocalApicState(
+                self._base,
+                self._xapic_id,
+                self._tpr,
+                self._svr,
+                self._ldr,
+                self._dfr,
+                self._esr,
+                self._errors,
+                self._error_armed,
+                self._icr,
+                self._icr_high,
+                self._irr,
+                self._isr,
+                self._tmr,
+                tuple(self._lvt.values()),
+                (self._pins[0], self._pins[1]),
+                (low, high),
+                self._extint,
+                self.timer.state(),
+            )
+
+    def restore(self, state: LocalApicState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        self._check_mode(expect(state, LocalApicState).base)
+        entries = len(self._lvt_writable)
+        integer("entries of the local vector table", len(state.lvt), entries, entries)
+        self.timer.restore(state.timer)
+        with self._lock:
+            self._base = state.base
+            self._xapic_id = state.xapic_id
+            self._tpr = state.tpr
+            self._svr = state.svr
+            self._ldr = state.ldr
+            self._dfr = state.dfr
+            self._esr = state.esr
+            self._errors = state.errors
+            self._error_armed = state.error_armed
+            self._icr = state.icr
+            self._icr_high = state.icr_high
+            self._irr = state.irr
+            self._isr = state.isr
+            self._tmr = state.tmr
+            self._lvt = {
+                register: value & writable
+                for (register, writable), value in zip(
+                    self._lvt_writable.items(), state.lvt, strict=True
+                )
+            }
+            self._pins = list(state.pins)
+            self._served = [-1 if vector is None else vector for vector in state.served]
+            self._extint = state.extint
+
+    def _check_mode(self, base: int) -> None:
+        """Raise ConfigError unless IA32_APIC_BASE can have this value."""
+        x2apic_of_none = base & reg.BASE_X2APIC and not base & reg.BASE_ENABLE
+        if base & self._forbidden_base or x2apic_of_none:
+            raise ConfigError(f"this local APIC has no mode for IA32_APIC_BASE = {base:#x}")
 
     @property
     def base(self) -> int:

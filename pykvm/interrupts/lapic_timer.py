@@ -14,11 +14,16 @@ from __future__ import annotations
 from pykvm.clock import NEVER, ticks_at, time_of
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING, Protocol
+from pykvm.values.checks import integer
+from pykvm.values.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ApicTimer", "Timer", "TscClock"]
+    from pykvm.clock import TimerState
+    from pykvm.values.state import S64, S128, U2, U4, U32, U64
+
+__all__ = ["ApicTimer", "ApicTimerState", "Timer", "TscClock"]
 
 #: The rate before division: KVM's.
 DEFAULT_HZ = 1_000_000_000
@@ -36,6 +41,24 @@ MODES = ("one-shot", "periodic", "TSC-deadline", "reserved")
 _DIVISORS = (2, 4, 8, 16, 32, 64, 128, 1)
 
 
+class ApicTimerState(State):
+    """The registers; when tick 0 was, how many ticks are dealt with, and what the clock was asked.
+
+    `deadline` is as IA32_TSC_DEADLINE has it, and `due` when that was to be, in guest time.
+    """
+
+    mode: U2
+    masked: bool
+    initial_count: U32
+    divide: U4
+    deadline: U64
+    due: S128
+    start: S64 | None
+    ticks: U64
+    missed: U64
+    timer: TimerState | None
+
+
 class Timer(Protocol):
     """One deadline of a clock."""
 
@@ -44,6 +67,12 @@ class Timer(Protocol):
 
     def cancel(self) -> None:
         """Ask for nothing."""
+
+    def state(self) -> TimerState | None:
+        """What is asked for."""
+
+    def restore(self, state: TimerState | None, /) -> None:
+        """Ask for that, and have nobody look at it now."""
 
 
 class TscClock(Protocol):
@@ -133,6 +162,38 @@ class ApicTimer:
         # Ticks since then that are dealt with.
         self._ticks = 0
         self._timer.cancel()
+
+    def state(self) -> ApicTimerState:
+        """See `pykvm.values.state.Stateful`."""
+        return ApicTimerState(
+            self.mode,
+            self.masked,
+            self.initial_count,
+            self.divide,
+            self.deadline,
+            self._due,
+            self._start,
+            self._ticks,
+            self.missed,
+            self._timer.state(),
+        )
+
+    def restore(self, state: ApicTimerState) -> None:
+        """See `pykvm.values.state.Stateful`.  Raises ConfigError for ticks that have not been."""
+        if state.start is not None:
+            period = integer("the initial count", state.initial_count, 1) * divisor(state.divide)
+            past = integer("time since the timer started", self._clock.now() - state.start, 0)
+            integer("ticks dealt with", state.ticks, 0, ticks_at(past, self._hz) // period)
+        self.mode = state.mode
+        self.masked = state.masked
+        self.initial_count = state.initial_count
+        self.divide = state.divide
+        self.deadline = state.deadline
+        self._due = state.due
+        self._start = state.start
+        self._ticks = state.ticks
+        self.missed = state.missed
+        self._timer.restore(state.timer)
 
     def configure(self, lvt: int) -> None:
         """Take mode and mask from the LVT entry.

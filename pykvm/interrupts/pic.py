@@ -12,19 +12,21 @@ from functools import lru_cache, partial
 
 from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Published, Rule
-from pykvm.devices.line import InterruptLine, Unconnected
+from pykvm.devices.line import InterruptLine, Unconnected, restore_level
 from pykvm.errors import ConfigError
 from pykvm.interrupts.input_driver import InputDriver
 from pykvm.layout import CASCADE_IRQ
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import State, expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import ClassVar
 
     from pykvm.bus.published import Access
+    from pykvm.values.state import U3, U8
 
-__all__ = ["Pic8259", "Pic8259Pair"]
+__all__ = ["Pic8259", "Pic8259Pair", "Pic8259State"]
 
 # Initialization command words.
 ICW1 = 0x10
@@ -59,8 +61,36 @@ NOT_ENDS = bytes(value for value in range(256) if value not in ENDS)
 # Banks of what is published: nothing, and what holds while a chip requests nothing.
 BUSY, QUIET = range(2)
 
+# The initialization command words that may still be to come, by number.
+AWAITED = frozenset(((), (2, 3, 4), (2, 3), (2, 4), (2,), (3, 4), (3,), (4,)))
+
 # Level triggering can be chosen for none of IRQ 0, 1, 2, 8 and 13.
 ELCR_WRITABLE = (0xF8, 0xDE)
+
+
+class Pic8259State(State):
+    """The registers of one chip, the levels at its inputs, and the command words that are to come.
+
+    `awaited` is the numbers of the initialization command words.
+    """
+
+    lines: U8
+    irr: U8
+    isr: U8
+    imr: U8
+    elcr: U8
+    lowest: U3
+    vector: U8
+    slaves: U8
+    identity: U3
+    auto_eoi: bool
+    rotate_on_auto_eoi: bool
+    fully_nested: bool
+    special_mask: bool
+    ready: bool
+    polling: bool
+    reads_isr: bool
+    awaited: tuple[U3, ...]
 
 
 class Pic8259:
@@ -94,7 +124,53 @@ class Pic8259:
         self.ready = False
         self.polling = False
         self._reads_isr = False
-        self._awaited: tuple[Callable[[int], None], ...] = ()
+        # The numbers of the initialization command words that are to come.
+        self._awaited: tuple[int, ...] = ()
+
+    def state(self) -> Pic8259State:
+        """See `pykvm.values.state.Stateful`."""
+        return Pic8259State(
+            self.lines,
+            self.irr,
+            self.isr,
+            self.imr,
+            self.elcr,
+            self.lowest,
+            self.vector,
+            self.slaves,
+            self.identity,
+            self.auto_eoi,
+            self.rotate_on_auto_eoi,
+            self.fully_nested,
+            self.special_mask,
+            self.ready,
+            self.polling,
+            self._reads_isr,
+            self._awaited,
+        )
+
+    def restore(self, state: Pic8259State) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        expect(state, Pic8259State)
+        if state.awaited not in AWAITED:
+            raise ConfigError(f"no chip waits for command words {state.awaited!r:.60}")
+        self.lines = state.lines
+        self.irr = state.irr
+        self.isr = state.isr
+        self.imr = state.imr
+        self.elcr = state.elcr & ELCR_WRITABLE[not self.master]
+        self.lowest = state.lowest
+        self.vector = state.vector & ICW2_VECTOR
+        self.slaves = state.slaves
+        self.identity = state.identity
+        self.auto_eoi = state.auto_eoi
+        self.rotate_on_auto_eoi = state.rotate_on_auto_eoi
+        self.fully_nested = state.fully_nested
+        self.special_mask = state.special_mask
+        self.ready = state.ready
+        self.polling = state.polling
+        self._reads_isr = state.reads_isr
+        self._awaited = state.awaited
 
     def __str__(self) -> str:
         modes = (
@@ -133,7 +209,7 @@ class Pic8259:
         elif self._awaited:
             word, *rest = self._awaited
             self._awaited = tuple(rest)
-            word(value)
+            self._WORDS[word](self, value)
             self.ready = not rest
         else:
             self.imr = value
@@ -241,9 +317,8 @@ class Pic8259:
         if not value & ICW1_ICW4:
             self.auto_eoi = self.fully_nested = False
         self.ready = False
-        icw3 = () if value & ICW1_SINGLE else (self._icw3,)
-        icw4 = (self._icw4,) if value & ICW1_ICW4 else ()
-        self._awaited = (self._icw2, *icw3, *icw4)
+        icw3 = () if value & ICW1_SINGLE else (3,)
+        self._awaited = (2, *icw3, *((4,) if value & ICW1_ICW4 else ()))
 
     def _icw2(self, value: int) -> None:
         self.vector = value & ICW2_VECTOR
@@ -257,6 +332,8 @@ class Pic8259:
     def _icw4(self, value: int) -> None:
         self.fully_nested = bool(value & ICW4_NESTED)
         self.auto_eoi = bool(value & ICW4_AUTO_EOI)
+
+    _WORDS: ClassVar = {2: _icw2, 3: _icw3, 4: _icw4}
 
     def _ocw2(self, value: int) -> None:
         """End of interrupt and rotation ("Operation Control Word 2")."""
@@ -312,6 +389,12 @@ def _at_once(irr: int, imr: int) -> bytes:
     return bytes(mask for mask in range(256) if irr & ~mask or mask & ~imr)
 
 
+class _ElcrPorts(_Ports):
+    """The ports of the edge/level control registers, which are the chips' state."""
+
+    stateless = True
+
+
 class _ChipPorts(_Ports):
     """The ports of one chip.
 
@@ -327,9 +410,11 @@ class _ChipPorts(_Ports):
         read: Callable[[int], int],
         write: Callable[[int, int], None],
         replay: Callable[[Sequence[Access]], None],
+        restored: Callable[[], None],
     ) -> None:
         super().__init__(name, read, write)
         self._chip = chip
+        self._restored = restored
         self._published: Published | None = None
         self._bank = BUSY
         self._told: object = None
@@ -341,6 +426,15 @@ class _ChipPorts(_Ports):
             self._published.withdraw()
         published.lay_out([(0, 1), (1, 1)], banks=2)
         self._published, self._bank, self._told = published, BUSY, None
+
+    def state(self) -> Pic8259State:
+        """See `pykvm.values.state.Stateful`.  The level of INT follows from the registers."""
+        return self._chip.state()
+
+    def restore(self, state: Pic8259State) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        self._chip.restore(state)
+        self._restored()
 
     def follow(self) -> None:
         """Publish what holds now, after any change."""
@@ -417,10 +511,11 @@ class Pic8259Pair:
                 partial(self._read, which),
                 partial(self._write, which),
                 partial(self._replay, which),
+                self._restored,
             )
             for which, name in enumerate(("pic-master", "pic-slave"))
         )
-        self.elcr = _Ports("pic-elcr", self._read_elcr, self._write_elcr)
+        self.elcr = _ElcrPorts("pic-elcr", self._read_elcr, self._write_elcr)
 
     def __str__(self) -> str:
         master, slave = self.chips
@@ -440,7 +535,9 @@ class Pic8259Pair:
         """
         if not 0 <= irq <= 15:
             raise ConfigError(f"the PIC has IRQs 0 to 15, not {irq}")
-        return Unconnected() if irq == CASCADE_IRQ else InputDriver(self._drive, irq)
+        if irq == CASCADE_IRQ:
+            return Unconnected()
+        return InputDriver(self._drive, self._count, irq)
 
     @property
     def pending(self) -> bool:
@@ -515,6 +612,18 @@ class Pic8259Pair:
             if not before or not before + step:
                 self.chips[irq >> 3].drive(irq & 7, not before)
                 self._update()
+
+    def _count(self, irq: int, step: int) -> None:
+        with self._lock:
+            self._sources[irq] += step
+
+    def _restored(self) -> None:
+        """A chip was restored: nobody sees INT change."""
+        with self._lock:
+            self._level = self.chips[0].request() is not None
+            restore_level(self._output, self._level)
+            self.master.follow()
+            self.slave.follow()
 
     def _update(self) -> None:
         """Let INT of the slave, and then of the master, follow the registers."""

@@ -49,6 +49,8 @@ KVMCLOCK_MSRS = (0x11, 0x12, 0x4B56_4D00, 0x4B56_4D01)
 class OnDemand(NamedDevice):
     """What stands on the bus for a device until the guest first touches it."""
 
+    stateless = True
+
     def __init__(self, name: str, make: Callable[[str], Range]) -> None:
         self.name = name
         self._make = make

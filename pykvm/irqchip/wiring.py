@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pykvm.bus.device import NamedDevice
 from pykvm.devices.hpet import Hpet
+from pykvm.devices.line import restore_level
 from pykvm.devices.pit import Pit8254
 from pykvm.devices.pm_timer import AcpiPmTimer
 from pykvm.devices.port61 import Port61
@@ -42,6 +43,11 @@ class Both:
         """Drive all of them."""
         for line in self._lines:
             line.set(level)
+
+    def restore(self, level: bool) -> None:
+        """Let all of them have that level, and drive none."""
+        for line in self._lines:
+            restore_level(line, level)
 
 
 def isa_line(pic: Pic8259Pair, ioapic: IoApic, irq: int) -> InterruptLine:
@@ -79,6 +85,8 @@ class ApicPage(NamedDevice):
     """
 
     name = "lapic"
+    #: What it shows is each local APIC's.
+    stateless = True
 
     def __init__(self, current: Callable[[], Processor]) -> None:
         self._current = current

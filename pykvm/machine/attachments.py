@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 
-from pykvm.devices.line import Unconnected
+from pykvm.devices.line import Unconnected, restore_level
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
 
@@ -43,6 +43,13 @@ class LateLine:
             self._level = bool(level)
             if self._line is not None:
                 self._line.set(self._level)
+
+    def restore(self, level: bool) -> None:
+        """Have that level, and drive nothing."""
+        with self._lock:
+            self._level = level
+            if self._line is not None:
+                restore_level(self._line, level)
 
     def connect(self, line: InterruptLine) -> None:
         """Let it lead to `line`."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
-from pykvm.errors import LoadError
+from pykvm.errors import ConfigError, LoadError
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.frozen import Frozen
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     Plain: TypeAlias = object
     T = TypeVar("T")
 
-__all__ = ["State", "Stateful", "decode", "encode", "fits"]
+__all__ = ["State", "Stateful", "decode", "encode", "expect", "fits"]
 
 #: How deep states may be nested: a file cannot exhaust the stack.
 _DEPTH = 32
@@ -145,6 +145,16 @@ def fits(state: object, kind: type) -> bool:
         return bool(decode(encode(state), kind) == state)
     except (LoadError, TypeError):
         return False
+
+
+def expect(state: object, kind: type[T]) -> T:
+    """`state`, if it is one of `kind`: what `restore` begins with.  Raises ConfigError.
+
+    The state of another kind of device may have got under this one's name.
+    """
+    if not isinstance(state, kind):
+        raise ConfigError(f"a {kind.__name__} is to be restored, not {state!r:.60}")
+    return state
 
 
 class _Kinds(dict):  # type: ignore[type-arg]

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 from devices.pit_pulses import PulseCounter
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pykvm.devices.pit_channel import Channel
@@ -311,6 +311,8 @@ def assert_next_rise(channel: Channel, counter: PulseCounter, tick: int) -> None
 
 @settings(max_examples=300)
 @given(st.booleans(), st.lists(STEPS, max_size=30))
+# A count that is loaded at the pulse at which the one before would end.
+@example(True, [("control", 24), ("count", 4), ("pulses", 4), ("count", 0), ("pulses", 1)])
 def test_it_is_a_counter_that_counts(gate: bool, steps: list[tuple[str, int]]) -> None:
     channel, counter, tick = Channel(gate=gate), PulseCounter(gate=gate), 0
     for step, operand in steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pykvm.clock import TimerState
 from pykvm.interrupts import ApicBus, LocalApic
 
 
@@ -23,6 +24,12 @@ class FakeTimer:
 
     def cancel(self) -> None:
         self.when = None
+
+    def state(self) -> TimerState | None:
+        return None if self.when is None else TimerState(self.when, 0)
+
+    def restore(self, state: TimerState | None) -> None:
+        self.when = None if state is None else state.when
 
 
 class FakeClock:

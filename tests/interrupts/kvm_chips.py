@@ -75,7 +75,7 @@ class KvmPair(Pic8259Pair):
 
     def line(self, irq: int) -> InterruptLine:
         """IRQ 2 is an input."""
-        return InputDriver(self._drive, irq)
+        return InputDriver(self._drive, self._count, irq)
 
     def _write(self, which: int, a0: int, value: int) -> None:
         """INT and the cascade are looked at after a mask, an EOI or a new priority only."""

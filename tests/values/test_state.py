@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from pykvm.values.state import S32, U4, U8, Plain
 
 
-class ChannelState(State):
+class CellState(State):
     mode: U4
     count: S32 | None = None
 
 
-class TimerState(State):
+class CounterState(State):
     name: str
-    channels: tuple[ChannelState, ...]
+    channels: tuple[CellState, ...]
     pair: tuple[U8, bytes]
     own: Plain = None
 
 
-class LaterState(TimerState):
+class LaterState(CounterState):
     armed: bool = False
 
 
-TIMER = TimerState("pit", (ChannelState(3), ChannelState(15, -1)), (255, b"\0\xff"), (1, b"x"))
+TIMER = CounterState("pit", (CellState(3), CellState(15, -1)), (255, b"\0\xff"), (1, b"x"))
 
 _leaves = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
 _plain = st.recursive(_leaves, lambda part: st.lists(part).map(tuple), max_leaves=8)
@@ -43,13 +43,13 @@ def through_json(state: object) -> object:
 
 
 def test_a_record_comes_back_as_it_was() -> None:
-    assert decode(through_json(TIMER), TimerState) == TIMER
+    assert decode(through_json(TIMER), CounterState) == TIMER
 
 
 def test_a_subclass_has_the_fields_of_its_base() -> None:
     later = LaterState("a", (), (0, b""), None, True)
     assert decode(through_json(later), LaterState) == later
-    assert decode(through_json(later), TimerState) == later
+    assert decode(through_json(later), CounterState) == later
 
 
 @given(_plain)
@@ -63,41 +63,41 @@ def test_what_is_alive_is_no_state() -> None:
 
 
 def test_two_classes_of_one_name_are_refused() -> None:
-    with pytest.raises(TypeError, match="two states are called TimerState"):
-        exec("class TimerState(State): pass", {"State": State, "__name__": "elsewhere"})
+    with pytest.raises(TypeError, match="two states are called CounterState"):
+        exec("class CounterState(State): pass", {"State": State, "__name__": "elsewhere"})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": 16}, r"ChannelState.mode: 16 is not a number of 4 bits"),
+        ({"mode": 16}, r"CellState.mode: 16 is not a number of 4 bits"),
         ({"mode": -1}, r"mode: -1 is not a number of 4 bits"),
         ({"mode": True}, r"mode: True is not a number of 4 bits"),
         ({"mode": "3"}, r"mode: '3' is not a number of 4 bits"),
         ({"count": 1 << 31}, r"count: 2147483648 is not a number of 32 bits"),
-        ({"other": 1}, r"ChannelState has the fields mode, count, not"),
+        ({"other": 1}, r"CellState has the fields mode, count, not"),
     ],
 )
 def test_a_wrong_field_is_refused_by_its_name(change: dict[str, object], message: str) -> None:
     fields = {"mode": 1, "count": None, **change}
     with pytest.raises(LoadError, match=message):
-        decode({"ChannelState/1": fields}, ChannelState)
+        decode({"CellState/1": fields}, CellState)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"ChannelState/2": {}}, "ChannelState of version '2'; this pykvm knows version 1"),
-        ({"Popen/1": {"args": "true"}}, "'Popen' is no ChannelState"),
-        ({"TimerState/1": {}}, "'TimerState' is no ChannelState"),
-        ([], r"\[\] is no ChannelState"),
-        ({}, "{} is no ChannelState"),
-        (None, "None is no ChannelState"),
+        ({"CellState/2": {}}, "CellState of version '2'; this pykvm knows version 1"),
+        ({"Popen/1": {"args": "true"}}, "'Popen' is no CellState"),
+        ({"CounterState/1": {}}, "'CounterState' is no CellState"),
+        ([], r"\[\] is no CellState"),
+        ({}, "{} is no CellState"),
+        (None, "None is no CellState"),
     ],
 )
 def test_what_is_no_such_record_is_refused(value: object, message: str) -> None:
     with pytest.raises(LoadError, match=message):
-        decode(value, ChannelState)
+        decode(value, CellState)
 
 
 def test_nesting_is_limited() -> None:
@@ -114,7 +114,7 @@ _json = st.recursive(
         st.lists(part)
         | st.dictionaries(
             st.sampled_from(
-                ["TimerState/1", "ChannelState/1", "bytes", "name", "mode", "count", "pair"]
+                ["CounterState/1", "CellState/1", "bytes", "name", "mode", "count", "pair"]
             )
             | st.text(),
             part,
@@ -126,7 +126,7 @@ _json = st.recursive(
 
 @given(_json)
 def test_any_json_is_a_state_or_a_load_error(value: object) -> None:
-    for kind in (TimerState, ChannelState, object):
+    for kind in (CounterState, CellState, object):
         try:
             state = decode(value, kind)
         except LoadError:
@@ -135,6 +135,6 @@ def test_any_json_is_a_state_or_a_load_error(value: object) -> None:
 
 
 def test_fits_asks_the_annotations() -> None:
-    assert fits(ChannelState(3), ChannelState)
-    assert not fits(ChannelState(99), ChannelState)
-    assert not fits(3, ChannelState)
+    assert fits(CellState(3), CellState)
+    assert not fits(CellState(99), CellState)
+    assert not fits(3, CellState)
