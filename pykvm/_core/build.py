@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 # Headers are C for the compiler and declarations for cffi, which knows no preprocessor.
 DECLARATIONS = "\n".join(
     line
-    for header in ("line.h", "published.h", "vcpu_state.h", "core.h")
+    for header in ("line.h", "published.h", "vcpu_state.h", "dirty.h", "core.h")
     for line in (HERE / header).read_text().splitlines()
     if not line.startswith("#")
 )
@@ -65,15 +65,16 @@ ffibuilder.set_source(
     sources=[
         f"pykvm/_core/{name}.c"
         for name in (
-            *("by_hand", "core", "claim", "descriptor", "drive", "exit", "functions", "hold"),
-            *("line", "map", "native", "published", "syscall", "thread", "vcpu_state"),
+            *("by_hand", "claim", "content", "core", "descriptor", "dirty", "drive", "exit"),
+            *("functions", "hold", "line", "map", "native", "published", "syscall", "thread"),
+            "vcpu_state",
         )
     ],
     include_dirs=["pykvm/_core"],
     depends=[
         f"pykvm/_core/{name}.h"
         for name in (
-            *("core", "claim", "functions", "line", "published", "shared"),
+            *("claim", "core", "dirty", "functions", "line", "pages", "published", "shared"),
             *("vcpu", "vcpu_state"),
         )
     ],

@@ -255,16 +255,3 @@ uint64_t pykvm_cycles(void)
 {
     return __rdtsc();
 }
-
-/* ---- atomic access to guest memory ------------------------------------------------------- */
-
-int pykvm_cmpxchg16b(void *target, uint64_t *expected, const uint64_t *desired)
-{
-    unsigned char same;
-
-    __asm__ volatile("lock cmpxchg16b %1\n\tsetz %0"
-                     : "=q"(same), "+m"(*(__int128 *)target), "+a"(expected[0]), "+d"(expected[1])
-                     : "b"(desired[0]), "c"(desired[1])
-                     : "cc", "memory");
-    return same;
-}

@@ -9,6 +9,7 @@
 #define PYKVM_CORE_H
 #include <stdint.h>
 
+#include "dirty.h"
 #include "line.h"
 #include "published.h"
 
@@ -47,6 +48,7 @@ struct pykvm_region {
     uint64_t start; /* guest-physical */
     uint64_t size;
     const uint8_t *host;
+    struct pykvm_pages *pages; /* to mark in what is stored; NULL for one that only reads */
 };
 
 /* What makes SYSCALL good on a host that gets it wrong (syscall.c).  Python fills it in. */
@@ -279,13 +281,6 @@ void pykvm_close(struct pykvm_descriptor *descriptor);
 int pykvm_kick_signal(void);
 
 uint64_t pykvm_cycles(void);
-
-/*
- * CMPXCHG16B with LOCK on guest memory, atomic against other vCPUs.  `target` is aligned to 16
- * bytes; `expected` and `desired` are two words each, low first.  Returns 1 and stores `desired`
- * if the target was as expected; otherwise returns 0 and leaves what was there in `expected`.
- */
-int pykvm_cmpxchg16b(void *target, uint64_t *expected, const uint64_t *desired);
 
 /* Executes single instructions of a guest's on this processor (native.c).  One thread uses it. */
 enum { PYKVM_STUBS = 65536 /* bytes of code */ };

@@ -321,6 +321,16 @@ static uint8_t *ram(const struct pykvm_native *n, uint64_t gpa, uint64_t size)
     return NULL;
 }
 
+static void mark(const struct pykvm_native *n, const uint8_t *data, uint64_t size)
+{
+    for (uint32_t i = 0; i < n->region_count; i++) {
+        const struct pykvm_region *region = &n->regions[i];
+
+        if (data >= region->host && (uint64_t)(data - region->host) < region->size)
+            pykvm_mark(region->pages, (uint64_t)(data - region->host), size);
+    }
+}
+
 /*
  * Guest RAM at a linear address, all of one page, where nothing is in the way: 4-level paging,
  * all rights there, accessed and dirty bits set.  NULL for what takes a closer look (SDM 3A 4.5 and
@@ -491,8 +501,10 @@ static int step(struct pykvm_native *n, struct pykvm_learnt *l, struct kvm_sync_
     }
     if (!compute(n, l, regs))
         return 0;
-    if (l->memory && l->store)
+    if (l->memory && l->store) {
         memcpy(data, n->scratch, l->size);
+        mark(n, data, l->size);
+    }
     regs->rip += l->length;
     l->count++;
     return 1;

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from struct import Struct
+from struct import Struct, pack, unpack
 
-from pykvm._core import ffi, lib
 from pykvm.emulate.fault import GP, UD, Fault
 from pykvm.kvm import uapi
 from pykvm.typed import TYPE_CHECKING
@@ -60,18 +59,16 @@ def _cmpxchg16b(at: Refused) -> None:
     if linear % 16:
         raise Fault(GP)
     physical = at.memory.physical(linear, write=True)
-    expected = ffi.new("uint64_t[2]", [at.regs.rax, at.regs.rdx])
-    desired = ffi.new("uint64_t[2]", [at.regs.rbx, at.regs.rcx])
+    expected = pack("<2Q", at.regs.rax, at.regs.rdx)
+    desired = pack("<2Q", at.regs.rbx, at.regs.rcx)
     if at.memory.is_ram(physical, 16):
-        view = at.memory.memory.view(physical, 16)
-        same = lib.pykvm_cmpxchg16b(ffi.from_buffer(view), expected, desired)
+        found = at.memory.memory.compare_exchange(physical, expected, desired)
     else:
         found = at.memory.read_physical(physical, 16)
-        same = found == bytes(ffi.buffer(expected))
-        at.memory.write_physical(physical, bytes(ffi.buffer(desired)) if same else found)
-        ffi.buffer(expected)[:] = found
+        at.memory.write_physical(physical, desired if found == expected else found)
+    same = found == expected
     if not same:
-        at.regs.rax, at.regs.rdx = expected[0], expected[1]
+        at.regs.rax, at.regs.rdx = unpack("<2Q", found)
     at.set_flags(RFLAGS.ZF, RFLAGS.ZF if same else 0)
 
 

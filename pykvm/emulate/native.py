@@ -309,6 +309,7 @@ class Native:
             self._views.append(view)
             entry.start, entry.size = region.start, region.size
             entry.host = ffi.cast("uint8_t *", view)
+            entry.pages = region.mapping.pages.core
         self._regions, self._table = regions, table
         core.regions, core.region_count = table, len(ram)
 

@@ -8,7 +8,7 @@ import mmap
 import os
 from contextlib import suppress
 
-from pykvm._core import ffi
+from pykvm._core import ffi, lib
 from pykvm.descriptor import Descriptor
 from pykvm.errors import (
     ClosedError,
@@ -18,6 +18,7 @@ from pykvm.errors import (
     is_exhaustion,
     resource_error,
 )
+from pykvm.memory.pages import PAGE_SIZE, Pages
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import one_of
 from pykvm.values.sizes import format_size
@@ -37,8 +38,6 @@ __all__ = [
     "host_memory",
     "map_memory",
 ]
-
-PAGE_SIZE = 4096
 
 # <asm-generic/mman.h>; Python names them only from 3.13 on.
 _MAP_NORESERVE = 0x4000
@@ -80,23 +79,67 @@ class HostMapping:
     away with the last such view, so that no view ever points at nothing.
     """
 
-    __slots__ = ("_map", "_memfd", "_view", "address", "size")
+    __slots__ = ("_foreign", "_kind", "_map", "_memfd", "_view", "address", "pages", "size")
 
-    def __init__(self, mapped: mmap.mmap, memfd: Descriptor | None = None) -> None:
+    def __init__(
+        self,
+        mapped: mmap.mmap,
+        kind: Literal["anonymous", "memfd", "private file", "shared file", "fork"] = "anonymous",
+        memfd: Descriptor | None = None,
+    ) -> None:
         self._map: mmap.mmap | None = mapped
         self.address = host_address(mapped)
         self._view = memoryview(mapped)
         self.size = len(mapped)
         self._memfd = memfd
+        self._kind = kind
+        # Whether others may write to it, too.
+        self._foreign = kind == "shared file"
+        self.pages = Pages(self.address, self.size)
+        if kind in ("private file", "shared file"):
+            self.pages.mark(0, self.size)
 
     @property
     def fd(self) -> int | None:
-        """The memfd that is mapped; None for other backings, and once it is closed."""
+        """The memfd that is mapped; None for other backings, and once it is closed.
+
+        Who has it can write: from now on any page may be dirty.
+        """
         memfd = self._memfd
-        return None if memfd is None or memfd.closed else memfd.fileno()
+        if memfd is None or memfd.closed:
+            return None
+        self._foreign = True
+        return memfd.fileno()
+
+    def is_fork(self) -> None:
+        """It is mapped over by pages of an image: which of them were touched says nothing."""
+        self._kind = "fork"
+
+    def mark_touched(self) -> None:
+        """Mark the pages that anything may have written since the mapping was made."""
+        memfd = self._memfd
+        if memfd is not None:
+            lib.pykvm_mark_data(self.pages.core, memfd.fileno())
+        elif self._kind == "anonymous":
+            lib.pykvm_mark_touched(self.pages.core)
+        else:
+            self.pages.mark(0, self.size)
+
+    def mark_unseen(self) -> bool:
+        """Mark what views and other processes may have written; whether there are such."""
+        if self._foreign:
+            self.mark_touched()
+        return self.pages.mark_views() or self._foreign
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """A writable view, whose pages count as dirty as long as it lives.  Raises ClosedError."""
+        return self.pages.view(self.slice(offset, length), offset)
 
     def slice(self, offset: int, length: int) -> memoryview:
-        """A writable view of `length` bytes from `offset` on.  Raises ClosedError."""
+        """A view of `length` bytes from `offset` on, to read.  Raises ClosedError.
+
+        What is written to it has to be marked in `pages`.
+        """
         try:
             return self._view[offset : offset + length]
         except ValueError:
@@ -197,7 +240,7 @@ def _map_memfd(size: int, *, hugetlb: bool) -> HostMapping:
     os.ftruncate(fd, size)
     # A process that gets the fd must not be able to shrink it: our next access would SIGBUS.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    return HostMapping(mmap.mmap(fd, size, flags=mmap.MAP_SHARED), memfd)
+    return HostMapping(mmap.mmap(fd, size, flags=mmap.MAP_SHARED), "memfd", memfd)
 
 
 def _map_file(size: int, path: str, *, shared: bool) -> HostMapping:
@@ -212,7 +255,8 @@ def _map_file(size: int, path: str, *, shared: bool) -> HostMapping:
                 hint=f"make the file longer (truncate -s {size} FILE) or the region smaller",
             )
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | _MAP_NORESERVE
-        return HostMapping(mmap.mmap(file.fileno(), size, flags=flags))
+        mapped = mmap.mmap(file.fileno(), size, flags=flags)
+        return HostMapping(mapped, "shared file" if shared else "private file")
 
 
 def _check_huge_pages(size: int, backing: Backing) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from struct import Struct
 from struct import error as struct_error
 
+from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError, MemoryRangeError
-from pykvm.memory.backing import PAGE_SIZE
-from pykvm.memory.regions import ADDRESS_LIMIT, RegionMap, bytes_of, flat
+from pykvm.memory.freezing import Freezing
+from pykvm.memory.pages import PAGE_SIZE
+from pykvm.memory.regions import ADDRESS_LIMIT, bytes_of, flat
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer as bytes_like
 from pykvm.values.checks import integer, show, wrong
@@ -17,14 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["GuestMemory"]
 
-# Native order and size: struct then moves the value in one piece, so that an aligned access is
-# as atomic against the guest as the guest's own.
+# Native order and size: struct then reads the value in one piece, so that an aligned access is
+# as atomic against the guest as the guest's own; pykvm_store does the same.
 _INTEGERS = {1: Struct("@B"), 2: Struct("@H"), 4: Struct("@I"), 8: Struct("@Q")}
 
 _FILL_STEP = 1 << 20
 
 
-class GuestMemory(RegionMap):
+class GuestMemory(Freezing):
     """The guest-physical memory of one machine.
 
     Every address is guest-physical (GPA), every size in bytes.  Accesses may run across regions
@@ -70,9 +72,11 @@ class GuestMemory(RegionMap):
         """
         source = flat(data)
         position = 0
-        for span in self._spans(address, len(source), rom=rom):
-            span[:] = source[position : position + len(span)]
-            position += len(span)
+        for mapping, offset, size in self._parts(address, len(source), rom=rom):
+            # It keeps the mapping there meanwhile.
+            with mapping.slice(offset, size):
+                mapping.pages.store(offset, source[position : position + size], size)
+            position += size
 
     def view(self, address: int, length: int) -> memoryview:
         """The guest's own bytes, not a copy: writable for RAM, read-only for ROM.
@@ -88,16 +92,34 @@ class GuestMemory(RegionMap):
                 hint="a view lies in one region: ask for one view each, or read a copy",
             )
         region = self.region_at(address)
-        return spans[0].toreadonly() if region is not None and region.readonly else spans[0]
+        if region is None or not length:
+            return spans[0]
+        if region.readonly:
+            return spans[0].toreadonly()
+        return region.mapping.view(address - region.start, length)
 
     def fill(self, address: int, length: int, byte: int = 0, *, rom: bool = False) -> None:
         """Set `length` bytes at `address` to `byte`.  Raises as `write` does."""
         byte, length = integer("byte", byte, 0, 0xFF), integer("length", length, 0)
-        pattern = memoryview(bytes([byte]) * min(length, _FILL_STEP))
-        for span in self._spans(address, length, rom=rom):
-            for start in range(0, len(span), _FILL_STEP):
-                part = span[start : start + _FILL_STEP]
-                part[:] = pattern[: len(part)]
+        for mapping, offset, size in self._parts(address, length, rom=rom):
+            with mapping.slice(offset, size):
+                for start in range(0, size, _FILL_STEP):
+                    mapping.pages.fill(offset + start, min(size - start, _FILL_STEP), byte)
+
+    def compare_exchange(self, address: int, expected: bytes, desired: bytes) -> bytes:
+        """CMPXCHG16B with LOCK: store `desired` at `address` if `expected` is there.
+
+        Returns what was there.  `address` is a multiple of 16 and both values have 16 bytes.
+        Raises MemoryRangeError, ConfigError for read-only memory.
+        """
+        ((mapping, offset, _),) = self._parts(address, 16, rom=False)
+        found = ffi.new("uint64_t[2]")
+        ffi.buffer(found)[:] = expected
+        wanted = ffi.new("uint64_t[2]")
+        ffi.buffer(wanted)[:] = desired
+        with mapping.slice(offset, 16):
+            lib.pykvm_cmpxchg16b(mapping.pages.core, offset, found, wanted)
+        return bytes(ffi.buffer(found))
 
     def find(self, needle: Buffer, start: int = 0, end: int = ADDRESS_LIMIT) -> int | None:
         """The lowest address in ``start:end`` where all of `needle` lies, or None.
@@ -199,11 +221,14 @@ class GuestMemory(RegionMap):
         return value
 
     def _store(self, address: int, size: int, value: int) -> None:
-        spans = self._spans(address, size, rom=False)
+        parts = self._parts(address, size, rom=False)
         try:
-            if len(spans) == 1:
-                _INTEGERS[size].pack_into(spans[0], 0, value)
-            else:
-                self.write(address, _INTEGERS[size].pack(value))
+            data = _INTEGERS[size].pack(value)
         except struct_error:
             raise ConfigError(f"{show(value)} does not fit in {size} bytes") from None
+        if len(parts) > 1:
+            self.write(address, data)
+            return
+        ((mapping, offset, _),) = parts
+        with mapping.slice(offset, size):
+            mapping.pages.store(offset, data, size)

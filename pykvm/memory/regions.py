@@ -8,8 +8,9 @@ from bisect import bisect_right
 from contextlib import suppress
 
 from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
-from pykvm.kvm.constants import KVM_MEM_READONLY
-from pykvm.memory.backing import PAGE_SIZE, check_affordable, map_memory
+from pykvm.kvm.constants import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from pykvm.memory.backing import check_affordable, map_memory
+from pykvm.memory.pages import PAGE_SIZE
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import buffer, flag, integer, show, text, wrong
 from pykvm.values.frozen import NamedTuple
@@ -17,13 +18,24 @@ from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Literal
+    from typing import Any, Literal
 
     from typing_extensions import Buffer, Self
 
     from pykvm.memory.backing import Backing, HostMapping, HugePages
 
-__all__ = ["ADDRESS_LIMIT", "Region", "RegionMap", "SlotHost", "bytes_of", "flat"]
+__all__ = [
+    "ADDRESS_LIMIT",
+    "Region",
+    "RegionMap",
+    "SlotHost",
+    "bytes_of",
+    "check_placement",
+    "flat",
+    "free_slot",
+    "merge_log",
+    "set_slot",
+]
 
 # A physical address has at most 52 bits (SDM 3A 4.1.4), a slot at most KVM_MEM_MAX_NR_PAGES pages.
 ADDRESS_LIMIT = 1 << 52
@@ -33,7 +45,7 @@ _IN_MEMORY = ("anonymous", "memfd")
 
 
 class SlotHost(Protocol):
-    """What memory needs of a VM: KVM_SET_USER_MEMORY_REGION, where size 0 deletes the slot."""
+    """What memory needs of a VM."""
 
     def set_user_memory_region(
         self,
@@ -44,7 +56,20 @@ class SlotHost(Protocol):
         userspace_addr: int,
         /,
     ) -> object:
-        """Create, or with `memory_size` 0 delete, memory slot `slot`."""
+        """KVM_SET_USER_MEMORY_REGION: make a slot or change its flags; size 0 deletes it."""
+
+    def merge_dirty_log(self, slot: int, pages: Any, /) -> object:
+        """Mark in a struct pykvm_pages what the guest has written since the last call."""
+
+
+class Placed(Protocol):
+    """What has a place among guest-physical addresses."""
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
 
 
 class Region(NamedTuple):
@@ -61,11 +86,18 @@ class Region(NamedTuple):
     backing: str
     slot: int
     mapping: HostMapping
+    shared: bool = True
+    huge_pages: HugePages = False
 
     @property
     def end(self) -> int:
         """The first address after the region."""
         return self.start + self.size
+
+    @property
+    def key(self) -> tuple[str, int, int, str]:
+        """What makes it a certain region of a frozen image."""
+        return self.name, self.start, self.size, self.kind
 
     @property
     def readonly(self) -> bool:
@@ -100,6 +132,8 @@ class RegionMap:
         self._lock = threading.RLock()
         self._vm: SlotHost | None = None
         self._closed = False
+        # Whether KVM logs what the guest writes: from the first freeze on.
+        self._logging = False
         self._adding = Subscribers()
         # Readers in other threads see either the old or the new table, never half a change.
         self._table: tuple[tuple[Region, ...], list[int], list[int]] = ((), [], [])
@@ -191,7 +225,7 @@ class RegionMap:
             done: list[Region] = []
             try:
                 for region in self.regions:
-                    _set_slot(vm, region)
+                    set_slot(vm, region, log=self._logging)
                     done.append(region)
             except BaseException:
                 for region in done:
@@ -202,12 +236,26 @@ class RegionMap:
     def detach(self) -> None:
         """Delete the slots from the VM; harmless where none is attached or the VM is closed."""
         with self._lock:
-            vm, self._vm = self._vm, None
-            if vm is None:
-                return
-            with suppress(ClosedError):
-                for region in self.regions:
-                    _delete_slot(vm, region)
+            if self._vm is not None and self._logging:
+                self._keep_log(self._vm)
+            self._delete_slots()
+
+    def _keep_log(self, vm: SlotHost) -> None:
+        """Mark what the guest has written, before the log goes."""
+        try:
+            for region in self.regions:
+                merge_log(vm, region)
+        except ClosedError:
+            for region in self.regions:
+                region.mapping.mark_touched()
+
+    def _delete_slots(self) -> None:
+        vm, self._vm = self._vm, None
+        if vm is None:
+            return
+        with suppress(ClosedError):
+            for region in self.regions:
+                _delete_slot(vm, region)
 
     def close(self) -> None:
         """Detach and unmap everything.  Closing twice is harmless."""
@@ -216,7 +264,7 @@ class RegionMap:
             self._closed = True
             self._adding.clear()
             try:
-                self.detach()
+                self._delete_slots()
             finally:
                 self._set_regions([])
                 for region in regions:
@@ -283,7 +331,7 @@ class RegionMap:
             self._check_open()
             text("name", name)
             start, size = integer(f"{name}: start", start), integer(f"{name}: size", size)
-            _check_placement(name, start, size, self.regions)
+            check_placement(name, start, size, self.regions)
             flag(f"{name}: shared", shared)
             if not isinstance(backing, str) and not hasattr(backing, "__fspath__"):
                 raise wrong(f"{name}: backing", "'anonymous', 'memfd' or a path", backing)
@@ -296,11 +344,13 @@ class RegionMap:
             mapping = map_memory(size, backing, shared=shared, huge_pages=huge_pages)
             try:
                 if content is not None:
-                    mapping.slice(0, len(content))[:] = content
-                slot = _free_slot(self.regions)
-                region = Region(name, start, size, kind, str(backing), slot, mapping)
+                    mapping.pages.store(0, content, len(content))
+                slot = free_slot(self.regions)
+                region = Region(
+                    name, start, size, kind, str(backing), slot, mapping, shared, huge_pages
+                )
                 if self._vm is not None:
-                    _set_slot(self._vm, region)
+                    set_slot(self._vm, region, log=self._logging)
             except BaseException:
                 mapping.close()
                 raise
@@ -316,19 +366,34 @@ class RegionMap:
         if self._closed:
             raise ClosedError("this guest memory is closed")
 
-    def _spans(self, address: int, length: int, *, rom: bool = True) -> list[memoryview]:
-        """The bytes at `address` as views, in order; without `rom` all of them must be RAM."""
+    def _spans(self, address: int, length: int) -> list[memoryview]:
+        """The bytes at `address` as views to read, in order."""
         if type(address) is not int or type(length) is not int:
             address, length = integer("address", address), integer("length", length)
         if length <= 0:
             return self._no_span(length)
         regions, starts, ends = self._table
         index = bisect_right(starts, address) - 1
-        end = address + length
-        if rom and index >= 0 and end <= ends[index]:
+        if index >= 0 and address + length <= ends[index]:
             return [regions[index].mapping.slice(address - starts[index], length)]
+        parts = self._parts(address, length, rom=True)
+        return [mapping.slice(offset, size) for mapping, offset, size in parts]
+
+    def _parts(self, address: int, length: int, *, rom: bool) -> list[tuple[HostMapping, int, int]]:
+        """Where the bytes at `address` are: mapping, offset and length, in order.
+
+        Without `rom` all of them must be RAM.
+        """
+        if type(address) is not int or type(length) is not int:
+            address, length = integer("address", address), integer("length", length)
+        if length <= 0:
+            self._no_span(length)
+            return []
+        regions, starts, _ = self._table
+        index = bisect_right(starts, address) - 1
+        end = address + length
         position = address
-        spans: list[memoryview] = []
+        parts: list[tuple[HostMapping, int, int]] = []
         while position < end:
             region = regions[index] if 0 <= index < len(regions) else None
             if region is None or not region.start <= position < region.end:
@@ -339,10 +404,10 @@ class RegionMap:
                     hint="the guest cannot write there; write(..., rom=True) does it all the same",
                 )
             taken = min(end, region.end) - position
-            spans.append(region.mapping.slice(position - region.start, taken))
+            parts.append((region.mapping, position - region.start, taken))
             position += taken
             index += 1
-        return spans
+        return parts
 
     def _no_span(self, length: int) -> list[memoryview]:
         self._check_open()
@@ -381,7 +446,7 @@ def bytes_of(view: memoryview) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
-def _check_placement(name: str, start: int, size: int, regions: Sequence[Region]) -> None:
+def check_placement(name: str, start: int, size: int, regions: Sequence[Placed]) -> None:
     """Raise ConfigError unless a region may stand at ``start:start+size``."""
     asked = f"{name}: {size:#x} bytes at {start:#x}"
     if size <= 0:
@@ -397,16 +462,26 @@ def _check_placement(name: str, start: int, size: int, regions: Sequence[Region]
             raise ConfigError(f"{name} {start:#x}-{start + size:#x} overlaps {other}")
 
 
-def _free_slot(regions: Sequence[Region]) -> int:
+def free_slot(regions: Sequence[Region]) -> int:
+    """The lowest number that no slot has."""
     taken = {region.slot for region in regions}
     return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
 
-def _set_slot(vm: SlotHost, region: Region) -> None:
-    flags = KVM_MEM_READONLY if region.readonly else 0
+def set_slot(vm: SlotHost, region: Region, *, log: bool) -> None:
+    """Give `region` to `vm`, or change whether KVM logs what the guest writes there."""
+    flags = KVM_MEM_LOG_DIRTY_PAGES if log else 0
+    if region.readonly:
+        flags = KVM_MEM_READONLY
     vm.set_user_memory_region(region.slot, flags, region.start, region.size, region.host_address)
 
 
 def _delete_slot(vm: SlotHost, region: Region) -> None:
     flags = KVM_MEM_READONLY if region.readonly else 0
     vm.set_user_memory_region(region.slot, flags, region.start, 0, region.host_address)
+
+
+def merge_log(vm: SlotHost, region: Region) -> None:
+    """Mark what the guest has written to `region`, by KVM's log."""
+    if not region.readonly:
+        vm.merge_dirty_log(region.slot, region.mapping.pages.core)

@@ -1,8 +1,8 @@
 """Ring 3 that keeps an old translation after the VMM has rewritten live page tables.
 
 The guest loads CR3 anew, as any processor wants it after such a change; ring 3 still reads the page
-that the old entry named.  Nothing in pykvm rewrites the tables of a guest that has run.  What does
-(a reset to a snapshot, into the same VM) has to delete the memory slots and make them anew.
+that the old entry named.  What rewrites the tables of a guest that has run, as `GuestMemory.thaw`
+may, has to delete a memory slot after it: KVM then drops all translations (`thaw(flush=True)`).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 from pykvm._core import ffi, lib
 from pykvm.emulate.native import Native
 from pykvm.emulate.table import method_of
+from pykvm.memory.pages import Pages
 from pykvm.x86.decode import decode
 from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
 
@@ -39,6 +40,8 @@ class Vcpu:
         self.regions = ffi.new("struct pykvm_region[1]")
         self.regions[0].size = MEMORY
         self.regions[0].host = ffi.cast("uint8_t *", self._handles[1])
+        self.pages = Pages(int(ffi.cast("uintptr_t", self._handles[1])), MEMORY)
+        self.regions[0].pages = self.pages.core
         self.core.regions, self.core.region_count = self.regions, 1
         self.state = ffi.buffer(self.core.state, 4096)
         self.state[0:2], self.state[24:26] = b"\x7f\x03", b"\x80\x1f"
@@ -132,6 +135,7 @@ def test_operands_in_memory(vcpu: Vcpu) -> None:
     )
     assert vcpu.steps() == 5
     assert bytes(vcpu.memory[DATA : DATA + 16]) == struct.pack("<4f", 7, 7, 7, 7)
+    assert (vcpu.pages.core.dirty[0], DATA // 0x1000) == (1 << 10, 10)
 
 
 @pytest.mark.parametrize(

@@ -13,29 +13,9 @@ import pytest
 from pykvm.errors import ClosedError, ConfigError, HostError, KVMError, StateError
 from pykvm.memory import GuestMemory, Region, host_memory
 from support.resources import descriptors
+from support.slots import FakeVM
 
 READONLY = 2
-
-
-class FakeVM:
-    """Keeps the slots it is given; refuses the one whose number is `refused`."""
-
-    def __init__(self, refused: int | None = None) -> None:
-        self.slots: dict[int, tuple[int, int, int, int]] = {}
-        self.refused = refused
-        self.closed = False
-
-    def set_user_memory_region(
-        self, slot: int, flags: int, start: int, size: int, host: int
-    ) -> None:
-        if self.closed:
-            raise ClosedError("the VM is closed")
-        if size == 0:
-            del self.slots[slot]
-            return
-        if slot == self.refused:
-            raise KVMError("KVM_SET_USER_MEMORY_REGION", 22)
-        self.slots[slot] = (flags, start, size, host)
 
 
 def slot_of(region: Region) -> tuple[int, int, int, int]:
