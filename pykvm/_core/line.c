@@ -15,6 +15,7 @@ struct pykvm_lines {
     uint64_t holders;
     uint32_t asserted[PYKVM_LINES]; /* how many lines assert the input */
     uint64_t changes[PYKVM_LINES];
+    uint8_t driven[PYKVM_LINES]; /* the level that KVM was told */
 };
 
 struct pykvm_line {
@@ -67,30 +68,68 @@ void pykvm_line_free(struct pykvm_line *line)
     free(line);
 }
 
-/* Under the lock: the first line to assert an input, or the last one, changes it. */
-static int step(struct pykvm_lines *lines, uint32_t irq, int level)
+/* Under the lock: an input is asserted while any of its lines is; KVM hears of a change. */
+static int drive_input(struct pykvm_lines *lines, uint32_t irq)
 {
-    struct kvm_irq_level change = {.irq = irq, .level = (uint32_t)level};
-    uint32_t others = level ? lines->asserted[irq]++ : --lines->asserted[irq];
+    struct kvm_irq_level change = {.irq = irq, .level = !!lines->asserted[irq]};
 
-    if (others)
+    if (lines->driven[irq] == change.level)
         return 0;
+    lines->driven[irq] = (uint8_t)change.level;
     lines->changes[irq]++;
     if (lines->vm < 0)
         return 0;
     return ioctl(lines->vm, KVM_IRQ_LINE, &change) < 0 ? -errno : 0;
 }
 
+/* Under the lock. */
+static void set_level(struct pykvm_line *line, int level)
+{
+    if (line->level == level)
+        return;
+    line->level = level;
+    line->lines->asserted[line->irq] += level ? 1 : -1;
+}
+
 int pykvm_line_set(struct pykvm_line *line, int level)
 {
     struct pykvm_lines *lines = line->lines;
+    int result;
+
+    lock(&lines->lock);
+    set_level(line, !!level);
+    result = drive_input(lines, line->irq);
+    unlock(&lines->lock);
+    return result;
+}
+
+void pykvm_line_restore(struct pykvm_line *line, int level)
+{
+    struct pykvm_lines *lines = line->lines;
+
+    lock(&lines->lock);
+    set_level(line, !!level);
+    unlock(&lines->lock);
+}
+
+int pykvm_lines_differ(struct pykvm_lines *lines)
+{
+    int differ = 0;
+
+    lock(&lines->lock);
+    for (uint32_t irq = 0; irq < PYKVM_LINES; irq++)
+        differ |= lines->driven[irq] != !!lines->asserted[irq];
+    unlock(&lines->lock);
+    return differ;
+}
+
+int pykvm_lines_drive(struct pykvm_lines *lines)
+{
     int result = 0;
 
     lock(&lines->lock);
-    if (line->level != !!level) {
-        line->level = !!level;
-        result = step(lines, line->irq, !!level);
-    }
+    for (uint32_t irq = 0; irq < PYKVM_LINES && !result; irq++)
+        result = drive_input(lines, irq);
     unlock(&lines->lock);
     return result;
 }

@@ -24,6 +24,12 @@ void pykvm_line_free(struct pykvm_line *line);
 
 /* From any thread.  Returns 0, or a negative errno of KVM_IRQ_LINE. */
 int pykvm_line_set(struct pykvm_line *line, int level);
+/* Give it the level that it had: the input is told by pykvm_lines_drive() only. */
+void pykvm_line_restore(struct pykvm_line *line, int level);
+/* Whether KVM was not told of the level of some input. */
+int pykvm_lines_differ(struct pykvm_lines *lines);
+/* Drive the inputs whose level KVM was not told.  Returns 0 or a negative errno. */
+int pykvm_lines_drive(struct pykvm_lines *lines);
 /* How often the level of the line's input has changed. */
 uint64_t pykvm_line_changes(const struct pykvm_line *line);
 #endif

@@ -434,6 +434,50 @@ int64_t pykvm_step(struct pykvm_vcpu *v, uint64_t deadline, uint64_t loop,
     return code;
 }
 
+/*
+ * KVM_RUN with a signal pending: KVM moves timers that have expired to the local APIC's IRR before it
+ * looks at the signal, and enters no guest.
+ */
+static int run_without_entry(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    uint8_t window = p->run->request_interrupt_window;
+    int result, error;
+
+    p->run->request_interrupt_window = 0;
+    __atomic_store_n(&p->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    syscall(SYS_tgkill, getpid(), this_thread(), kick_signal);
+    v->runs++;
+    result = ioctl(p->fd, KVM_RUN, 0);
+    error = errno;
+    collect_kicks();
+    p->run->request_interrupt_window = window;
+    if (result >= 0) {
+        p->held = 1;
+        return 1;
+    }
+    v->error = error == EINTR || error == EAGAIN ? 0 : error;
+    return v->error ? -1 : 0;
+}
+
+int pykvm_deliver_timers(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    int result = -1;
+
+    v->refusal = pykvm_kick_signal() ? take(p, 0, 1) : PYKVM_NO_SIGNAL;
+    if (v->refusal)
+        return result;
+    v->refusal = prepare(v, 0, 1);
+    if (!v->refusal)
+        result = run_without_entry(v);
+    __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
+    if (!p->by_hand)
+        disarm(p);
+    give_up(p, 1);
+    return result;
+}
+
 int pykvm_is_here(struct pykvm_vcpu *v)
 {
     return v->private_->owner == this_thread();

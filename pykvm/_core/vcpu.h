@@ -7,6 +7,7 @@
 
 #include "claim.h"
 #include "shared.h"
+#include "vcpu_state.h"
 
 #include <linux/kvm.h>
 #include <pthread.h>

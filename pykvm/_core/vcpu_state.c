@@ -2,8 +2,6 @@
 #define _GNU_SOURCE
 #include "vcpu.h"
 
-#include "vcpu_state.h"
-
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -47,13 +45,28 @@ static int is_half_done(const struct pykvm_vcpu *v)
     }
 }
 
+/*
+ * What PYKVM_DRAIN has held back when a run ended there: an exit is looked at once more, and what else there
+ * was to say to that run is no longer of interest.
+ */
+static void take_back(struct pykvm_private *p)
+{
+    int64_t code = p->pending;
+
+    p->pending = REENTER;
+    if (code >= 0 || code == PYKVM_EXIT || code <= PYKVM_READ) {
+        p->held = code != REENTER && code != HAND_OVER;
+        p->answer = NULL;
+    }
+}
+
 int pykvm_settle(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
     int result = 0;
 
     if (p->pending != REENTER)
-        return 2;
+        take_back(p);
     if (p->held)
         return 1;
     if (p->answer) {
@@ -67,6 +80,11 @@ int pykvm_settle(struct pykvm_vcpu *v)
     if (p->ring && p->map)
         drain_ring(v);
     return result;
+}
+
+void pykvm_hand_out(struct pykvm_vcpu *v)
+{
+    v->private_->held = 0;
 }
 
 void pykvm_forget_exit(struct pykvm_vcpu *v)

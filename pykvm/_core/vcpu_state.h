@@ -24,10 +24,19 @@ uint32_t pykvm_transfer(struct pykvm_vcpu *vcpu, const struct pykvm_step *steps,
 
 /*
  * Have the instruction of the last exit completed, without entering the guest, and take what the kernel
- * has collected.  A read gets the answer that is there.  Returns 0; 1 if the instruction accesses more: the
- * page holds that exit; 2 if an exit waits for Python since a device raised; or a negative errno.
+ * has collected.  A read gets the answer that is there.  Returns 0; 1 if the page holds an exit that was not
+ * handed out yet, since the instruction accesses more or the run ended before; or a negative errno.
  */
 int pykvm_settle(struct pykvm_vcpu *vcpu);
+/* The exit in the page is dealt with elsewhere. */
+void pykvm_hand_out(struct pykvm_vcpu *vcpu);
+
+/*
+ * Where the local APIC is KVM's: have it take what its timer has brought since the guest was left.
+ * KVM_GET_LAPIC does not show that.  Returns 0; 1 if there was an exit, which the page holds; or -1, with
+ * `refusal` or `error`.
+ */
+int pykvm_deliver_timers(struct pykvm_vcpu *vcpu);
 
 /*
  * Forget the instruction of the last exit, what a device owes it, and what the kernel has collected: all of

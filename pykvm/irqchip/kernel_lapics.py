@@ -11,9 +11,11 @@ from abc import ABC, abstractmethod
 
 from pykvm import layout
 from pykvm.bus import Area, Space
+from pykvm.errors import ConfigError
 from pykvm.irqchip.places import placements
 from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offsets
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import State
 from pykvm.vcpu.msr_exits import MsrExits
 
 if TYPE_CHECKING:
@@ -26,11 +28,26 @@ if TYPE_CHECKING:
     from pykvm.exits import RdMsr, WrMsr
     from pykvm.irqchip.delivery import KernelInterrupts
     from pykvm.kvm import VM
+    from pykvm.values.state import U64
     from pykvm.vcpu import CPU
 
-__all__ = ["LOCAL_APIC", "KernelLapics"]
+__all__ = ["LOCAL_APIC", "KernelLapics", "StoppedTimer"]
 
 LOCAL_APIC = Area("KVM's local APIC", Space.MMIO, layout.LOCAL_APIC, layout.LOCAL_APIC + 0xFFF)
+
+
+IA32_TSC_DEADLINE = 0x6E0
+
+
+# The timer's current count in KVM's copy of the registers (SDM 3A table 11-1).
+_TMCCT = slice(0x390, 0x394)
+
+
+class StoppedTimer(State):
+    """The timer of a local APIC of KVM's, as guest time stopped: its count and its deadline."""
+
+    count: bytes
+    deadline: U64
 
 
 class KernelLapics(ABC):
@@ -46,7 +63,8 @@ class KernelLapics(ABC):
         self._make_clock = clock
         self._clock: Clock | None = None
         self._cpus: Sequence[CPU] = ()
-        self._lapics: list[bytes] = []
+        # While guest time stands still; KVM's timers run on.
+        self._stopped: tuple[StoppedTimer, ...] = ()
         self._msr_exits: MsrExits | None = None
         self.interrupts: KernelInterrupts | None = None
 
@@ -98,16 +116,46 @@ class KernelLapics(ABC):
 
     def pause(self) -> None:
         """Take the time out of the kernel's timers: the machine stands still."""
-        self._lapics = [cpu.kvm.get_lapic() for cpu in self._cpus]
+        if self._stopped:
+            return
+        stopped = []
+        for cpu in self._cpus:
+            cpu.engine.deliver_timers()
+            deadline = cpu.kvm.get_msrs([IA32_TSC_DEADLINE], partial=True)
+            count = cpu.kvm.get_lapic()[_TMCCT]
+            stopped.append(StoppedTimer(count, deadline.get(IA32_TSC_DEADLINE, 0)))
+        self._stop(tuple(stopped))
 
     def resume(self) -> None:
         """Let them go on from where they were, and kvmclock and TSC follow the clock."""
-        for cpu, registers in zip(self._cpus, self._lapics, strict=False):
-            cpu.kvm.set_lapic(registers)
-        self._lapics = []
         if self._clock is not None:
             set_kvmclock(self._vm, self._clock)
+            # First: by them KVM knows when a deadline is.
             set_tsc_offsets(self._cpus, self._clock)
+        for cpu, stopped in zip(self._cpus, self._stopped, strict=False):
+            # Interrupts may have come from outside; what the timer has brought goes by this.
+            registers = bytearray(cpu.kvm.get_lapic())
+            registers[_TMCCT] = stopped.count
+            cpu.kvm.set_lapic(registers)
+            if stopped.deadline:
+                cpu.kvm.set_msrs({IA32_TSC_DEADLINE: stopped.deadline})
+        self._stop(())
+
+    def _stop(self, stopped: tuple[StoppedTimer, ...]) -> None:
+        self._stopped = stopped
+        for cpu in self._cpus:
+            cpu.engine.timers_stand = bool(stopped)
+
+    def _restore_timers(self, stopped: tuple[StoppedTimer, ...]) -> None:
+        """Let time stand where it did; the local APICs themselves are their vCPUs' state."""
+        if len(stopped) not in (0, len(self._cpus)):
+            raise ConfigError(
+                f"the state has {len(stopped)} local APICs; this machine has {len(self._cpus)}"
+            )
+        for timer in stopped:
+            if len(timer.count) != _TMCCT.stop - _TMCCT.start:
+                raise ConfigError(f"the count of a local APIC's timer has {len(timer.count)} bytes")
+        self._stop(stopped)
 
     # -- MSRs: all of them are the kernel's --------------------------------------------------
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError
 from pykvm.irqchip.delivery import SplitInterrupts
-from pykvm.irqchip.kernel_lapics import KernelLapics
+from pykvm.irqchip.kernel_lapics import KernelLapics, StoppedTimer
 from pykvm.kvm.constants import KVM_IRQ_ROUTING_MSI
 from pykvm.kvm.uapi import KVM_CAP_SPLIT_IRQCHIP
 from pykvm.layout import IOAPIC_PINS, ISA_IRQS, PIT_IRQ
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import option
+from pykvm.values.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pykvm.interrupts.pic import Pic8259Pair
     from pykvm.kvm import VM
 
-__all__ = ["SplitIrqChip", "msi_of"]
+__all__ = ["SplitIrqChip", "SplitIrqChipState", "msi_of"]
 
 
 def msi_of(message: Message) -> tuple[int, int]:
@@ -63,19 +64,23 @@ class _RoutedIoApic(NamedDevice):
 
     def write(self, offset: int, size: int, value: int) -> None:
         """See `IoApic.write`."""
+        self._ioapic.write(offset, size, value)
+        self._route()
+
+    def _route(self) -> None:
+        """Tell KVM the routes, if they have changed."""
         from pykvm.interrupts.ioapic import message_of
 
-        self._ioapic.write(offset, size, value)
         entries = list(self._ioapic.entries)
         if entries == self._routes:
             return
-        self._routes = entries
         routes = []
         for pin, entry in enumerate(entries):
             address, data = msi_of(message_of(entry))
             msi = {"address_lo": address, "address_hi": 0, "data": data}
             routes.append({"gsi": pin, "type": KVM_IRQ_ROUTING_MSI, "u": {"msi": msi}})
         self._vm.set_gsi_routing(routes)
+        self._routes = entries
 
 
 class _Wire:
@@ -88,6 +93,15 @@ class _Wire:
         """Call the vCPU."""
         if level:
             self._attend()
+
+
+class SplitIrqChipState(State):
+    """The timers of KVM's local APICs, if guest time stood still.
+
+    The local APICs are their vCPUs' state, and the other controllers are devices on the bus.
+    """
+
+    timers: tuple[StoppedTimer, ...]
 
 
 class SplitIrqChip(KernelLapics):
@@ -142,3 +156,11 @@ class SplitIrqChip(KernelLapics):
         """See `pykvm.irqchip.IrqChip`."""
         if self.ioapic is not None:
             self.ioapic.eoi(vector)
+
+    def state(self) -> SplitIrqChipState:
+        """See `IrqChip`."""
+        return SplitIrqChipState(self._stopped)
+
+    def restore(self, state: SplitIrqChipState) -> None:
+        """See `IrqChip`."""
+        self._restore_timers(state.timers)

@@ -93,6 +93,9 @@ class Ioctls(Protocol):
 class Engine(Protocol):
     """One vCPU's engine.  All but `kick` and `attend` belong to the thread that runs the vCPU."""
 
+    #: Whether guest time stands still for the local APIC's timer too, though KVM's runs on.
+    timers_stand: bool
+
     @property
     def index(self) -> int:
         """The vCPU's number."""
@@ -148,13 +151,23 @@ class Engine(Protocol):
     # -- all of it ---------------------------------------------------------------------------
 
     def settle(self) -> bool:
-        """Complete the instruction of the last exit; True if it accesses more: that is an exit.
+        """Complete the instruction of the last exit; True if there is an exit to deal with first.
 
-        As `finish_instruction`, and for a read that no one answered all ones are the answer.
+        The instruction may access more than it has, or the last run have ended at that exit.  A
+        read that was not answered gets all ones.
         """
+
+    def hand_out(self) -> Exit:
+        """The exit that `settle` has found, to be dealt with."""
 
     def save(self) -> dict[str, Any]:
         """What a VcpuState has of the engine, once it is settled."""
+
+    def deliver_timers(self) -> None:
+        """Where the local APIC is KVM's: have it take what its timer has brought by now.
+
+        KVM itself does so at the next run only, and does not show it before.  Between two runs.
+        """
 
     def overwrites(self, state: VcpuState) -> Sequence[tuple[int, int]]:
         """Guest memory that is written when this state is loaded: addresses and sizes."""

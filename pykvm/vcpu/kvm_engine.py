@@ -55,6 +55,9 @@ __all__ = ["KvmEngine"]
 
 PAGE = 4096
 
+# At the local APIC, for a moment at which nothing comes.
+_LOOKS = 100
+
 _NO_INTERRUPTS = bytes(EVENTS - INTERRUPT_BITMAP)
 
 
@@ -131,6 +134,7 @@ class KvmEngine:
         self._synced_from: int | None = None
         self._overtaken_at = -1
         self._transfer: Transfer | None = None
+        self.timers_stand = False
 
     def __repr__(self) -> str:
         return f"<KvmEngine of vCPU {self.index}>"
@@ -330,24 +334,61 @@ class KvmEngine:
         result = lib.pykvm_settle(core)
         if result < 0:
             raise KVMError("KVM_RUN", -result, detail="an instruction cannot be completed")
-        if result == 2:
-            raise StateError(
-                "an exit waits for its device, since another device raised an exception",
-                hint="run the machine on first",
-            )
+        if result:
+            return True
         self._settle_regs()
         self._settle_sregs()
-        return bool(result)
+        return False
+
+    def hand_out(self) -> Exit:
+        """See `Engine`."""
+        from pykvm.exits import decode
+
+        lib.pykvm_hand_out(self.living())
+        return decode(self.run_page)
 
     def save(self) -> dict[str, Any]:
         """See `Engine`."""
-        page = self.page
-        fields = self.transfer.take()
+        page, transfer = self.page, self.transfer
+        runs_on = transfer.has_lapic and not self.timers_stand
+        fields = self._take_still() if runs_on else transfer.take()
         fields["cr8"] = page.cast("Q")[CR8 // 8]
         fields["interrupts_on"] = bool(page[IF_FLAG])
         fields["ready_for_interrupt"] = bool(page[READY_FOR_INTERRUPT_INJECTION])
         fields["wants_interrupt_window"] = bool(page[REQUEST_INTERRUPT_WINDOW])
         return fields
+
+    def _take_still(self) -> dict[str, Any]:
+        """With a local APIC of KVM's: what its timer has brought has to be in it.
+
+        KVM takes nothing more from it after that: of two looks the second has to find the same,
+        but for the timer, which counts on.
+        """
+        from pykvm.vcpu.saved import is_still
+
+        for _ in range(_LOOKS):
+            self.deliver_timers()
+            fields = self.transfer.take()
+            self.deliver_timers()
+            if is_still(fields, self.transfer.look()):
+                return fields
+        raise StateError(
+            f"the local APIC of vCPU {self.index} gets interrupts all the time",
+            hint="stop what drives its lines from outside, and try again",
+        )
+
+    def deliver_timers(self) -> None:
+        """See `Engine`."""
+        core = self.living()
+        result = lib.pykvm_deliver_timers(core)
+        if result < 0 and core.refusal:
+            self.refused(core.refusal)
+        if result < 0:
+            self.failed()
+        if result:
+            raise StateError(
+                f"vCPU {self.index} is about to leave the guest", hint="run the machine on first"
+            )
 
     def overwrites(self, state: VcpuState) -> Sequence[tuple[int, int]]:
         """See `Engine`."""

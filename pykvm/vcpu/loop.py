@@ -25,6 +25,9 @@ __all__ = ["OVER", "Handlers", "Loop", "Pending"]
 
 _LIMIT = 1 << 64
 
+#: Accesses of one string instruction that are carried out outside a run.
+LONGEST_INSTRUCTION = 4096
+
 #: What `Loop.run` returns when the run has ended without this vCPU; no Result has it.
 OVER = Ending(Outcome.STOPPED, "the run is over")
 
@@ -110,6 +113,35 @@ class Loop:
         halted, self._halted = self._halted, None
         # The user may have moved RIP.
         return halted is not None and halted == self._engine.regs().rip
+
+    # -- exits half done ---------------------------------------------------------------------
+
+    def settle(self, take: Callable[[CPU, Exit], Ending | None]) -> Ending | None:
+        """Carry out what the vCPU is in the middle of, so that it stands between two instructions.
+
+        ``take(cpu, exit)`` deals with an access that was not dealt with; how it says that the run
+        ends is returned.  What devices raise passes.  Raises StateError inside an instruction that
+        is too long.
+        """
+        from pykvm.exits import Hlt
+
+        for _ in range(LONGEST_INSTRUCTION):
+            if not self._engine.settle():
+                if self._dispatch is not None and self._dispatch.waiting:
+                    self._dispatch.deliver()
+                return None
+            exit = self._engine.hand_out()
+            if isinstance(exit, Hlt):
+                self.left_in_hlt()
+                continue
+            ending = take(self._cpu, exit)
+            if ending is not None:
+                return ending
+        raise StateError(
+            f"vCPU {self._cpu.index} is inside an instruction of more than {LONGEST_INSTRUCTION} "
+            "accesses",
+            hint="run the machine on first",
+        )
 
     # -- for a machine -----------------------------------------------------------------------
 

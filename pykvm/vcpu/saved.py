@@ -7,15 +7,21 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.state import State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from pykvm.values.state import U32, U64
 
-__all__ = ["RUNNING_MSRS", "VcpuState"]
+__all__ = ["RUNNING_MSRS", "VcpuState", "is_still"]
 
 #: MSRs that go on counting: IA32_TSC, and Hyper-V's time that a vCPU has run.
 RUNNING_MSRS = frozenset({0x10, 0x4000_0010})
 
-# The current count of the local APIC's timer (SDM 3A table 11-1), in KVM's copy of its registers.
+# Of the local APIC's registers as KVM has them (SDM 3A table 11-1): the timer's vector, its current
+# count, and the interrupts that wait.
+_LVTT = 0x320
 _TMCCT = slice(0x390, 0x394)
+_IRR = 0x200
 
 _RIP = kvm_regs.offset_of("rip")
 
@@ -69,7 +75,28 @@ class VcpuState(State):
             (index, 0 if index in RUNNING_MSRS else value) for index, value in self.msrs
         )
         if self.lapic is not None:
-            lapic = bytearray(self.lapic)
-            lapic[_TMCCT] = bytes(4)
-            fields["lapic"] = bytes(lapic)
+            fields["lapic"] = _without_count(self.lapic)
         return VcpuState(**fields)
+
+
+def is_still(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether nothing came to a local APIC of KVM's between two looks at a vCPU.
+
+    Its timer may only have counted down; but if its interrupt waits already, another one makes no
+    difference.
+    """
+    lapic, later = before["lapic"], after["lapic"]
+    same = {**after, "lapic": _without_count(later)}
+    if same != {**{name: before[name] for name in after}, "lapic": _without_count(lapic)}:
+        return False
+    vector = lapic[_LVTT]
+    waits = lapic[_IRR + vector // 32 * 0x10 + vector % 32 // 8] >> vector % 8 & 1
+    return bool(waits) or _count(later) <= _count(lapic)
+
+
+def _count(lapic: bytes) -> int:
+    return int.from_bytes(lapic[_TMCCT], "little")
+
+
+def _without_count(lapic: bytes) -> bytes:
+    return lapic[: _TMCCT.start] + bytes(4) + lapic[_TMCCT.stop :]

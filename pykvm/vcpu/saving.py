@@ -58,8 +58,8 @@ def save(cpu: CPU) -> VcpuState:
         )
     if engine.settle():
         raise StateError(
-            f"vCPU {cpu.index} is inside an instruction that accesses devices more than once",
-            hint="answer the exits that follow, or let the machine run on",
+            f"vCPU {cpu.index} is in the middle of an instruction: it has to access a device first",
+            hint="run the machine on, or have `Loop.settle` carry it out",
         )
     fields = engine.save()
     debug = loop.debug

@@ -201,6 +201,7 @@ class Transfer:
         #: What of kvm_vcpu_events KVM shows (KVM_VCPUEVENT_VALID_...).
         self.event_flags: int = vcpu.get_vcpu_events().flags
         self._getting: _Packed | None = None
+        self._looking: _Packed | None = None
         # What was put last, newest last.
         self._putting: dict[int, tuple[VcpuState, _Packed, list[tuple[int, int]]]] = {}
 
@@ -228,6 +229,24 @@ class Transfer:
             if self._has_offset
             else None,
             "mp_state": int.from_bytes(packed.part("mp_state"), "little"),
+            "events": packed.part("events"),
+        }
+
+    def look(self) -> dict[str, Any]:
+        """Those of the fields that change while the guest stands, if KVM has the local APIC."""
+        packed = self._looking
+        if packed is None:
+            packed = self._looking = _Packed()
+            packed.add(uapi.KVM_GET_MP_STATE, bytes(uapi.kvm_mp_state.size), name="mp_state")
+            packed.add(uapi.KVM_GET_LAPIC, bytes(uapi.kvm_lapic_state.size), name="lapic")
+            packed.add(uapi.KVM_GET_VCPU_EVENTS, bytes(uapi.kvm_vcpu_events.size), name="events")
+            packed.finish()
+        failed = packed.do(self._core)
+        if failed is not None:
+            raise self._refused(packed, failed)
+        return {
+            "mp_state": int.from_bytes(packed.part("mp_state"), "little"),
+            "lapic": packed.part("lapic"),
             "events": packed.part("events"),
         }
 

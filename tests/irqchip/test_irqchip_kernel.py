@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ from pykvm.errors import ConfigError, KVMError
 from pykvm.interrupts import Message
 from pykvm.irqchip.kernel import KernelIrqChip, KernelLine
 from pykvm.irqchip.split import SplitIrqChip, msi_of
+from pykvm.kvm import Record, uapi
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,3 +113,49 @@ def test_messages_as_kvm_takes_them() -> None:
 def test_an_irqfd_needs_the_kernels_ioapic() -> None:
     with pytest.raises(ConfigError, match="I/O APIC"):
         split(FakeVm()).irqfd(3, 5)
+
+
+def test_channels_of_the_8254_have_counted_as_long() -> None:
+    """KVM says when a channel was loaded, by the host's clock."""
+    pit = uapi.kvm_pit_state2.new()
+    for channel, ago in zip(pit.channels, (5, 6, 7), strict=True):
+        channel.count_load_time = time.monotonic_ns() - ago * 1_000_000_000
+
+    class Timed(FakeVm):
+        def ioctl(self, number: int, data: bytearray) -> None:
+            if number == uapi.KVM_GET_PIT2:
+                data[:] = uapi.kvm_pit_state2.pack(pit)
+            elif number == uapi.KVM_SET_PIT2:
+                self.asked.append(("set_pit2", uapi.kvm_pit_state2.unpack(data)))
+
+    vm = Timed()
+    made = kernel(vm)
+    state = made.state().pit
+    time.sleep(0.05)
+    before = time.monotonic_ns()
+    made._set_pit(state)
+    after = time.monotonic_ns()
+    name, given = vm.asked[-1]
+    assert name == "set_pit2"
+    assert isinstance(given, Record)
+    for channel, counted in zip(given.channels, state.counted, strict=True):
+        assert before - counted <= channel.count_load_time <= after - counted
+    assert [counted // 1_000_000_000 for counted in state.counted] == [5, 6, 7]
+
+
+def test_lines_are_driven_once_all_of_them_are_restored() -> None:
+    """None of it is seen by KVM before, whatever the lines were."""
+    made = kernel(FakeVm())
+    first, second, other = map(kernel_line, (made.line(5), made.line(5), made.line(6)))
+    first.set(True)
+    first.restore(False)
+    second.restore(True)
+    second.restore(True)
+    other.restore(True)
+    assert lib.pykvm_line_changes(first.core) == 1
+    assert lib.pykvm_lines_differ(made._lines)
+    assert lib.pykvm_lines_drive(made._lines) == 0
+    assert [lib.pykvm_line_changes(line.core) for line in (first, other)] == [1, 1]
+    assert not lib.pykvm_lines_differ(made._lines)
+    second.set(False)
+    assert lib.pykvm_line_changes(first.core) == 2

@@ -20,6 +20,8 @@ class Saved:
         vm = machine._board.vm
         assert vm is not None
         show_all_events(vm)
+        for cpu in machine.vcpus:
+            assert cpu.loop.settle(machine._runs.answers.take) is None
         self.vcpus = tuple(cpu.save() for cpu in machine.vcpus)
         self.memory = [
             (region.start, machine.memory.read(region.start, region.size))

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from pykvm import CPU, ConfigError, Machine, Mode, Outcome, StateError
+from pykvm.devices.post import PostPort
 from pykvm.errors import KVMError
 from pykvm.exits import Hlt, IoIn, IoOut
 from pykvm.kvm import Cap, System, uapi
 from pykvm.kvm.constants import KVM_VCPUEVENT_VALID_TRIPLE_FAULT
+from pykvm.kvm.handle import name_of
+from pykvm.vcpu import transfer
 from pykvm.vcpu.saved import VcpuState
 from support.guest import MakeGuest
 from support.host import HostCannot
@@ -219,13 +222,8 @@ def test_in_the_middle_of_a_string(
     machine, log = logging(STRING)
     machine.memory.write(0x1000, b"abcdefgh")
     machine.run(until=lambda _: len(log.written) >= written, timeout=20)
+    state = saved(machine)
     so_far = len(log.written)
-    try:
-        state = saved(machine)
-    except StateError as error:
-        # KVM has gone on to the next one already.
-        assert "more than once" in str(error)
-        return
     other, rest = guest(STRING), Log()
     other.add(rest, pio=PORT)
     for _ in range(2):
@@ -235,16 +233,66 @@ def test_in_the_middle_of_a_string(
         assert bytes(log.written[:so_far] + rest.written) == b"abcdefgh"
 
 
+TWICE = "FF 05 00 00 00 D0   inc dword [0xd0000000]" + EXIT_3
+
+
 def test_an_instruction_with_two_accesses(guest: MakeGuest) -> None:
-    machine = guest("FF 05 00 00 00 D0   inc dword [0xd0000000]" + EXIT_3, mode=Mode.PROTECTED)
+    """Between its read and its write there is no state: the write is carried out first."""
+    machine = guest(TWICE, mode=Mode.PROTECTED)
     log = Log()
     machine.add(log, mmio=0xD0000000, length=4)
     machine.run(until=lambda _: log.read_so_far == 1, timeout=20)
-    with pytest.raises(StateError, match="accesses devices more than once"):
+    with pytest.raises(StateError, match="in the middle of an instruction"):
         machine.vcpus[0].save()
-    # It goes on as if nothing had been asked.
-    machine.run(timeout=20)
+    assert log.written == []
+    state = saved(machine)
     assert log.written == [1]
+
+    twin, rest = guest(TWICE, mode=Mode.PROTECTED), Log()
+    twin.add(rest, mmio=0xD0000000, length=4)
+    for other in (machine, twin):
+        state.load(other)
+        assert other.run(timeout=20).exit_code == 3
+    assert (log.written, rest.written) == ([1], [])
+
+
+def has_posted(machine: Machine) -> bool:
+    post = machine.devices["post"]
+    assert isinstance(post, PostPort)
+    return bool(post.history)
+
+
+def test_a_run_that_ended_before_its_last_exit(guest: MakeGuest) -> None:
+    """Posted writes come to their device first, and one of them ends the run."""
+    listing = "E6 80        out 0x80, al" + COUNTING
+    machine, log = guest(listing), Log()
+    machine.add(log, pio=PORT)
+    assert machine.run(until=has_posted, timeout=20).ok
+    so_far = list(log.written)
+    with pytest.raises(StateError, match="in the middle of an instruction"):
+        machine.vcpus[0].save()
+    state = saved(machine)
+    assert log.written == [*so_far, 1]
+    twin, rest = guest(listing), Log()
+    twin.add(rest, pio=PORT)
+    state.load(twin)
+    twin.run(until=lambda _: len(rest.written) >= 2, timeout=20)
+    assert rest.written[:2] == [2, 3]
+    machine.run(until=lambda _: len(log.written) >= 3, timeout=20)
+    assert log.written == [1, 2, 3]
+
+
+def test_a_run_that_ended_before_it_saw_the_hlt(guest: MakeGuest) -> None:
+    listing = "E6 80        out 0x80, al" + WAIT
+    machine, twin = guest(listing), guest(listing)
+    for each in (machine, twin):
+        each.line(4)
+    assert machine.run(until=has_posted, timeout=20).ok
+    state = saved(machine)
+    assert state.vcpus[0].halted
+    for other in (twin, machine):
+        state.load(other)
+        assert other.run(timeout=0.1).outcome is Outcome.TIMEOUT
 
 
 def test_an_exit_that_nobody_has_dealt_with(guest: MakeGuest) -> None:
@@ -603,6 +651,102 @@ def test_a_breakpoint_that_has_stopped_it_is_gone_past(guest: MakeGuest) -> None
         state.load(machine)
         assert cpu.debug.addresses == (0x7C01,)
     assert machine.run(timeout=20).exit_code == 3
+
+
+WALL_CLOCK = 0x4B56_4D00
+
+
+def test_memory_stays_though_kvm_writes_the_time_there(guest: MakeGuest) -> None:
+    """KVM writes the wall clock when its MSR is set: the state's memory has that of the past."""
+    machine, twin = guest(COUNTING), guest(COUNTING)
+    cpu = machine.vcpus[0]
+    if not cpu.kvm.set_msrs({WALL_CLOCK: 0x9000}, partial=True):
+        raise HostCannot("KVM_FEATURE_CLOCKSOURCE2", "no kvmclock on this host")
+    assert any(machine.memory.read(0x9000, 12))
+    machine.memory.write(0x9000, b"long ago....")
+    state = saved(machine)
+    for other in (twin, machine):
+        for _ in range(2):
+            state.load(other)
+            assert other.memory.read(0x9000, 12) == b"long ago...."
+            assert other.vcpus[0].kvm.get_msrs([WALL_CLOCK]) == {WALL_CLOCK: 0x9000}
+
+
+def test_a_local_apic_in_x2apic_mode(guest: MakeGuest) -> None:
+    """Its registers are in another format, so APIC_BASE comes before them."""
+    machine, twin = (guest(HALT, irqchip="kernel", cpu="+x2apic", vcpus=2) for _ in range(2))
+    for cpu in machine.vcpus:
+        cpu.regs.apic_base |= 0xC00
+    state = saved(machine)
+    for other in (twin, machine):
+        state.load(other)
+        for cpu, wanted in zip(other.vcpus, state.vcpus, strict=True):
+            assert not differing(cpu.save(), wanted)
+            assert cpu.regs.apic_base & 0xC00 == 0xC00
+
+
+BOTH = """
+    66 FF 01     inc dword [bx+di]
+    E6 90        out 0x90, al
+    EB F9        jmp $-5
+"""
+
+
+def test_two_vcpus_go_on_from_where_they_were(guest: MakeGuest) -> None:
+    machines = [guest(BOTH, vcpus=2) for _ in range(2)]
+    for machine in machines:
+        machine.add(Log(), pio=PORT)
+        first, second = machine.vcpus
+        second.parked = False
+        second.state = first.state
+        for cpu in machine.vcpus:
+            cpu.regs.rbx, cpu.regs.rdi = 0x1000, 0x100 * cpu.index
+    machine, twin = machines
+
+    def counts(of: Machine) -> list[int]:
+        return [of.memory.read_u32(0x1000 + 0x100 * index) for index in range(2)]
+
+    def further(than: list[int]) -> Callable[[Machine], bool]:
+        return lambda of: all(now > then for now, then in zip(counts(of), than, strict=True))
+
+    assert machine.run(until=further([20, 20]), timeout=60).ok
+    state, then = saved(machine), counts(machine)
+    for other in (twin, machine):
+        for _ in range(2):
+            state.load(other)
+            assert counts(other) == then
+            assert other.run(until=further(then), timeout=60).ok
+
+
+def test_the_order_of_what_is_put(guest: MakeGuest) -> None:
+    """See `pykvm.vcpu.transfer` for the reasons."""
+    cpu = guest(HALT, irqchip="kernel").vcpus[0]
+    packed = cpu.engine.transfer._packed(cpu.save())
+    order = [name_of(request).removeprefix("KVM_SET_") for request, _, _ in packed.calls]
+    assert order == [
+        *("SREGS2", "REGS", "XCRS", "XSAVE", "DEBUGREGS", "LAPIC", "MSRS"),
+        *("DEVICE_ATTR", "MSRS", "MP_STATE", "VCPU_EVENTS"),
+    ]
+
+
+def test_a_kvm_without_sregs2_and_xsave2(guest: MakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux before 5.14 and 5.17: the same state, and no interrupt that comes twice."""
+    monkeypatch.setattr(transfer._Host.get(), "sregs2", False)
+    monkeypatch.setattr(transfer._Host.get(), "xsave2", False)
+    machine, twin = (guest(FOUR_NOPS + EXIT_3) for _ in range(2))
+    cpu = machine.vcpus[0]
+    put_handler(machine, COUNT)
+    cpu.regs.rflags |= IF
+    cpu.kvm.set_regs(cpu.kvm.get_regs().as_dict() | {"rip": cpu.regs.rip, "rflags": IF | 2})
+    cpu.kvm.interrupt(VECTOR)
+    state = saved(machine)
+    assert not any(state.vcpus[0].sregs[uapi.kvm_sregs2.offset_of("flags") :])
+    for other in (twin, machine):
+        for _ in range(2):
+            state.load(other)
+            assert not differing(other.vcpus[0].save(), state.vcpus[0])
+            assert other.run(timeout=20).exit_code == 3
+            assert count(other) == 1
 
 
 # -- states from elsewhere ------------------------------------------------------------------------
