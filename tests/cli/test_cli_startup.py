@@ -43,8 +43,8 @@ FOR_KERNELS = {
 @pytest.mark.parametrize(
     ("guest", "said", "needless", "most"),
     [
-        pytest.param("hello.elf", "Hello from long mode!", NEEDLESS | FOR_KERNELS, 115, id="bare"),
-        pytest.param("pvh.elf", "command line: ", NEEDLESS, 148, id="pvh"),
+        pytest.param("hello.elf", "Hello from long mode!", NEEDLESS | FOR_KERNELS, 125, id="bare"),
+        pytest.param("pvh.elf", "command line: ", NEEDLESS, 160, id="pvh"),
     ],
 )
 def test_a_plain_run_imports_no_more_than_it_needs(
