@@ -465,7 +465,7 @@ int pykvm_deliver_timers(struct pykvm_vcpu *v)
     struct pykvm_private *p = v->private_;
     int result = -1;
 
-    v->refusal = pykvm_kick_signal() ? take(p, 0, 1) : PYKVM_NO_SIGNAL;
+    v->refusal = pykvm_kick_signal() ? take(p, 0, p->by_hand) : PYKVM_NO_SIGNAL;
     if (v->refusal)
         return result;
     v->refusal = prepare(v, 0, 1);

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pykvm.bus import Device
     from pykvm.bus.published import Published
     from pykvm.clock import Clock
-    from pykvm.devices.hpet import Hpet
+    from pykvm.devices.hpet import Hpet, HpetState
     from pykvm.devices.line import InterruptLine
     from pykvm.kvm import VM
     from pykvm.values.state import S64
@@ -145,6 +145,15 @@ class _HpetBesideKernelPit(NamedDevice):
     def read(self, offset: int, size: int) -> int:
         """See `Hpet.read`."""
         return self._hpet.read(offset, size)
+
+    def state(self) -> HpetState:
+        """See `Hpet.state`."""
+        return self._hpet.state()
+
+    def restore(self, state: HpetState) -> None:
+        """See `Hpet.restore`.  The 8254 is KVM's, and has a state of its own."""
+        self._hpet.restore(state)
+        self._legacy = self._hpet.legacy
 
     def write(self, offset: int, size: int, value: int) -> None:
         """See `Hpet.write`."""

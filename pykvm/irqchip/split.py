@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pykvm.bus import Device
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
-    from pykvm.interrupts.ioapic import IoApic
+    from pykvm.interrupts.ioapic import IoApic, IoApicState
     from pykvm.interrupts.message import Message
     from pykvm.interrupts.pic import Pic8259Pair
     from pykvm.kvm import VM
@@ -65,6 +65,15 @@ class _RoutedIoApic(NamedDevice):
     def write(self, offset: int, size: int, value: int) -> None:
         """See `IoApic.write`."""
         self._ioapic.write(offset, size, value)
+        self._route()
+
+    def state(self) -> IoApicState:
+        """See `IoApic.state`."""
+        return self._ioapic.state()
+
+    def restore(self, state: IoApicState) -> None:
+        """See `IoApic.restore`."""
+        self._ioapic.restore(state)
         self._route()
 
     def _route(self) -> None:

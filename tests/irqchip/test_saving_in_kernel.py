@@ -66,9 +66,7 @@ class Whole:
         self.irqchip = chip(machine).state()
 
     def load(self, machine: Machine) -> None:
-        line: Any = button(machine).line
-        line.level = self.level
-        line.line.restore(self.level)
+        button(machine).line.restore(self.level)
         self.saved.load(machine)
         chip(machine).restore(self.irqchip)
 
