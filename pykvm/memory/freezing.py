@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pykvm._core import lib
-from pykvm.errors import StateError
+from pykvm.errors import StateError, exhausted
 from pykvm.memory.pages import PAGE_SIZE
 from pykvm.memory.regions import ADDRESS_LIMIT, RegionMap, free_slot, merge_log, set_slot
 from pykvm.typed import TYPE_CHECKING
@@ -11,6 +11,7 @@ from pykvm.values.checks import flag, wrong
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import ModuleType
 
     from pykvm.memory.image import FrozenRegion, MemoryImage
     from pykvm.memory.regions import Region
@@ -45,17 +46,18 @@ class Freezing(RegionMap):
         Bytes of shared files are part of the image.  Raises ResourceError, KVMError, and nothing
         is changed.
         """
-        from pykvm.memory.image import MemoryImage
-
-        if parent is not None and not isinstance(parent, MemoryImage):
+        images = _images()
+        if parent is not None and not isinstance(parent, images.MemoryImage):
             raise wrong("parent", "a MemoryImage or None", parent)
         with self._lock:
             self._check_open()
+            self._settle()
             is_first = not self._logging
             self._start_log()
             if is_first and parent is not None:
                 self._share(parent)
-            return MemoryImage(self._freeze(region) for region in self.regions)
+            image: MemoryImage = images.MemoryImage(map(self._freeze, self.regions))
+            return image
 
     def thaw(self, image: MemoryImage, *, flush: bool = False) -> int:
         """Make memory what it was in `image`, regions that came and went since included.
@@ -70,13 +72,12 @@ class Freezing(RegionMap):
         An exception leaves memory that is neither; another call makes all well.  Raises
         HostError, KVMError, BusConflict if a region cannot be made anew.
         """
-        from pykvm.memory.image import MemoryImage
-
-        if not isinstance(image, MemoryImage):
+        if not isinstance(image, _images().MemoryImage):
             raise wrong("image", "a MemoryImage", image)
         flag("flush", flush)
         with self._lock:
             self._check_open()
+            self._settle()
             self._start_log()
             self._lay_out(image)
             stale = self._stale
@@ -135,12 +136,13 @@ class Freezing(RegionMap):
                 lib.pykvm_relate(region.mapping.pages.core, frozen.content)
 
     def _freeze(self, region: Region) -> FrozenRegion:
-        from pykvm.memory.image import FrozenRegion
-
         self._collect(region)
         content = region.mapping.pages.freeze()
         name, start, size, kind, backing, _, _, shared, huge_pages = region
-        return FrozenRegion(name, start, size, kind, backing, shared, huge_pages, content)
+        frozen: FrozenRegion = _images().FrozenRegion(
+            name, start, size, kind, backing, shared, huge_pages, content
+        )
+        return frozen
 
     def _thaw(self, region: Region, frozen: FrozenRegion) -> int:
         compare = self._collect(region)
@@ -184,6 +186,13 @@ class Freezing(RegionMap):
             start = _gap(regions)
         self._vm.set_user_memory_region(slot, 0, start, PAGE_SIZE, host)
         self._vm.set_user_memory_region(slot, 0, start, 0, host)
+
+
+def _images() -> ModuleType:
+    """`pykvm.memory.image`, which only a program that freezes memory loads."""
+    with exhausted("cannot freeze guest memory"):
+        from pykvm.memory import image
+    return image
 
 
 def _gap(regions: Iterable[Region]) -> int:

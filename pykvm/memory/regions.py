@@ -6,8 +6,9 @@ import os
 import threading
 from bisect import bisect_right
 from contextlib import suppress
+from errno import EINVAL
 
-from pykvm.errors import ClosedError, ConfigError, MemoryRangeError, StateError
+from pykvm.errors import ClosedError, ConfigError, KVMError, MemoryRangeError, StateError
 from pykvm.kvm.constants import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from pykvm.memory.backing import check_affordable, map_memory
 from pykvm.memory.pages import PAGE_SIZE
@@ -132,6 +133,8 @@ class RegionMap:
         self._lock = threading.RLock()
         self._vm: SlotHost | None = None
         self._closed = False
+        # What `remove` is about.
+        self._leaving: Region | None = None
         # Whether KVM logs what the guest writes: from the first freeze on.
         self._logging = False
         self._adding = Subscribers()
@@ -207,10 +210,19 @@ class RegionMap:
             self._check_open()
             if not any(region is known for known in self.regions):
                 raise ConfigError(f"{show(region)} is not (or no longer) part of this guest memory")
+            # Without its slot it is no memory of the guest's any more, whatever comes in between.
+            self._leaving = region
             if self._vm is not None:
                 _delete_slot(self._vm, region)
             self._set_regions([other for other in self.regions if other is not region])
+            self._leaving = None
             region.mapping.close()
+
+    def _settle(self) -> None:
+        """Complete a `remove` that an exception has interrupted."""
+        region = self._leaving
+        if region is not None and any(region is known for known in self.regions):
+            self.remove(region)
 
     def attach(self, vm: SlotHost) -> None:
         """Give every region, now and in future, to `vm` as a memory slot.
@@ -222,13 +234,11 @@ class RegionMap:
             self._check_open()
             if self._vm is not None:
                 raise StateError("this guest memory is attached to a VM already")
-            done: list[Region] = []
             try:
                 for region in self.regions:
                     set_slot(vm, region, log=self._logging)
-                    done.append(region)
             except BaseException:
-                for region in done:
+                for region in self.regions:
                     _delete_slot(vm, region)
                 raise
             self._vm = vm
@@ -245,17 +255,16 @@ class RegionMap:
         try:
             for region in self.regions:
                 merge_log(vm, region)
-        except ClosedError:
+        except (ClosedError, KVMError):
             for region in self.regions:
                 region.mapping.mark_touched()
 
     def _delete_slots(self) -> None:
-        vm, self._vm = self._vm, None
-        if vm is None:
-            return
-        with suppress(ClosedError):
-            for region in self.regions:
-                _delete_slot(vm, region)
+        if self._vm is not None:
+            with suppress(ClosedError):
+                for region in self.regions:
+                    _delete_slot(self._vm, region)
+        self._vm = None
 
     def close(self) -> None:
         """Detach and unmap everything.  Closing twice is harmless."""
@@ -342,19 +351,25 @@ class RegionMap:
                 held = sum(region.size for region in self.regions if region.backing in _IN_MEMORY)
                 check_affordable(held + size)
             mapping = map_memory(size, backing, shared=shared, huge_pages=huge_pages)
+            regions = self.regions
+            slot = free_slot(regions)
+            region = Region(
+                name, start, size, kind, str(backing), slot, mapping, shared, huge_pages
+            )
             try:
                 if content is not None:
                     mapping.pages.store(0, content, len(content))
-                slot = free_slot(self.regions)
-                region = Region(
-                    name, start, size, kind, str(backing), slot, mapping, shared, huge_pages
-                )
                 if self._vm is not None:
                     set_slot(self._vm, region, log=self._logging)
+                self._set_regions([*regions, region])
             except BaseException:
+                # Its slot goes before the mapping: the kernel would let the guest write to what
+                # this process maps there next.
+                self._set_regions(list(regions))
+                if self._vm is not None:
+                    _delete_slot(self._vm, region)
                 mapping.close()
                 raise
-            self._set_regions([*self.regions, region])
             return region
 
     def _set_regions(self, regions: list[Region]) -> None:
@@ -478,7 +493,12 @@ def set_slot(vm: SlotHost, region: Region, *, log: bool) -> None:
 
 def _delete_slot(vm: SlotHost, region: Region) -> None:
     flags = KVM_MEM_READONLY if region.readonly else 0
-    vm.set_user_memory_region(region.slot, flags, region.start, 0, region.host_address)
+    try:
+        vm.set_user_memory_region(region.slot, flags, region.start, 0, region.host_address)
+    except KVMError as error:
+        # There is no such slot: an exception came after it was deleted, or before it was made.
+        if error.errno != EINVAL:
+            raise
 
 
 def merge_log(vm: SlotHost, region: Region) -> None:

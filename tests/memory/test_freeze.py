@@ -294,6 +294,32 @@ def test_a_fork_of_a_child_with_many_changes(pages: int) -> None:
                 assert fork.freeze().digest() == first.digest()
 
 
+@pytest.mark.parametrize("number", [0, 1, 62, 63, 64, 4095, 4096, 4097])
+def test_any_page_between_any_two_images(number: int) -> None:
+    """Ancestors, descendants and siblings; pages at the edges of words, leaves and nodes."""
+    at = number * PAGE
+    with GuestMemory() as memory:
+        memory.add_ram(0, 4098 * PAGE)
+        memory.fill(0, 300 * PAGE, 1)
+        root = memory.freeze()
+        images = [root]
+        for value in (2, 3, 0):
+            memory.thaw(root)
+            memory.write_u64(at, value)
+            images.append(memory.freeze(root))
+            memory.write_u64(at + 8, value)
+            images.append(memory.freeze(images[-1]))
+        values = [image.read(at, 16) for image in images]
+        for one, here in zip(images, values, strict=True):
+            for other, there in zip(images, values, strict=True):
+                memory.thaw(one)
+                assert memory.read(at, 16) == here
+                assert memory.thaw(other) <= 1
+                assert memory.read(at, 16) == there
+                found = [address for address, _ in other.changed(one)]
+                assert found == ([at] if here != there else [])
+
+
 def test_digest_is_of_layout_and_bytes() -> None:
     with make() as memory, make("memfd") as other:
         image = memory.freeze()

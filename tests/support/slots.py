@@ -30,6 +30,8 @@ class FakeVM:
     ) -> None:
         self._check()
         if size == 0:
+            if slot not in self.slots:
+                raise KVMError("KVM_SET_USER_MEMORY_REGION", 22)
             del self.slots[slot]
             self._logs.pop(slot, None)
             self.deleted += 1
