@@ -63,7 +63,6 @@ class Board:
         # Guest time begins here, whenever its clock is made.
         self._began = time.monotonic_ns()
         self._clock: Clock | None = None
-        self._attachments = Attachments(memory, lambda: self.clock)
 
     # -- making ------------------------------------------------------------------------------
 
@@ -76,6 +75,7 @@ class Board:
         for placement in placements:
             check_placement(placement)
         # Not sooner: these are loops of references, and only `close` breaks them.
+        self._attachments = Attachments(self.memory, lambda: self.clock)
         self.bus.fixed = self._fixed
         self.memory.on_add(self._check_memory)
         vm = self.vm = host.create_vm(hand_over=self._config.emulate == "auto")

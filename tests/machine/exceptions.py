@@ -25,6 +25,7 @@ __all__ = [
     "ctrl_c_in_a_run",
     "ctrl_c_while_closing",
     "ctrl_c_while_making",
+    "no_collector",
     "real_alarm",
     "signals_at_the_ends",
 ]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -20,11 +21,14 @@ from machine.exceptions import (
     ctrl_c_in_a_run,
     ctrl_c_while_closing,
     ctrl_c_while_making,
+    no_collector,
     real_alarm,
     signals_at_the_ends,
 )
 
-from pykvm import Outcome
+from pykvm import MachineConfig, Outcome
+from pykvm.machine.board import Board
+from pykvm.machine.guest import memory_of
 from pykvm.x86 import state as x86
 from support.guest import MakeGuest
 from support.host import host_probe, require_host
@@ -63,6 +67,16 @@ def test_ctrl_c_at_instants_of_a_run(vcpus: int, step: int) -> None:
 def test_ctrl_c_at_instants_of_making_a_machine() -> None:
     """Nothing is left of it: no descriptor, no memory, and no warning."""
     assert ctrl_c_while_making(97) > 20
+
+
+def test_a_board_that_is_not_yet_built_waits_for_no_collector() -> None:
+    """An exception after the first step of making a machine: no machine knows what to close."""
+    config = MachineConfig()
+    with no_collector():
+        board = Board(memory_of(config), config, irqchip="user")
+        left = weakref.ref(board)
+        del board
+        assert left() is None
 
 
 def test_ctrl_c_at_instants_of_closing_a_machine() -> None:
