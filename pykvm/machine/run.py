@@ -93,6 +93,7 @@ class Run:
         *,
         take: Callable[[CPU, Exit], Ending | None],
         timeout: float | None,
+        limit: float | None = None,
         check: Callable[[], Ending | None] | None = None,
         on_exit: Callable[[CPU, Exit], None] | None = None,
         on_answer: Callable[[CPU, Exit], None] | None = None,
@@ -102,6 +103,7 @@ class Run:
     ) -> None:
         """`cpus` are to run within `claim`, which the caller holds.
 
+        `timeout` is what is left of the caller's `limit`, where that is given.
         `take` answers an exit or says how the run ends; `on_exit` sees each of them before, and
         `on_answer` those that wait for an answer once they have it.
         With `stops` the run stops at each exit for which that is true, `AT_EXIT`, with the exit as
@@ -123,6 +125,7 @@ class Run:
         self._surface = (on_exit or on_answer or stops) is not None
         self._look = look
         self._timeout = timeout
+        self._limit = timeout if limit is None else limit
         self._claim = claim
         self._turn = claim.turn
         self._endings: list[Ending] = []
@@ -258,7 +261,7 @@ class Run:
     _failed = Ending(Outcome.STOPPED, "another vCPU's handler raised")
 
     def _timed_out(self) -> Ending:
-        return Ending(Outcome.TIMEOUT, f"the guest was still running after {self._timeout:g} s")
+        return Ending(Outcome.TIMEOUT, f"the guest was still running after {self._limit:g} s")
 
     def _halt(self, cpu: CPU) -> Ending | None:
         ending = self._wait(cpu)

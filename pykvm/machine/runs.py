@@ -96,7 +96,9 @@ class Runs:
 
         def run(left: float | None, goes_on: bool) -> tuple[Result, bool]:
             stops = self.answers.stops
-            part = partial(self._run, machine, left, until, fail, stops=stops, goes_on=goes_on)
+            part = partial(
+                self._run, machine, left, until, fail, limit=timeout, stops=stops, goes_on=goes_on
+            )
             result = self._board.claim.hold(part)
             return result, self._last is not None and self._last.at_exit
 
@@ -109,6 +111,7 @@ class Runs:
         until: object,
         fail: object,
         *,
+        limit: float | None = None,
         on_exit: Callable[[CPU, Exit], None] | None = None,
         on_answer: Callable[[CPU, Exit], None] | None = None,
         stops: Callable[[CPU, Exit], bool] | None = None,
@@ -129,6 +132,7 @@ class Runs:
                 board.claim,
                 take=self._take_exit,
                 timeout=timeout,
+                limit=limit,
                 check=None if conditions is None else conditions.check,
                 on_exit=on_exit,
                 on_answer=on_answer,
