@@ -371,6 +371,19 @@ int pykvm_table_pulse(struct pykvm_table *table, uint32_t bank, uint32_t other)
     return 0;
 }
 
+int pykvm_table_restore(struct pykvm_table *table, uint64_t levels, uint32_t bank)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+
+    if (bank >= table->banks)
+        return -EINVAL;
+    lock(&p->lock);
+    table->levels = levels;
+    table->bank = bank;
+    unlock(&p->lock);
+    return 0;
+}
+
 int pykvm_table_exchange(struct pykvm_table *table, uint32_t bank, uint32_t *before,
                          uint64_t *captured)
 {

@@ -160,6 +160,8 @@ int pykvm_table_exchange(struct pykvm_table *table, uint32_t bank, uint32_t *bef
 int pykvm_table_wire(struct pykvm_table *table, struct pykvm_line *line, uint64_t levels);
 /* Other levels and, unless it is PYKVM_ALL_BANKS, another bank.  Returns as pykvm_table_choose(). */
 int pykvm_table_drive(struct pykvm_table *table, uint64_t levels, uint32_t bank);
+/* Choose a bank, with these levels for the banks, and leave the line as it is.  Returns 0 or -EINVAL. */
+int pykvm_table_restore(struct pykvm_table *table, uint64_t levels, uint32_t bank);
 /* If `bank` is chosen, give the line the level of another one for a moment. */
 int pykvm_table_pulse(struct pykvm_table *table, uint32_t bank, uint32_t other);
 

@@ -411,6 +411,10 @@ class Published:
         number = lib.PYKVM_ALL_BANKS if bank is None else bank
         self._note(lib.pykvm_table_drive(self.core, levels, number))
 
+    def restore(self, bank: int, *, levels: int = 0) -> None:
+        """Choose `bank`, with these levels of the line for the banks, and leave the line alone."""
+        self._note(lib.pykvm_table_restore(self.core, levels, bank))
+
     def pulse(self, bank: int, *, through: int) -> None:
         """If `bank` is chosen, give the line the level of another bank for a moment."""
         self._note(lib.pykvm_table_pulse(self.core, bank, through))

@@ -9,21 +9,35 @@ receiving, whatever its speed.
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 
+from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer
+from pykvm.values.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from pykvm.clock import Timer, TimeSource
+    from pykvm.clock import Timer, TimerState, TimeSource
+    from pykvm.values.state import U8, U64
 
-__all__ = ["BURST", "LONGEST_PAUSE", "Incoming"]
+__all__ = ["BURST", "LONGEST_PAUSE", "Incoming", "IncomingState"]
 
 #: The most characters without a pause: what a 16550A's FIFO holds.
 BURST = 16
 #: In ns: a guest that was stopped for an hour does not wait for an hour.
 LONGEST_PAUSE = 10_000_000
+
+
+class IncomingState(State):
+    """The characters that wait, two bytes each, and what has come of this burst, or the pause."""
+
+    queue: bytes
+    began: U64
+    left: U8
+    timer: TimerState | None
 
 
 class Incoming:
@@ -47,6 +61,33 @@ class Incoming:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def state(self) -> IncomingState:
+        """See `pykvm.values.state.Stateful`."""
+        timer = None if self._timer is None else self._timer.state()
+        queue = struct.pack(f"<{len(self._queue)}H", *self._queue)
+        return IncomingState(queue, self._began, self._left, timer)
+
+    def restore(self, state: IncomingState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        if len(state.queue) % 2:
+            raise ConfigError("characters on their way have two bytes each")
+        clock = self._clock
+        integer("characters without a pause", state.left, 0, BURST)
+        now = clock.now() if clock is not None and clock.made else 0
+        integer("when characters began to come", state.began, 0, now)
+        if state.timer is not None and clock is not None:
+            self._make_timer(clock)
+        if self._timer is not None:
+            self._timer.restore(state.timer)
+        self._queue.clear()
+        self._queue.extend(struct.unpack(f"<{len(state.queue) // 2}H", state.queue))
+        self._began, self._left = state.began, state.left
+
+    def _make_timer(self, clock: TimeSource) -> Timer:
+        if self._timer is None:
+            self._timer = clock.timer(lambda when: self._resumed())
+        return self._timer
 
     def send(self, characters: Iterable[int]) -> None:
         """Put `characters` after what waits already."""
@@ -89,7 +130,5 @@ class Incoming:
             return
         if self._queue or not self._left:
             now = self._clock.now()
-            if self._timer is None:
-                self._timer = self._clock.timer(lambda when: self._resumed())
-            self._timer.arm(now + min(now - self._began, LONGEST_PAUSE))
+            self._make_timer(self._clock).arm(now + min(now - self._began, LONGEST_PAUSE))
             self._left = BURST

@@ -153,16 +153,26 @@ class Rtc146818(NamedDevice):
         #: All 128 bytes.  Those from 14 on are the guest's to keep, and may be read and written
         #: here; the others are the registers as they were when last looked at.
         self.nvram = _Ram(SIZE)
-        self.nvram[REGISTER_A] = DIVIDER_32768_HZ | 6
-        self.nvram[REGISTER_B] = B_24_HOURS
-        self.nvram[REGISTER_D] = D_VALID
-        now = clock.now()
-        start = time.time_ns() if epoch is None else round(epoch * SECOND) + now
-        # The guest time at which the divider was at 0, and that up to which events are in.
-        self._phase = now - start % SECOND
-        self._seen = now
-        self._show(start // SECOND, start // SECOND // DAY + 4)
-        self.reset()
+        #: What the clock showed at guest time 0, in ns since 1970.
+        self._origin = time.time_ns() - clock.now() if epoch is None else round(epoch * SECOND)
+        self.power_on()
+
+    def power_on(self) -> None:
+        """Be as if made now.  The interrupt is off, without driving the line."""
+        with self._lock:
+            self.nvram[:] = bytes(SIZE)
+            self.nvram[REGISTER_A] = DIVIDER_32768_HZ | 6
+            self.nvram[REGISTER_B] = B_24_HOURS
+            self.nvram[REGISTER_D] = D_VALID
+            self.missed = 0
+            now = self._clock.now()
+            start = self._origin + now
+            # The guest time at which the divider was at 0, and that up to which events are in.
+            self._phase = now - start % SECOND
+            self._seen = now
+            self._show(start // SECOND, start // SECOND // DAY + 4)
+            self._irq.restore(False)
+            self.reset()
 
     # What needs no Python
 

@@ -74,20 +74,14 @@ class OutputLog:
         """How many bytes were printed so far, kept or not."""
         return self._trimmed + len(self._kept)
 
-    def state(self) -> State:
+    def state(self) -> OutputState:
         """See `pykvm.values.state.Stateful`."""
-        return self._printed_state()
+        with self._keeping:
+            return OutputState(self.output, self.dropped)
 
     def restore(self, state: OutputState) -> None:
         """See `pykvm.values.state.Stateful`: what was printed since is forgotten."""
         expect(state, OutputState)
-        self._restore_printed(state)
-
-    def _printed_state(self) -> OutputState:
-        with self._keeping:
-            return OutputState(self.output, self.dropped)
-
-    def _restore_printed(self, state: OutputState) -> None:
         with self._keeping:
             if self.output != state.output:
                 self._kept = bytearray(state.output)

@@ -21,7 +21,7 @@ import threading
 from pykvm.bus.device import NamedDevice
 from pykvm.devices.incoming import Incoming
 from pykvm.devices.line import Output
-from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog
+from pykvm.devices.stream import OUTPUT_LIMIT, OutputLog, OutputState
 from pykvm.devices.uart_registers import (
     BREAK,
     CLOCK_HZ,
@@ -46,6 +46,7 @@ from pykvm.devices.uart_registers import (
 from pykvm.devices.uart_rules import UartRules
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, flag
+from pykvm.values.state import expect
 from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
@@ -54,10 +55,29 @@ if TYPE_CHECKING:
 
     from pykvm.bus.published import Access, Published
     from pykvm.clock import TimeSource
+    from pykvm.devices.incoming import IncomingState
     from pykvm.devices.line import InterruptLine, Lines
+    from pykvm.devices.uart_registers import RegistersState
     from pykvm.memory import GuestMemory
+    from pykvm.values.state import U8, U64
 
-__all__ = ["Uart16550"]
+__all__ = ["Uart16550", "UartState"]
+
+
+class UartState(OutputState):
+    """What was printed, the chip, and what was sent to it.
+
+    `modem` is the levels of the modem's lines, `discarded` and `heard` are what the host has seen
+    of the guest; `driven` is whether it was seen to print a character at each interrupt.
+    """
+
+    registers: RegistersState
+    incoming: IncomingState
+    modem: U8
+    irq: bool
+    driven: bool
+    discarded: U64
+    heard: bool
 
 
 class Uart16550(OutputLog, NamedDevice):
@@ -194,6 +214,36 @@ class Uart16550(OutputLog, NamedDevice):
                 self._update()
         if printed:
             self.emit(printed)
+
+    # What is saved
+
+    def state(self) -> UartState:
+        """See `pykvm.values.state.Stateful`."""
+        with self._lock:
+            return UartState(
+                self.output,
+                self.dropped,
+                self._registers.state(),
+                self._incoming.state(),
+                self._inputs,
+                self._irq.state(),
+                self._rules.driven,
+                self.discarded,
+                self.heard,
+            )
+
+    def restore(self, state: OutputState) -> None:
+        """See `pykvm.values.state.Stateful`: what was sent since, or printed, is forgotten."""
+        saved = expect(state, UartState)
+        with self._lock:
+            self._incoming.restore(saved.incoming)
+            self._registers.restore(saved.registers)
+            self._inputs = saved.modem & (MSR_CTS | MSR_DSR | MSR_RI | MSR_DCD)
+            self._irq.restore(saved.irq)
+            self._rules.driven = saved.driven
+            self.discarded, self.heard = saved.discarded, saved.heard
+            super().restore(saved)
+            self._rules.restore(waiting=bool(self._incoming), prompt=self._prompt)
 
     def _subscribers_changed(self) -> None:
         with self._lock:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 
+from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer, one_of
+from pykvm.values.state import State
+
+if TYPE_CHECKING:
+    from pykvm.values.state import U4, U5, U8, U16
+
 __all__ = ["Registers"]
 
 # Interrupt enable register.
@@ -73,6 +80,24 @@ _LOOP = ((MCR_RTS, MSR_CTS), (MCR_DTR, MSR_DSR), (MCR_OUT1, MSR_RI), (MCR_OUT2, 
 BREAK = (LSR_BREAK | LSR_FRAMING) << 8
 
 
+class RegistersState(State):
+    """The registers, and the receiver: each character with its line status over its byte."""
+
+    received: tuple[U16, ...]
+    ier: U4
+    lcr: U8
+    mcr: U5
+    msr: U8
+    errors: U8
+    fifo: bool
+    trigger: U8
+    flow_control: bool
+    thr_empty_due: bool
+    divisor: U16
+    scratch: U8
+    last_character: U16
+
+
 class Registers:
     """What the chip holds: its registers, its receiver, and which interrupt is due.
 
@@ -105,6 +130,43 @@ class Registers:
         #: Whether the guest uses RTS to hold up what is sent to it.
         self.flow_control = False
         self.thr_empty_due = False
+
+    def state(self) -> RegistersState:
+        """See `pykvm.values.state.Stateful`."""
+        return RegistersState(
+            tuple(self.received),
+            self.ier,
+            self.lcr,
+            self.mcr,
+            self.msr,
+            self.errors,
+            self.fifo,
+            self.trigger,
+            self.flow_control,
+            self.thr_empty_due,
+            self.divisor,
+            self.scratch,
+            self.last_character,
+        )
+
+    def restore(self, state: RegistersState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        integer("characters in the receiver", len(state.received), 0, FIFO_SIZE)
+        one_of("the receiver's trigger level", state.trigger, TRIGGER_LEVELS)
+        self.received.clear()
+        self.received.extend(state.received)
+        self.ier = state.ier
+        self.lcr = state.lcr
+        self.mcr = state.mcr
+        self.msr = state.msr
+        self.errors = state.errors
+        self.fifo = state.fifo
+        self.trigger = state.trigger
+        self.flow_control = state.flow_control
+        self.thr_empty_due = state.thr_empty_due
+        self.divisor = state.divisor
+        self.scratch = state.scratch
+        self.last_character = state.last_character
 
     @property
     def loops(self) -> bool:

@@ -123,6 +123,19 @@ class UartRules:
             self._publish_registers(published, quiet=not waiting)
         self._choose_bank(published)
 
+    def restore(self, *, waiting: bool, prompt: bytes | None) -> None:
+        """Publish what holds now that the registers are restored, and leave the line alone."""
+        published = self._published
+        self._published_for = self._bank = self._levels = None
+        if published is None:
+            return
+        self._prompt = prompt
+        self._publish_registers(published, quiet=not waiting)
+        self._bank = self._bank_now
+        if published.wired:
+            self._levels = self._levels_by_bank()
+        published.restore(self._bank, levels=self._levels or 0)
+
     # What C did
 
     def replay(self, accesses: Sequence[Access]) -> bool:

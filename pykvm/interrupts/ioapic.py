@@ -160,6 +160,11 @@ class IoApic(NamedDevice):
             self.id, self._select, self.lines = state.id, state.select, state.lines
             self.entries = [entry & _ENTRY for entry in state.entries]
 
+    def raise_lines(self) -> None:
+        """See the level of every pin as its sources drive it, for the first time since power-on."""
+        with self._lock:
+            self.lines = sum((count > 0) << pin for pin, count in enumerate(self._sources))
+
     def read(self, offset: int, size: int) -> int:
         """IOREGSEL, or through IOWIN the register that it selects (3.1); 0 elsewhere."""
         if offset == IOWIN:

@@ -539,6 +539,13 @@ class Pic8259Pair:
             return Unconnected()
         return InputDriver(self._drive, self._count, irq)
 
+    def raise_lines(self) -> None:
+        """See the level of every input as its sources drive it, for the first since power-on."""
+        with self._lock:
+            for irq, count in enumerate(self._sources):
+                self.chips[irq >> 3].drive(irq & 7, count > 0)
+            self._update()
+
     @property
     def pending(self) -> bool:
         """Whether INT is high: the processor is to call `acknowledge` when it takes interrupts."""

@@ -41,18 +41,27 @@ def make_irqchip(
     clock: Callable[[], Clock],
     *,
     on_made: Callable[[Mapping[str, Device]], None],
+    on_put_away: Callable[[Mapping[str, Device]], None],
     waits_for_host: Callable[[], bool],
 ) -> IrqChip | None:
     """The irqchip of that name (`IRQCHIPS`), for a VM without vCPUs; None for "none".
 
     `clock` makes the machine's clock.  `on_made` is called if devices on the bus were placeholders
-    and have been made now: with all of them, by name.  `waits_for_host` says whether a guest in HLT
+    and have been made now: with all of them, by name; `on_put_away` if there are placeholders
+    again, with those.  `waits_for_host` says whether a guest in HLT
     could be interrupted from outside the machine.
     """
     if kind == "user":
         from pykvm.irqchip.user import UserIrqChip
 
-        return UserIrqChip(vm, bus, clock, on_made=on_made, waits_for_host=waits_for_host)
+        return UserIrqChip(
+            vm,
+            bus,
+            clock,
+            on_made=on_made,
+            on_put_away=on_put_away,
+            waits_for_host=waits_for_host,
+        )
     if kind == "kernel":
         from pykvm.irqchip.kernel import KernelIrqChip
 

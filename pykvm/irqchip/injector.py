@@ -13,18 +13,29 @@ from pykvm.kvm.run_page import (
     REQUEST_INTERRUPT_WINDOW,
 )
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer
+from pykvm.values.state import State
 from pykvm.vcpu.reset import can_reset, reset_by_init
 from pykvm.x86.state import after_start_up
 
 if TYPE_CHECKING:
     from pykvm.interrupts.lapic import LocalApic
     from pykvm.interrupts.pic import Pic8259Pair
+    from pykvm.values.state import U2, U8
     from pykvm.vcpu import CPU
 
-__all__ = ["Injector"]
+__all__ = ["Injector", "InjectorState"]
 
 # One NMI is being handled and one may wait (SDM 3A 6.7.1).
 _NMIS = 2
+
+
+class InjectorState(State):
+    """What a processor was sent and has not taken: NMIs, an INIT, the page of a start-up IPI."""
+
+    nmis: U2 = 0
+    init: bool = False
+    sipi: U8 | None = None
 
 
 class Injector:
@@ -42,6 +53,15 @@ class Injector:
         self._nmis = 0
         self._init = False
         self._sipi: int | None = None
+
+    def state(self) -> InjectorState:
+        """See `pykvm.values.state.Stateful`."""
+        return InjectorState(self._nmis, self._init, self._sipi)
+
+    def restore(self, state: InjectorState) -> None:
+        """See `pykvm.values.state.Stateful`."""
+        integer("NMIs that wait", state.nmis, 0, _NMIS)
+        self._nmis, self._init, self._sipi = state.nmis, state.init, state.sipi
 
     # -- CpuPort -----------------------------------------------------------------------------
 

@@ -14,7 +14,9 @@ from pykvm.errors import ConfigError, KVMError
 from pykvm.irqchip.places import PLACES, placements
 from pykvm.kvm.run_page import APIC_BASE
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.checks import integer
 from pykvm.values.spelling import option
+from pykvm.values.state import State, expect
 from pykvm.vcpu.msr_exits import MsrExits
 
 if TYPE_CHECKING:
@@ -24,13 +26,15 @@ if TYPE_CHECKING:
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.exits import RdMsr, WrMsr
+    from pykvm.interrupts.lapic_core import LocalApicState
     from pykvm.irqchip.delivery import UserInterrupts
-    from pykvm.irqchip.injector import Injector
-    from pykvm.irqchip.wiring import ApicTraits, Platform
+    from pykvm.irqchip.injector import Injector, InjectorState
+    from pykvm.irqchip.wiring import ApicTraits, Platform, PlatformState
     from pykvm.kvm import VM
+    from pykvm.values.state import Plain
     from pykvm.vcpu import CPU
 
-__all__ = ["OnDemand", "UserIrqChip", "apic_traits"]
+__all__ = ["OnDemand", "UserIrqChip", "UserIrqChipState", "apic_traits"]
 
 PAGE = 0x1000
 
@@ -44,6 +48,19 @@ IA32_TSC_DEADLINE = 0x6E0
 
 # Documentation/virt/kvm/x86/msr.rst: wall clock and system time, by their old and new numbers.
 KVMCLOCK_MSRS = (0x11, 0x12, 0x4B56_4D00, 0x4B56_4D01)
+
+
+class UserIrqChipState(State):
+    """The processors' ends of it.  The controllers and clocks on the bus are devices by name.
+
+    `off_bus` are those that stand nowhere, because another device has their place; `kvmclock` is
+    whether the guest may read KVM's clock.
+    """
+
+    lapics: tuple[LocalApicState, ...]
+    injectors: tuple[InjectorState, ...]
+    kvmclock: bool
+    off_bus: tuple[tuple[str, Plain], ...]
 
 
 class OnDemand(NamedDevice):
@@ -80,6 +97,7 @@ class UserIrqChip:
         clock: Callable[[], Clock],
         *,
         on_made: Callable[[Mapping[str, Device]], None],
+        on_put_away: Callable[[Mapping[str, Device]], None],
         waits_for_host: Callable[[], bool],
     ) -> None:
         """See `make_irqchip`."""
@@ -88,11 +106,16 @@ class UserIrqChip:
         self._bus = bus
         self._make_clock = clock
         self._on_made = on_made
+        self._on_put_away = on_put_away
         self._lock = threading.RLock()
         self._cpus: Sequence[CPU] = ()
         self.injectors: tuple[Injector, ...] = ()
         self.platform: Platform | None = None
+        #: None as long as the guest has touched nothing.
         self.interrupts: UserInterrupts | None = None
+        # Of the platform: what a run asks while it is in use, and its state when it was made.
+        self._made_interrupts: UserInterrupts | None = None
+        self._pristine: PlatformState | None = None
         # Whether the guest may read kvmclock: then KVM is told of every step of guest time.
         self._kvmclock = True
         # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
@@ -126,6 +149,8 @@ class UserIrqChip:
             if self.platform is None:
                 self.platform = self._make()
                 self._replace_placeholders()
+            elif self.interrupts is None:
+                self._take_out(self.platform)
             return self.platform
 
     def _placeholders(self) -> list[str]:
@@ -149,13 +174,12 @@ class UserIrqChip:
             self._current,
             apic_traits(self._cpus[0]),
         )
+        self._pristine = platform.state()
         for injector, lapic in zip(self.injectors, platform.lapics, strict=True):
             injector.lapic = lapic
-            base = injector.cpu.engine.page.cast("Q")[APIC_BASE // 8]
-            if base and base != lapic.base:
-                lapic.base = base
+        self._follow_bases()
         self.injectors[0].pic = platform.pic
-        self.interrupts = UserInterrupts(
+        self.interrupts = self._made_interrupts = UserInterrupts(
             platform.clock,
             self.injectors,
             waits_for_host=self._waits_for_host,
@@ -167,6 +191,96 @@ class UserIrqChip:
         self._kvmclock = platform.clock.policy != "warp"
         self._filter_msrs()
         return platform
+
+    def _follow_bases(self) -> None:
+        """The guest may have moved its local APICs before there were any."""
+        for injector in self.injectors:
+            lapic = injector.lapic
+            base = injector.cpu.engine.page.cast("Q")[APIC_BASE // 8]
+            if lapic is not None and base and base != lapic.base:
+                lapic.base = base
+
+    # -- what is saved -----------------------------------------------------------------------
+
+    def state(self) -> UserIrqChipState | None:
+        """See `IrqChip`: None as long as the guest has touched nothing."""
+        with self._lock:
+            if self.platform is None or self.interrupts is None:
+                return None
+            for injector in self.injectors:
+                injector.before_access()
+            on_bus = {id(range_.device) for range_ in self._bus.ranges}
+            return UserIrqChipState(
+                tuple(lapic.state() for lapic in self.platform.lapics),
+                tuple(injector.state() for injector in self.injectors),
+                self._kvmclock,
+                tuple(
+                    (name, device.state())
+                    for name, device in self.platform.stateful()
+                    if id(device) not in on_bus
+                ),
+            )
+
+    def restore(self, state: UserIrqChipState | None) -> None:
+        """See `IrqChip`.  With None, what the guest has touched since is put away untouched."""
+        with self._lock:
+            if state is None:
+                self._put_away()
+                return
+            expect(state, UserIrqChipState)
+            vcpus = len(self._cpus)
+            integer("local APICs", len(state.lapics), vcpus, vcpus)
+            integer("processors", len(state.injectors), vcpus, vcpus)
+            platform = self._platform()
+            devices = dict(platform.stateful())
+            for name, of_device in state.off_bus:
+                if name not in devices:
+                    raise ConfigError(f"this irqchip has no {name:.40}")
+                devices[name].restore(of_device)
+            for lapic, of_lapic in zip(platform.lapics, state.lapics, strict=True):
+                lapic.restore(of_lapic)
+            for injector, of_injector in zip(self.injectors, state.injectors, strict=True):
+                injector.restore(of_injector)
+                injector.after_access()
+                # It has to look at what waits for it before it enters the guest.
+                injector.cpu.engine.attend()
+            if state.kvmclock != self._kvmclock:
+                self._kvmclock = state.kvmclock
+                self._filter_msrs()
+            self._place_pages(platform)
+
+    def _put_away(self) -> None:
+        """Let placeholders stand on the bus again, and what they stand for wait for them."""
+        platform = self.platform
+        if platform is None or self.interrupts is None:
+            return
+        if len(self._cpus) > 1:
+            raise ConfigError("a machine with several vCPUs always has interrupt controllers")
+        assert self._pristine is not None
+        from pykvm.irqchip.injector import InjectorState
+
+        self.interrupts = None
+        for injector in self.injectors:
+            injector.restore(InjectorState())
+        # So that no deadline of it comes.
+        platform.power_on(self._pristine)
+        self._place_pages(platform)
+        ours = {id(device) for device in platform.devices.values()}
+        placeholders = {
+            range_.name: OnDemand(range_.name, self._touch)
+            for range_ in self._bus.ranges
+            if id(range_.device) in ours
+        }
+        self._bus.replace(placeholders)
+        self._on_put_away(placeholders)
+
+    def _take_out(self, platform: Platform) -> None:
+        """The guest touches what was put away: it is as if it were made now."""
+        assert self._pristine is not None
+        platform.power_on(self._pristine)
+        self._follow_bases()
+        self.interrupts = self._made_interrupts
+        self._replace_placeholders()
 
     def _filter_msrs(self) -> None:
         """Have the MSRs of time and of the APIC's place exit."""
@@ -291,7 +405,10 @@ class UserIrqChip:
     def _rebase(self, cpu: CPU, base: int) -> None:
         """IA32_APIC_BASE was written: KVM has to know, and the bus where the page stands."""
         cpu.regs.apic_base = base
-        platform = self._platform()
+        self._place_pages(self._platform())
+
+    def _place_pages(self, platform: Platform) -> None:
+        """Let the page of registers stand where the local APICs say."""
         page = platform.devices["lapic"]
         # Two vCPUs may write theirs at once: the later look is the one that counts.
         with self._lock:

@@ -21,16 +21,19 @@ from pykvm.interrupts.pic import Pic8259Pair
 from pykvm.layout import DEVICE_IRQS, IOAPIC_PINS, ISA_IRQS, PIT_IRQ, RTC_IRQ, gsi_of
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.frozen import NamedTuple
+from pykvm.values.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from pykvm.bus import Device
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
-    from pykvm.interrupts.lapic_core import CpuPort
+    from pykvm.interrupts.lapic_core import CpuPort, LocalApicState
+    from pykvm.values.state import Plain
 
-__all__ = ["ApicPage", "ApicTraits", "Platform", "Processor", "isa_line"]
+__all__ = ["ApicPage", "ApicTraits", "Platform", "PlatformState", "Processor", "isa_line"]
 
 
 class Both:
@@ -119,6 +122,13 @@ class ApicTraits(NamedTuple):
     physical_bits: int = 52
 
 
+class PlatformState(State):
+    """The local APICs, and the devices by name."""
+
+    lapics: tuple[LocalApicState, ...]
+    devices: tuple[tuple[str, Plain], ...]
+
+
 class Platform:
     """All of it, for the processors at `ports`.
 
@@ -162,6 +172,31 @@ class Platform:
             "hpet": self.hpet,
             "lapic": ApicPage(current),
         }
+
+    def power_on(self, pristine: PlatformState) -> None:
+        """Be as if all of it were made now; `pristine` is the state that it had when it was.
+
+        Lines are as their devices drive them, and rise now.
+        """
+        for lapic, state in zip(self.lapics, pristine.lapics, strict=True):
+            lapic.restore(state)
+        for name, device in self.stateful():
+            if name != "rtc":
+                device.restore(dict(pristine.devices)[name])
+        self.rtc.power_on()
+        self.pic.raise_lines()
+        self.ioapic.raise_lines()
+
+    def state(self) -> PlatformState:
+        """All of it, but for time that passes."""
+        return PlatformState(
+            tuple(lapic.state() for lapic in self.lapics),
+            tuple((name, device.state()) for name, device in self.stateful()),
+        )
+
+    def stateful(self) -> list[tuple[str, Any]]:
+        """The devices that have a state, by name."""
+        return [(name, device) for name, device in self.devices.items() if hasattr(device, "state")]
 
     def line(self, irq: int) -> InterruptLine:
         """See `isa_line`."""

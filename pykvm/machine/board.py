@@ -86,6 +86,7 @@ class Board:
             self.bus,
             lambda: self.clock,
             on_made=self._irqchip_made,
+            on_put_away=self.devices.update,
             waits_for_host=self._waits_for_host,
         )
         if irqchip is not None and irqchip.areas:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pykvm._core import ffi, lib
 from pykvm.devices.acpi_pm import AcpiPm
 from pykvm.devices.debug_exit import DebugExit
 from pykvm.devices.debugcon import DebugConsole
+from pykvm.devices.fw_cfg import PIECE, Contents, DmaControl, FwCfg, Key
 from pykvm.devices.hpet import Hpet
 from pykvm.devices.i8042 import KeyboardController
 from pykvm.devices.pc_testdev import KeptMemory, KeptPorts, LinePorts
@@ -23,9 +26,11 @@ from pykvm.devices.port92 import Port92
 from pykvm.devices.post import PostPort
 from pykvm.devices.pvpanic import PvPanic
 from pykvm.devices.rtc import Rtc146818
-from pykvm.errors import ConfigError
+from pykvm.devices.uart import Uart16550
+from pykvm.errors import ConfigError, MemoryRangeError
 from support.attach import attach, isa_lines
 from support.saved import (
+    Fronts,
     Subject,
     World,
     check_hostile,
@@ -88,6 +93,80 @@ CONSOLE = programs(
 )
 
 
+class Ram:
+    """512 KiB for DMA."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(0x8_0000)
+
+    def is_ram(self, address: int, length: int) -> bool:
+        return address + length <= len(self.data)
+
+    def read(self, address: int, length: int) -> bytes:
+        if not self.is_ram(address, length):
+            raise MemoryRangeError("no memory", address=address, length=length)
+        return bytes(self.data[address : address + length])
+
+    def write(self, address: int, data: Any) -> None:
+        self.read(address, len(data))
+        self.data[address : address + len(data)] = data
+
+    def fill(self, address: int, length: int) -> None:
+        self.write(address, bytes(length))
+
+
+ITEM = bytes(range(1, 252)) * (2 * PIECE // 251)
+
+
+class FwCfgAndRam:
+    """The device, and the memory that it copies to: a machine saves that, too."""
+
+    def __init__(self, world: World) -> None:
+        self.ram = Ram()
+        contents = Contents({Key.KERNEL_DATA: ITEM, Key.NB_CPUS: b"\2\0"}, {"opt/a": b"text"})
+        self.device = FwCfg(lambda: contents, self.ram)
+        attach(self.device, clock=world.clock)
+
+    def state(self) -> object:
+        return bytes(self.ram.data).rstrip(b"\0"), self.device.state()
+
+    def restore(self, state: Any) -> None:
+        self.ram.data[:] = state[0].ljust(len(self.ram.data), b"\0")
+        self.device.restore(state[1])
+
+    def ask(self, control: int, length: int, address: int = 0x100) -> None:
+        self.ram.write(address, struct.pack(">IIQ", control, length, 0x1000))
+        self.device.write(8, 4, int.from_bytes(address.to_bytes(4, "big"), "little"))
+
+    def look(self) -> object:
+        ram = self.ram
+        return ram.read(0x100, 4), ram.read(0x200, 4), hash(bytes(ram.data)), str(self.device)
+
+
+def fw_cfg(world: World) -> Subject:
+    both = FwCfgAndRam(world)
+    actions: dict[str, Callable[..., object]] = {
+        "dma": both.ask,
+        "look": both.look,
+        "reset": both.device.reset,
+    }
+    return Subject(world, both, actions, access=both.device)
+
+
+_BEGIN = Key.KERNEL_DATA << 16 | DmaControl.SELECT
+FW_CFG = programs(
+    *each("write", (0,), (2,), (0, 5, 0x11, 0x19, 0x20)),
+    *reads(1, 1, 1, sizes=(1, 4)),
+    *reads(4, 8, sizes=(4,)),
+    *each("write", (4,), (4,), (0, 0x100)),
+    *each("dma", (_BEGIN, _BEGIN | DmaControl.READ, DmaControl.READ, 4), (7, 3 * PIECE)),
+    *each("dma", (_BEGIN | DmaControl.READ,), (len(ITEM) + 99,), (0x100, 0x200)),
+    ("reset",),
+    size=6,
+    look=[("look",), *reads(1), ("write", 8, 4, 0x10000), ("look",)],
+)
+
+
 def hpet(world: World) -> Subject:
     lines = {irq: line for irq, line in enumerate(world.lines[:24]) if irq != 2}
     device = Hpet(world.clock, lines)
@@ -120,6 +199,8 @@ HPET = programs(
             (0x4C, 20_000, 6_000),
             (0x4E, 20_000, 6_000),
             (0x4E, 200, 70),
+            (0x4C, 200, 70),
+            (0x4C, 20_000, 9_000),
             (0x14E, (1 << 32) - 5, 90_000),
         )
     ],
@@ -214,6 +295,13 @@ PIT = programs(
         for number in (0, 1, 2)
         for control in (0x30, 0x32, 0x34, 0x36, 0x38, 0x3A, 0x37, 0x35)
         for count in (1, 60, 999, 0)
+    ],
+    # A counter that has been looked at while it counts, and one that is held.
+    *[
+        [*pit_counter(number, control, 999), ("wait", 50_001), ("read", number, 1), *more]
+        for number in (0, 1, 2)
+        for control in (0x30, 0x34, 0x36, 0x38)
+        for more in ([], [("read", number, 1)], [("gate", number, False)])
     ],
     # Control words alone; latches of count, of status, of both.
     *writes(3, values=(0x10, 0x14, 0x20, 0x34, 0x36, 0x94, 0xB0, 0xB6)),
@@ -376,11 +464,111 @@ RTC = programs(
 )
 
 
+def uart(world: World) -> Subject:
+    return serial(world, world.lines[4])
+
+
+def uart_that_c_answers_for(world: World) -> Subject:
+    return serial(world, world.lines[4], published=True)
+
+
+class InC:
+    """A line that C can drive, as those of KVM's own interrupt controllers, which leads nowhere."""
+
+    def __init__(self) -> None:
+        lines = ffi.gc(lib.pykvm_lines_new(-1), lib.pykvm_lines_free)
+        self.core = ffi.gc(lib.pykvm_line_new(lines, 4), lib.pykvm_line_free)
+
+    def set(self, level: bool) -> None:
+        assert lib.pykvm_line_set(self.core, level) == 0
+
+    def restore(self, level: bool) -> None:
+        lib.pykvm_line_restore(self.core, level)
+
+    @property
+    def changes(self) -> int:
+        return int(lib.pykvm_line_changes(self.core))
+
+
+def uart_whose_line_c_drives(world: World) -> Subject:
+    return serial(world, InC(), published=True)
+
+
+def serial(world: World, line: Any, *, published: bool = False) -> Subject:
+    device = Uart16550(limit=64)
+    attach(device, line, clock=world.clock)
+    heard: list[bytes] = []
+    device.on_output(heard.append, at_once=b"\n")
+    device.on_drained(lambda: world.note("drained"))
+
+    def look() -> object:
+        return (
+            device.output,
+            device.printed,
+            device.pending,
+            device.discarded,
+            device.heard,
+            device.receives,
+            device.baud,
+            device._irq.level,
+        )
+
+    def end_all() -> None:
+        if front is not None:
+            front.dispatch.deliver()
+
+    def modem(bits: int) -> None:
+        device.set_modem_lines(
+            cts=bool(bits & 1), dsr=bool(bits & 2), ri=bool(bits & 4), dcd=bool(bits & 8)
+        )
+
+    def reset() -> None:
+        end_all()
+        device.reset()
+
+    front = Fronts(world, (device, 0, 8)) if published else None
+    return Subject(
+        world,
+        device,
+        {
+            "send": device.send,
+            "break": device.send_break,
+            "modem": modem,
+            "reset": reset,
+            "deliver": end_all,
+            "look": look,
+        },
+        access=front,
+    )
+
+
+UART = programs(
+    *reads(0, 0, 0, 1, 2, 2, 3, 4, 5, 5, 6, 7),
+    *writes(0, values=(10, 65)),
+    *writes(1, values=(0, 1, 2, 3, 5, 8, 15)),
+    *writes(2, values=(0, 1, 0x41, 0xC1, 0x83)),
+    *writes(3, values=(3, 0x83)),
+    *writes(4, values=(0, 2, 8, 0x0B, 0x10, 0x1F)),
+    *writes(7, values=(0, 0x5A)),
+    # What a driver does: divisor, FIFOs, interrupts; and a character printed at each of them.
+    [*writes(3, values=(0x83,)), *writes(0, 1, values=(1,)), *writes(3, values=(3,))],
+    *[[("write", 2, 1, 0xC1), ("write", 4, 1, 0x0B), ("write", 1, 1, enable)] for enable in (1, 3)],
+    *[[("read", 2, 1), ("write", 0, 1, 66)]] * 2,
+    *each("send", (b"x", b"hello", bytes(range(40)))),
+    *each("modem", (0, 4, 8, 15)),
+    *[("deliver",)] * 4,
+    ("break",),
+    ("reset",),
+    look=[("look",), *reads(2, 5, 6, 0, 0, 5, 2, 1, 3, 4, 7), ("deliver",), ("look",)],
+)
+
+
 DEVICES = {
     make.__name__: (make, program)
     for make, program in (
         (acpi_pm, ACPI_PM),
         (console, CONSOLE),
+        (fw_cfg, FW_CFG),
         (hpet, HPET),
         (i8042, I8042),
         (kept_memory, KEPT_MEMORY),
@@ -395,6 +583,9 @@ DEVICES = {
         (pvpanic, PVPANIC),
         (pci_config, PCI),
         (rtc, RTC),
+        (uart, UART),
+        (uart_that_c_answers_for, UART),
+        (uart_whose_line_c_drives, UART),
     )
 }
 each_device = pytest.mark.parametrize("name", DEVICES)
@@ -416,13 +607,30 @@ def test_a_state_of_a_stranger_is_refused_or_harmless(name: str, data: st.DataOb
     check_hostile(make, *data.draw(hostile_cases(make, program)))
 
 
-@pytest.mark.parametrize("name", sorted(DEVICES.keys() - {"pm_timer", "port61"}))
+@pytest.mark.parametrize("name", sorted(DEVICES.keys() - {"fw_cfg", "pm_timer", "port61"}))
 def test_the_state_of_another_device_is_refused(name: str) -> None:
     make: Callable[[World], Subject] = DEVICES[name][0]
     device = make(World()).device
     other = PvPanic() if name != "pvpanic" else KeyboardController()
     with pytest.raises(ConfigError, match=f"is to be restored, not {type(other.state()).__name__}"):
         device.restore(other.state())
+
+
+def test_a_line_that_c_drives_is_left_alone() -> None:
+    """What is restored knows the level, and C goes on from there."""
+    first, other = InC(), InC()
+    subject = serial(World(), first, published=True)
+    subject.play([("write", 1, 1, 2)])
+    assert first.changes == 1, "the transmitter's interrupt is due"
+    fresh = serial(World(), other, published=True)
+    fresh.load(subject.save())
+    assert other.changes == 0
+    assert fresh._front is not None
+    # The IIR takes the request away: C lowers the line, which it thinks is high.
+    assert fresh.step(("read", 2, 1))[1] == 2
+    assert fresh._front.answered == 1
+    assert lib.pykvm_line_set(other.core, True) == 0
+    assert other.changes == 1
 
 
 def test_what_only_ends_the_run_has_no_state() -> None:

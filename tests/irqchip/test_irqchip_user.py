@@ -52,7 +52,7 @@ def irqchip(bus: Bus) -> UserIrqChip:
         raise AssertionError("nobody touched anything")
 
     vm: Any = Vm()
-    made = UserIrqChip(vm, bus, never, on_made=never, waits_for_host=never)
+    made = UserIrqChip(vm, bus, never, on_made=never, on_put_away=never, waits_for_host=never)
     assert vm.capabilities == [(188, 5)], "MSRs that KVM does not know are exits"
     return made
 

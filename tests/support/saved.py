@@ -368,7 +368,7 @@ def damaged(draw: st.DrawFn, value: Any, kind: Any = None) -> Any:
         number = draw(st.integers(0, len(value) - 1))
         changed = draw(damaged(value[number], arguments[0 if arguments[1:] == (...,) else number]))
         return (*value[:number], changed, *value[number + 1 :])
-    return draw(values_of(kind))
+    return draw(values_of(type(value) if kind is None else kind))
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
