@@ -21,6 +21,7 @@ from benchmarks import (
     periodic,
     process,
     syscall,
+    thaw,
     warp,
 )
 from benchmarks.bench import CannotMeasureError, Measured
@@ -40,6 +41,7 @@ BENCHES = (
     *hot.BENCHES,
     *life.BENCHES,
     *bulk.BENCHES,
+    *thaw.BENCHES,
     *kick.BENCHES,
     *interrupts.BENCHES,
     *periodic.BENCHES,

@@ -312,7 +312,7 @@ static struct base *base_from(uint64_t count, source *bytes_of, const void *of, 
 
 /* ---- contents --------------------------------------------------------------------------- */
 
-struct pykvm_content *content_new(uint64_t count)
+struct pykvm_content *pykvm_content_new(uint64_t count)
 {
     struct pykvm_content *c = calloc(1, sizeof *c);
 
@@ -529,6 +529,18 @@ static int refreeze(struct pykvm_content *c, const struct pykvm_pages *p)
     return 1;
 }
 
+/* Let a new content be as another one. */
+static void share_content(struct pykvm_content *c, const struct pykvm_content *other)
+{
+    if (other->base)
+        hold(&other->base->refs);
+    c->base = other->base;
+    if (other->root)
+        hold(&other->root->refs);
+    c->root = other->root;
+    c->overrides = other->overrides;
+}
+
 static int fill_content(struct pykvm_content *c, struct pykvm_pages *p, uint64_t changed)
 {
     const struct pykvm_content *before = p->content;
@@ -537,13 +549,7 @@ static int fill_content(struct pykvm_content *c, struct pykvm_pages *p, uint64_t
         c->base = base_from(p->count, memory_page, p, &p->error);
         return c->base != NULL;
     }
-    if (before->base)
-        hold(&before->base->refs);
-    c->base = before->base;
-    if (before->root)
-        hold(&before->root->refs);
-    c->root = before->root;
-    c->overrides = before->overrides;
+    share_content(c, before);
     if (refreeze(c, p))
         return 1;
     p->error = ENOMEM;
@@ -560,7 +566,7 @@ struct pykvm_content *pykvm_freeze(struct pykvm_pages *p)
         return pykvm_content_hold(p->content);
     }
     p->error = ENOMEM;
-    c = content_new(p->count);
+    c = pykvm_content_new(p->count);
     if (c && !fill_content(c, p, changed)) {
         pykvm_content_free(c);
         c = NULL;
@@ -571,6 +577,20 @@ struct pykvm_content *pykvm_freeze(struct pykvm_pages *p)
     pykvm_content_free(p->content);
     p->content = c;
     return pykvm_content_hold(c);
+}
+
+struct pykvm_content *pykvm_content_copy(const struct pykvm_content *other)
+{
+    struct pykvm_content *c = pykvm_content_new(other->count);
+
+    if (c)
+        share_content(c, other);
+    return c;
+}
+
+int pykvm_content_put(struct pykvm_content *c, uint64_t page, const uint8_t *bytes)
+{
+    return refreeze_page(c, bytes, page) ? 0 : -ENOMEM;
 }
 
 /* ---- thaw ------------------------------------------------------------------------------- */
@@ -714,7 +734,7 @@ int pykvm_content_map(struct pykvm_content *c, struct pykvm_pages *p)
 
 struct pykvm_content *pykvm_content_of_file(int fd, uint64_t offset, uint64_t size, int32_t *error)
 {
-    struct pykvm_content *c = content_new(size / PAGE);
+    struct pykvm_content *c = pykvm_content_new(size / PAGE);
     struct base *base = base_new(size);
     int result = c && base ? 0 : -ENOMEM;
 

@@ -27,7 +27,7 @@ struct pykvm_pages *pykvm_pages_new(void *host, uint64_t count)
     p->taken = calloc(words_of(p), sizeof *p->taken);
     p->summary = calloc(groups_of(p), sizeof *p->summary);
     p->taken_summary = calloc(groups_of(p), sizeof *p->taken_summary);
-    p->content = content_new(count);
+    p->content = pykvm_content_new(count);
     if (!p->dirty || !p->taken || !p->summary || !p->taken_summary || !p->content) {
         pykvm_pages_free(p);
         return NULL;
@@ -174,15 +174,28 @@ static int clear_log(struct pykvm_pages *p, int vm, struct kvm_dirty_log *of, in
     return result;
 }
 
+/* Whether any of the words is not zero; GCC makes vectors of the hardware's size of these. */
+static int is_any(const uint64_t *words, uint64_t count)
+{
+    typedef uint64_t vector __attribute__((vector_size(64), aligned(8), may_alias));
+    vector all = {0};
+    uint64_t any = 0, i = 0;
+
+    for (; i + 8 <= count; i += 8)
+        all |= *(const vector *)(words + i);
+    for (int lane = 0; lane < 8; lane++)
+        any |= all[lane];
+    for (; i < count; i++)
+        any |= words[i];
+    return any != 0;
+}
+
 /* Mark what some words of the log have; whether that is anything. */
 static int merge_group(struct pykvm_pages *p, uint64_t first, uint64_t end)
 {
     const uint64_t *log = p->taken;
-    uint64_t any = 0;
 
-    for (uint64_t word = first; word < end; word++)
-        any |= log[word];
-    if (!any)
+    if (!is_any(log + first, end - first))
         return 0;
     for (uint64_t word = first; word < end; word++)
         if (log[word])

@@ -107,6 +107,14 @@ int pykvm_content_map(struct pykvm_content *content, struct pykvm_pages *pages);
  */
 struct pykvm_content *pykvm_content_of_file(int fd, uint64_t offset, uint64_t size, int32_t *error);
 
+/*
+ * A content of `count` pages of zero, or one as another; NULL without memory.  As long as nothing else has
+ * it, pages can be put into it: 0 or a negative errno.
+ */
+struct pykvm_content *pykvm_content_new(uint64_t count);
+struct pykvm_content *pykvm_content_copy(const struct pykvm_content *other);
+int pykvm_content_put(struct pykvm_content *content, uint64_t page, const uint8_t *bytes);
+
 /* How many pages all contents of this process have outside of files. */
 int64_t pykvm_frames(void);
 #endif

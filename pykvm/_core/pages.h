@@ -18,9 +18,6 @@ static inline uint64_t groups_of(const struct pykvm_pages *p)
 void mark_word(struct pykvm_pages *p, uint64_t word, uint64_t bits);
 void mark_range(struct pykvm_pages *p, uint64_t first, uint64_t last);
 
-/* `count` pages of zero, or NULL. */
-struct pykvm_content *content_new(uint64_t count);
-
 /* Mark the pages that are not zero in `content`. */
 void mark_content(struct pykvm_pages *p, const struct pykvm_content *content);
 #endif

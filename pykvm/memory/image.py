@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import ENOMEM
+
 from pykvm._core import ffi, lib, owned
 from pykvm.errors import ConfigError, LoadError, MemoryRangeError
 from pykvm.memory.backing import map_memory
@@ -13,10 +15,15 @@ from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import Any, Literal
+    from typing import Any, Literal, TypeAlias
+
+    from typing_extensions import Buffer
 
     from pykvm.memory.backing import HugePages
     from pykvm.memory.guest import GuestMemory
+
+    #: Name, start, size and kind of a region.
+    Placement: TypeAlias = tuple[str, int, int, Literal["ram", "rom"]]
 
 __all__ = ["FrozenRegion", "MemoryImage", "Section"]
 
@@ -44,7 +51,7 @@ class FrozenRegion(NamedTuple):
         return self.start + self.size
 
     @property
-    def key(self) -> tuple[str, int, int, str]:
+    def key(self) -> Placement:
         """What makes a region of memory this one."""
         return self.name, self.start, self.size, self.kind
 
@@ -92,26 +99,38 @@ class MemoryImage:
         import os
 
         end = os.fstat(file).st_size
-        regions: list[FrozenRegion] = []
-        for section in sorted(sections, key=lambda section: section.start):
-            name, start, size, kind, offset = section
-            try:
-                check_placement(name, start, size, regions)
-            except ConfigError as error:
-                raise LoadError(str(error)) from None
-            if offset % PAGE_SIZE or not 0 <= offset <= end - size:
-                raise LoadError(
-                    f"{name}: {size:#x} bytes at {offset:#x} of a file of {end:#x} bytes: outside "
-                    f"it, or no multiple of {PAGE_SIZE:#x}"
+        return cls(
+            _placed(
+                (
+                    section[:4],
+                    _content_of_file(file, end, section.name, section.size, section.offset),
                 )
-            number = ffi.new("int32_t *")
-            content = owned(
-                lib.pykvm_content_of_file, lib.pykvm_content_free, file, offset, size, number
+                for section in sections
             )
-            if not content:
-                raise refusal(f"map {name} of a file", number[0])
-            regions.append(FrozenRegion(name, start, size, kind, "anonymous", True, False, content))
-        return cls(regions)
+        )
+
+    def derive(
+        self, regions: Iterable[Placement], pages: Iterable[tuple[int, Buffer]]
+    ) -> MemoryImage:
+        """The image that has these regions, and these pages where it differs from this one.
+
+        The opposite of `changed`: what a region of this image had is what it has but for `pages`;
+        a region that is new is zero but for them.  The bytes are copied.  Raises LoadError for
+        what cannot be, ResourceError.
+        """
+        known = {region.key: region for region in self.regions}
+        derived = _placed(
+            (placement, _derived(placement, known.get(placement))) for placement in regions
+        )
+        for address, data in pages:
+            region = next((each for each in derived if each.start <= address < each.end), None)
+            if region is None or address % PAGE_SIZE or len(memoryview(data)) != PAGE_SIZE:
+                raise LoadError(f"{address:#x} is no page of this image, or has not {PAGE_SIZE}")
+            page = (address - region.start) // PAGE_SIZE
+            error = -lib.pykvm_content_put(region.content, page, ffi.from_buffer(data))
+            if error:
+                raise refusal("keep a page of an image", error)
+        return type(self)(derived)
 
     @property
     def size(self) -> int:
@@ -193,6 +212,48 @@ class MemoryImage:
     def __repr__(self) -> str:
         layout = ", ".join(str(region) for region in self.regions) or "no region"
         return f"<MemoryImage: {layout}>"
+
+
+def _placed(parts: Iterable[tuple[Placement, Any]]) -> list[FrozenRegion]:
+    """Regions of these contents, lowest address first.  Raises LoadError if they cannot be."""
+    regions: list[FrozenRegion] = []
+    for (name, start, size, kind), content in parts:
+        try:
+            check_placement(name, start, size, regions)
+        except ConfigError as error:
+            raise LoadError(str(error)) from None
+        regions.append(FrozenRegion(name, start, size, kind, "anonymous", True, False, content))
+    return sorted(regions, key=lambda region: region.start)
+
+
+def _content_of_file(file: int, end: int, name: str, size: int, offset: int) -> Any:
+    """What `size` bytes from `offset` on are, in a file of `end` bytes."""
+    if size <= 0 or size % PAGE_SIZE or offset % PAGE_SIZE or not 0 <= offset <= end - size:
+        raise LoadError(
+            f"{name}: {size:#x} bytes at {offset:#x} of a file of {end:#x} bytes: outside "
+            f"it, or no multiple of {PAGE_SIZE:#x}"
+        )
+    number = ffi.new("int32_t *")
+    content = owned(lib.pykvm_content_of_file, lib.pykvm_content_free, file, offset, size, number)
+    if not content:
+        raise refusal(f"map {name} of a file", number[0])
+    return content
+
+
+def _derived(placement: Placement, known: FrozenRegion | None) -> Any:
+    """A content of its own for a region, as that of `known` or zero."""
+    if known is not None:
+        content = owned(lib.pykvm_content_copy, lib.pykvm_content_free, known.content)
+    else:
+        name, start, size, _ = placement
+        try:
+            check_placement(name, start, size, ())
+        except ConfigError as error:
+            raise LoadError(str(error)) from None
+        content = owned(lib.pykvm_content_new, lib.pykvm_content_free, size // PAGE_SIZE)
+    if not content:
+        raise refusal("derive an image", ENOMEM)
+    return content
 
 
 def _private(slot: int, region: FrozenRegion) -> Region:

@@ -96,7 +96,7 @@ class Region(NamedTuple):
         return self.start + self.size
 
     @property
-    def key(self) -> tuple[str, int, int, str]:
+    def key(self) -> tuple[str, int, int, Literal["ram", "rom"]]:
         """What makes it a certain region of a frozen image."""
         return self.name, self.start, self.size, self.kind
 

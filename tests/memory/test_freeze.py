@@ -320,6 +320,37 @@ def test_any_page_between_any_two_images(number: int) -> None:
                 assert found == ([at] if here != there else [])
 
 
+def own_memory() -> int:
+    """Bytes that this process has to itself: what it has written, and what no file has."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(
+        int(line.split()[1]) * 1024
+        for line in lines
+        if line.startswith(("Anonymous:", "Private_Hugetlb:"))
+    )
+
+
+@pytest.mark.parametrize("changed", [0, 100, 8192])
+def test_a_fork_takes_the_pages_that_it_writes(changed: int) -> None:
+    """256 MiB, of which the image has many; it is read from end to end, and 100 pages written."""
+    size, written = 256 << 20, 100
+    with GuestMemory(overcommit=True) as memory:
+        memory.add_ram(0, size)
+        memory.fill(0, size // 4, 1)
+        image = memory.freeze()
+        memory.fill(size // 8, changed * PAGE, 2)
+        image = memory.freeze(image)
+        # The first fork of a child with many changes makes the file that all others map.
+        image.attach().close()
+        before = own_memory()
+        with image.attach() as fork:
+            assert fork.find(b"\3") is None
+            for page in range(written):
+                fork.write_u8(page * 50 * PAGE, 7)
+            assert own_memory() - before <= written * PAGE + (2 << 20)
+            assert memory.read_u8(0) == 1
+
+
 def test_digest_is_of_layout_and_bytes() -> None:
     with make() as memory, make("memfd") as other:
         image = memory.freeze()
@@ -331,6 +362,37 @@ def test_digest_is_of_layout_and_bytes() -> None:
         assert other.freeze().digest() == image.digest()
         other.add_ram(1 << 32, PAGE, name="more")
         assert other.freeze().digest() != image.digest()
+
+
+def test_an_image_from_another_and_what_differs() -> None:
+    with make() as memory:
+        memory.fill(0, 10 * PAGE, 5)
+        parent = memory.freeze()
+        memory.remove(memory.regions[1])
+        memory.add_ram(1 << 32, 3 * PAGE, name="new")
+        memory.write((1 << 32) + PAGE, b"new")
+        memory.fill(2 * PAGE, PAGE)
+        memory.write(AT, b"child")
+        child = memory.freeze()
+        placements = [region.key for region in child.regions]
+        derived = parent.derive(placements, child.changed(parent))
+        assert derived.digest() == child.digest()
+        assert list(derived.changed(child)) == []
+        with derived.attach() as fork:
+            assert held(fork) == held(memory)
+    assert parent.read(AT, 2) == b"\5\5"
+
+
+def test_pages_and_regions_that_cannot_be() -> None:
+    with make() as memory:
+        image = memory.freeze()
+    placements = [region.key for region in image.regions]
+    for pages in ([(1, bytes(PAGE))], [(0, b"")], [(1 << 40, bytes(PAGE))]):
+        with pytest.raises(LoadError):
+            image.derive(placements, pages)
+    for other in [("x", 1, PAGE, "ram"), ("x", 0, PAGE, "ram"), ("x", 1 << 32, 0, "ram")]:
+        with pytest.raises(LoadError, match="x"):
+            image.derive([*placements, other], [])  # type: ignore[list-item]
 
 
 def test_read_of_an_image() -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
 
 from pykvm._core import lib
 from pykvm.memory import GuestMemory
@@ -254,8 +260,8 @@ class Trees(RuleBasedStateMachine):
             world.memory.close()
 
 
-TestTrees: Any = Trees.TestCase
-TestTrees.settings = settings(max_examples=60, stateful_step_count=30)
+def test_any_order_of_writes_freezes_thaws_and_forks() -> None:
+    run_state_machine_as_test(Trees, settings=settings(max_examples=60, stateful_step_count=30))
 
 
 def test_images_that_nothing_refers_to_give_back_their_pages() -> None:
