@@ -290,7 +290,8 @@ class Uart16550(OutputLog, NamedDevice):
             self.heard = self.heard or not registers.loops
             registers.last_character = registers.received.popleft()
             if not registers.received:
-                self._incoming.used()
+                # Without a FIFO a guest knows that there is no more.
+                self._incoming.used(unseen=registers.fifo)
             self._refill()
             self._emptied = not (registers.received or self._incoming or registers.loops)
         return registers.last_character
@@ -309,6 +310,8 @@ class Uart16550(OutputLog, NamedDevice):
         source = registers.source
         if source == IIR_THR_EMPTY:
             registers.thr_empty_due = False
+        if not registers.received:
+            self._incoming.seen()
         return source | (IIR_FIFO if registers.fifo else 0)
 
     def _read_lcr(self) -> int:
@@ -321,6 +324,8 @@ class Uart16550(OutputLog, NamedDevice):
         registers = self._registers
         status = registers.line_status
         registers.errors = 0
+        if not registers.received:
+            self._incoming.seen()
         return status
 
     def _read_msr(self) -> int:

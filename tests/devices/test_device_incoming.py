@@ -91,6 +91,57 @@ def test_a_handler_ends_after_a_burst_and_the_guest_gets_as_much_time_for_itself
     assert guest.handle() == b"typed"
 
 
+def test_a_host_that_stops_the_guest_does_not_keep_it_in_its_handler() -> None:
+    """The pause is over before the guest, which has read the last character, looks for more."""
+    guest = Guest()
+    guest.enable()
+    guest.uart.send(bytes(range(40)))
+    assert bytes(guest.uart.read(DATA, 1) for _ in range(16)) == bytes(range(16))
+    guest.wait()
+    assert not guest.interrupted()
+    assert guest.handle() == b"", "it leaves"
+    assert guest.interrupted()
+    assert guest.handle() == bytes(range(16, 32))
+
+
+def test_a_guest_that_does_not_look_is_interrupted_again() -> None:
+    guest = Guest()
+    guest.enable()
+    guest.uart.send(bytes(40))
+    for _ in range(16):
+        guest.uart.read(DATA, 1)
+    guest.wait()
+    assert guest.wait() == LONGEST_PAUSE
+    assert guest.interrupted()
+
+
+def test_a_burst_ends_after_16_characters_however_long_they_take() -> None:
+    guest = Guest()
+    guest.enable()
+    guest.uart.send(b"ab")
+    count = 0
+    while guest.uart.read(LSR, 1) & LSR_DATA_READY and count < 100:
+        guest.uart.read(DATA, 1)
+        count += 1
+        # One more comes while there is still one to read.
+        guest.host.now += 2 * LONGEST_PAUSE
+        guest.uart.send(b"c")
+    assert count == BURST
+
+
+def test_a_burst_in_pieces_counts_the_time_that_they_were_read_in() -> None:
+    guest = Guest()
+    guest.enable()
+    guest.uart.send(b"typed")
+    assert guest.handle() == b"typed"
+    guest.host.now += LONGEST_PAUSE // 2
+    guest.uart.send(bytes(40))
+    assert guest.handle() == bytes(BURST - 5)
+    # Four steps to the last character of the first piece and ten to that of the second, less what
+    # the handler took after it.
+    assert guest.wait() == (4 + 10 - 1) * MICROSECOND
+
+
 def test_without_a_fifo_a_burst_is_one_character() -> None:
     guest = Guest(fifo=False)
     guest.enable()
@@ -125,7 +176,7 @@ def test_typing_is_no_burst() -> None:
         guest.uart.send(b"k")
         assert guest.handle() == b"k"
         assert guest.clock.next_deadline(0) is None
-        guest.host.now += 11_000_000
+        guest.host.now += LONGEST_PAUSE + 1
 
 
 @pytest.mark.parametrize("when", ["in a burst", "in a pause"])

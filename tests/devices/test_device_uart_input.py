@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from pykvm import Machine
+from support.slowness import longer
 
 pytestmark = pytest.mark.kvm
 
 TRIES = 25
-PATIENCE = 20.0
+PATIENCE = longer(20.0)
 
 
 def echoed(machine: Machine, character: str) -> bool:
