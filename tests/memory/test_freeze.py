@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -318,6 +319,30 @@ def test_any_page_between_any_two_images(number: int) -> None:
                 assert memory.read(at, 16) == there
                 found = [address for address, _ in other.changed(one)]
                 assert found == ([at] if here != there else [])
+
+
+def test_what_another_thread_writes_meanwhile_is_found() -> None:
+    """Half of it is in the image or none; what came after it is found by the next."""
+    with make() as memory:
+        stop = threading.Event()
+
+        def write() -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                memory.write_u64(number % 16 * PAGE, number)
+                memory.fill(16 * PAGE + number % 4 * PAGE, PAGE, number % 256)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            for _ in range(300):
+                memory.freeze()
+        finally:
+            stop.set()
+            thread.join()
+        image = memory.freeze()
+        assert [image.read(r.start, r.size) for r in memory.regions] == held(memory)
 
 
 def own_memory() -> int:

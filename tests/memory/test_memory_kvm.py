@@ -102,6 +102,26 @@ def test_a_guest_executes_reads_and_writes_it(kind: Backing, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_it_is_frozen_thawed_and_forked(kind: Backing, tmp_path: Path) -> None:
+    memory = memory_with(**kind(tmp_path))
+    with flat(INCREMENT, memory) as machine:
+        memory.write_u32(MARK, 41)
+        image = memory.freeze()
+        before = memory.read(START, SIZE)
+        state = machine.vcpus[0].state
+        for _ in range(2):
+            assert machine.run(timeout=20).outcome is Outcome.HALTED
+            assert memory.read_u32(COPY) == 42
+            with flat(INCREMENT, image.attach()) as fork:
+                fork.vcpus[0].state = state
+                assert fork.run(timeout=20).outcome is Outcome.HALTED
+                assert fork.memory.read_u32(COPY) == 42
+            assert memory.thaw(image) >= 1
+            assert memory.read(START, SIZE) == before == image.read(START, SIZE)
+            machine.vcpus[0].state = state
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_ring_3_runs_in_it(kind: Backing, tmp_path: Path, guests: Path) -> None:
     with Machine(guests / "ring3.elf", memory=memory_with(**kind(tmp_path))) as machine:
         # Its code and stack for ring 3 are linked there.
