@@ -150,6 +150,8 @@ class Freezing(RegionMap):
 
     def _lay_out(self, image: MemoryImage) -> None:
         """Have the regions of `image`, and no other."""
+        if [region.key for region in self.regions] == [frozen.key for frozen in image.regions]:
+            return
         wanted = {frozen.key for frozen in image.regions}
         for region in self.regions:
             if region.key not in wanted:
@@ -188,11 +190,16 @@ class Freezing(RegionMap):
         self._vm.set_user_memory_region(slot, 0, start, 0, host)
 
 
+_loaded: list[ModuleType] = []
+
+
 def _images() -> ModuleType:
     """`pykvm.memory.image`, which only a program that freezes memory loads."""
-    with exhausted("cannot freeze guest memory"):
-        from pykvm.memory import image
-    return image
+    if not _loaded:
+        with exhausted("cannot freeze guest memory"):
+            from pykvm.memory import image
+        _loaded.append(image)
+    return _loaded[0]
 
 
 def _gap(regions: Iterable[Region]) -> int:

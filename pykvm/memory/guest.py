@@ -91,6 +91,7 @@ class GuestMemory(Freezing):
                 length=length,
                 hint="a view lies in one region: ask for one view each, or read a copy",
             )
+        address, length = integer("address", address), integer("length", length)
         region = self.region_at(address)
         if region is None or not length:
             return spans[0]
@@ -106,17 +107,21 @@ class GuestMemory(Freezing):
                 for start in range(0, size, _FILL_STEP):
                     mapping.pages.fill(offset + start, min(size - start, _FILL_STEP), byte)
 
-    def compare_exchange(self, address: int, expected: bytes, desired: bytes) -> bytes:
+    def compare_exchange(self, address: int, expected: Buffer, desired: Buffer) -> bytes:
         """CMPXCHG16B with LOCK: store `desired` at `address` if `expected` is there.
 
         Returns what was there.  `address` is a multiple of 16 and both values have 16 bytes.
-        Raises MemoryRangeError, ConfigError for read-only memory.
+        Raises MemoryRangeError, ConfigError for read-only memory and other sizes.
         """
+        found, wanted = ffi.new("uint64_t[2]"), ffi.new("uint64_t[2]")
+        for name, words, value in (("expected", found, expected), ("desired", wanted, desired)):
+            data = flat(value)
+            if len(data) != 16:
+                raise ConfigError(f"{name} has {len(data)} bytes, not 16")
+            ffi.buffer(words)[:] = data
+        if integer("address", address) % 16:
+            raise ConfigError(f"{show(address)} is no multiple of 16")
         ((mapping, offset, _),) = self._parts(address, 16, rom=False)
-        found = ffi.new("uint64_t[2]")
-        ffi.buffer(found)[:] = expected
-        wanted = ffi.new("uint64_t[2]")
-        ffi.buffer(wanted)[:] = desired
         with mapping.slice(offset, 16):
             lib.pykvm_cmpxchg16b(mapping.pages.core, offset, found, wanted)
         return bytes(ffi.buffer(found))
