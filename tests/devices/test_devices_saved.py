@@ -217,6 +217,43 @@ HPET = programs(
 )
 
 
+class EggTimer:
+    """A device as a user writes one (docs/devices.md)."""
+
+    rung = 0
+
+    def __init__(self, world: World) -> None:
+        self.clock = world.clock
+        self.line = world.lines[5]
+        self.timer = self.clock.timer(self.ring)
+
+    def ring(self, when: int) -> None:
+        self.rung += 1
+        self.line.set(True)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.timer.arm(self.clock.now() + value * 1_000)
+
+    def read(self, offset: int, size: int) -> int:
+        self.line.set(False)
+        return self.rung
+
+    def state(self) -> object:
+        return self.rung, self.line.level, self.timer.state()
+
+    def restore(self, state: Any) -> None:
+        self.rung, level, timer = state
+        self.line.restore(level)
+        self.timer.restore(timer)
+
+
+def egg_timer(world: World) -> Subject:
+    return Subject(world, EggTimer(world))
+
+
+EGG_TIMER = programs(*writes(0, values=(1, 50)), *reads(0), look=reads(0))
+
+
 def i8042(world: World) -> Subject:
     device = KeyboardController()
     attach(device, world.lines[1])
@@ -555,11 +592,25 @@ UART = programs(
     *[[("write", 2, 1, 0xC1), ("write", 4, 1, 0x0B), ("write", 1, 1, enable)] for enable in (1, 3)],
     *[[("read", 2, 1), ("write", 0, 1, 66)]] * 2,
     *each("send", (b"x", b"hello", bytes(range(40)))),
+    # More than is kept; what is thrown away; the last character once more; a pause in what comes.
+    [("write", 0, 1, 66)] * 70,
+    [("send", b"gone"), ("read", 5, 1), ("write", 2, 1, 0x83), ("write", 2, 1, 0)],
+    [("send", b"last"), *[("read", 0, 1)] * 5],
+    [("write", 1, 1, 1), ("send", bytes(range(40))), *[("read", 0, 1)] * 16],
+    # Flow control, and the modem's lines.
+    [("write", 1, 1, 1), ("write", 4, 1, 0x0B), ("write", 4, 1, 0x09), ("send", b"held")],
+    [("modem", 0), ("read", 6, 1)],
     *each("modem", (0, 4, 8, 15)),
     *[("deliver",)] * 4,
     ("break",),
     ("reset",),
-    look=[("look",), *reads(2, 5, 6, 0, 0, 5, 2, 1, 3, 4, 7), ("deliver",), ("look",)],
+    look=[
+        ("look",),
+        *reads(2, 5, 6, 0, 0, 5, 2, 1, 3, 4, 7),
+        *[("write", 4, 1, 0), ("read", 6, 1), ("write", 4, 1, 2)],
+        ("deliver",),
+        ("look",),
+    ],
 )
 
 
@@ -568,6 +619,7 @@ DEVICES = {
     for make, program in (
         (acpi_pm, ACPI_PM),
         (console, CONSOLE),
+        (egg_timer, EGG_TIMER),
         (fw_cfg, FW_CFG),
         (hpet, HPET),
         (i8042, I8042),
@@ -589,7 +641,9 @@ DEVICES = {
     )
 }
 each_device = pytest.mark.parametrize("name", DEVICES)
-each_stateful_device = pytest.mark.parametrize("name", sorted(DEVICES.keys() - {"pm_timer"}))
+each_stateful_device = pytest.mark.parametrize(
+    "name", sorted(DEVICES.keys() - {"egg_timer", "pm_timer"})
+)
 
 
 @each_device
@@ -607,7 +661,9 @@ def test_a_state_of_a_stranger_is_refused_or_harmless(name: str, data: st.DataOb
     check_hostile(make, *data.draw(hostile_cases(make, program)))
 
 
-@pytest.mark.parametrize("name", sorted(DEVICES.keys() - {"fw_cfg", "pm_timer", "port61"}))
+@pytest.mark.parametrize(
+    "name", sorted(DEVICES.keys() - {"egg_timer", "fw_cfg", "pm_timer", "port61"})
+)
 def test_the_state_of_another_device_is_refused(name: str) -> None:
     make: Callable[[World], Subject] = DEVICES[name][0]
     device = make(World()).device

@@ -83,6 +83,11 @@ PIC = programs(
     *each("input", ("3", "5", "shared", "8", "13"), (False, True, True)),
     *[[("input", "5", False), ("input", "5", True)], [("input", "8", True)]] * 4,
     *[("acknowledge",)] * 8,
+    # The second chip's interrupts, in service; automatic ends; special masks.
+    *[[*PC, ("input", "8", True), ("acknowledge",)]] * 2,
+    [*initialized(0x20, 0x11, 0x20, 0x04, 0x03), ("input", "3", True)],
+    [*PC, ("input", "3", True), ("acknowledge",), *out(0x20, 0x68), *out(0x21, 0x08)],
+    [*initialized(0xA0, 0x11, 0x28, 0x05, 0x01), ("input", "8", True)],
     ("reset",),
     look=[
         ("look",),
