@@ -134,9 +134,9 @@ class KernelLapics(ABC):
             set_tsc_offsets(self._cpus, self._clock)
         for cpu, stopped in zip(self._cpus, self._stopped, strict=False):
             # Interrupts may have come from outside; what the timer has brought goes by this.
-            registers = bytearray(cpu.kvm.get_lapic())
+            registers = bytearray(cpu.engine.get_lapic())
             registers[_TMCCT] = stopped.count
-            cpu.kvm.set_lapic(registers)
+            cpu.engine.set_lapic(registers)
             if stopped.deadline:
                 cpu.kvm.set_msrs({IA32_TSC_DEADLINE: stopped.deadline})
         self._stop(())

@@ -169,6 +169,12 @@ class Engine(Protocol):
         KVM itself does so at the next run only, and does not show it before.  Between two runs.
         """
 
+    def get_lapic(self) -> bytes:
+        """Where the local APIC is KVM's: its registers, as `set_lapic` takes them."""
+
+    def set_lapic(self, registers: bytes | bytearray) -> None:
+        """Set them, without a timer that has run out interrupting again."""
+
     def overwrites(self, state: VcpuState) -> Sequence[tuple[int, int]]:
         """Guest memory that is written when this state is loaded: addresses and sizes."""
 

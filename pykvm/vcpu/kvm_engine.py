@@ -361,13 +361,11 @@ class KvmEngine:
     def _take_still(self) -> dict[str, Any]:
         """With a local APIC of KVM's: what its timer has brought has to be in it.
 
-        KVM takes nothing more from it after that: of two looks the second has to find the same,
-        but for the timer, which counts on.
+        Of two looks the second has to find the same, but for the timer, which counts on.
         """
         from pykvm.vcpu.saved import is_still
 
         for _ in range(_LOOKS):
-            self.deliver_timers()
             fields = self.transfer.take()
             self.deliver_timers()
             if is_still(fields, self.transfer.look()):
@@ -389,6 +387,14 @@ class KvmEngine:
             raise StateError(
                 f"vCPU {self.index} is about to leave the guest", hint="run the machine on first"
             )
+
+    def get_lapic(self) -> bytes:
+        """See `Engine`."""
+        return self.transfer.get_lapic()
+
+    def set_lapic(self, registers: bytes | bytearray) -> None:
+        """See `Engine`."""
+        self.transfer.set_lapic(registers)
 
     def overwrites(self, state: VcpuState) -> Sequence[tuple[int, int]]:
         """See `Engine`."""

@@ -74,6 +74,12 @@ _TRIPLE_FAULT = uapi.kvm_vcpu_events.offset_of("triple_fault.pending")
 _HEAD = uapi.kvm_msrs.size
 _MSR = uapi.kvm_msr_entry.packer
 
+# Of the local APIC's registers as KVM has them (SDM 3A table 11-1): the mode in LVTT, initial and
+# current count.
+_LVTT_MODE, _MODE_BITS = 0x322, 0b110
+_TMICT = slice(0x380, 0x384)
+_TMCCT = slice(0x390, 0x394)
+
 # When its MSR is written KVM writes the time to guest memory (struct pvclock_wall_clock): the MSR's
 # numbers, old and new, and the size (Documentation/virt/kvm/x86/msr.rst).
 _WALL_CLOCK_MSRS = (0x11, 0x4B56_4D00)
@@ -202,6 +208,8 @@ class Transfer:
         self.event_flags: int = vcpu.get_vcpu_events().flags
         self._getting: _Packed | None = None
         self._looking: _Packed | None = None
+        # The initial count of a timer that has run out, which KVM was not given.
+        self._spent = 0
         # What was put last, newest last.
         self._putting: dict[int, tuple[VcpuState, _Packed, list[tuple[int, int]]]] = {}
 
@@ -221,7 +229,7 @@ class Transfer:
             "xcrs": packed.part("xcrs"),
             "xsave": packed.part("xsave"),
             "debugregs": packed.part("debugregs"),
-            "lapic": packed.part("lapic") if self.has_lapic else None,
+            "lapic": self._shown(packed.part("lapic")) if self.has_lapic else None,
             "msrs": self._unpack_msrs(packed),
             "nested": _trimmed(packed.part("nested")) if self._nested_size else None,
             "tsc_khz": self._kvm.get_tsc_khz(),
@@ -246,9 +254,24 @@ class Transfer:
             raise self._refused(packed, failed)
         return {
             "mp_state": int.from_bytes(packed.part("mp_state"), "little"),
-            "lapic": packed.part("lapic"),
+            "lapic": self._shown(packed.part("lapic")),
             "events": packed.part("events"),
         }
+
+    def _shown(self, lapic: bytes) -> bytes:
+        """The local APIC with the initial count that KVM was not given, if there is no other."""
+        if not self._spent or int.from_bytes(lapic[_TMICT], "little"):
+            return lapic
+        return lapic[: _TMICT.start] + self._spent.to_bytes(4, "little") + lapic[_TMICT.stop :]
+
+    def get_lapic(self) -> bytes:
+        """The local APIC of KVM's alone.  Raises KVMError."""
+        return self._shown(self._kvm.get_lapic())
+
+    def set_lapic(self, registers: bytes | bytearray) -> None:
+        """Set the local APIC of KVM's alone.  Raises KVMError."""
+        self._spent = _spent_count(registers)
+        self._kvm.set_lapic(_without_spent_timer(registers))
 
     def _sregs(self, sregs: bytes) -> bytes:
         """A kvm_sregs2 of what was got: of kvm_sregs, without the bitmap of interrupts."""
@@ -301,6 +324,7 @@ class Transfer:
         ConfigError for a state that is none of this vCPU's.
         """
         packed = self._packed(state)
+        self._spent = 0 if state.lapic is None else _spent_count(state.lapic)
         # The guest cannot change it.
         if not self.was_put(state) and self._kvm.get_tsc_khz() != state.tsc_khz:
             self._kvm.set_tsc_khz(state.tsc_khz)
@@ -344,7 +368,7 @@ class Transfer:
         packed.add(uapi.KVM_SET_XSAVE, state.xsave)
         packed.add(uapi.KVM_SET_DEBUGREGS, state.debugregs)
         if state.lapic is not None:
-            packed.add(uapi.KVM_SET_LAPIC, state.lapic)
+            packed.add(uapi.KVM_SET_LAPIC, _without_spent_timer(state.lapic))
         constant = _constant[self.has_lapic]
         msrs = [msr for msr in state.msrs if msr[0] not in constant]
         deadline = [msr for msr in msrs if msr[0] == IA32_TSC_DEADLINE and self.has_lapic]
@@ -421,6 +445,26 @@ class Transfer:
 
 # So many states are kept packed by each vCPU.
 _KEPT = 8
+
+
+def _spent_count(lapic: bytes | bytearray) -> int:
+    """The initial count of a one-shot timer that has run out, else 0.
+
+    KVM starts the timer of a local APIC that it is given, and one whose count is 0 interrupts at
+    once: it cannot know whether that interrupt was taken (set_target_expiration in lapic.c).  We
+    do (`KvmEngine.deliver_timers`), so such a timer gets no initial count, with which it does not
+    start.  TMICT reads as 0 for the guest until it sets it.
+    """
+    is_one_shot = not lapic[_LVTT_MODE] & _MODE_BITS
+    if not is_one_shot or any(lapic[_TMCCT]):
+        return 0
+    return int.from_bytes(lapic[_TMICT], "little")
+
+
+def _without_spent_timer(lapic: bytes | bytearray) -> bytes:
+    if not _spent_count(lapic):
+        return bytes(lapic)
+    return bytes(lapic[: _TMICT.start]) + bytes(4) + bytes(lapic[_TMICT.stop :])
 
 
 def _overwrites(state: VcpuState) -> list[tuple[int, int]]:

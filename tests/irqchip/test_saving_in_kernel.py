@@ -11,6 +11,7 @@ import pytest
 from pykvm import ConfigError, Machine, Outcome
 from pykvm.devices.line import Output
 from pykvm.irqchip.kernel import KernelIrqChip, KernelIrqChipState
+from pykvm.irqchip.tsc_offset import kvmclock, restore_kvmclock
 from support.guest import MakeGuest
 from support.interrupts import COUNT, VECTOR, count, put_handler
 from support.saving import Saved, differing
@@ -129,6 +130,33 @@ def test_a_line_that_is_high_brings_no_second_interrupt(
         assert count(other) == 2
 
 
+def test_nor_does_the_io_apic_send_a_message_for_it(listening: Callable[..., Machine]) -> None:
+    """It is driven anew with every input masked: IRR of the local APIC does not show it."""
+    machine, twin = listening(), listening()
+    cpu, vm = machine.vcpus[0], machine._board.vm
+    assert vm is not None
+    lapic = bytearray(cpu.kvm.get_lapic())
+    put(lapic, SVR, 0x1FF)
+    cpu.kvm.set_lapic(lapic)
+    ioapic = vm.get_irqchip(2)
+    ioapic.chip.ioapic.redirtbl[IRQ].bits = VECTOR
+    vm.set_irqchip(ioapic)
+    button(machine).line.set(True)
+    assert waits(cpu.kvm.get_lapic())
+    lapic = bytearray(cpu.kvm.get_lapic())
+    put(lapic, IRR + VECTOR // 32 * 0x10, 0)  # as if the guest had dealt with it
+    cpu.kvm.set_lapic(lapic)
+    state = Whole(machine)
+    for other in (twin, machine):
+        for _ in range(2):
+            button(other).line.set(False)
+            state.load(other)
+            assert not waits(other.vcpus[0].kvm.get_lapic())
+            button(other).line.set(False)
+            button(other).line.set(True)
+            assert waits(other.vcpus[0].kvm.get_lapic())
+
+
 @pytest.mark.parametrize("where", ["itself", "twin"])
 def test_a_line_that_is_low_is_low_again(listening: Callable[..., Machine], where: str) -> None:
     machine = listening()
@@ -235,8 +263,13 @@ def put(lapic: bytearray, register: int, value: int) -> None:
     lapic[register : register + 4] = value.to_bytes(4, "little")
 
 
-def get(lapic: bytes, register: int) -> int:
+def get(lapic: bytes | bytearray, register: int) -> int:
     return int.from_bytes(lapic[register : register + 4], "little")
+
+
+def waits(lapic: bytes | bytearray) -> bool:
+    """Whether VECTOR is in its IRR."""
+    return bool(get(lapic, IRR + VECTOR // 32 * 0x10) >> VECTOR % 32 & 1)
 
 
 def start_timer(machine: Machine, ticks: int, left: int | None = None) -> None:
@@ -263,6 +296,48 @@ def test_a_timer_that_has_run_out_since_the_guest_was_left(guest: MakeGuest, irq
             state.load(other)
             assert other.run(timeout=20).exit_code == 3
             assert count(other) == 1
+
+
+def taken(machine: Machine) -> None:
+    """A timer runs out, and the guest takes its interrupt."""
+    cpu = machine.vcpus[0]
+    start_timer(machine, 1_000_000)
+    time.sleep(0.02)
+    cpu.engine.deliver_timers()
+    lapic = bytearray(cpu.kvm.get_lapic())
+    assert waits(lapic)
+    put(lapic, IRR + VECTOR // 32 * 0x10, 0)
+    cpu.engine.set_lapic(lapic)
+
+
+def brings_none(machine: Machine) -> bool:
+    time.sleep(0.02)
+    machine.vcpus[0].engine.deliver_timers()
+    return not waits(machine.vcpus[0].kvm.get_lapic())
+
+
+def test_a_timer_whose_interrupt_was_taken_brings_no_other(guest: MakeGuest) -> None:
+    """KVM would start it anew, with a count of 0."""
+    machine, twin = (guest(SPIN, irqchip="kernel") for _ in range(2))
+    taken(machine)
+    assert brings_none(machine)
+    state = Saved(machine)
+    assert state.vcpus[0].lapic is not None
+    assert get(state.vcpus[0].lapic, TMICT) == 1_000_000
+    for other in (twin, machine):
+        for _ in range(2):
+            state.load(other)
+            assert brings_none(other)
+            assert not differing(other.vcpus[0].save(), state.vcpus[0])
+
+
+def test_nor_does_it_once_time_goes_on(guest: MakeGuest) -> None:
+    machine = guest(SPIN, irqchip="kernel", clock="paused")
+    taken(machine)
+    for _ in range(3):
+        chips(machine).pause()
+        chips(machine).resume()
+        assert brings_none(machine)
 
 
 def test_a_timer_goes_on_from_where_it_was(guest: MakeGuest) -> None:
@@ -301,9 +376,19 @@ def test_time_that_stands_still(guest: MakeGuest, irqchip: str, where: str) -> N
         other.vcpus[0].engine.deliver_timers()
         lapic = other.vcpus[0].kvm.get_lapic()
         passed = time.monotonic_ns() - before
-        assert not get(lapic, IRR + VECTOR // 32 * 0x10) >> VECTOR % 32 & 1
+        assert not waits(lapic)
         left = int.from_bytes(stopped.count, "little") - passed - 1000
         assert left < get(lapic, TMCCT) <= int.from_bytes(stopped.count, "little")
+
+
+def test_a_timer_that_ran_out_before_time_stood_still(guest: MakeGuest) -> None:
+    machine = guest(WAIT, irqchip="kernel", clock="paused")
+    put_handler(machine, COUNT)
+    start_timer(machine, 1_000_000)
+    time.sleep(0.02)
+    chips(machine).pause()
+    assert machine.run(timeout=20).exit_code == 3
+    assert count(machine) == 1
 
 
 def test_what_comes_while_time_stands_still_is_not_lost(
@@ -326,3 +411,16 @@ def test_messages_that_come_while_time_stands_still(guest: MakeGuest) -> None:
     assert machine.send_msi(0xFEE0_0000, VECTOR)
     assert machine.run(timeout=20).exit_code == 3
     assert count(machine) == 1
+
+
+def test_kvmclock_goes_on_from_where_it_was(guest: MakeGuest) -> None:
+    machine, twin = guest(SPIN), guest(SPIN)
+    for each in (machine, twin):
+        assert each._board.vm is not None
+    restore_kvmclock(machine._board.vm, 3_600_000_000_000)  # type: ignore[arg-type]
+    then = kvmclock(machine._board.vm)  # type: ignore[arg-type]
+    before = time.monotonic_ns()
+    restore_kvmclock(twin._board.vm, then)  # type: ignore[arg-type]
+    now = kvmclock(twin._board.vm)  # type: ignore[arg-type]
+    passed = time.monotonic_ns() - before
+    assert then <= now <= then + 2 * passed + 1_000_000

@@ -142,24 +142,62 @@ def test_registers_set_and_not_yet_taken_are_saved(guest: MakeGuest) -> None:
     cpu.regs.rbx = 0x1234
     cpu.regs.cr2 = 0x5678
     state = cpu.save()
-    cpu.regs.rbx = cpu.regs.cr2 = 0
-    cpu.load(state)
-    cpu.load(state)
-    assert (cpu.regs.rbx, cpu.regs.cr2) == (0x1234, 0x5678)
-    assert cpu.kvm.get_sregs().cr2 == 0x5678
+    for _ in range(3):
+        cpu.regs.rbx = cpu.regs.cr2 = 0
+        assert (cpu.regs.rbx, cpu.regs.cr2) == (0, 0)
+        cpu.load(state)
+        assert (cpu.regs.rbx, cpu.regs.cr2) == (0x1234, 0x5678)
+        assert cpu.kvm.get_sregs().cr2 == 0x5678
 
 
-def test_registers_are_those_of_the_state_at_once(guest: MakeGuest) -> None:
-    machine = guest(COUNTING)
+def test_registers_are_those_of_the_state_at_once(
+    logging: Callable[..., tuple[Machine, Log]],
+) -> None:
+    machine, log = logging(COUNTING)
     cpu = machine.vcpus[0]
     state, registers = cpu.save(), cpu.state
     for _ in range(3):
-        machine.run(timeout=0.02)
+        del log.written[:]
+        assert machine.run(until=lambda _: len(log.written) == 3, timeout=20).ok
         assert cpu.state != registers
         cpu.load(state)
         assert cpu.state == registers
         assert cpu.engine.sync_regs().regs.rip == registers.rip
         assert cpu.state.rip == registers.rip
+
+
+def test_of_two_states_the_last_counts(guest: MakeGuest) -> None:
+    """On a vCPU that has never run, whatever waits in the kvm_run page."""
+    cpu = guest(COUNTING).vcpus[0]
+    states = []
+    for number in (1, 2):
+        cpu.regs.rbx, cpu.regs.cr2 = number, 0x1000 * number
+        states.append(cpu.save())
+    twin = guest(COUNTING).vcpus[0]
+    for number in (1, 2, 1):
+        twin.load(states[number - 1])
+    assert (twin.regs.rbx, twin.regs.cr2) == (1, 0x1000)
+    for number in (1, 2, 1, 2, 2, 1):
+        cpu.load(states[number - 1])
+        assert (cpu.regs.rbx, cpu.regs.cr2) == (number, 0x1000 * number)
+        assert not differing(cpu.save(), states[number - 1])
+
+
+def test_events_in_the_page_are_those_of_the_state(guest: MakeGuest) -> None:
+    machine = guest(FOUR_NOPS + HALT)
+    cpu = machine.vcpus[0]
+    cpu.engine.sync_regs()  # from now on each exit brings them
+    events = cpu.kvm.get_vcpu_events()
+    events.nmi.masked = 1
+    cpu.kvm.set_vcpu_events(events)
+    state = cpu.save()
+    for _ in range(2):
+        events.nmi.masked = 0
+        cpu.kvm.set_vcpu_events(events)
+        assert machine.run(timeout=20).outcome is Outcome.HALTED
+        assert not cpu.engine.sync_regs().events.nmi.masked
+        cpu.load(state)
+        assert cpu.engine.sync_regs().events.nmi.masked
 
 
 # -- instructions half done -----------------------------------------------------------------------
@@ -581,14 +619,14 @@ def test_debug_registers_and_xcr0(guest: MakeGuest) -> None:
 
 
 def test_cr8_of_the_page(guest: MakeGuest) -> None:
-    machine = guest(COUNTING)
+    machine = guest(EXIT_3)
     cpu = machine.vcpus[0]
     cpu.engine.page.cast("Q")[2] = 5
     state = cpu.save()
     assert state.cr8 == 5
     cpu.engine.page.cast("Q")[2] = 0
     cpu.load(state)
-    machine.run(timeout=0.02)
+    assert machine.run(timeout=20).exit_code == 3
     assert cpu.regs.cr8 == 5
 
 
