@@ -9,6 +9,7 @@
 Public names; `help(pykvm.Machine)` and so on explain each:
 
     Machine, MachineConfig      a virtual machine, and what it is made of; `run` runs it
+    Snapshot                    a machine at one moment, to go back to and to fork
     Result, Outcome             how a run ended
     CPU, CpuState, Mode         a vCPU, its registers as one value, its mode
     GuestMemory                 RAM and ROM, built by hand
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         UnknownSymbol as UnknownSymbol,
     )
     from pykvm.machine import Machine as Machine, MachineConfig as MachineConfig
+    from pykvm.machine.snapshot import Snapshot as Snapshot
     from pykvm.memory import GuestMemory as GuestMemory
     from pykvm.result import Outcome as Outcome, Result as Result
     from pykvm.vcpu import CPU as CPU
@@ -88,6 +90,7 @@ _HOMES = {
         *("ResourceError",),
     ),
     "pykvm.machine": ("Machine", "MachineConfig"),
+    "pykvm.machine.snapshot": ("Snapshot",),
     "pykvm.memory": ("GuestMemory",),
     "pykvm.result": ("Outcome", "Result"),
     "pykvm.vcpu": ("CPU",),

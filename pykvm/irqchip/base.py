@@ -11,6 +11,7 @@ from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from pykvm.bus import Area, Placement
     from pykvm.devices.line import InterruptLine
@@ -105,3 +106,12 @@ class IrqChip(Protocol):
 
     def resume(self) -> None:
         """Guest time goes on, or has been skipped: what KVM itself shows of it has to follow."""
+
+    def state(self) -> object:
+        """What it is now, beyond its devices on the bus, which say that themselves.
+
+        None as long as the guest has touched nothing of it.
+        """
+
+    def restore(self, state: Any) -> None:
+        """Be that again, after the devices and the levels of their lines; see `Stateful`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 
+from pykvm.bus.device import NamedDevice
 from pykvm.devices.line import Unconnected, restore_level
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pykvm.irqchip.base import IrqChip
     from pykvm.memory import GuestMemory
 
-__all__ = ["Attachments", "DeviceLines", "LateClock", "LateLine"]
+__all__ = ["Attachments", "DeviceLines", "KeptLine", "LateClock", "LateLine"]
 
 
 class LateLine:
@@ -59,6 +60,26 @@ class LateLine:
                 line.set(True)
 
 
+class KeptLine:
+    """A line whose level is part of a snapshot, for a device that does not keep it by itself."""
+
+    __slots__ = ("_line", "level")
+
+    def __init__(self, line: InterruptLine) -> None:
+        self._line = line
+        self.level = False
+
+    def set(self, level: bool) -> None:
+        """Drive it high or low, from any thread."""
+        self.level = bool(level)
+        self._line.set(self.level)
+
+    def restore(self, level: bool) -> None:
+        """Have that level, and drive nothing."""
+        self.level = level
+        restore_level(self._line, level)
+
+
 class LateClock:
     """The machine's clock, as a `TimeSource`, where it may not exist yet.
 
@@ -87,11 +108,17 @@ class LateClock:
 
 
 class DeviceLines:
-    """The `Lines` of one device, placed with `irq`."""
+    """The `Lines` of one device, placed with `irq`.
 
-    def __init__(self, irq: int | None, connect: Callable[[int], InterruptLine]) -> None:
+    With `keeps` the device restores their levels by itself.
+    """
+
+    def __init__(
+        self, irq: int | None, connect: Callable[[int], InterruptLine], *, keeps: bool = False
+    ) -> None:
         self.irq = irq
         self._connect = connect
+        self._keeps = keeps
         self._own: InterruptLine | None = None
         #: Every line that the device has asked for.
         self.taken: tuple[InterruptLine, ...] = ()
@@ -106,8 +133,21 @@ class DeviceLines:
     def isa(self, irq: int) -> InterruptLine:
         """See `Lines`."""
         line = self._connect(irq)
+        if not self._keeps:
+            line = KeptLine(line)
         self.taken = (*self.taken, line)
         return line
+
+    @property
+    def levels(self) -> tuple[bool, ...]:
+        """Those of the lines whose level the device does not keep."""
+        return tuple(line.level for line in self.taken if isinstance(line, KeptLine))
+
+    def restore(self, levels: tuple[bool, ...]) -> None:
+        """Let the lines have these levels; one that was taken since was low."""
+        for number, line in enumerate(self.taken):
+            if isinstance(line, KeptLine):
+                line.restore(number < len(levels) and levels[number])
 
 
 class Attachments:
@@ -142,7 +182,7 @@ class Attachments:
             # Not isinstance, which for a protocol costs 20 us, and there are many devices.
             if hasattr(device, "attach"):
                 name = device.name
-                before = placed.get(name, (device, self._irq_of(name)))[1]
+                before = placed.get(name, (device, self.irq_of(name)))[1]
                 if irq is not None and before is not None and irq != before:
                     raise ConfigError(f"device {name} has irq={before} already, not {irq}")
                 placed[name] = device, before if irq is None else irq
@@ -150,12 +190,13 @@ class Attachments:
             if name not in self._devices:
                 self._attach(name, device, irq)
 
-    def _irq_of(self, name: str) -> int | None:
+    def irq_of(self, name: str) -> int | None:
+        """The interrupt that the device of this name was placed with, if any."""
         known = self._devices.get(name)
         return None if known is None else known[1].irq
 
     def _attach(self, name: str, device: Device, irq: int | None) -> None:
-        lines = DeviceLines(irq, self._line)
+        lines = DeviceLines(irq, self._line, keeps=isinstance(device, NamedDevice))
         self._devices = {**self._devices, name: (device, lines)}
         device.attach(lines, self._memory, self._time_source())  # type: ignore[union-attr]
 
@@ -172,6 +213,17 @@ class Attachments:
         """Remove all but these."""
         for name in self.names.difference(names):
             self.remove(name)
+
+    def state(self) -> tuple[tuple[str, tuple[bool, ...]], ...]:
+        """The levels of the lines of devices that do not keep them, by the device's name."""
+        levels = ((name, lines.levels) for name, (_, lines) in sorted(self._devices.items()))
+        return tuple((name, of_device) for name, of_device in levels if of_device)
+
+    def restore(self, state: tuple[tuple[str, tuple[bool, ...]], ...]) -> None:
+        """Let the lines have these levels, and drive none."""
+        known = dict(state)
+        for name, (_, lines) in self._devices.items():
+            lines.restore(known.get(name, ()))
 
     def waits_for_host(self) -> bool:
         """Whether something outside the machine may make a device interrupt the guest.

@@ -50,6 +50,8 @@ class Board:
         self.vcpus: list[CPU] = []
         self.vm: VM | None = None
         self.irqchip: IrqChip | None = None
+        #: The devices on the bus that are the irqchip's, by name.
+        self.irqchip_names: frozenset[str] = frozenset()
         #: Whether the host has lines to the irqchip, and may drive them at any time.
         self.has_outside_lines = False
         #: The right to run it.
@@ -75,7 +77,7 @@ class Board:
         for placement in placements:
             check_placement(placement)
         # Not sooner: these are loops of references, and only `close` breaks them.
-        self._attachments = Attachments(self.memory, lambda: self.clock)
+        self.attachments = Attachments(self.memory, lambda: self.clock)
         self.bus.fixed = self._fixed
         self.memory.on_add(self._check_memory)
         vm = self.vm = host.create_vm(hand_over=self._config.emulate == "auto")
@@ -95,8 +97,10 @@ class Board:
                 self._check_memory(region.name, region.start, region.size, region.readonly)
         self._add_vcpus(vm, host)
         if irqchip is not None:
-            placements += irqchip.attach(self.vcpus, placements)
-            self._attachments.use(irqchip)
+            own = irqchip.attach(self.vcpus, placements)
+            self.irqchip_names = frozenset(placement.name for placement in own)
+            placements += own
+            self.attachments.use(irqchip)
         self.place(placements)
         # The ring is the VM's; vCPUs that share it could not keep their writes in order.
         alone = len(self.vcpus) == 1
@@ -143,13 +147,13 @@ class Board:
         """The guest has touched an interrupt controller or a clock: now they exist."""
         assert self.irqchip is not None
         self.devices.update(devices)
-        self._attachments.irqchip_made(self.irqchip)
+        self.attachments.irqchip_made(self.irqchip)
         self._fill_cmos()
         if self.on_interrupts is not None and self.irqchip.interrupts is not None:
             self.on_interrupts(self.irqchip.interrupts)
 
     def _waits_for_host(self) -> bool:
-        return self.has_outside_lines or self._attachments.waits_for_host()
+        return self.has_outside_lines or self.attachments.waits_for_host()
 
     # -- devices -----------------------------------------------------------------------------
 
@@ -164,12 +168,12 @@ class Board:
                     f"there is a device named {name!r} already",
                     hint="remove it first, or give the new one another name",
                 )
-        attached = self._attachments.names
+        attached = self.attachments.names
         try:
-            self._attachments.add(placements)
+            self.attachments.add(placements)
             self.bus.add_all(placements)
         except BaseException:
-            self._attachments.keep(attached)
+            self.attachments.keep(attached)
             raise
         self.devices.update((placement.name, placement.device) for placement in placements)
 
@@ -178,7 +182,7 @@ class Board:
         name = device if isinstance(device, str) else check_device(device)
         self.bus.remove(device)
         self.devices.pop(name, None)
-        self._attachments.remove(name)
+        self.attachments.remove(name)
 
     def _fixed(self) -> Iterable[Area]:
         """What no device can stand over: memory, and what KVM answers itself."""
@@ -298,7 +302,7 @@ class Board:
             self._clock = clock_of(
                 self.vcpus, self._config.clock, self._config.tsc_khz, began=self._began
             )
-            self._attachments.clock_made(self._clock)
+            self.attachments.clock_made(self._clock)
             if hasattr(self, "dispatch"):
                 self.dispatch.collected.follow(self._clock)
             if self._config.clock != "realtime":
@@ -332,6 +336,14 @@ class Board:
             self._clock.stop()
             if self._config.clock != "realtime" and self.irqchip is not None and not self._closed:
                 self.irqchip.pause()
+
+    def show_time(self) -> None:
+        """Guest time was set: what KVM shows of it has to follow."""
+        if self.irqchip is not None:
+            self.irqchip.resume()
+        from pykvm.irqchip.tsc_offset import set_tsc_offsets
+
+        set_tsc_offsets(self.vcpus, self.clock)
 
     def forget(self) -> None:
         """In the child of a fork: VM and vCPUs are the parent's.  The memory stays, as a copy."""

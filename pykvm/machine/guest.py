@@ -111,6 +111,12 @@ class Guest(NamedTuple):
         board.populate_fw_cfg(setup, self.config.fw_cfg or {})
         return entry
 
+    def stand_on(self, board: Board, entry: Entry | None) -> Entry | None:
+        """As `place_on`, on a board whose memory holds the guest already."""
+        hardware = board.hardware() if self.is_pc or "fw-cfg" in board.devices else None
+        board.populate_fw_cfg(self.setup._replace(hardware=hardware), self.config.fw_cfg or {})
+        return entry
+
 
 def read_guest(config: MachineConfig) -> Guest:
     """Read the guest's files.

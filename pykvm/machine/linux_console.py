@@ -15,8 +15,9 @@ import re
 from collections import deque
 
 from pykvm.bus import GuestPanic
+from pykvm.values.state import State
 
-__all__ = ["KernelWatch"]
+__all__ = ["KernelWatch", "KernelWatchState"]
 
 # So many lines are kept for the report, of so many bytes each.
 LINES = 24
@@ -31,6 +32,17 @@ _COMPLAINT = re.compile(r"BUG: .*|kernel BUG at .*")
 _OOPS = re.compile(r"(.*): [0-9a-f]{4} \[#\d+\]")
 _PLACE = re.compile(r"RIP: [0-9a-f]{4}:([^ ]+)")
 _OOPS_END = re.compile(r"---\[ end trace")
+
+
+class KernelWatchState(State):
+    """What a `KernelWatch` has heard so far."""
+
+    lines: tuple[str, ...]
+    partial: str
+    panic: str | None
+    oops: str | None
+    complaint: str
+    place: str
 
 
 class KernelWatch:
@@ -53,6 +65,18 @@ class KernelWatch:
     def console(self) -> str:
         """The last lines that the kernel printed."""
         return "\n".join((*self._lines, *filter(None, [self._partial])))
+
+    def state(self) -> KernelWatchState:
+        """What it has heard so far."""
+        heard = self._panic, self._oops, self._complaint, self._place
+        return KernelWatchState(tuple(self._lines), self._partial, *heard)
+
+    def restore(self, state: KernelWatchState) -> None:
+        """Have heard that and nothing else."""
+        self._lines = deque(state.lines, maxlen=LINES)
+        self._partial = state.partial
+        self._panic, self._oops = state.panic, state.oops
+        self._complaint, self._place = state.complaint, state.place
 
     def output(self, data: bytes) -> None:
         """Listen to `data`.  Raises GuestPanic."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -12,10 +13,18 @@ if TYPE_CHECKING:
     from pykvm.bus import Device
     from pykvm.bus.published import Shared
     from pykvm.devices.uart import Uart16550
-    from pykvm.machine.linux_console import KernelWatch
+    from pykvm.machine.linux_console import KernelWatch, KernelWatchState
     from pykvm.machine.until import Conditions, Ear
+    from pykvm.values.state import U64
 
-__all__ = ["Listening"]
+__all__ = ["ConsoleState", "Listening"]
+
+
+class ConsoleState(State):
+    """How far runs have listened to the guest: `heard` bytes of its output hold no more matches."""
+
+    heard: U64
+    watch: KernelWatchState | None
 
 
 class Listening:
@@ -60,6 +69,25 @@ class Listening:
                 yield conditions
             finally:
                 collected.prompt = False
+
+    def state(self) -> ConsoleState:
+        """How far that has come."""
+        ear, watch = self._ear, self._kernel_watch
+        return ConsoleState(
+            0 if ear is None else ear.position, None if watch is None else watch.state()
+        )
+
+    def restore(self, state: ConsoleState) -> None:
+        """Listen from there again; the port has been put back already."""
+        self._kernel_watch = None
+        if state.watch is not None:
+            from pykvm.machine.linux_console import KernelWatch
+
+            self._kernel_watch = KernelWatch()
+            self._kernel_watch.restore(state.watch)
+        self._ear = None
+        if state.heard:
+            self._listen().position = state.heard
 
     def _listen(self) -> Ear:
         """How far the port has been listened to."""

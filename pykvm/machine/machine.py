@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import closing
+from functools import partial
 
 from pykvm import layout
 from pykvm.boot.symbols import Symbols
@@ -22,18 +23,22 @@ from pykvm.values.frozen import SignatureOf, with_fields_of
 from pykvm.values.spelling import in_python
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from pykvm.boot import Entry
-    from pykvm.bus import Device
+    from pykvm.bus import Device, Placement
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.devices.uart import Uart16550
     from pykvm.exits import Exit
     from pykvm.machine.config import File
     from pykvm.machine.exits import Exits
+    from pykvm.machine.guest import Guest
+    from pykvm.machine.snapshot import Snapshot
+    from pykvm.machine.snapshots import Snapshots
     from pykvm.machine.until import Awaited
+    from pykvm.memory import GuestMemory
     from pykvm.result import Result
     from pykvm.vcpu import CPU
 
@@ -113,27 +118,75 @@ class Machine:
 
     __signature__ = SignatureOf(MachineConfig)
 
+    _snapshots_made: Snapshots | None = None
+
     @with_fields_of(ConfigOrFields)
     def __init__(self, image: Any = None, **fields: Any) -> None:
-        config = self.config = _config_of(image, fields)
-        guest = self._guest = read_guest(config)
+        config = _config_of(image, fields)
+        self._make(config, read_guest(config), partial(memory_of, config))
+
+    @classmethod
+    def from_snapshot(
+        cls,
+        saved: Snapshot,
+        *,
+        devices: Iterable[Placement] = (),
+        wall: str = "keep",
+    ) -> Machine:
+        """Make a machine that goes on from a snapshot: see `Snapshot.fork`."""
+        from pykvm.machine.saving import clones
+        from pykvm.machine.snapshots import check_snapshot, check_wall
+
+        check_snapshot(saved)
+        check_wall(wall)
+        machine = cls.__new__(cls)
+        machine._make(
+            saved.config,
+            saved.guest,
+            saved.memory.attach,
+            devices=partial(clones, saved, given=list(devices)),
+            begin=(saved, wall),
+        )
+        return machine
+
+    def _make(
+        self,
+        config: MachineConfig,
+        guest: Guest,
+        memory: Callable[[], GuestMemory],
+        devices: Callable[[Iterable[Placement]], Iterable[Placement]] | None = None,
+        begin: tuple[Snapshot, str] | None = None,
+    ) -> None:
+        """Put the machine together.
+
+        `devices` gets those that the guest has by its config, and returns the ones to place.  With
+        `begin` the guest is in memory already, and the machine begins by that reset.
+        """
+        self.config, self._guest = config, guest
         # What an exception finds half made is released, also one that comes out of this `with`.
         try:
             with exhausted("this machine could not be made"), closing(Host()) as host:
                 host.check_vcpus(config.vcpus)
-                board = self._board = Board(memory_of(config), config, irqchip=guest.irqchip)
+                board = self._board = Board(memory(), config, irqchip=guest.irqchip)
                 self._workarounds = Workarounds(
                     board, emulate=config.emulate == "auto", open_bus=guest.open_bus
                 )
                 self.memory, self.bus = board.memory, board.bus
                 #: The devices by name.
                 self.devices = board.devices
-                board.build(host, guest.devices())
+                placements = guest.devices()
+                board.build(host, placements if devices is None else devices(placements))
                 board.dispatch.collected.open_bus = guest.open_bus
                 if guest.wants_workarounds:
                     self._workarounds.add_quirk_workarounds()
-                self.entry: Entry | None = guest.place_on(board)
+                self.entry: Entry | None
+                if begin is None:
+                    self.entry = guest.place_on(board)
+                else:
+                    self.entry = guest.stand_on(board, begin[0].entry)
                 self._runs = Runs(board, self._workarounds, guest, self.entry, self.notes)
+                if begin is not None:
+                    self._snapshots.begin(*begin)
         except BaseException:
             self._release()
             raise
@@ -417,6 +470,54 @@ class Machine:
         """
         self._board.claim.check_open()
         return self._workarounds.take(cpu, exit)
+
+    # -- snapshots ---------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Take a snapshot: everything that the guest could ever notice.
+
+        ::
+
+            machine.run(until="login: ").check()
+            ready = machine.snapshot()
+            for user in users:
+                machine.reset(ready)
+                ...
+
+        The machine goes on as if nothing had been.  An exit at which it stands (`exits`) is handled
+        first, as the next turn of the loop would.
+
+        Raises StateError, with the reason: for a device of yours without `state` (docs/devices.md),
+        for a machine that is running, be it in another thread or around the function that asks, and
+        at an exit that ends the guest.  Also ResourceError and KVMError; the machine is then as it
+        was.
+        """
+        self._board.claim.check_open()
+        return self._snapshots.take()
+
+    def reset(self, saved: Snapshot | None = None, *, wall: str = "keep") -> None:
+        """Put the machine back to a snapshot of it, or of a machine that it was forked from.
+
+        Without `saved`, back to the one that it was in last.  It costs a copy of the memory that
+        has changed since.  `wall` says what guest time does: it goes on from where it was ("keep"),
+        or jumps ahead by what has passed on the host since the snapshot was taken ("host").
+
+        If an exception interrupts it (Ctrl-C), the machine refuses to run until it is reset again.
+
+        Raises StateError (no snapshot yet, or the machine is running), ConfigError (a snapshot of
+        another machine), KVMError.
+        """
+        self._board.claim.check_open()
+        self._snapshots.reset(saved, wall)
+
+    @property
+    def _snapshots(self) -> Snapshots:
+        """Made for the first snapshot: few machines have one."""
+        if self._snapshots_made is None:
+            from pykvm.machine.snapshots import Snapshots
+
+            self._snapshots_made = Snapshots(self._board, self._guest, self.entry, self._runs)
+        return self._snapshots_made
 
     # -- life --------------------------------------------------------------------------------
 

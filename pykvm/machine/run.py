@@ -36,6 +36,9 @@ __all__ = ["AT_EXIT", "SENT_INIT", "Run"]
 #: The end of a run that was to stop at an exit; no Result that a user sees has it.
 AT_EXIT = Ending(Outcome.STOPPED, "stopped at a VM exit")
 
+#: The end of one that only handles the exits at which the vCPUs stand.
+SETTLED = Ending(Outcome.STOPPED, "stopped before the guest went on")
+
 #: Where no firmware is to begin in.
 SENT_INIT = "the guest sent INIT to its first vCPU"
 
@@ -100,6 +103,7 @@ class Run:
         stops: Callable[[CPU, Exit], bool] | None = None,
         interrupts: Interrupts | None = None,
         look: Callable[[CPU], None] | None = None,
+        settles: bool = False,
     ) -> None:
         """`cpus` are to run within `claim`, which the caller holds.
 
@@ -110,6 +114,7 @@ class Run:
         its vCPU's `Loop.pending`; else `stops` has dealt with it.
         `interrupts` is what wakes halted vCPUs, and starts parked ones; None if nothing does.
         `look` is called whenever there is an occasion to look at a vCPU.
+        With `settles` it handles the exits at which the vCPUs stand, and runs nothing.
         """
         self.check = check
         self.interrupts = interrupts
@@ -137,6 +142,9 @@ class Run:
         # Taken, and never waited for, by the vCPU that skips ahead.
         self._skipping = _thread.allocate_lock()
         self._began = time.monotonic()
+        self._settles = settles
+        if settles:
+            self._endings.append(SETTLED)
 
     # -- ending ------------------------------------------------------------------------------
 
@@ -159,6 +167,11 @@ class Run:
         """Whether it has ended for nothing but an exit to stop at."""
         return self._ending is AT_EXIT
 
+    @property
+    def has_settled(self) -> bool:
+        """Whether it has ended for nothing but that, with `settles`, there is nothing to run."""
+        return self._ending is SETTLED
+
     def use_interrupts(self, interrupts: Interrupts) -> None:
         """The guest has touched what can interrupt it: ask this from now on."""
         self.interrupts = interrupts
@@ -177,7 +190,7 @@ class Run:
         endings = self._endings
         if not endings:
             return None
-        of_no_vcpu = (AT_EXIT, OVER, self._failed)
+        of_no_vcpu = (AT_EXIT, OVER, SETTLED, self._failed)
         asked = next((end for end in endings if end not in of_no_vcpu), endings[0])
         return next((end for end in endings if end.outcome not in _ASKED_FOR), asked)
 
@@ -379,6 +392,8 @@ class Run:
 
     def _until_the_end(self, cpu: CPU) -> Ending:
         try:
+            if self._settles:
+                return (cpu.loop.pending and self._go_on(cpu)) or SETTLED
             if self.interrupts is not None:
                 # A new run has no alarm, and timers may wait from the one before.
                 cpu.engine.attend()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from pykvm.boot.symbols import Symbols
+from pykvm.errors import StateError
 from pykvm.machine.guest_ends import ending_of
 from pykvm.machine.listening import Listening
 from pykvm.machine.run import Run
@@ -51,7 +52,9 @@ class Runs:
         self._entry = entry
         self._remarks = remarks
         self._symbol_at = (Symbols() if entry is None else entry.symbols).name_at
-        self._listening = Listening(board.devices, is_linux=guest.is_linux)
+        self.listening = Listening(board.devices, is_linux=guest.is_linux)
+        #: Called before each run; what it raises comes out of that.
+        self.check: Callable[[], None] | None = None
         # The run in progress, or the last one: see `Board.claim`.
         self._last: Run | None = None
         self._answers: Answers | None = None
@@ -121,7 +124,9 @@ class Runs:
 
         With `goes_on` it is a further part of one that stopped at an exit (`stops`).
         """
-        board, workarounds, listening = self._board, self._workarounds, self._listening
+        if self.check is not None:
+            self.check()
+        board, workarounds, listening = self._board, self._workarounds, self.listening
         collected = board.dispatch.collected
         with (
             listening.for_conditions(machine, collected, until, fail) as conditions,
@@ -154,6 +159,39 @@ class Runs:
                 result.awaited = "" if conditions is None else conditions.awaited
                 self._complete(result, run, kernel)
             return result
+
+    def settle(self) -> None:
+        """Handle the exits at which the machine stands, inside its claim; no guest code runs.
+
+        Raises StateError if one of them ends the guest, which then still stands there.
+        """
+        board = self._board
+        pending = [(cpu, cpu.loop.pending) for cpu in board.vcpus]
+        if all(exit is None for _, exit in pending):
+            return
+        run = Run(
+            board.vcpus,
+            board.claim,
+            take=self._take_exit,
+            timeout=None,
+            interrupts=board.irqchip.interrupts if board.irqchip else None,
+            settles=True,
+        )
+        self._last = run
+        board.on_interrupts = run.use_interrupts
+        settled = False
+        try:
+            result = self._in_guest_time(run)
+            settled = run.has_settled
+        finally:
+            if not settled:
+                for cpu, exit in pending:
+                    cpu.loop.pending = exit
+        if not settled:
+            raise StateError(
+                f"the guest ends at the exit at which this machine stands: {result.sentence}",
+                hint="take the snapshot before that exit, or answer the exit yourself",
+            )
 
     def _take_exit(self, cpu: CPU, exit: Exit) -> Ending | None:
         """What becomes of an exit that the fast path left over."""

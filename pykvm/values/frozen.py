@@ -7,6 +7,8 @@ classes, and takes some 50 ms in all.
 
 from __future__ import annotations
 
+from _operator import attrgetter
+
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -106,6 +108,8 @@ class FrozenType(type):
     __fields__: dict[str, Callable[[Any, Any], None]]
     __setters__: tuple[Callable[[Any, Any], None], ...]
     __defaults__: dict[str, Any]
+    #: The values of one; made for the first that is compared.
+    __values__: Callable[[Any], Any] | None
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> FrozenType:
         """Make the class: fields come in the order of the bases' and then its own."""
@@ -124,6 +128,7 @@ class FrozenType(type):
         made.__fields__ = setters | {field: vars(made)[field].__set__ for field in fields}
         made.__defaults__ = defaults
         made.__setters__ = tuple(made.__fields__.values())
+        made.__values__ = None
         return made
 
     @property
@@ -159,9 +164,13 @@ class Frozen(metaclass=FrozenType):
         return tuple([getattr(self, field) for field in type(self).__fields__])
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
+        cls = type(self)
+        if type(other) is not cls:
             return NotImplemented
-        return self._values() == other._values()
+        values = cls.__values__
+        if values is None:
+            values = cls.__values__ = attrgetter(*cls.__fields__) if cls.__fields__ else type
+        return bool(values(self) == values(other))
 
     def __hash__(self) -> int:
         return hash(self._values())

@@ -163,6 +163,9 @@ class Engine(Protocol):
     def save(self) -> dict[str, Any]:
         """What a VcpuState has of the engine, once it is settled."""
 
+    def forget_translations(self) -> None:
+        """Forget what page tables led to: the host has rewritten them.  Before `load`."""
+
     def deliver_timers(self) -> None:
         """Where the local APIC is KVM's: have it take what its timer has brought by now.
 

@@ -31,6 +31,7 @@ from pykvm.kvm.uapi import (
     KVM_SET_REGS,
     KVM_SET_SREGS,
     KVM_SET_VCPU_EVENTS,
+    kvm_sregs,
 )
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.claim import refusal
@@ -59,6 +60,9 @@ PAGE = 4096
 _LOOKS = 100
 
 _NO_INTERRUPTS = bytes(EVENTS - INTERRUPT_BITMAP)
+
+_CR4, _PGE = kvm_sregs.offset_of("cr4"), 1 << 7
+_BITMAP = kvm_sregs.offset_of("interrupt_bitmap")
 
 
 def _no_memory(index: int) -> ResourceError:
@@ -374,6 +378,14 @@ class KvmEngine:
             f"the local APIC of vCPU {self.index} gets interrupts all the time",
             hint="stop what drives its lines from outside, and try again",
         )
+
+    def forget_translations(self) -> None:
+        """See `Engine`: KVM flushes a guest's TLB where CR4 changes, and then back (x86.c)."""
+        sregs = bytearray(kvm_sregs.size)
+        self.kvm.ioctl(KVM_GET_SREGS, sregs)
+        sregs[_CR4] ^= _PGE
+        sregs[_BITMAP:] = _NO_INTERRUPTS
+        self.kvm.ioctl(KVM_SET_SREGS, sregs)
 
     def deliver_timers(self) -> None:
         """See `Engine`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pykvm.kvm.uapi import kvm_regs
+from pykvm.kvm.uapi import kvm_regs, kvm_sregs2
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.state import State
 
@@ -24,6 +24,7 @@ _TMCCT = slice(0x390, 0x394)
 _IRR = 0x200
 
 _RIP = kvm_regs.offset_of("rip")
+_CR0 = kvm_sregs2.offset_of("cr0")
 
 
 class VcpuState(State):
@@ -59,6 +60,11 @@ class VcpuState(State):
     parked: bool
     halted: bool
     at_breakpoint: bool
+
+    @property
+    def cr0(self) -> int:
+        """CR0."""
+        return int.from_bytes(self.sregs[_CR0 : _CR0 + 8], "little")
 
     @property
     def rip(self) -> int:

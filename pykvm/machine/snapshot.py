@@ -1,0 +1,150 @@
+"""A machine at one moment: `Machine.snapshot` takes it, `Machine.reset` goes back to it."""
+
+from __future__ import annotations
+
+import time
+
+from pykvm.printable import printable
+from pykvm.typed import TYPE_CHECKING
+from pykvm.values.sizes import format_size
+from pykvm.values.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pykvm.boot import Entry
+    from pykvm.bus import Placement
+    from pykvm.clock import ClockState
+    from pykvm.machine.config import MachineConfig
+    from pykvm.machine.guest import Guest
+    from pykvm.machine.listening import ConsoleState
+    from pykvm.machine.machine import Machine
+    from pykvm.memory.image import MemoryImage
+    from pykvm.values.state import S64, U64, Plain
+    from pykvm.vcpu.saved import VcpuState
+
+__all__ = ["DeviceState", "MachineState", "PlaceState", "Snapshot"]
+
+
+class DeviceState(State):
+    """What a device of that name said of itself; None for one that is `stateless`."""
+
+    name: str
+    state: Plain
+
+
+class PlaceState(State):
+    """Where on the bus a device stands; `irq` is -1 without one."""
+
+    name: str
+    space: str
+    first: U64
+    length: U64
+    offset: U64
+    irq: S64
+
+
+class MachineState(State):
+    """Everything of a machine but its memory.
+
+    `lines` are the levels of the interrupt lines that devices and the host have, by who has them;
+    `places` those of the devices that are not the irqchip's, `clocks` the names of the irqchip's.
+    `console` is how far runs have listened to the guest.
+    """
+
+    clock: ClockState
+    cpus: tuple[VcpuState, ...]
+    irqchip: Plain
+    lines: tuple[tuple[str, tuple[bool, ...]], ...]
+    devices: tuple[DeviceState, ...]
+    places: tuple[PlaceState, ...]
+    clocks: tuple[str, ...]
+    console: ConsoleState
+
+    def at_rest(self) -> MachineState:
+        """The same without what runs on by itself, to be compared."""
+        changed: MachineState = self.__replace__(
+            clock=self.clock.__replace__(now=0, tsc=None),
+            cpus=tuple(cpu.at_rest() for cpu in self.cpus),
+        )
+        return changed
+
+
+class Snapshot:
+    """Everything about a machine that its guest could ever notice, at one moment.
+
+    ::
+
+        saved = machine.snapshot()
+        machine.run(until="done")
+        machine.reset(saved)  # as if it had not run
+        twin = saved.fork()  # a second machine that goes on from there
+
+    `memory` is the guest's memory as it was, `state` all the rest as plain values; two snapshots
+    whose `digest()` is equal look the same to the guest.  `parent` is the snapshot that the machine
+    came from when this one was taken.  A snapshot is immutable and outlives its machine.  It takes
+    the host as much memory as the guest has touched; one taken later from the same machine takes
+    what has changed since.
+    """
+
+    def __init__(
+        self,
+        state: MachineState,
+        memory: MemoryImage,
+        *,
+        family: object,
+        guest: Guest,
+        entry: Entry | None,
+        placements: tuple[Placement, ...],
+        parent: Snapshot | None,
+    ) -> None:
+        self.state = state
+        self.memory = memory
+        self.parent = parent
+        #: When it was taken, in seconds since 1970.
+        self.taken = time.time()
+        #: Shared by the snapshots of one machine and of its forks.
+        self.family = family
+        self.guest = guest
+        self.entry = entry
+        #: The devices on the bus of the machine that it was taken from.
+        self.placements = placements
+
+    @property
+    def config(self) -> MachineConfig:
+        """What its machine was made from."""
+        return self.guest.config
+
+    def fork(self, *, devices: Iterable[Placement] = (), wall: str = "keep") -> Machine:
+        """Make another machine that goes on from here.
+
+        The memory of the two is shared until one of them writes it.
+
+        The devices that pykvm has are made anew.  One of yours has ``clone()``, which returns a new
+        device of its kind, or there is one of its name among `devices`.  `wall` is as for
+        `Machine.reset`.
+
+        Raises ConfigError, naming the device, if there is neither; HostError and KVMError.
+        """
+        from pykvm.machine.machine import Machine
+
+        return Machine.from_snapshot(self, devices=devices, wall=wall)
+
+    def digest(self) -> str:
+        """A hash of all of it but the time of day: clocks run on, and two looks at one differ."""
+        import json
+        from hashlib import blake2b
+
+        from pykvm.values.state import encode
+
+        hashed = blake2b(self.memory.digest(), digest_size=32)
+        hashed.update(json.dumps(encode(self.state.at_rest()), sort_keys=True).encode())
+        return hashed.hexdigest()
+
+    def __repr__(self) -> str:
+        name = printable(self.config.name) if self.config.image is not None else "a machine"
+        count = len(self.state.cpus)
+        return (
+            f"<Snapshot of {name}: {count} vCPU{'s' * (count != 1)}, "
+            f"{format_size(self.memory.size)}, at {self.state.clock.now / 1e9:.6f} s>"
+        )

@@ -1,0 +1,143 @@
+"""Linux, booted once for each kind of machine, and put back to its shell again and again."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pykvm import Machine, Outcome
+from pykvm.machine.snapshot import Snapshot
+from support.linux import DEADLINE, Linux, last_lines
+from support.once import cpu_for
+from support.slowness import longer
+
+pytestmark = pytest.mark.timeout(2 * DEADLINE)
+
+PROMPT = "# "
+KINDS = [("kernel", 1), ("kernel", 2), ("user", 1), ("user", 2)]
+#: Resets in a row, of which `make soak` makes 10,000.
+RESETS = 50
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
+def booted(request: pytest.FixtureRequest, linux: Linux) -> Iterator[tuple[Machine, Snapshot]]:
+    """A machine at its shell's prompt, and the snapshot of that."""
+    irqchip, vcpus = request.param
+    with Machine(
+        linux.vmlinux,
+        initrd=linux.initramfs,
+        append="console=ttyS0 quiet",
+        memory="64M",
+        irqchip=irqchip,
+        vcpus=vcpus,
+        cpu=cpu_for(irqchip),
+    ) as machine:
+        result = machine.run(timeout=DEADLINE, until=PROMPT)
+        assert result.outcome is Outcome.UNTIL, f"{result}\n{last_lines(machine)}"
+        settle(machine)
+        yield machine, machine.snapshot()
+
+
+def settle(machine: Machine) -> None:
+    """Let the shell come to wait for input."""
+    machine.run(timeout=longer(0.3))
+
+
+def command(machine: Machine, line: str, awaited: str | re.Pattern[str]) -> str:
+    """Type a line, wait for its answer and the next prompt, and return what was printed."""
+    before = machine.serial.printed
+    machine.serial.send(line.encode() + b"\r")
+    for text in (awaited, PROMPT):
+        result = machine.run(timeout=longer(60), until=text)
+        assert result.outcome is Outcome.UNTIL, f"{result}\n{last_lines(machine)}"
+    _, output = machine.serial.since(before)
+    return output.decode()
+
+
+def shown(machine: Machine, line: str, pattern: str) -> str:
+    """What a command prints where `pattern` has its group, at the beginning of a line."""
+    output = command(machine, line, re.compile(rf"\n{pattern}\r?\n"))
+    found = re.search(rf"\n{pattern}\r?\n", output)
+    assert found, output
+    return found[1]
+
+
+def test_the_shell_answers_after_each_of_many_resets(booted: tuple[Machine, Snapshot]) -> None:
+    machine, saved = booted
+    digest = saved.digest()
+    for number in range(RESETS):
+        machine.reset(saved)
+        assert machine.snapshot().digest() == digest
+        answer = shown(machine, f"echo $(({number} + 1)) > /tmp/n; cat /tmp/*", r"(\d+)")
+        assert answer == str(number + 1)
+
+
+def test_forks_run_beside_each_other(booted: tuple[Machine, Snapshot]) -> None:
+    machine, saved = booted
+    machine.reset(saved)
+    with saved.fork() as one, saved.fork() as two:
+        for number, each in enumerate((one, machine, two)):
+            command(each, f"echo {number} > /tmp/who", PROMPT)
+        for number, each in enumerate((one, machine, two)):
+            assert shown(each, "cat /tmp/who", r"(\d)") == str(number)
+
+
+def test_time_goes_on_from_where_it_was(booted: tuple[Machine, Snapshot]) -> None:
+    machine, saved = booted
+    machine.reset(saved)
+    began = time.monotonic()
+    first = float(shown(machine, "cat /proc/uptime", r"([\d.]+) [\d.]+"))
+    time.sleep(3)
+    machine.reset(saved)
+    again = time.monotonic()
+    second = float(shown(machine, "cat /proc/uptime", r"([\d.]+) [\d.]+"))
+    # Between the two readings no more passed than the two took to be made.
+    assert abs(second - first) < (again - began - 3) + (time.monotonic() - again)
+
+
+def test_the_clock_catches_up_if_it_is_told_to(booted: tuple[Machine, Snapshot]) -> None:
+    machine, saved = booted
+    machine.reset(saved)
+    began = time.monotonic()
+    first = int(shown(machine, "date +%s", r"(\d{9,})"))
+    time.sleep(3)
+    machine.reset(saved, wall="host")
+    behind = time.time() - int(shown(machine, "date +%s", r"(\d{9,})"))
+    assert first > 1_700_000_000
+    assert -5 < behind < 5 + time.monotonic() - began
+
+
+def test_a_process_that_sleeps_wakes(booted: tuple[Machine, Snapshot]) -> None:
+    machine, saved = booted
+    machine.reset(saved)
+    command(machine, "(sleep 2; echo wo''ke) &", PROMPT)
+    asleep = machine.snapshot()
+    for wall in ("keep", "host"):
+        machine.reset(asleep, wall=wall)
+        result = machine.run(timeout=longer(60), until="woke")
+        assert result.outcome is Outcome.UNTIL, f"{result}\n{last_lines(machine)}"
+    with asleep.fork() as twin:
+        assert twin.run(timeout=longer(60), until="woke").outcome is Outcome.UNTIL
+
+
+def test_no_output_is_lost_in_the_middle(booted: tuple[Machine, Snapshot]) -> None:
+    machine, saved = booted
+    machine.reset(saved)
+    machine.serial.send(b"seq 1 300\r")
+    assert machine.run(timeout=longer(60), until="\n150\r").outcome is Outcome.UNTIL
+    middle = machine.snapshot()
+
+    def finish(machine: Machine) -> list[str]:
+        assert machine.run(timeout=longer(60), until="\n300\r").outcome is Outcome.UNTIL
+        return re.findall(r"^(\d+)\r", machine.serial.text, re.MULTILINE)
+
+    expected = [str(number) for number in range(1, 301)]
+    assert finish(machine) == expected
+    for _ in range(3):
+        machine.reset(middle)
+        assert finish(machine) == expected
+    with middle.fork() as twin:
+        assert finish(twin) == expected
