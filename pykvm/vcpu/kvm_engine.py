@@ -415,9 +415,8 @@ class KvmEngine:
     def load(self, state: VcpuState) -> None:
         """See `Engine`."""
         core, page, transfer = self.living(), self.page, self.transfer
-        # What KVM has taken from the page once it takes again; it saves two ioctls.  With a local
-        # APIC of KVM's, or nested, the order does not allow that.
-        by_page = transfer.was_put(state) and not transfer.has_lapic and state.nested is None
+        # What KVM has taken once it takes again, from the page: that saves two ioctls.
+        by_page = transfer.may_wait(state)
         self.end_exit()
         lib.pykvm_forget_exit(core)
         self._sregs = None

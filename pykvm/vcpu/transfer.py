@@ -347,6 +347,20 @@ class Transfer:
         known = self._putting.get(id(state))
         return _overwrites(state) if known is None else known[2]
 
+    def may_wait(self, state: VcpuState) -> bool:
+        """Whether KVM may take the registers of this state with the next KVM_RUN, after all else.
+
+        Not those that a local APIC or nested state builds on, PDPTRs (kvm_sregs has none), or an
+        exception that waits, which setting the general registers clears.
+        """
+        return (
+            self.was_put(state)
+            and not self.has_lapic
+            and state.nested is None
+            and not any(state.sregs[_SREGS2_FLAGS : _SREGS2_FLAGS + 8])
+            and not state.events[_EXCEPTION_PENDING]
+        )
+
     def was_put(self, state: VcpuState) -> bool:
         """Whether this very state was put before, lately: KVM will not refuse it."""
         return id(state) in self._putting

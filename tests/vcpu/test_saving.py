@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pykvm import CPU, ConfigError, Machine, Mode, Outcome, StateError
+from pykvm._core import lib
 from pykvm.devices.post import PostPort
 from pykvm.errors import KVMError
 from pykvm.exits import Hlt, IoIn, IoOut
@@ -527,7 +528,23 @@ def test_an_exception_that_waits_with_its_payload(guest: MakeGuest) -> None:
     for _ in range(2):
         state.load(twin)
         assert twin.vcpus[0].kvm.get_vcpu_events() == before
+        # KVM takes what waits in the page, and does not enter the guest.
+        assert lib.pykvm_complete(twin.vcpus[0].engine.core) == 0
+        assert twin.vcpus[0].kvm.get_vcpu_events() == before
     assert before.exception_payload == 0x1234
+
+
+def test_what_may_not_wait_in_the_page(guest: MakeGuest) -> None:
+    """PDPTRs, which kvm_sregs has not."""
+    cpu = guest(COUNTING).vcpus[0]
+    state = cpu.save()
+    cpu.load(state)
+    put = cpu.engine.transfer
+    assert put.may_wait(state)
+    flags = uapi.kvm_sregs2.offset_of("flags")
+    with_pdptrs = changed(state, sregs=state.sregs[:flags] + b"\1" + state.sregs[flags + 1 :])
+    put._putting[id(with_pdptrs)] = with_pdptrs, put._packed(state), []
+    assert not put.may_wait(with_pdptrs)
 
 
 def test_a_triple_fault_that_waits(guest: MakeGuest) -> None:
