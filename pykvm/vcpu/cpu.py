@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from pykvm.errors import MemoryRangeError, PykvmError, TranslationError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, integer, unsigned, wrong
@@ -70,9 +72,15 @@ class CPU:
         self.parked = vcpu.id != 0
         self.memory = memory
         self.regs = Registers(self.engine)
-        #: What runs it: for `Machine`.  Last, since it is a loop of references: what an exception
-        #: leaves half made goes at once.
-        self.loop = Loop(self)
+
+    @cached_property
+    def loop(self) -> Loop:
+        """What runs it: for `Machine`.
+
+        Not made before it is used, since it is a loop of references: where an exception comes
+        before anything has this vCPU to close it, it goes at once.
+        """
+        return Loop(self)
 
     def close(self) -> None:
         """Free what belongs to this vCPU.  Closing twice is harmless.

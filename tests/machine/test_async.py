@@ -27,8 +27,11 @@ from machine.exceptions import (
 )
 
 from pykvm import MachineConfig, Outcome
+from pykvm.kvm import System
 from pykvm.machine.board import Board
 from pykvm.machine.guest import memory_of
+from pykvm.memory import GuestMemory
+from pykvm.vcpu import CPU
 from pykvm.x86 import state as x86
 from support.guest import MakeGuest
 from support.host import host_probe, require_host
@@ -76,6 +79,14 @@ def test_a_board_that_is_not_yet_built_waits_for_no_collector() -> None:
         board = Board(memory_of(config), config, irqchip="user")
         left = weakref.ref(board)
         del board
+        assert left() is None
+
+
+def test_a_vcpu_that_nothing_has_yet_waits_for_no_collector() -> None:
+    with System() as system, system.create_vm() as vm, no_collector():
+        cpu = CPU(vm.create_vcpu(0), GuestMemory())
+        left = weakref.ref(cpu)
+        del cpu
         assert left() is None
 
 
