@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from pykvm import ConfigError, Machine, Outcome
 from pykvm.devices.line import Output
 from pykvm.irqchip.kernel import KernelIrqChip, KernelIrqChipState
 from pykvm.irqchip.tsc_offset import kvmclock, restore_kvmclock
+from pykvm.values.state import decode, encode
 from support.guest import MakeGuest
 from support.interrupts import COUNT, VECTOR, count, put_handler
 from support.saving import Saved, differing
@@ -424,3 +426,11 @@ def test_kvmclock_goes_on_from_where_it_was(guest: MakeGuest) -> None:
     now = kvmclock(twin._board.vm)  # type: ignore[arg-type]
     passed = time.monotonic_ns() - before
     assert then <= now <= then + 2 * passed + 1_000_000
+
+
+def test_a_state_goes_through_a_file(listening: Callable[..., Machine]) -> None:
+    machine = listening(clock="paused")
+    settle(machine)
+    state = chip(machine).state()
+    assert state.timers
+    assert decode(json.loads(json.dumps(encode(state))), KernelIrqChipState) == state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from pykvm.exits import Hlt, IoIn, IoOut
 from pykvm.kvm import Cap, System, uapi
 from pykvm.kvm.constants import KVM_VCPUEVENT_VALID_TRIPLE_FAULT
 from pykvm.kvm.handle import name_of
+from pykvm.values.state import decode, encode
 from pykvm.vcpu import transfer
 from pykvm.vcpu.saved import VcpuState
 from support.guest import MakeGuest
@@ -865,3 +867,9 @@ def test_an_msr_that_cannot_be_set(cpu: CPU) -> None:
     with pytest.raises(KVMError, match="MSR 0x10a cannot be set to 0xffff"):
         cpu.load(changed(state, msrs=tuple((msrs | {0x10A: (1 << 64) - 1}).items())))
     cpu.load(state)
+
+
+@pytest.mark.parametrize("irqchip", ["user", "kernel"])
+def test_a_state_goes_through_a_file(guest: MakeGuest, irqchip: str) -> None:
+    state = guest(COUNTING, irqchip=irqchip).vcpus[0].save()
+    assert decode(json.loads(json.dumps(encode(state))), VcpuState) == state
