@@ -190,7 +190,7 @@ HPET = programs(
     *reads(0x10, 0x20, 0xF0, 0x100, 0x108, 0x128, 0x148, sizes=(8,)),
     *reads(0x20, 0x108, 0xF0, sizes=(4,)),
     *[
-        hpet_timer(number, config | (2 + number) << 9, *values)
+        hpet_timer(number, config | (3 + number) << 9, *values)
         for number in range(3)
         for config, *values in (
             # Edge and level; one-shot, and periodic with and without a first match of its own.
