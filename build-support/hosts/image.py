@@ -23,7 +23,7 @@ from pathlib import Path
 from artifacts import Artifact, Build, BuildError, digest
 from initramfs import Entry, archive
 
-__all__ = ["CYLINDER", "FILES", "image", "missing_tools", "pack"]
+__all__ = ["CYLINDER", "FILES", "TREE", "image", "missing_tools", "pack"]
 
 HERE = Path(__file__).parent
 
@@ -31,7 +31,10 @@ HERE = Path(__file__).parent
 FILES = ("vmlinuz", "initramfs.cpio", "root.img")
 
 KERNEL = "linux-image-cloud-amd64"
-DEBIAN = ("bash", "gcc", "libc-bin", "libc6-dev", "make", "ncurses-base", "python3", "seabios")
+DEBIAN = (
+    *("bash", "gcc", "libc-bin", "libc6-dev", "make", "ncurses-base", "seabios"),
+    *("python3", "python-is-python3"),
+)
 PYTHON = (
     *("cffi", "construct", "pyelftools", "lz4", "backports.zstd"),
     *("hypothesis", "pytest", "pytest-timeout"),
@@ -41,6 +44,9 @@ MODULES = ("virtio_blk", "virtio_pci", "ata_piix", "sd_mod", "kvm", "kvm-amd", "
 
 #: Which Debian package brings what this needs on the machine that makes the image.
 TOOLS = {"apt": "apt-get", "dpkg": "dpkg-deb", "e2fsprogs": "mke2fs", "tar": "tar"}
+
+#: Where the disk of what is under test is mounted (tree.py, init).
+TREE = "/pykvm"
 
 # Bochs takes a disk only if it is a whole number of cylinders of 16 heads and 63 sectors.
 CYLINDER = 16 * 63 * 512
@@ -139,7 +145,7 @@ def make_directories(root: Path) -> None:
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
-    for name in ("dev", "etc", "proc", "sys", "tmp", "pykvm"):
+    for name in ("dev", "etc", "proc", "sys", "tmp", TREE.strip("/")):
         (root / name).mkdir()
 
 
@@ -170,6 +176,8 @@ def finish(build: Build, root: Path, python: list[str]) -> None:
         *("--only-binary=:all:", "--python-version", program.removeprefix("python")),
         *("--target", str(packages), *python),
     )
+    # What is under test, as `pip install --editable` would have it.
+    (packages / "pykvm.pth").write_text(f"{TREE}\n")
     # Compiled once here, else at each boot, by the Python of the image with its own libraries.
     loader = next((root / "lib64").glob("ld-linux-*.so.*"))
     libraries = str(loader.resolve().parent)

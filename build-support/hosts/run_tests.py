@@ -31,7 +31,7 @@ sys.path.append(str(ROOT / "guests/linux"))
 import tree
 from artifacts import Build, BuildError
 from emulators import EMULATORS, Emulator, Host
-from image import image, missing_tools
+from image import TREE, image, missing_tools
 from selections import SELECTIONS, SHORT
 
 LOGS = ROOT / "build" / "hosts"
@@ -114,7 +114,7 @@ def run(name: str, emulator: Emulator, system: Path, arguments: list[str], minut
             "HOME": "/tmp",
             "LC_ALL": "C.UTF-8",
             "PATH": "/usr/bin:/usr/sbin",
-            "PYKVM_LINUX": f"{tree.PATH}/{tree.LINUX}",
+            "PYKVM_LINUX": f"{TREE}/{tree.LINUX}",
             "PYKVM_REQUIRE_KVM": "1",
             "PYKVM_SLOWNESS": str(SLOWNESS[name]),
             "PYKVM_STOCK_PATIENCE": "150",

@@ -15,14 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from artifacts import Build
-from image import pack
+from image import TREE, pack
 
-__all__ = ["PATH", "disk"]
+__all__ = ["LINUX", "disk"]
 
 ROOT = Path(__file__).parents[2]
-
-#: Where it is mounted.
-PATH = "/pykvm"
 
 CYLINDERS = 400
 
@@ -39,7 +36,7 @@ def disk(build: Build, command: Sequence[str], environment: dict[str, str], stoc
     for name, path in [*linux(), ("vmlinuz", str(stock))]:
         shutil.copy2(path, kernels / name)
     words = [*(f"{name}={value}" for name, value in environment.items()), *command]
-    script = f"cd {PATH} && exec env {shlex.join(words)}\n"
+    script = f"cd {TREE} && exec env {shlex.join(words)}\n"
     (build.tree / "command").write_text(script)
     image = build.result / "tree.img"
     pack(build, build.tree, image, CYLINDERS)
