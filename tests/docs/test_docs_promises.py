@@ -11,6 +11,7 @@ import pytest
 from pykvm import HostError, Machine
 from pykvm.host import Host
 from pykvm.kvm import Cap, System
+from support.slowness import longer
 
 # What costs milliseconds to import, and a run can do without.
 HEAVY = {
@@ -22,7 +23,7 @@ import sys
 before = {name.partition(".")[0] for name in sys.modules}
 from pykvm import Machine
 with Machine(sys.argv[1]) as machine:
-    assert machine.run(timeout=20).ok
+    assert machine.run(timeout=50).ok
     assert machine.symbols["main"]
 print(*{name.partition(".")[0] for name in sys.modules} - before)
 """
@@ -31,7 +32,7 @@ print(*{name.partition(".")[0] for name in sys.modules} - before)
 def python(*arguments: str) -> list[str]:
     """What a fresh interpreter prints, in words."""
     ran = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=50, check=True
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=longer(50), check=True
     )
     return ran.stdout.split()
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from support.slowness import longer
+
 # What the guest of the first two examples does.
 RAW = (
     "".join(f"out  port 0x3f8: {bytes([byte])!r}\n" for byte in b"Hello from a guest\n")
@@ -85,11 +87,12 @@ stopped by the host
 
 
 RIG = "examples/07_pytest.py"
+DEADLINE = longer(50.0)
 
 
 def run(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, path], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, path], capture_output=True, text=True, timeout=DEADLINE, check=False
     )
 
 
@@ -127,7 +130,7 @@ def test_without_pytest_the_rig_says_so(root: Path) -> None:
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=DEADLINE,
         check=False,
     )
     assert ran.stderr == "This example needs pytest: pip install pytest\n"
@@ -153,7 +156,7 @@ def test_the_rig_bears_plugins_that_warn(
         env={**os.environ, "PYTEST_PLUGINS": "warns", "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=DEADLINE,
         check=False,
     )
     assert "8 passed" in ran.stdout, ran.stdout + ran.stderr

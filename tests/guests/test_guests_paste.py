@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from pykvm import Machine
+from support.slowness import longer
 
 pytestmark = pytest.mark.kvm
 
 END = b"\x04"
-DEADLINE = 50.0
+DEADLINE = longer(50.0)
 
 
 def pasted(size: int) -> bytes:
