@@ -20,6 +20,7 @@ from benchmarks import (
     linux,
     periodic,
     process,
+    saved,
     syscall,
     thaw,
     warp,
@@ -51,6 +52,7 @@ BENCHES = (
     *syscall.BENCHES,
     *kernel_file.BENCHES,
     *linux.BENCHES,
+    *saved.BENCHES,
 )
 QUICK_PAIRS = 8
 

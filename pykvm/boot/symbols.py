@@ -86,7 +86,7 @@ class Symbols(Mapping[str, int]):
 
     def _names(self) -> dict[str, int]:
         if self._by_name is None:
-            symbols = sorted(self._read(), key=lambda symbol: symbol.rank)
+            symbols = self.listed()
             # Built whole, then published: another thread may ask meanwhile.
             numbers = per_cpu({symbol.name: symbol.address for symbol in symbols})
             by_address = {
@@ -98,6 +98,15 @@ class Symbols(Mapping[str, int]):
             self._by_address = [by_address[address] for address in self._addresses]
             self._by_name = {symbol.name: symbol.address for symbol in symbols}
         return self._by_name
+
+    @property
+    def extents(self) -> tuple[tuple[int, int], ...]:
+        """The segments' (start, end)."""
+        return self._extents
+
+    def listed(self) -> list[Symbol]:
+        """All of them; of several with one name or address the last one counts."""
+        return sorted(self._read(), key=lambda symbol: symbol.rank)
 
     def __getitem__(self, name: str) -> int:
         try:

@@ -19,13 +19,17 @@ Run a guest on a KVM virtual machine.
 usage: pykvm [run] GUEST [options] [-- guest arguments]
        pykvm step GUEST [options] [-- guest arguments]
        pykvm info [--json]
+       pykvm snapshot info FILE... [--verify] [--json]
+       pykvm snapshot diff FILE FILE
 
   run    run the guest to its end (the default)
   step   stop at every VM exit: see why it happened, answer it by hand, look at registers and memory
   info   what KVM offers on this host, and what to do where something is missing
+  snapshot   what is in files of --save, and how two differ (status 1 if they do)
 
 GUEST is a static ELF64 (starts in long mode) or ELF32 (protected mode), or a flat binary (real
-mode unless --mode says otherwise).  A file that is called run, step or info is ./run and so on.
+mode unless --mode says otherwise), a kernel, or a snapshot of --save, which goes on where it was.
+A file that is called run, step, info or snapshot is ./run and so on.
 """
 
 _EXAMPLES = """\
@@ -35,6 +39,7 @@ Examples:
   pykvm --mode real --load-address 0x7c00 bootsector.bin
   pykvm --timeout 60 --until 'login: ' bzImage --initrd initramfs.cpio
   pykvm --serial unix:/tmp/guest.sock --trace-file exits.txt --stats guest.elf
+  pykvm bzImage --initrd initramfs.cpio --until 'login: ' --save booted.pykvm; pykvm booted.pykvm
   pykvm step hello.elf
 
 While the terminal is the guest's console, Ctrl-A x ends the run and Ctrl-A h lists what else
@@ -46,7 +51,8 @@ Exit status:
   0    also: the guest halted for good, asked for a reset, or was left with Ctrl-A x; or it said
        what --until waits for
   2    wrong use: an option, a value or a guest file that makes no sense
-  123  in the place of 0 where the guest ended before it said what --until waits for
+  123  in the place of 0 where the guest ended before it said what --until waits for, or before
+       --save
   124  the time given by --timeout is up
   125  the guest crashed: triple fault, failed entry, refused instruction, wild access
   126  this host or pykvm failed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pykvm.cli.exit_port import move
+from pykvm.cli.options import spell
+from pykvm.cli.usage import UsageError
 from pykvm.machine import Machine, MachineConfig
 from pykvm.typed import TYPE_CHECKING
 
@@ -11,7 +13,14 @@ if TYPE_CHECKING:
 
     from pykvm.cli.options import Options
 
-__all__ = ["config_of", "machine_of"]
+__all__ = ["config_of", "goes_on", "machine_of"]
+
+
+def goes_on(options: Options) -> bool:
+    """Whether the guest file is a snapshot, to go on from."""
+    from pykvm.savefile.magic import is_saved_file
+
+    return is_saved_file(options.guest)
 
 
 def config_of(options: Options) -> MachineConfig:
@@ -23,7 +32,11 @@ def config_of(options: Options) -> MachineConfig:
 
 
 def machine_of(options: Options) -> Machine:
-    """Make it.  Raises as `Machine` does."""
+    """Make it.  Raises as `Machine` does, UsageError for options that do not go with its file."""
+    if goes_on(options):
+        return _restored(options)
+    if options.force:
+        raise UsageError(f"--force is for a file that --save has made, and {options.guest} is none")
     machine = Machine(config_of(options))
     if options.debug_exit is not None:
         try:
@@ -32,6 +45,18 @@ def machine_of(options: Options) -> Machine:
             machine.close()
             raise
     return machine
+
+
+def _restored(options: Options) -> Machine:
+    """One that goes on from a snapshot, in which all is settled."""
+    from pykvm.machine.snapshot import Snapshot
+
+    given = [spell(name, None) for name in options.config]
+    given += ["--debug-exit"] * (options.debug_exit is not None)
+    given += ["what follows --"] * bool(options.arguments)
+    if given:
+        raise UsageError(f"{options.guest} is a snapshot, which settles {', '.join(given)}")
+    return Machine.from_snapshot(Snapshot.load(options.guest, force=options.force))
 
 
 def _files(paths: Iterable[tuple[str, str]]) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "parse", "spell"]
 
-COMMANDS = ("run", "step", "info")
+COMMANDS = ("run", "step", "info", "snapshot")
 
 # A number of MiB with more digits is one of bytes.
 _DIGITS = 6
@@ -61,6 +61,13 @@ class Options:
     timeout: float | None = None
     #: What ends the run once the guest has said it: texts and regular expressions.
     until: tuple[str | bytes | Pattern[str], ...] = ()
+    #: The file for a snapshot at the end.
+    save: str | None = None
+    #: Whether a snapshot goes on where this host lacks what its guest knows.
+    force: bool = False
+    #: What `snapshot` is to do, and with which files.
+    words: tuple[str, ...] = ()
+    verify: bool = False
     exit_status: str = "guest"
     debug_exit: int | None = None
     quiet: bool = False
@@ -258,6 +265,12 @@ def _said(text: str) -> str | bytes:
     return text
 
 
+def _path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError("the path of a file")
+    return text
+
+
 def _pattern(text: str) -> Pattern[str]:
     import re
 
@@ -275,7 +288,7 @@ def _flag(text: str) -> bool:
 
 
 _GUESTS = ("run", "step")
-_ALL = ("run", "step", "info")
+_ALL = COMMANDS
 
 MACHINE = "The machine"
 GUEST = "The guest file"
@@ -438,6 +451,17 @@ OPTIONS: tuple[Option, ...] = (
         repeats=True, sets="until",
     ),
     Option(
+        "--save", "FILE", _path, ENDING,
+        "then, with --until once the guest has said it, without it at the time limit, Ctrl-C or "
+        "Ctrl-A x, write a snapshot that goes on from there: pykvm FILE",
+    ),
+    Option(
+        "--force", "", _flag, ENDING,
+        "go on with a snapshot though this host lacks what its guest knows of the one that it was "
+        "saved on",
+        _GUESTS, bare=True,
+    ),
+    Option(
         "--exit-status", "STYLE", one_of("guest", "qemu"), ENDING,
         "status for a guest's exit code v: guest gives v (default), qemu gives (v << 1) | 1 as "
         "QEMU's isa-debug-exit does",
@@ -478,7 +502,14 @@ OPTIONS: tuple[Option, ...] = (
         "at the end, registers, code at RIP and the top of the stack",
         bare=True,
     ),
-    Option("--json", "", _flag, GENERAL, "info: print JSON", ("info",), bare=True),
+    Option(
+        "--verify", "", _flag, GENERAL,
+        "snapshot info: read the files whole, and check every hash",
+        ("snapshot",), bare=True,
+    ),
+    Option(
+        "--json", "", _flag, GENERAL, "info, snapshot: print JSON", ("info", "snapshot"), bare=True
+    ),
     Option("--help", "", _flag, GENERAL, "show this", _ALL, short="-h", bare=True),
     Option("--version", "", _flag, GENERAL, "show the version", _ALL, bare=True),
 )  # fmt: skip
@@ -582,6 +613,9 @@ def _check(options: Options, words: Sequence[str], given: Sequence[Option]) -> N
         if words or options.arguments:
             raise UsageError(f"info takes no guest: unexpected {[*words, *options.arguments][0]!r}")
         return
+    if command == "snapshot":
+        _check_snapshot(options, words)
+        return
     if not words and "kernel" in options.config:
         words = [options.config.pop("kernel")]
     if not words:
@@ -592,3 +626,12 @@ def _check(options: Options, words: Sequence[str], given: Sequence[Option]) -> N
     filed = options.trace_file is not None or options.trace_only is not None
     if filed and options.trace is None:
         options.trace = "text"
+
+
+def _check_snapshot(options: Options, words: Sequence[str]) -> None:
+    what, files = words[0] if words else "", words[1:]
+    if options.arguments or not (
+        (what == "info" and files) or (what == "diff" and len(files) == 2)
+    ):
+        raise UsageError("it is `snapshot info FILE...` or `snapshot diff FILE FILE`")
+    options.words = tuple(words)

@@ -47,7 +47,7 @@ _MISSING = {
     "there is no monitor yet: Ctrl-A h lists what the console does, `pykvm step` looks inside": (
         "mon qmp qmp-pretty chardev"
     ),
-    "there are no snapshots yet": "loadvm incoming",
+    "snapshots are files: --save FILE writes one, `pykvm FILE` goes on from it": "loadvm incoming",
     "there is no USB yet": "usb usbdevice",
     "there is no sound": "audio audiodev",
     "there is no such device; in Python, `Machine.add` takes your own": (

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pykvm.cli.consoles import Consoles
 from pykvm.cli.exit_port import hint, watch
 from pykvm.cli.interrupts import Interrupts
-from pykvm.cli.machine import machine_of
+from pykvm.cli.machine import goes_on, machine_of
 from pykvm.cli.output import TimeLimit
 from pykvm.cli.report import ending_line, exit_status, say, tell
 from pykvm.cli.status import Status
@@ -28,10 +28,14 @@ _QUIET = frozenset({Outcome.EXITED, Outcome.UNTIL})
 _WITH_CONSOLE = frozenset({Outcome.TIMEOUT, Outcome.CRASHED})
 
 
+# Ends of a guest that can go on, at which --save without --until writes a snapshot.
+_SAVED = frozenset({Outcome.TIMEOUT, Outcome.STOPPED})
+
+
 def main(options: Options) -> int:
     """Run the guest that `options` describe and return the exit status."""
     with machine_of(options) as machine:
-        if machine.is_linux and not options.quiet:
+        if machine.is_linux and not options.quiet and not goes_on(options):
             _announce()
         return _Session(machine, options).run()
 
@@ -113,6 +117,8 @@ class _Session:
         if result is None:
             sentence, status = self._stop()
             self._say(sentence)
+            if options.save is not None:
+                self._say(f"{options.save} was not saved: the run was interrupted half-way")
             return status
         status, note = exit_status(result, options.exit_status)
         sentence = result.sentence
@@ -132,6 +138,19 @@ class _Session:
             from pykvm.cli.dump import dump_text
 
             tell(dump_text(machine), until=self._patience)
+        return status if options.save is None else self._save(options.save, result, status)
+
+    def _save(self, path: str, result: Result, status: int) -> int:
+        """Write the snapshot, if the run has come to where it is to be; the exit status."""
+        options = self._options
+        if result.outcome is not Outcome.UNTIL and (options.until or result.outcome not in _SAVED):
+            self._say(f"{path} was not saved: the run was over before")
+            return Status.UNSAID if status == Status.DONE else status
+        from shlex import quote
+
+        self._machine.snapshot().save(path)
+        if not options.quiet:
+            self._say(f"saved: pykvm {quote(path)} goes on from here")
         return status
 
     def _notes(self, result: Result) -> list[str]:

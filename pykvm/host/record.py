@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from pykvm.errors import HostError
@@ -14,9 +15,9 @@ from pykvm.values.state import State
 from pykvm.x86.cpuid import CpuidEntry, CpuidTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from pykvm.kvm import VCPU, Record, System
+    from pykvm.kvm import System
     from pykvm.values.state import U32, U64
 
 __all__ = ["HostRecord", "check_host", "differences"]
@@ -79,18 +80,18 @@ class HostRecord(State):
     def of(
         cls,
         system: System,
-        vcpu: VCPU,
         *,
+        shown: bytes,
         irqchip: str,
+        tsc_khz: int,
         tsc_movable: bool,
         unmasked: bool = False,
     ) -> HostRecord:
-        """This host, and what it shows to the guest on `vcpu`.
+        """This host, and what it shows to a guest.
 
-        On the host that is to go on, `vcpu` has the table that a machine made there has, and not
-        yet the one that was saved: some KVMs show guests what they do not offer.
-
-        `tsc_movable` says whether guests see the TSC offset that KVM is given.
+        On the host that is to go on, `shown` is the table of a machine made there, and not the one
+        that was saved: some KVMs show guests what they do not offer.  `tsc_movable` says whether
+        guests see the TSC offset that KVM is given.
         """
         offered = bytes(system.supported_cpuid_packed())
         table = _table(offered)
@@ -99,15 +100,15 @@ class HostRecord(State):
         return cls(
             backend=_backend(Path("/sys/module")),
             linux=os.uname().release,
-            processor=table.brand,
-            shown=_packed(vcpu.get_cpuid2()),
+            processor=_processor(Path("/proc/cpuinfo")),
+            shown=shown,
             offered=offered,
             unmasked=unmasked,
             xcr0=_xcr0(table),
             xsave_size=extension(Cap.KVM_CAP_XSAVE2),
             msrs=tuple(system.msr_index_list()),
             capabilities=tuple((cap.name, extension(cap)) for cap in needed),
-            tsc_khz=vcpu.get_tsc_khz(),
+            tsc_khz=tsc_khz,
             tsc_scalable=bool(extension(Cap.KVM_CAP_TSC_CONTROL)) and tsc_movable,
             tsc_movable=tsc_movable,
             page_size=os.sysconf("SC_PAGE_SIZE"),
@@ -226,15 +227,20 @@ def _table(packed: bytes) -> CpuidTable:
     return CpuidTable(CpuidEntry(*entry) for entry in _ENTRY.iter_unpack(entries[:whole]))
 
 
-def _packed(entries: Sequence[Record]) -> bytes:
-    rows = [[getattr(entry, name) for name in CpuidEntry._fields] for entry in entries]
-    return _HEAD.pack(len(rows), 0) + b"".join(_ENTRY.pack(*row) for row in rows)
-
-
 def _xcr0(table: CpuidTable) -> int:
     """What XCR0 can have set (SDM 2A CPUID, leaf 0xD)."""
     leaf = table.get(_XSAVE_LEAF)
     return 0 if leaf is None else leaf.eax | leaf.edx << 32
+
+
+def _processor(path: Path) -> str:
+    """Its name, as Linux shows it: KVM does not offer it everywhere."""
+    with suppress(OSError), open(path, errors="replace") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return ""
 
 
 def _backend(modules: Path) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pykvm.boot.real_start import RealAddress
     from pykvm.boot.symbols import Symbols
     from pykvm.bus import Placement
+    from pykvm.devices.fw_cfg import Contents
     from pykvm.machine.board import Board
     from pykvm.machine.config import MachineConfig
 
@@ -39,6 +40,8 @@ class Guest(NamedTuple):
     remarks: tuple[str, ...] = ()
     #: Those of a file beside it.
     symbols: Symbols | None = None
+    #: What its fw_cfg holds, if it comes from a saved snapshot.
+    contents: Contents | None = None
 
     @property
     def is_pc(self) -> bool:
@@ -113,6 +116,12 @@ class Guest(NamedTuple):
 
     def stand_on(self, board: Board, entry: Entry | None) -> Entry | None:
         """As `place_on`, on a board whose memory holds the guest already."""
+        if self.contents is not None:
+            contents = self.contents
+            for device in board.devices.values():
+                if hasattr(device, "contents"):
+                    device.contents = lambda: contents
+            return entry
         hardware = board.hardware() if self.is_pc or "fw-cfg" in board.devices else None
         board.populate_fw_cfg(self.setup._replace(hardware=hardware), self.config.fw_cfg or {})
         return entry

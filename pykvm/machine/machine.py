@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import closing
 from functools import partial
@@ -128,15 +129,22 @@ class Machine:
     @classmethod
     def from_snapshot(
         cls,
-        saved: Snapshot,
+        saved: Snapshot | str | os.PathLike[str],
         *,
         devices: Iterable[Placement] = (),
         wall: str = "keep",
     ) -> Machine:
-        """Make a machine that goes on from a snapshot: see `Snapshot.fork`."""
+        """Make a machine that goes on from a snapshot, or from one in a file.
+
+        See `Snapshot.fork` and `Snapshot.load`.  One from a file raises HostError, too, if the
+        guest would miss something on this host: all of it is named.
+        """
         from pykvm.machine.saving import clones
+        from pykvm.machine.snapshot import Snapshot
         from pykvm.machine.snapshots import check_snapshot, check_wall
 
+        if isinstance(saved, (str, os.PathLike)):
+            saved = Snapshot.load(saved)
         check_snapshot(saved)
         check_wall(wall)
         machine = cls.__new__(cls)
@@ -184,6 +192,10 @@ class Machine:
                     self.entry = guest.place_on(board)
                 else:
                     self.entry = guest.stand_on(board, begin[0].entry)
+                if begin is not None and begin[0].origin is not None:
+                    from pykvm.machine.origin import fit
+
+                    self._guest = guest = fit(begin[0], guest, host.system, board)
                 self._runs = Runs(board, self._workarounds, guest, self.entry, self.notes)
                 if begin is not None:
                     self._snapshots.begin(*begin)

@@ -45,7 +45,7 @@ def capture(board: Board, console: ConsoleState) -> MachineState:
         cpus=cpus,
         irqchip=irqchip,
         lines=board.attachments.state(),
-        devices=tuple(_states(board.devices.values())),
+        devices=tuple(_states(sorted(board.devices.values(), key=lambda one: one.name))),
         places=tuple(map(_place_of, placements_of(board))),
         clocks=tuple(sorted(board.irqchip_names & board.devices.keys())),
         console=console,

@@ -6,15 +6,18 @@ import time
 
 from pykvm.printable import printable
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.frozen import NamedTuple
 from pykvm.values.sizes import format_size
 from pykvm.values.state import State
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable
 
     from pykvm.boot import Entry
     from pykvm.bus import Placement
     from pykvm.clock import ClockState
+    from pykvm.host.record import HostRecord
     from pykvm.machine.config import MachineConfig
     from pykvm.machine.guest import Guest
     from pykvm.machine.listening import ConsoleState
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from pykvm.values.state import S64, U64, Plain
     from pykvm.vcpu.saved import VcpuState
 
-__all__ = ["DeviceState", "MachineState", "PlaceState", "Snapshot"]
+__all__ = ["DeviceState", "MachineState", "Origin", "PlaceState", "Snapshot"]
 
 
 class DeviceState(State):
@@ -70,6 +73,14 @@ class MachineState(State):
         return changed
 
 
+class Origin(NamedTuple):
+    """Of a snapshot from a file: the file, the host that it was saved on, and `force` of `load`."""
+
+    path: str
+    host: HostRecord
+    force: bool
+
+
 class Snapshot:
     """Everything about a machine that its guest could ever notice, at one moment.
 
@@ -97,6 +108,8 @@ class Snapshot:
         entry: Entry | None,
         placements: tuple[Placement, ...],
         parent: Snapshot | None,
+        cpuid: tuple[bytes, ...],
+        tsc_movable: bool,
     ) -> None:
         self.state = state
         self.memory = memory
@@ -109,6 +122,14 @@ class Snapshot:
         self.entry = entry
         #: The devices on the bus of the machine that it was taken from.
         self.placements = placements
+        #: What CPUID shows on each vCPU, as struct kvm_cpuid2.
+        self.cpuid = cpuid
+        #: Whether the guest sees the TSC offset that KVM is given.
+        self.tsc_movable = tsc_movable
+        #: The file that it was saved to or loaded from last, and that one's id.
+        self.file: tuple[str, str] | None = None
+        #: Where it was loaded from.
+        self.origin: Origin | None = None
 
     @property
     def config(self) -> MachineConfig:
@@ -129,6 +150,43 @@ class Snapshot:
         from pykvm.machine.machine import Machine
 
         return Machine.from_snapshot(self, devices=devices, wall=wall)
+
+    def save(self, path: str | os.PathLike[str], *, parent: Snapshot | None = None) -> None:
+        """Write it to a file, which `load` reads, here or on another host.
+
+        With `parent`, a snapshot that is in a file of the same directory, the file has what differs
+        from that one, and needs it to be loaded.
+
+        The file is there whole, and on the disk, or not at all; one that was there before stays as
+        it was until then.  Guest memory may hold secrets: only its owner can read the file.
+
+        Raises HostError if it cannot be written (ResourceError for want of memory or descriptors),
+        ConfigError for a `parent` without a file, or a path that leads to no regular file.
+        """
+        from pykvm.machine.snapshot_file import save
+
+        save(self, path, parent)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, force: bool = False) -> Snapshot:
+        """The snapshot in a file of `save`.
+
+        ::
+
+            with Machine.from_snapshot(Snapshot.load("booted.pykvm")) as machine:
+                machine.run(timeout=5)
+
+        Memory is mapped, and read as the guest uses it, so the file must stay as it is; `save`
+        replaces files and never changes one.  Whether this host can go on with it is found when a
+        machine is made of it: that raises HostError with all that the guest would miss here, unless
+        `force` is set.
+
+        Raises LoadError for a file that pykvm did not save, or one that is damaged or needs one
+        that is not there; ResourceError.
+        """
+        from pykvm.machine.snapshot_file import load
+
+        return load(path, force=force)
 
     def digest(self) -> str:
         """A hash of all of it but the time of day: clocks run on, and two looks at one differ."""

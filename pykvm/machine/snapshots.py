@@ -62,6 +62,7 @@ class Snapshots:
         self._derived_made: DerivedMappings | None = None
         #: What the snapshots of this machine have in common with those of its forks.
         self.family = object()
+        self._tables: tuple[bytes, ...] = ()
         runs.check = self._check_whole
 
     def take(self) -> Snapshot:
@@ -128,8 +129,16 @@ class Snapshots:
             entry=self._entry,
             placements=placements_of(board),
             parent=self.last,
+            cpuid=self._cpuid(),
+            tsc_movable=board.clock.tsc_movable,
         )
         return self.last
+
+    def _cpuid(self) -> tuple[bytes, ...]:
+        """The tables of the vCPUs, which stay what they are from the first run on."""
+        if not self._tables:
+            self._tables = tuple(bytes(cpu.kvm.get_cpuid2_packed()) for cpu in self._board.vcpus)
+        return self._tables
 
     def _reset(self, saved: Snapshot, wall: str) -> None:
         anew = self._unfinished is not None

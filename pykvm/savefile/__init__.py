@@ -20,10 +20,20 @@ hash, the *id*, says what is in the whole file.  A difference names its parent b
 it, LoadError is all that comes of it, and neither memory nor time is spent on what it only claims.
 """
 
-from pykvm.savefile.manifest import Parent
-from pykvm.savefile.reading import SavedFile, is_saved_file
-from pykvm.savefile.strict_json import parse_json
-from pykvm.savefile.writing import Bytes, Pages, write
+from __future__ import annotations
+
+from importlib import import_module
+
+from pykvm.savefile.magic import is_saved_file
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pykvm.savefile.manifest import Parent
+    from pykvm.savefile.reading import SavedFile
+    from pykvm.savefile.strict_json import parse_json
+    from pykvm.savefile.writing import Bytes, Pages, write
 
 __all__ = [
     "Bytes",
@@ -34,3 +44,19 @@ __all__ = [
     "parse_json",
     "write",
 ]
+
+# Every run asks whether its guest is such a file, and few are.
+_HOME = {
+    "Bytes": "writing",
+    "Pages": "writing",
+    "Parent": "manifest",
+    "SavedFile": "reading",
+    "parse_json": "strict_json",
+    "write": "writing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pykvm.savefile' has no attribute {name!r}")
+    return getattr(import_module(f"pykvm.savefile.{_HOME[name]}"), name)

@@ -7,6 +7,7 @@ import json
 import struct
 
 from pykvm.errors import LoadError
+from pykvm.savefile.magic import MAGIC
 from pykvm.savefile.strict_json import parse_json
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FIRST_SECTION",
     "LARGEST_BYTES",
-    "MAGIC",
     "PAGE",
     "VERSION",
     "Header",
@@ -31,8 +31,6 @@ __all__ = [
 
 PAGE = 4096
 
-#: As PNG's: no text file begins so, and what changes the ends of lines spoils it.
-MAGIC = b"\x89pykvm saved\r\n\x1a\n"
 VERSION = 1
 
 #: Where the sections begin, and so how long a manifest may be.

@@ -6,14 +6,13 @@ import errno
 import hashlib
 import mmap
 import os
-import stat
 import zlib
 
 from pykvm.descriptor import Descriptor
 from pykvm.errors import ClosedError, LoadError, is_exhaustion, resource_error
+from pykvm.savefile.magic import open_regular
 from pykvm.savefile.manifest import (
     FIRST_SECTION,
-    MAGIC,
     PAGE,
     Header,
     Manifest,
@@ -32,29 +31,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["SavedFile", "is_saved_file"]
+__all__ = ["SavedFile"]
 
 # How much of a region is in memory at a time while it is checked.
 _PIECE = 1 << 20
 # <asm-generic/mman.h>; Python names it only from 3.13 on.
 _MAP_NORESERVE = 0x4000
-
-
-def is_saved_file(path: str | os.PathLike[str]) -> bool:
-    """Whether the file at `path` begins as one does; False for what cannot be read."""
-    try:
-        with _open(os.fsdecode(path)) as file:
-            return os.pread(file.fileno(), len(MAGIC), 0) == MAGIC
-    except (OSError, ValueError, LoadError):
-        return False
-
-
-def _open(path: str) -> Descriptor:
-    # O_NONBLOCK: opening a FIFO by mistake would wait for its other end.
-    file = Descriptor.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise LoadError(f"{path}: is no regular file")
-    return file
 
 
 class SavedFile:
@@ -73,7 +55,7 @@ class SavedFile:
         self.path = os.fsdecode(path)
         self._file = Descriptor()
         try:
-            self._file = _open(self.path)
+            self._file = open_regular(self.path)
             size = os.fstat(self._file.fileno()).st_size
             header = Header.unpack(self._read(0, min(PAGE, size)), self.path)
             if header.file_size != size:
@@ -138,6 +120,13 @@ class SavedFile:
         except (OSError, OverflowError, ValueError) as error:
             raise self._refusal(error) from error
 
+    def data(self, name: str) -> Iterator[tuple[int, bytes]]:
+        """The pages of a region that are in the file, in pieces: where in it they lie, and they."""
+        pages = self.pages(name)
+        for start, end in runs_of(self.present(name)):
+            for piece in range(start, end, _PIECE):
+                yield piece, self._read(pages.offset + piece, min(_PIECE, end - piece))
+
     def fileno(self) -> int:
         """The descriptor.  Raises ClosedError."""
         if self._file.closed:
@@ -179,10 +168,10 @@ class SavedFile:
         at = 0
         for start, end in runs_of(self.present(name)):
             self._verify_hole(name, section.offset + at, section.offset + start)
-            for piece in range(start, end, _PIECE):
-                hash.update(self._read(section.offset + piece, min(_PIECE, end - piece)))
             at = end
         self._verify_hole(name, section.offset + at, section.end)
+        for _, data in self.data(name):
+            hash.update(data)
         if hash.digest() != section.digest:
             raise self._error(f"section {name!r} is damaged (hash)")
 

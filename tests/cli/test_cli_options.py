@@ -178,7 +178,7 @@ def test_commands_are_first_words_only() -> None:
         (["a", "--trace=xml"], "--trace takes one of text, json, not 'xml'"),
         (["a", "--stats=yes"], "--stats takes no value"),
         (["step", "a", "--trace"], "--trace belongs to run, not to step"),
-        (["a", "--json"], "--json belongs to info, not to run"),
+        (["a", "--json"], "--json belongs to info and snapshot, not to run"),
         (["info", "a"], "info takes no guest: unexpected 'a'"),
     ],
 )

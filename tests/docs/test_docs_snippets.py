@@ -85,6 +85,15 @@ def more_time(run: Callable[..., Result]) -> Callable[..., Result]:
     return slowly
 
 
+@pytest.fixture(autouse=True)
+def saved_files() -> Iterator[None]:
+    """Take away the snapshots that a page saves."""
+    before = set(ROOT.glob("*.pykvm"))
+    yield
+    for path in set(ROOT.glob("*.pykvm")) - before:
+        path.unlink()
+
+
 @pytest.mark.kvm
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python(

@@ -171,8 +171,14 @@ def test_this_host(cpu: str, irqchip: str) -> None:
         host = Host()
         try:
             found = [
-                HostRecord.of(host.system, vcpu.kvm, irqchip=irqchip, tsc_movable=True)
-                for vcpu in machine.vcpus
+                HostRecord.of(
+                    host.system,
+                    shown=bytes(cpu.kvm.get_cpuid2_packed()),
+                    irqchip=irqchip,
+                    tsc_khz=cpu.kvm.get_tsc_khz(),
+                    tsc_movable=True,
+                )
+                for cpu in machine.vcpus
             ]
         finally:
             host.close()
