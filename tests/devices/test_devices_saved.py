@@ -213,7 +213,7 @@ HPET = programs(
     ("reset",),
     ("missed",),
     ("missed",),
-    look=[*reads(*_HPET_REGISTERS, sizes=(8,)), ("missed",)],
+    look=[*reads(*_HPET_REGISTERS, sizes=(8,)), ("missed",), ("write", 0x20, 4, 7)],
 )
 
 
@@ -670,6 +670,32 @@ def test_the_state_of_another_device_is_refused(name: str) -> None:
     other = PvPanic() if name != "pvpanic" else KeyboardController()
     with pytest.raises(ConfigError, match=f"is to be restored, not {type(other.state()).__name__}"):
         device.restore(other.state())
+
+
+def test_what_c_has_read_of_a_counter_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C has latched a count, and given one byte of it: the other is next, here and elsewhere."""
+    # A pulse a second: real time passes between two looks at it.
+    monkeypatch.setattr("pykvm.devices.pit.PIT_HZ", 1)
+
+    def lent(world: World) -> Subject:
+        world.host.now += 500_000_000
+        device = Pit8254(world.clock, world.lines[0])
+        return Subject(world, device, access=Fronts(world, (device, 0, 4)))
+
+    first = [*pit_counter(0, 0x34, 0x1234), ("wait", 3_000_000_000), *reads(0, 0)]
+    halfway = [("write", 3, 1, 0x00), *reads(0)]
+    subject = lent(World())
+    assert [answer for _, answer, *_ in subject.play(first)][-2:] == [0x32, 0x12]
+    subject.play(halfway)
+    front = subject._front
+    assert front is not None
+    assert front.answered == 2, "the latch and the byte"
+    subject.play([("wait", 60_000_000_000)])
+    fresh = lent(World())
+    fresh.load(subject.save())
+    for either in (subject, fresh):
+        high, low, again = (answer for _, answer, *_ in either.play(reads(0, 0, 0)))
+        assert (high, low, again) == (0x12, 0xF6, 0x11)
 
 
 def test_a_line_that_c_drives_is_left_alone() -> None:
