@@ -698,6 +698,24 @@ def test_what_c_has_read_of_a_counter_is_saved(monkeypatch: pytest.MonkeyPatch) 
         assert (high, low, again) == (0x12, 0xF6, 0x11)
 
 
+def test_c_forgets_the_cmos_that_was() -> None:
+    """The register that is chosen is C's to know, and so is what others read."""
+    world = World()
+    device = Rtc146818(world.clock, world.lines[8], epoch=1_700_000_000)
+    subject = Subject(world, device, access=Fronts(world, (device, 0, 2)))
+    chosen = [("write", 0, 1, 0x40), ("read", 1, 1)]
+    subject.play([*rtc_register(0x41, 2), *rtc_register(0x40, 1), *chosen])
+    saved = subject.save()
+    front = subject._front
+    assert front is not None
+    subject.play([*rtc_register(0x40, 7), *chosen, ("write", 0, 1, 0x41), ("read", 1, 1)])
+    before = front.answered
+    assert subject.step(("read", 1, 1))[1] == 2
+    assert front.answered == before + 1, "C knows register 0x41"
+    subject.load(saved)
+    assert subject.step(("read", 1, 1))[1] == 1, "register 0x40 is chosen again, with 1 in it"
+
+
 def test_a_line_that_c_drives_is_left_alone() -> None:
     """What is restored knows the level, and C goes on from there."""
     first, other = InC(), InC()
