@@ -105,6 +105,11 @@ class KernelIrqChipState(State):
     ioapic: bytes
     pit: PitState
 
+    def at_rest(self) -> KernelIrqChipState:
+        """The same without what runs on by itself, to be compared."""
+        changed: KernelIrqChipState = self.__replace__(pit=self.pit.__replace__(counted=(0, 0, 0)))
+        return changed
+
 
 def _isa_routes() -> list[dict[str, object]]:
     """Each ISA IRQ to its 8259, and each GSI to its pin of the I/O APIC, as on a PC."""

@@ -13,6 +13,7 @@ from pykvm.values.state import State
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
+    from typing import Any
 
     from pykvm.boot import Entry
     from pykvm.bus import Placement
@@ -66,7 +67,11 @@ class MachineState(State):
 
     def at_rest(self) -> MachineState:
         """The same without what runs on by itself, to be compared."""
+        irqchip: Any = self.irqchip
+        if hasattr(irqchip, "at_rest"):
+            irqchip = irqchip.at_rest()
         changed: MachineState = self.__replace__(
+            irqchip=irqchip,
             clock=self.clock.__replace__(now=0, tsc=None),
             cpus=tuple(cpu.at_rest() for cpu in self.cpus),
         )

@@ -75,3 +75,37 @@ def test_a_guest_goes_on_alike_from_each_of_its_exits(guests: Path, name: str) -
             assert rest(machine, timed=kept.timed) == expected
             with saved.fork() as twin:
                 assert rest(twin, timed=kept.timed) == expected
+
+
+RESET = {
+    "bare": ("hello.elf", {}),
+    "irqchip user": ("pit.elf", {"irqchip": "user"}),
+    "irqchip kernel": ("pit.elf", {"irqchip": "kernel"}),
+    "two vCPUs, user": ("smp.elf", {"irqchip": "user", "vcpus": 2}),
+    "two vCPUs, kernel": ("smp.elf", {"irqchip": "kernel", "vcpus": 2}),
+}
+
+
+def reset_again_and_again(guests: Path, name: str, times: int) -> None:
+    """Run a little, go back, and compare everything."""
+    file, options = RESET[name]
+    with Machine(guests / file, **options) as machine:
+        machine.run(timeout=0.02)
+        saved = machine.snapshot()
+        digest = saved.digest()
+        for number in range(times):
+            machine.run(timeout=0.001 * (number % 5 + 1))
+            machine.reset(saved)
+            assert machine.snapshot().digest() == digest, f"at reset {number}"
+
+
+@pytest.mark.parametrize("name", RESET)
+def test_each_of_many_resets_is_equal(guests: Path, name: str) -> None:
+    reset_again_and_again(guests, name, 40)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", RESET)
+def test_each_of_10_000_resets_is_equal(guests: Path, name: str) -> None:
+    reset_again_and_again(guests, name, 10_000)
