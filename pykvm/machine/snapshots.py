@@ -9,6 +9,7 @@ from pykvm.machine.saving import capture, placements_of, put_back
 from pykvm.machine.snapshot import Snapshot
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import one_of, wrong
+from pykvm.vcpu.saving import show_all_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +60,7 @@ class Snapshots:
         self._unfinished: Snapshot | None = None
         # The last one that a reset went to, and the ranges of the bus after that.
         self._stood: tuple[Snapshot, object] | None = None
+        self._events_shown = False
         self._derived_made: DerivedMappings | None = None
         #: What the snapshots of this machine have in common with those of its forks.
         self.family = object()
@@ -117,6 +119,7 @@ class Snapshots:
 
     def _take(self) -> Snapshot:
         self._check_whole()
+        self._show_events()
         self._runs.settle()
         board = self._board
         state = capture(board, self._runs.listening.state())
@@ -141,6 +144,7 @@ class Snapshots:
         return self._tables
 
     def _reset(self, saved: Snapshot, wall: str) -> None:
+        self._show_events()
         anew = self._unfinished is not None
         self._unfinished = saved
         # The table of ranges is a new one after each change.
@@ -151,6 +155,13 @@ class Snapshots:
         self._runs.listening.restore(saved.state.console)
         self.last = saved
         self._unfinished = None
+
+    def _show_events(self) -> None:
+        """Once: have KVM show what of a vCPU it keeps to itself otherwise."""
+        vm = self._board.vm
+        if vm is not None and not self._events_shown:
+            show_all_events(vm)
+            self._events_shown = True
 
     def _derived(self) -> DerivedMappings:
         """Made for the first reset, which asks this host for a quirk."""

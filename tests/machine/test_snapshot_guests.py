@@ -77,7 +77,7 @@ def test_a_guest_goes_on_alike_from_each_of_its_exits(guests: Path, name: str) -
                 assert rest(twin, timed=kept.timed) == expected
 
 
-RESET = {
+RESET: dict[str, tuple[str, dict[str, Any]]] = {
     "bare": ("hello.elf", {}),
     "irqchip user": ("pit.elf", {"irqchip": "user"}),
     "irqchip kernel": ("pit.elf", {"irqchip": "kernel"}),
