@@ -148,6 +148,9 @@ class _Session:
             return Status.UNSAID if status == Status.DONE else status
         from shlex import quote
 
+        if self._missed is not None:
+            # It is this command's, and the next one has its own.
+            self._machine.remove(self._missed)
         self._machine.snapshot().save(path)
         if not options.quiet:
             self._say(f"saved: pykvm {quote(path)} goes on from here")

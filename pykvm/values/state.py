@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     S128: TypeAlias = int
 
     Plain: TypeAlias = object
+
+    _Shape: TypeAlias = tuple[int, Any]
     T = TypeVar("T")
 
 __all__ = ["State", "Stateful", "decode", "encode", "expect", "fits"]
@@ -136,7 +138,7 @@ def decode(value: Any, kind: type[T], *, where: str = "") -> T:
     >>> decode([1, 2], tuple[int, ...])
     (1, 2)
     """
-    return _decode(value, kind, where or getattr(kind, "__name__", "state"), 0)  # type: ignore[no-any-return]
+    return _decode(value, _shape(kind), where or getattr(kind, "__name__", "state"), 0)  # type: ignore[no-any-return]
 
 
 def fits(state: object, kind: type) -> bool:
@@ -187,64 +189,86 @@ def _hints(cls: type[State]) -> dict[str, Any]:
     return {name: hints[name] for name in cls.__fields__}
 
 
-_hints_of: dict[type[State], dict[str, Any]] = {}
+#: By class, the shapes of its fields.
+_shapes_of: dict[type[State], dict[str, _Shape]] = {}
+
+# What may stand in a place: one of these, and what it needs to know.  `typing` takes annotations
+# apart slowly, and a snapshot has a thousand values.
+_NUMBER, _EXACT, _BYTES_KIND, _RECORD, _TUPLE, _EACH, _ONE_OF, _ANY = range(8)
 
 
-def _decode(value: Any, kind: Any, where: str, depth: int) -> Any:
+def _shape(kind: Any) -> _Shape:
+    """`kind` taken apart."""
     from types import UnionType
     from typing import Annotated, Union, get_args, get_origin
 
-    if depth > _DEPTH:
-        raise LoadError(f"{where:.200}: nested more than {_DEPTH} deep")
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (UnionType, Union):
-        return _one_of(value, arguments, where, depth)
+        return _ONE_OF, tuple(map(_shape, arguments))
     if origin is tuple:
-        return _tuple(value, arguments, where, depth)
+        if len(arguments) == 2 and arguments[1] is ...:
+            return _EACH, _shape(arguments[0])
+        return _TUPLE, tuple(map(_shape, arguments))
     if origin is Annotated:
-        limits, bits = kind.__metadata__
+        return _NUMBER, kind.__metadata__
+    if kind is object:
+        return _ANY, None
+    if kind in (int, bool, str, type(None)):
+        return _EXACT, kind
+    return (_BYTES_KIND, None) if kind is bytes else (_RECORD, kind)
+
+
+def _decode(value: Any, shape: _Shape, where: str, depth: int) -> Any:
+    what, more = shape
+    if what == _NUMBER:
+        limits, bits = more
         if type(value) is not int or not limits.start <= value < limits.stop:
             raise LoadError(f"{where}: {_shown(value)} is not a number of {bits} bits")
         return value
-    if kind is object:
-        return _plain(value, where, depth)
-    if kind in (int, bool, str):
-        if type(value) is not kind:
-            raise LoadError(f"{where}: {_shown(value)} is no {kind.__name__}")
+    if what == _EXACT:
+        if type(value) is not more:
+            place = "in the place of nothing" if more is type(None) else f"is no {more.__name__}"
+            raise LoadError(f"{where}: {_shown(value)} {place}")
         return value
-    if kind is type(None):
-        if value is not None:
-            raise LoadError(f"{where}: {_shown(value)} in the place of nothing")
-        return None
-    if kind is bytes:
+    if depth > _DEPTH:
+        raise LoadError(f"{where:.200}: nested more than {_DEPTH} deep")
+    if what == _BYTES_KIND:
         return _bytes(value, where)
-    return _record(value, kind, where, depth)
+    if what == _RECORD:
+        return _record(value, more, where, depth)
+    if what == _ONE_OF:
+        return _one_of(value, more, where, depth)
+    if what == _ANY:
+        return _plain(value, where, depth)
+    return _tuple(value, shape, where, depth)
 
 
 def _shown(value: object) -> str:
     return f"{value!r:.60}"
 
 
-def _one_of(value: Any, kinds: tuple[Any, ...], where: str, depth: int) -> Any:
-    if value is None and type(None) in kinds:
+def _one_of(value: Any, shapes: tuple[_Shape, ...], where: str, depth: int) -> Any:
+    nothing = _EXACT, type(None)
+    if value is None and nothing in shapes:
         return None
-    *others, last = [kind for kind in kinds if kind is not type(None)]
-    for kind in others:
+    *others, last = [shape for shape in shapes if shape != nothing]
+    for shape in others:
         with suppress(LoadError):
-            return _decode(value, kind, where, depth + 1)
+            return _decode(value, shape, where, depth + 1)
     return _decode(value, last, where, depth + 1)
 
 
-def _tuple(value: Any, kinds: tuple[Any, ...], where: str, depth: int) -> tuple[Any, ...]:
+def _tuple(value: Any, shape: _Shape, where: str, depth: int) -> tuple[Any, ...]:
     if type(value) is not list:
         raise LoadError(f"{where}: {_shown(value)} is no list")
-    if len(kinds) == 2 and kinds[1] is ...:
-        kinds = (kinds[0],) * len(value)
-    if len(value) != len(kinds):
-        raise LoadError(f"{where}: {len(value)} values in the place of {len(kinds)}")
+    shapes = (shape[1],) * len(value) if shape[0] == _EACH else shape[1]
+    if len(value) != len(shapes):
+        raise LoadError(f"{where}: {len(value)} values in the place of {len(shapes)}")
     return tuple(
-        _decode(part, kind, f"{where}[{number}]", depth + 1)
-        for number, (part, kind) in enumerate(zip(value, kinds, strict=True))
+        [
+            _decode(part, one, f"{where}[{number}]", depth + 1)
+            for number, (part, one) in enumerate(zip(value, shapes, strict=True))
+        ]
     )
 
 
@@ -261,7 +285,7 @@ def _bytes(value: Any, where: str) -> bytes:
 def _plain(value: Any, where: str, depth: int) -> Any:
     """A value whose kind only its own device knows."""
     if type(value) is list:
-        return _tuple(value, (object, ...), where, depth)
+        return _tuple(value, (_EACH, (_ANY, None)), where, depth)
     if type(value) is dict:
         return _bytes(value, where) if _BYTES in value else _record(value, State, where, depth)
     if value is None or type(value) in (int, bool, str):
@@ -281,15 +305,15 @@ def _record(value: Any, kind: Any, where: str, depth: int) -> State:
         raise LoadError(
             f"{where}: {name} of version {_shown(version)}; this pykvm knows version {cls.version}"
         )
-    if cls not in _hints_of:
-        _hints_of[cls] = _hints(cls)
-    hints = _hints_of[cls]
-    if type(fields) is not dict or fields.keys() != hints.keys():
-        raise LoadError(f"{where}: {name} has the fields {', '.join(hints)}, not {_shown(fields)}")
+    if cls not in _shapes_of:
+        _shapes_of[cls] = {field: _shape(kind) for field, kind in _hints(cls).items()}
+    shapes = _shapes_of[cls]
+    if type(fields) is not dict or fields.keys() != shapes.keys():
+        raise LoadError(f"{where}: {name} has the fields {', '.join(shapes)}, not {_shown(fields)}")
     place = where if depth == 0 and where == name else f"{where}: {name}" if depth == 0 else where
     return cls(
         **{
-            field: _decode(fields[field], hint, f"{place}.{field}", depth + 1)
-            for field, hint in hints.items()
+            field: _decode(fields[field], shape, f"{place}.{field}", depth + 1)
+            for field, shape in shapes.items()
         }
     )

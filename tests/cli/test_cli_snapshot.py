@@ -44,6 +44,16 @@ def test_a_run_goes_on(pykvm: Pykvm, booted: Path) -> None:
         assert line.startswith("pykvm: the guest exited with code 0 (")
 
 
+def test_a_kernel_goes_on(pykvm: Pykvm, guests: Path, tmp_path: Path) -> None:
+    """With a PC's devices, and what the command line itself puts on the bus."""
+    path = tmp_path / "a.pykvm"
+    whole = pykvm(guests / "pvh.elf")
+    first = pykvm(guests / "pvh.elf", "--until", "\n", "--save", path)
+    assert first.returncode == 0, first.stderr
+    rest = pykvm(path)
+    assert (rest.returncode, first.stdout + rest.stdout) == (whole.returncode, whole.stdout)
+
+
 def test_step_goes_on(pykvm: Pykvm, booted: Path) -> None:
     done = pykvm("step", booted, stdin="n\nq\n")
     assert done.returncode == 0
