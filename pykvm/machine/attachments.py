@@ -159,6 +159,8 @@ class Attachments:
         self._clock = clock
         self._late_clock = LateClock(clock, self._make_irqchip)
         self._late_lines: list[LateLine] = []
+        # Those of `Machine.line`; no device is called so.
+        self._host_lines = DeviceLines(None, self._line)
         # By name.  Replaced as a whole: another thread may be looking.
         self._devices: dict[str, tuple[Device, DeviceLines]] = {}
 
@@ -214,14 +216,22 @@ class Attachments:
         for name in self.names.difference(names):
             self.remove(name)
 
+    def host_line(self, line: InterruptLine) -> InterruptLine:
+        """`line`, for the host to drive: its level is kept beside those of the devices."""
+        kept = KeptLine(line)
+        self._host_lines.taken = (*self._host_lines.taken, kept)
+        return kept
+
     def state(self) -> tuple[tuple[str, tuple[bool, ...]], ...]:
-        """The levels of the lines of devices that do not keep them, by the device's name."""
-        levels = ((name, lines.levels) for name, (_, lines) in sorted(self._devices.items()))
+        """The levels of the lines whose devices do not keep them, by name; "" is the host."""
+        by_name = [(name, lines) for name, (_, lines) in sorted(self._devices.items())]
+        levels = ((name, lines.levels) for name, lines in (("", self._host_lines), *by_name))
         return tuple((name, of_device) for name, of_device in levels if of_device)
 
     def restore(self, state: tuple[tuple[str, tuple[bool, ...]], ...]) -> None:
         """Let the lines have these levels, and drive none."""
         known = dict(state)
+        self._host_lines.restore(known.get("", ()))
         for name, (_, lines) in self._devices.items():
             lines.restore(known.get(name, ()))
 

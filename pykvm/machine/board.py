@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pykvm.boot import Setup
     from pykvm.bus import Device, Placement
     from pykvm.clock import Clock
+    from pykvm.devices.line import InterruptLine
     from pykvm.host import Host
     from pykvm.irqchip.base import Interrupts, IrqChip
     from pykvm.kvm import VM
@@ -52,6 +53,8 @@ class Board:
         self.irqchip: IrqChip | None = None
         #: The devices on the bus that are the irqchip's, by name.
         self.irqchip_names: frozenset[str] = frozenset()
+        #: Whether it was put back to a snapshot.
+        self.was_reset = False
         #: Whether the host has lines to the irqchip, and may drive them at any time.
         self.has_outside_lines = False
         #: The right to run it.
@@ -222,6 +225,12 @@ class Board:
         for cpu in self.vcpus:
             cpu.engine.attend()
 
+    def host_line(self, irq: int) -> InterruptLine:
+        """A line for the host to drive; its level is part of a snapshot."""
+        irqchip = self.need_irqchip()
+        self.has_outside_lines = True
+        return self.attachments.host_line(irqchip.line(irq))
+
     def need_irqchip(self) -> IrqChip:
         """The irqchip.  Raises ConfigError if there is none."""
         if self.irqchip is None:
@@ -313,15 +322,17 @@ class Board:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what of guest time does not reach the guest."""
-        clock = self._clock
-        if clock is None or clock.tsc_movable or self._config.clock == "realtime":
+        clock, policy = self._clock, self._config.clock
+        if clock is None or clock.tsc_movable:
             return ()
         whose = "kept by KVM" if clock.tsc_by_kvm else "the host's"
-        policy = self._config.clock
-        return (
-            f"{option('clock', policy)} does not reach RDTSC: this host's KVM ignores a TSC "
-            f"offset, and the guest's TSC is {whose}",
-        )
+        why = f"this host's KVM ignores a TSC offset, and the guest's TSC is {whose}"
+        notes = []
+        if policy != "realtime":
+            notes.append(f"{option('clock', policy)} does not reach RDTSC: {why}")
+        if self.was_reset:
+            notes.append(f"RDTSC did not go back to the snapshot: {why}")
+        return tuple(notes)
 
     def start_clock(self) -> None:
         """The guest is about to run."""

@@ -257,9 +257,7 @@ class Machine:
         """
         self._board.claim.check_open()
         irq = check_irq("irq", irq)
-        irqchip = self._board.need_irqchip()
-        self._board.has_outside_lines = True
-        return irqchip.line(irq)
+        return self._board.host_line(irq)
 
     def send_msi(self, address: int, data: int) -> bool:
         """Send a message-signalled interrupt: `data` written to `address` (SDM 3A 11.11).

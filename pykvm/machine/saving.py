@@ -125,6 +125,7 @@ def put_back(
     board.clock.restore(state.clock, catch_up=catch_up)
     for cpu, of_cpu in zip(board.vcpus, state.cpus, strict=True):
         cpu.load(of_cpu)
+    board.was_reset = True
     board.show_time()
     if state.irqchip is not None and board.irqchip is not None:
         # Placeholders have no state: the devices that stand for them do.

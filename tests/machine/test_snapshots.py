@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pykvm import ConfigError, Machine, Outcome, Placement, Space, StateError
+from pykvm.devices.line import InterruptLine, Lines
 from pykvm.exits import IoIn, IoOut
 from pykvm.vcpu import CPU
 from pykvm.x86.state import Mode
@@ -330,6 +331,52 @@ def test_from_another_thread_it_is_refused_while_the_guest_runs(guest: MakeGuest
         machine.stop()
         runner.join()
     machine.snapshot()
+
+
+# -- lines and time ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
+def test_the_levels_of_lines_go_back(guests: Path, irqchip: str) -> None:
+    """A line of the host's and one of a device that does not keep its level."""
+
+    class Driver:
+        name = "driver"
+        stateless = True
+        line: InterruptLine
+
+        def attach(self, lines: Lines, memory: object, clock: object) -> None:
+            self.line = lines.own
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            pass
+
+    with Machine(guests / "hello.elf", irqchip=irqchip) as machine:
+        driver = Driver()
+        machine.add(driver, pio=0x300, length=1, irq=10)
+        line = machine.line(11)
+        line.set(True)
+        saved = machine.snapshot()
+        digest = saved.digest()
+        for _ in range(2):
+            line.set(False)
+            driver.line.set(True)
+            assert machine.snapshot().digest() != digest
+            machine.reset(saved)
+            assert machine.snapshot().digest() == digest
+        # What is a change for the guest is one for the line.
+        line.set(False)
+        lowered = machine.snapshot().digest()
+        assert lowered != digest
+        line.set(True)
+        assert machine.snapshot().digest() != lowered
+
+
+def test_a_clock_that_cannot_go_back_is_told_of(guests: Path) -> None:
+    with Machine(guests / "hello.elf") as machine:
+        machine.reset(machine.snapshot())
+        told = [note for note in machine.run(timeout=20).notes if "did not go back" in note]
+        assert bool(told) is not machine.clock.tsc_movable
 
 
 # -- what a run has heard ------------------------------------------------------------------------
