@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pkgutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -297,6 +298,31 @@ def test_another_host(echo: Echo, path: Path) -> None:
         assert any("0xdead" in note for note in machine.notes)
         machine.serial.send("q\n")
         assert machine.run(timeout=20).ok
+
+
+def stepping(table: bytes) -> int:
+    """The low four bits of CPUID.1:EAX."""
+    return next(
+        int(entry[3]) & 0xF for entry in struct.iter_unpack("<7I12x", table[8:]) if entry[0] == 1
+    )
+
+
+@pytest.mark.kvm
+def test_the_guest_keeps_its_cpuid(echo: Echo, path: Path) -> None:
+    """Though this host would show it another."""
+    with echo() as machine:
+        saved = machine.snapshot()
+    before = saved.cpuid[0]
+    entries = [list(entry) for entry in struct.iter_unpack("<7I12x", before[8:])]
+    for entry in entries:
+        if entry[0] == 1:
+            entry[3] ^= 0xF
+    other = before[:8] + b"".join(struct.pack("<7I12x", *entry) for entry in entries)
+    saved.cpuid = (other,)
+    saved.save(path)
+    with Machine.from_snapshot(path) as machine:
+        shown = bytes(machine.vcpus[0].kvm.get_cpuid2_packed())
+    assert stepping(shown) == stepping(before) ^ 0xF
 
 
 # -- devices of one's own ------------------------------------------------------------------------
