@@ -9,22 +9,21 @@ from contextlib import closing
 
 import pytest
 
+from support.booted import PROMPT, at_the_shell
 from support.linux import DEADLINE, Linux
 from support.terminal import Terminal
 
 pytestmark = pytest.mark.timeout(2 * DEADLINE)
 
-PROMPT = "# "
 #: The guest's terminal makes CR LF of a newline, and the host's makes CR LF of that LF.
 NEWLINE = "\r\r\n"
 PASTED = bytes(b" "[0] + number % 91 for number in range(1 << 12))
 
 
 def test_a_shell_on_the_terminal(linux: Linux) -> None:
-    command = [sys.executable, "-m", "pykvm", str(linux.vmlinux), "--memory", "64M"]
-    command += ["--initrd", str(linux.initramfs), "--append", "console=ttyS0"]
+    command = [sys.executable, "-m", "pykvm", str(at_the_shell(linux))]
     with closing(Terminal(command, deadline=DEADLINE)) as console:
-        console.wait_for(f"is up{NEWLINE}")
+        console.type("\r")
         console.wait_for(PROMPT)
 
         console.type("tty; echo $((6 * 7))\r")
@@ -62,9 +61,9 @@ def test_a_shell_on_the_terminal(linux: Linux) -> None:
 
 
 def test_poweroff_ends_the_run(linux: Linux) -> None:
-    command = [sys.executable, "-m", "pykvm", str(linux.vmlinux), "--memory", "64M"]
-    command += ["--initrd", str(linux.initramfs), "--append", "console=ttyS0 quiet"]
+    command = [sys.executable, "-m", "pykvm", str(at_the_shell(linux))]
     with closing(Terminal(command, deadline=DEADLINE)) as console:
+        console.type("\r")
         console.wait_for(PROMPT)
         console.type("poweroff\r")
         console.wait_for("pykvm: the guest powered itself off (ACPI S5)")

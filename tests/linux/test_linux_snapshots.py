@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
-from pykvm import Machine, Outcome
-from pykvm.machine.snapshot import Snapshot
+from pykvm import Machine, Outcome, Snapshot
+from support.booted import PROMPT, at_the_shell
 from support.linux import DEADLINE, Linux, last_lines
-from support.once import cpu_for
 from support.slowness import longer
+from support.terminal import Terminal
 
-pytestmark = pytest.mark.timeout(2 * DEADLINE)
+# Where there is no file yet, the first test of a kind boots it.
+pytestmark = pytest.mark.timeout(3 * DEADLINE)
 
-PROMPT = "# "
+#: The guest's terminal makes CR LF of a newline, and the host's makes CR LF of that LF.
+NEWLINE = "\r\r\n"
 KINDS = [("kernel", 1), ("kernel", 2), ("user", 1), ("user", 2)]
 #: Resets in a row, of which `make soak` makes 10,000.
 RESETS = 50
@@ -26,24 +30,9 @@ RESETS = 50
 def booted(request: pytest.FixtureRequest, linux: Linux) -> Iterator[tuple[Machine, Snapshot]]:
     """A machine at its shell's prompt, and the snapshot of that."""
     irqchip, vcpus = request.param
-    with Machine(
-        linux.vmlinux,
-        initrd=linux.initramfs,
-        append="console=ttyS0 quiet",
-        memory="64M",
-        irqchip=irqchip,
-        vcpus=vcpus,
-        cpu=cpu_for(irqchip),
-    ) as machine:
-        result = machine.run(timeout=DEADLINE, until=PROMPT)
-        assert result.outcome is Outcome.UNTIL, f"{result}\n{last_lines(machine)}"
-        settle(machine)
+    path = at_the_shell(linux, irqchip, vcpus)
+    with Machine.from_snapshot(Snapshot.load(path)) as machine:
         yield machine, machine.snapshot()
-
-
-def settle(machine: Machine) -> None:
-    """Let the shell come to wait for input."""
-    machine.run(timeout=longer(0.3))
 
 
 def command(machine: Machine, line: str, awaited: str | re.Pattern[str]) -> str:
@@ -141,3 +130,17 @@ def test_no_output_is_lost_in_the_middle(booted: tuple[Machine, Snapshot]) -> No
         assert finish(machine) == expected
     with middle.fork() as twin:
         assert finish(twin) == expected
+
+
+def test_a_file_goes_on_in_another_process(linux: Linux) -> None:
+    """The shell answers, and its uptime goes on from where it was."""
+    command = [sys.executable, "-m", "pykvm", str(at_the_shell(linux))]
+    with closing(Terminal(command, deadline=DEADLINE)) as console:
+        console.type("echo $((6 * 7)); cat /proc/uptime\r")
+        console.wait_for(f"{NEWLINE}42{NEWLINE}")
+        uptime = console.wait_for(NEWLINE)
+        assert re.fullmatch(r"[\d.]+ [\d.]+\s+", uptime)
+        console.wait_for(PROMPT)
+        console.type("poweroff\r")
+        console.wait_for("pykvm: the guest powered itself off (ACPI S5)")
+        assert console.status() == 0
