@@ -103,7 +103,6 @@ class Run:
         stops: Callable[[CPU, Exit], bool] | None = None,
         interrupts: Interrupts | None = None,
         look: Callable[[CPU], None] | None = None,
-        settles: bool = False,
     ) -> None:
         """`cpus` are to run within `claim`, which the caller holds.
 
@@ -114,7 +113,6 @@ class Run:
         its vCPU's `Loop.pending`; else `stops` has dealt with it.
         `interrupts` is what wakes halted vCPUs, and starts parked ones; None if nothing does.
         `look` is called whenever there is an occasion to look at a vCPU.
-        With `settles` it handles the exits at which the vCPUs stand, and runs nothing.
         """
         self.check = check
         self.interrupts = interrupts
@@ -142,9 +140,6 @@ class Run:
         # Taken, and never waited for, by the vCPU that skips ahead.
         self._skipping = _thread.allocate_lock()
         self._began = time.monotonic()
-        self._settles = settles
-        if settles:
-            self._endings.append(SETTLED)
 
     # -- ending ------------------------------------------------------------------------------
 
@@ -166,11 +161,6 @@ class Run:
     def at_exit(self) -> bool:
         """Whether it has ended for nothing but an exit to stop at."""
         return self._ending is AT_EXIT
-
-    @property
-    def has_settled(self) -> bool:
-        """Whether it has ended for nothing but that, with `settles`, there is nothing to run."""
-        return self._ending is SETTLED
 
     def use_interrupts(self, interrupts: Interrupts) -> None:
         """The guest has touched what can interrupt it: ask this from now on."""
@@ -392,8 +382,6 @@ class Run:
 
     def _until_the_end(self, cpu: CPU) -> Ending:
         try:
-            if self._settles:
-                return (cpu.loop.pending and self._go_on(cpu)) or SETTLED
             if self.interrupts is not None:
                 # A new run has no alarm, and timers may wait from the one before.
                 cpu.engine.attend()
@@ -443,6 +431,24 @@ class Run:
                 hint="each vCPU but the first takes one: see `ulimit -u`, `ulimit -v` and the "
                 "pids.max of the container, or use fewer vCPUs",
             ) from error
+
+    def settle(self) -> Ending | None:
+        """Handle the exits at which the vCPUs stand, and enter no guest.
+
+        Returns how one of them has ended the guest, if so.
+        """
+        self._endings.append(SETTLED)
+        for cpu in self._cpus:
+            if cpu.loop.pending is not None:
+                cpu.engine.hold(partial(self._settle, cpu), None, self._turn)
+        ending = self._ending
+        return None if ending is SETTLED else ending
+
+    def _settle(self, cpu: CPU) -> None:
+        try:
+            self.end(self._go_on(cpu))
+        except GuestEnd as end:
+            self.end(ending_of(end, cpu))
 
     def __call__(self) -> Result:
         """Run to the end.  An exception of a handler, or Ctrl-C, passes as it is."""

@@ -175,21 +175,20 @@ class Runs:
             take=self._take_exit,
             timeout=None,
             interrupts=board.irqchip.interrupts if board.irqchip else None,
-            settles=True,
         )
         self._last = run
         board.on_interrupts = run.use_interrupts
         settled = False
         try:
-            result = self._in_guest_time(run)
-            settled = run.has_settled
+            ending = run.settle()
+            settled = ending is None
         finally:
             if not settled:
                 for cpu, exit in pending:
                     cpu.loop.pending = exit
-        if not settled:
+        if ending is not None:
             raise StateError(
-                f"the guest ends at the exit at which this machine stands: {result.sentence}",
+                f"the guest ends at the exit at which this machine stands: {ending.sentence}",
                 hint="take the snapshot before that exit, or answer the exit yourself",
             )
 

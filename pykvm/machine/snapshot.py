@@ -200,7 +200,8 @@ class Snapshot:
 
         from pykvm.values.state import encode
 
-        hashed = blake2b(self.memory.digest(), digest_size=32)
+        times = [area for cpu in self.state.cpus for area in cpu.time_in_memory()]
+        hashed = blake2b(self.memory.digest(but=times), digest_size=32)
         hashed.update(json.dumps(encode(self.state.at_rest()), sort_keys=True).encode())
         return hashed.hexdigest()
 

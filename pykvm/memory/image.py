@@ -192,13 +192,19 @@ class MemoryImage:
             for page, data in changes:
                 yield region.start + page * PAGE_SIZE, data
 
-    def digest(self) -> bytes:
+    def digest(self, but: Iterable[tuple[int, int]] = ()) -> bytes:
         """The BLAKE2b digest of the layout and of every page that is not zero, in 32 bytes.
+
+        What lies at the (address, size) of `but`, each of them in one page, counts as zero.
 
         Equal for equal memory, whatever backs it and however the image came to be.
         """
         from hashlib import blake2b
 
+        blanks: dict[int, list[slice]] = {}
+        for address, size in but:
+            at = address % PAGE_SIZE
+            blanks.setdefault(address - at, []).append(slice(at, min(at + size, PAGE_SIZE)))
         digest = blake2b(digest_size=32)
         for region in self.regions:
             name, kind = region.name.encode("utf-8", "surrogatepass"), region.kind.encode()
@@ -206,7 +212,7 @@ class MemoryImage:
                 digest.update(b"%d:%b," % (len(part), part))
             for page, data in _present(region):
                 digest.update(b"%d:" % page)
-                digest.update(data)
+                digest.update(_blanked(data, blanks.get(region.start + page * PAGE_SIZE, ())))
         return digest.digest()
 
     def __repr__(self) -> str:
@@ -254,6 +260,16 @@ def _derived(placement: Placement, known: FrozenRegion | None) -> Any:
     if not content:
         raise refusal("derive an image", ENOMEM)
     return content
+
+
+def _blanked(page: bytes, blanks: Iterable[slice]) -> bytes:
+    """`page` with zeros at some places."""
+    if not blanks:
+        return page
+    blanked = bytearray(page)
+    for blank in blanks:
+        blanked[blank] = bytes(blank.stop - blank.start)
+    return bytes(blanked)
 
 
 def _private(slot: int, region: FrozenRegion) -> Region:

@@ -23,6 +23,10 @@ _LVTT = 0x320
 _TMCCT = slice(0x390, 0x394)
 _IRR = 0x200
 
+# MSRs of KVM's with a guest-physical address, in its low bit whether it is in use; how that is
+# aligned, and how much lies there: system time by its two numbers, and stolen time.
+_TIME_IN_MEMORY = ((0x12, 4, 32), (0x4B56_4D01, 4, 32), (0x4B56_4D03, 64, 64))
+
 _RIP = kvm_regs.offset_of("rip")
 _CR0 = kvm_sregs2.offset_of("cr0")
 
@@ -70,6 +74,18 @@ class VcpuState(State):
     def rip(self) -> int:
         """RIP."""
         return int.from_bytes(self.regs[_RIP : _RIP + 8], "little")
+
+    def time_in_memory(self) -> list[tuple[int, int]]:
+        """Where KVM writes the time for its guest whenever the vCPU runs: (address, size) each.
+
+        Documentation/virt/kvm/x86/msr.rst: struct pvclock_vcpu_time_info and kvm_steal_time.
+        """
+        msrs = dict(self.msrs)
+        return [
+            (msrs[index] & -align, size)
+            for index, align, size in _TIME_IN_MEMORY
+            if msrs.get(index, 0) & 1
+        ]
 
     def at_rest(self) -> VcpuState:
         """The same without what runs on by itself, to be compared.

@@ -25,9 +25,12 @@ PROMPT = "# "
 
 
 def at_the_shell(linux: Linux, irqchip: str = "kernel", vcpus: int = 1) -> Path:
-    """The file of a machine with 64 MiB whose shell waits for input."""
+    """The file of a machine with 64 MiB whose shell waits for input.
+
+    Its time stands still between two runs: two snapshots with no run between them are equal.
+    """
     cpu = cpu_for(irqchip)
-    name = f"shell-{irqchip}-{vcpus}-{cpu}.pykvm"
+    name = f"shell-{irqchip}-{vcpus}-{cpu}-paused.pykvm"
     home = linux.vmlinux.parent
     path = (home if os.access(home, os.W_OK) else Path(gettempdir())) / name
     if not goes_on(path):
@@ -54,6 +57,7 @@ def boot(linux: Linux, irqchip: str, vcpus: int, cpu: str) -> Snapshot:
         irqchip=irqchip,
         vcpus=vcpus,
         cpu=cpu,
+        clock="paused",
     ) as machine:
         result = machine.run(timeout=2 * DEADLINE, until=PROMPT)
         assert result.outcome is Outcome.UNTIL, f"{result}\n{last_lines(machine)}"
