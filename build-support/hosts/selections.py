@@ -88,6 +88,20 @@ SHORT = [
     "tests/machine/test_vcpu.py",
     "tests/vcpu/test_raw_exits.py",
     "tests/vcpu/test_registers.py",
+    *(
+        f"tests/machine/test_snapshots.py::test_{name}"
+        for name in (
+            "a_reset_brings_back_memory_registers_and_devices",
+            "two_snapshots_of_the_same_are_equal",
+            "a_fork_goes_on_by_itself",
+            "no_translation_outlives_a_reset",
+        )
+    ),
+    "tests/machine/test_snapshot_files.py::test_a_machine_goes_on_from_a_file",
+    "tests/vcpu/test_saving.py::test_what_is_loaded_is_saved_again",
+    "tests/vcpu/test_saving.py::test_a_tsc_whose_offset_kvm_moves_goes_on_from_where_it_was",
+    "tests/irqchip/test_saving_in_kernel.py::test_what_is_restored_is_saved_again",
+    "tests/memory/test_freeze_kvm.py::test_forks_of_one_image_and_their_parent",
     "tests/quirks/test_workarounds.py::test_a_guest_with_a_ring_3",
     "tests/linux/test_linux_stock.py::test_in_each_shape[1-kernel-host]",
     *OF_KVM,

@@ -11,6 +11,7 @@ from pykvm.bus import Placement
 from pykvm.errors import ConfigError, StateError
 from pykvm.machine.snapshot import DeviceState, MachineState, PlaceState, Snapshot
 from pykvm.typed import TYPE_CHECKING
+from pykvm.vcpu.saving import at_one_time
 from pykvm.x86.registers import CR0
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def capture(board: Board, console: ConsoleState) -> MachineState:
     """
     board.dispatch.deliver()
     # KVM_GET_MP_STATE has KVM take the INITs and start-up IPIs that wait at a local APIC: first.
-    cpus = tuple(cpu.save() for cpu in board.vcpus)
+    cpus = at_one_time(tuple(cpu.save() for cpu in board.vcpus))
     clock = board.clock.state()
     irqchip = board.irqchip.state() if board.irqchip is not None else None
     return MachineState(

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
     from pykvm.kvm import VCPU
 
-__all__ = ["IA32_TSC", "IA32_TSC_DEADLINE", "LARGEST_BATCH", "msrs_of", "pack"]
+__all__ = ["IA32_TSC", "IA32_TSC_ADJUST", "IA32_TSC_DEADLINE", "LARGEST_BATCH", "msrs_of", "pack"]
 
 #: KVM_GET_MSRS takes fewer than MAX_IO_MSRS of arch/x86/kvm/x86.c.
 LARGEST_BATCH = 255
 
 # SDM 4, table 2-2.
 IA32_TSC = 0x10
+IA32_TSC_ADJUST = 0x3B
 IA32_MTRRCAP = 0xFE
 IA32_MCG_CAP = 0x179
 IA32_MC0_CTL2 = 0x280

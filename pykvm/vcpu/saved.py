@@ -38,8 +38,8 @@ class VcpuState(State):
     as they are, and so is `lapic`, where the local APIC is KVM's.  `sregs` is a kvm_sregs2, also
     where KVM knows only kvm_sregs.  `msrs` are (index, value), in the order in which they are set.
 
-    `tsc_offset` is what KVM adds to the host's TSC, modulo 2**64; None where KVM does not say, and
-    IA32_TSC is among the MSRs.
+    `tsc_offset` is what KVM adds to the host's TSC, modulo 2**64; None where KVM does not say, or
+    moves it by itself, and IA32_TSC is among the MSRs.
 
     `halted` is True for a vCPU that waits in HLT outside the kernel, `at_breakpoint` for one that a
     breakpoint of ours has stopped.  `cr8` and the three after it are those of the kvm_run page.

@@ -6,13 +6,14 @@ from pykvm.errors import ConfigError, StateError
 from pykvm.exits import Hlt
 from pykvm.kvm.uapi import KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT
 from pykvm.typed import TYPE_CHECKING
+from pykvm.vcpu.msr_list import IA32_TSC, IA32_TSC_ADJUST
 from pykvm.vcpu.saved import VcpuState
 
 if TYPE_CHECKING:
     from pykvm.kvm import VM
     from pykvm.vcpu.cpu import CPU
 
-__all__ = ["load", "save", "show_all_events"]
+__all__ = ["at_one_time", "load", "save", "show_all_events"]
 
 _HIGHEST_CR8 = 15
 
@@ -69,6 +70,33 @@ def save(cpu: CPU) -> VcpuState:
         halted=halted,
         at_breakpoint=debug is not None and debug.hit is not None,
     )
+
+
+def at_one_time(states: tuple[VcpuState, ...]) -> tuple[VcpuState, ...]:
+    """The same states of a machine's vCPUs, with their TSCs at one time.
+
+    Where KVM moves the TSC offsets, a vCPU's TSC stands at its last exit, and catches up when it is
+    entered again: the newest shows where they all would be.
+    """
+    if any(state.tsc_offset is not None for state in states):
+        return states
+    tables = [dict(state.msrs) for state in states]
+    shared = [table.get(IA32_TSC, 0) - table.get(IA32_TSC_ADJUST, 0) for table in tables]
+    newest = shared[0]
+    for other in shared:
+        # They count modulo 2**64.
+        if (other - newest) % (1 << 64) < 1 << 63:
+            newest = other
+    return tuple(
+        state.__replace__(msrs=tuple((table | {IA32_TSC: _tsc(table, newest)}).items()))
+        if IA32_TSC in table
+        else state
+        for state, table in zip(states, tables, strict=True)
+    )
+
+
+def _tsc(msrs: dict[int, int], shared: int) -> int:
+    return (shared + msrs.get(IA32_TSC_ADJUST, 0)) % (1 << 64)
 
 
 def load(cpu: CPU, state: VcpuState) -> None:

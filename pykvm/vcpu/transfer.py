@@ -23,7 +23,8 @@ RIP and overwrite a register:
 3. XCR0, XSAVE area, debug registers.
 4. Local APIC: before the TSC deadline, which is dropped unless LVT has the timer in that mode.
 5. MSRs, but for the TSC deadline.
-6. TSC offset: KVM turns a deadline into time by it, so before that.
+6. TSC offset: KVM turns a deadline into time by it, so before that.  Where KVM moves the offset,
+   IA32_TSC is the state, and the first to be put.
 7. TSC deadline.
 8. Nested state: needs EFER, CR4 and the MSRs of VMX.
 9. MP state: KVM_SET_SREGS makes a vCPU at the reset vector runnable.
@@ -201,7 +202,9 @@ class Transfer:
         self._xsave2 = host.xsave2
         self.has_lapic = _is_there(vcpu.get_lapic)
         self._msrs, self._nested_size = host.parts_of(vcpu, has_lapic=self.has_lapic)
-        self._has_offset = vcpu.has_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET)
+        has_offset = vcpu.has_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET)
+        self._kvm_moves_tsc = has_offset and _moves_tsc(vcpu)
+        self._has_offset = has_offset and not self._kvm_moves_tsc
         if self._has_offset:
             self._msrs = tuple(index for index in self._msrs if index != IA32_TSC)
         #: What of kvm_vcpu_events KVM shows (KVM_VCPUEVENT_VALID_...).
@@ -328,6 +331,8 @@ class Transfer:
         # The guest cannot change it.
         if not self.was_put(state) and self._kvm.get_tsc_khz() != state.tsc_khz:
             self._kvm.set_tsc_khz(state.tsc_khz)
+        if self._kvm_moves_tsc:
+            self._put_tsc(state)
         while True:
             failed = packed.do(self._core, 0 if registers else 2)
             if failed is None:
@@ -341,6 +346,19 @@ class Transfer:
             self._putting[id(state)] = state, packed, _overwrites(state)
             if len(self._putting) > _KEPT:
                 del self._putting[next(iter(self._putting))]
+
+    def _put_tsc(self, state: VcpuState) -> None:
+        """Have the TSC go on from the state's, where KVM moves the offset.
+
+        KVM takes a write of IA32_TSC that is less than a second from what it expects for an attempt
+        to synchronise, and adds the time since the last one (kvm_synchronize_tsc in x86.c).
+        """
+        wanted = next((value for index, value in state.msrs if index == IA32_TSC), None)
+        if wanted is not None:
+            offset = _tsc_offset(self._kvm)
+            here = self._kvm.get_msrs([IA32_TSC])[IA32_TSC]
+            offset = (offset + wanted - here) % (1 << 64)
+            self._kvm.set_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, offset)
 
     def overwrites(self, state: VcpuState) -> list[tuple[int, int]]:
         """Where KVM writes guest memory when this state is put: addresses and sizes."""
@@ -383,8 +401,8 @@ class Transfer:
         packed.add(uapi.KVM_SET_DEBUGREGS, state.debugregs)
         if state.lapic is not None:
             packed.add(uapi.KVM_SET_LAPIC, _without_spent_timer(state.lapic))
-        constant = _constant[self.has_lapic]
-        msrs = [msr for msr in state.msrs if msr[0] not in constant]
+        left_out = _constant[self.has_lapic] | ({IA32_TSC} if self._kvm_moves_tsc else set())
+        msrs = [msr for msr in state.msrs if msr[0] not in left_out]
         deadline = [msr for msr in msrs if msr[0] == IA32_TSC_DEADLINE and self.has_lapic]
         self._add_msrs(
             packed, uapi.KVM_SET_MSRS, [msr for msr in msrs if msr[0] != IA32_TSC_DEADLINE]
@@ -492,6 +510,20 @@ def _overwrites(state: VcpuState) -> list[tuple[int, int]]:
 def _trimmed(nested: bytes) -> bytes:
     """As much of a kvm_nested_state as KVM has filled in."""
     return nested[: uapi.kvm_nested_state.unpack(nested).size]
+
+
+def _tsc_offset(vcpu: kvm.VCPU) -> int:
+    offset: int = vcpu.get_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET)
+    return offset
+
+
+def _moves_tsc(vcpu: kvm.VCPU) -> bool:
+    """Whether KVM changes the TSC offset by itself.
+
+    Where the host's TSC is unstable it does so at each ioctl (kvm_arch_vcpu_load): the guest's
+    stands still from one KVM_RUN to the next, which catches up.
+    """
+    return _tsc_offset(vcpu) != _tsc_offset(vcpu)
 
 
 def _is_there(get: Any) -> bool:

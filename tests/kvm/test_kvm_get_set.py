@@ -161,6 +161,8 @@ def test_attributes_of_a_vcpu(vm: VM, chips: str) -> None:
     if not vcpu.has_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET):
         raise HostCannot("KVM_VCPU_TSC_OFFSET", "this host does not offer it")
     before = vcpu.get_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET)
+    if vcpu.get_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET) != before:
+        raise HostCannot("tsc-offset-stays", "this host's KVM moves the TSC offset by itself")
     vcpu.set_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, before)
     assert vcpu.get_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET) == before
 

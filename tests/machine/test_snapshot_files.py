@@ -39,6 +39,7 @@ from pykvm.machine.saved_guest import symbols_from_text, symbols_to_text
 from pykvm.machine.snapshot import Snapshot
 from pykvm.savefile import Bytes, Pages, SavedFile, new_file, write
 from pykvm.values import state as states
+from support.quirks import without
 
 GREETING = "just q.\n"
 IRQCHIPS = ("user", "kernel", "split", "none")
@@ -148,6 +149,7 @@ def test_in_the_middle_of_guests(
 
 
 @pytest.mark.kvm
+@without("triple-fault")
 def test_a_crash_names_symbols(guests: Path, path: Path) -> None:
     with Machine(guests / "triple.elf", memory="16M") as machine:
         machine.run(timeout=20, until="IDT").check()

@@ -19,7 +19,10 @@ from pykvm.kvm.constants import KVM_VCPUEVENT_VALID_TRIPLE_FAULT
 from pykvm.kvm.handle import name_of
 from pykvm.values.state import decode, encode
 from pykvm.vcpu import transfer
+from pykvm.vcpu.msr_list import IA32_TSC
 from pykvm.vcpu.saved import VcpuState
+from pykvm.vcpu.saving import at_one_time
+from support.debugging import BREAKPOINTS
 from support.guest import MakeGuest
 from support.host import HostCannot
 from support.interrupts import COUNT, VECTOR, count, put_handler, with_deadline
@@ -696,6 +699,46 @@ def test_tscs_are_as_far_apart_as_they_were(guest: MakeGuest) -> None:
     ]
 
 
+def test_tscs_of_vcpus_that_left_the_guest_one_after_the_other(cpu: CPU) -> None:
+    """Where KVM moves the offsets, each TSC stands since its vCPU's last exit."""
+
+    def at(tsc: int, adjust: int) -> VcpuState:
+        msrs = dict(state.msrs) | {0x10: tsc % (1 << 64), 0x3B: adjust}
+        return changed(state, tsc_offset=None, msrs=tuple(msrs.items()))
+
+    def tscs(cpus: tuple[VcpuState, ...]) -> list[int]:
+        return [dict(cpu.msrs)[0x10] for cpu in cpus]
+
+    state = cpu.save()
+    assert tscs(at_one_time((at(500, 0), at(900, 0), at(700, 300)))) == [900, 900, 1200]
+    assert tscs(at_one_time((at(-5, 0), at(7, 0)))) == [7, 7]
+    one = (changed(at(5, 0), tsc_offset=5), changed(at(7, 0), tsc_offset=7))
+    assert at_one_time(one) == one
+
+
+def test_a_tsc_whose_offset_kvm_moves_goes_on_from_where_it_was(guest: MakeGuest) -> None:
+    """Also from where KVM takes a write of IA32_TSC for an attempt to synchronise."""
+    machine = guest(COUNTING)
+    cpu = machine.vcpus[0]
+    state = cpu.save()
+    if state.tsc_offset is not None:
+        raise HostCannot("tsc-offset-moves", "the TSC offset stays where it was set")
+
+    def tsc() -> int:
+        value: int = cpu.kvm.get_msrs([IA32_TSC])[IA32_TSC]
+        return value
+
+    second = state.tsc_khz * 1000
+    for value in (1 << 50, (1 << 50) + second // 2, 1 << 40, (1 << 40) + second // 2, 1 << 40):
+        at = changed(state, msrs=tuple((dict(state.msrs) | {IA32_TSC: value}).items()))
+        time.sleep(0.01)
+        cpu.load(at)
+        # It stands until the vCPU runs.
+        assert value <= tsc() < value + second // 4
+        assert dict(cpu.save().msrs)[IA32_TSC] < value + second // 4
+
+
+@pytest.mark.needs_host(BREAKPOINTS)
 def test_a_breakpoint_that_has_stopped_it_is_gone_past(guest: MakeGuest) -> None:
     machine = guest(FOUR_NOPS + EXIT_3)
     cpu = machine.vcpus[0]
@@ -778,11 +821,15 @@ def test_two_vcpus_go_on_from_where_they_were(guest: MakeGuest) -> None:
 def test_the_order_of_what_is_put(guest: MakeGuest) -> None:
     """See `pykvm.vcpu.transfer` for the reasons."""
     cpu = guest(HALT, irqchip="kernel").vcpus[0]
-    packed = cpu.engine.transfer._packed(cpu.save())
+    state = cpu.save()
+    packed = cpu.engine.transfer._packed(state)
     order = [name_of(request).removeprefix("KVM_SET_") for request, _, _ in packed.calls]
+    batches = order.index("MP_STATE") - order.index("LAPIC") - 1
+    offset = ["DEVICE_ATTR"] if state.tsc_offset is not None else []
     assert order == [
-        *("SREGS2", "REGS", "XCRS", "XSAVE", "DEBUGREGS", "LAPIC", "MSRS"),
-        *("DEVICE_ATTR", "MSRS", "MP_STATE", "VCPU_EVENTS"),
+        *("SREGS2", "REGS", "XCRS", "XSAVE", "DEBUGREGS", "LAPIC"),
+        *(["MSRS"] * (batches - len(offset) - 1)),
+        *(*offset, "MSRS", "MP_STATE", "VCPU_EVENTS"),
     ]
 
 
@@ -859,14 +906,21 @@ def test_a_state_that_kvm_refuses(cpu: CPU, fields: dict[str, Any]) -> None:
 
 
 def test_an_msr_that_cannot_be_set(cpu: CPU) -> None:
-    """MCG_CAP says what the processor has: a state with another one is of another vCPU."""
-    state = cpu.save()
+    """IA32_ARCH_CAPABILITIES or PAT: which of them takes any value depends on the host."""
+    state, ones = cpu.save(), (1 << 64) - 1
     msrs = dict(state.msrs)
-    if 0x10A not in msrs:
-        raise HostCannot("IA32_ARCH_CAPABILITIES", "this host does not list it")
-    with pytest.raises(KVMError, match="MSR 0x10a cannot be set to 0xffff"):
-        cpu.load(changed(state, msrs=tuple((msrs | {0x10A: (1 << 64) - 1}).items())))
+    strict = [
+        index
+        for index in (0x10A, 0x277)
+        if index in msrs and not cpu.kvm.set_msrs({index: ones}, partial=True)
+    ]
+    if not strict:
+        raise HostCannot("an-msr-refuses-values", "IA32_ARCH_CAPABILITIES and PAT take any")
     cpu.load(state)
+    with pytest.raises(KVMError, match=f"MSR {strict[0]:#x} cannot be set to 0xffff"):
+        cpu.load(changed(state, msrs=tuple((msrs | {strict[0]: ones}).items())))
+    cpu.load(state)
+    assert not differing(cpu.save(), state)
 
 
 @pytest.mark.parametrize("irqchip", ["user", "kernel"])
