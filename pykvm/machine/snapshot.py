@@ -73,9 +73,14 @@ class MachineState(State):
         changed: MachineState = self.__replace__(
             irqchip=irqchip,
             clock=self.clock.__replace__(now=0, tsc=None),
-            cpus=tuple(cpu.at_rest() for cpu in self.cpus),
+            cpus=tuple(map(self._at_rest, self.cpus)),
         )
         return changed
+
+    def _at_rest(self, cpu: VcpuState) -> VcpuState:
+        cpu = cpu.at_rest()
+        # The offset makes the host's TSC the clock's, and the host's runs on.
+        return cpu if self.clock.tsc is None else cpu.__replace__(tsc_offset=None)
 
 
 class Origin(NamedTuple):

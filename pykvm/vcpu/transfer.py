@@ -68,6 +68,7 @@ __all__ = ["Transfer"]
 _VMX = 1 << 5  # CPUID.1:ECX
 _SVM = 1 << 2  # CPUID.80000001H:ECX
 
+_NR_XCRS = slice(0, 4)
 _SREGS2_FLAGS = uapi.kvm_sregs2.offset_of("flags")
 _EVENT_FLAGS = uapi.kvm_vcpu_events.offset_of("flags")
 _EXCEPTION_PENDING = uapi.kvm_vcpu_events.offset_of("exception.pending")
@@ -396,7 +397,9 @@ class Transfer:
             bitmap = bytes(uapi.kvm_sregs.size - _SREGS2_FLAGS)
             packed.add(uapi.KVM_SET_SREGS, state.sregs[:_SREGS2_FLAGS] + bitmap)
         packed.add(uapi.KVM_SET_REGS, state.regs)
-        packed.add(uapi.KVM_SET_XCRS, state.xcrs)
+        if any(state.xcrs[_NR_XCRS]):
+            # Without XSAVE there is none, and KVM refuses even that (kvm_vcpu_ioctl_x86_set_xcrs).
+            packed.add(uapi.KVM_SET_XCRS, state.xcrs)
         packed.add(uapi.KVM_SET_XSAVE, state.xsave)
         packed.add(uapi.KVM_SET_DEBUGREGS, state.debugregs)
         if state.lapic is not None:

@@ -11,6 +11,7 @@ import pytest
 from pykvm import ConfigError, Machine, Outcome, Placement, Space, StateError
 from pykvm.devices.line import InterruptLine, Lines
 from pykvm.exits import IoIn, IoOut
+from pykvm.machine.snapshot import MachineState
 from pykvm.vcpu import CPU
 from pykvm.x86.state import Mode
 from support.guest import MakeGuest
@@ -137,6 +138,21 @@ def test_two_snapshots_of_the_same_are_equal(guest: MakeGuest) -> None:
     assert machine.snapshot().digest() != saved.digest()
     machine.reset(saved)
     assert machine.snapshot().digest() == saved.digest()
+
+
+def test_where_the_clock_has_the_tsc_its_offset_is_no_difference(guest: MakeGuest) -> None:
+    """It is what makes the host's TSC the guest's, and the host's runs on."""
+    state = guest(COUNT).snapshot().state
+
+    def moved(tsc: int | None, offset: int) -> MachineState:
+        changed: MachineState = state.__replace__(
+            clock=state.clock.__replace__(tsc=tsc),
+            cpus=(state.cpus[0].__replace__(tsc_offset=offset),),
+        )
+        return changed.at_rest()
+
+    assert moved(100, 7) == moved(200, 8)
+    assert moved(None, 7) != moved(None, 8)
 
 
 def test_a_fork_goes_on_by_itself(guest: MakeGuest) -> None:

@@ -140,7 +140,11 @@ def test_what_is_loaded_is_saved_again(guest: MakeGuest, mode: Mode, chip: str) 
             assert not differing(cpu.save(), state)
     twin.vcpus[0].load(beginning)
     assert twin.run(timeout=20).exit_code == 3
-    assert not differing(twin.vcpus[0].save(), end)
+    found = differing(twin.vcpus[0].save(), end)
+    if chip in ("kernel", "split") and twin.clock.tsc_movable:
+        # Their runs set the offset by the clock, and each machine has its own.
+        found.pop("tsc_offset", None)
+    assert not found
 
 
 def test_registers_set_and_not_yet_taken_are_saved(guest: MakeGuest) -> None:
@@ -825,9 +829,10 @@ def test_the_order_of_what_is_put(guest: MakeGuest) -> None:
     packed = cpu.engine.transfer._packed(state)
     order = [name_of(request).removeprefix("KVM_SET_") for request, _, _ in packed.calls]
     batches = order.index("MP_STATE") - order.index("LAPIC") - 1
+    xcrs = ["XCRS"] if uapi.kvm_xcrs.unpack(state.xcrs).nr_xcrs else []
     offset = ["DEVICE_ATTR"] if state.tsc_offset is not None else []
     assert order == [
-        *("SREGS2", "REGS", "XCRS", "XSAVE", "DEBUGREGS", "LAPIC"),
+        *("SREGS2", "REGS", *xcrs, "XSAVE", "DEBUGREGS", "LAPIC"),
         *(["MSRS"] * (batches - len(offset) - 1)),
         *(*offset, "MSRS", "MP_STATE", "VCPU_EVENTS"),
     ]
@@ -859,6 +864,16 @@ def test_a_kvm_without_sregs2_and_xsave2(guest: MakeGuest, monkeypatch: pytest.M
 @pytest.fixture
 def cpu(guest: MakeGuest) -> CPU:
     return guest(COUNTING).vcpus[0]
+
+
+def test_a_processor_without_xsave_has_no_xcrs(cpu: CPU) -> None:
+    """KVM_SET_XCRS is refused there, and not called: XCR0 stays what it is."""
+    before = cpu.kvm.get_xcrs()
+    cpu.load(changed(cpu.save(), xcrs=bytes(uapi.kvm_xcrs.size)))
+    assert cpu.kvm.get_xcrs() == before
+    state = changed(cpu.save(), xcrs=bytes(uapi.kvm_xcrs.size))
+    calls = [name_of(request) for request, _, _ in cpu.engine.transfer._packed(state).calls]
+    assert "KVM_SET_XCRS" not in calls
 
 
 def changed(state: VcpuState, **fields: Any) -> VcpuState:
