@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pykvm.kvm import System
     from pykvm.values.state import U32, U64
 
-__all__ = ["HostRecord", "check_host", "differences"]
+__all__ = ["HostRecord", "check_host", "differences", "without_apic_ids"]
 
 # The ioctls that carry a vCPU's state, and what every run is built on.
 _ALWAYS = (
@@ -48,6 +48,16 @@ _FIRST_COMPONENT = 2
 
 _HEAD = struct.Struct("<II")  # struct kvm_cpuid2 before its entries
 _ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
+
+# What stays of EAX to EDX without the ID of the processor's local APIC, and of its core and node
+# (SDM 2A, CPUID; APM 3, appendix E.4.17).
+_ALL = (1 << 32) - 1
+_WITHOUT_APIC_ID = {
+    0x1: (_ALL, _ALL >> 8, _ALL, _ALL),
+    0xB: (_ALL, _ALL, _ALL, 0),
+    0x1F: (_ALL, _ALL, _ALL, 0),
+    0x8000_001E: (0, _ALL << 8 & _ALL, _ALL << 8 & _ALL, _ALL),
+}
 _LISTED = 8
 
 
@@ -93,7 +103,7 @@ class HostRecord(State):
         that was saved: some KVMs show guests what they do not offer.  `tsc_movable` says whether
         guests see the TSC offset that KVM is given.
         """
-        offered = bytes(system.supported_cpuid_packed())
+        offered = without_apic_ids(system.supported_cpuid_packed())
         table = _table(offered)
         extension = system.check_extension
         needed = (*_ALWAYS, *_IRQCHIP.get(irqchip, ()))
@@ -218,6 +228,18 @@ def _tsc(saved: HostRecord, here: HostRecord) -> Iterator[str]:
 def _page_size(saved: HostRecord, here: HostRecord) -> Iterator[str]:
     if saved.page_size != here.page_size:
         yield f"pages have {here.page_size} bytes, and had {saved.page_size}"
+
+
+def without_apic_ids(cpuid: bytes | bytearray | memoryview) -> bytes:
+    """A struct kvm_cpuid2 that is the same whichever processor was asked for it."""
+    table = bytearray(cpuid)
+    for at in range(_HEAD.size, len(table) - _ENTRY.size + 1, _ENTRY.size):
+        function, index, flags, *registers = _ENTRY.unpack_from(table, at)
+        kept = _WITHOUT_APIC_ID.get(function)
+        if kept is not None:
+            registers = [value & mask for value, mask in zip(registers, kept, strict=True)]
+            _ENTRY.pack_into(table, at, function, index, flags, *registers)
+    return bytes(table)
 
 
 def _table(packed: bytes) -> CpuidTable:

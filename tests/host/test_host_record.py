@@ -10,7 +10,7 @@ import pytest
 from pykvm import Machine
 from pykvm.errors import HostError
 from pykvm.host import Host
-from pykvm.host.record import HostRecord, check_host, differences
+from pykvm.host.record import HostRecord, check_host, differences, without_apic_ids
 from pykvm.values.state import decode, encode, fits
 from pykvm.x86.cpuid import CpuidEntry, CpuidTable
 
@@ -30,9 +30,7 @@ def table(
         CpuidEntry(0xD, 2, 1, 256, avx_at, 0, 0),
         CpuidEntry(0x8000_0008, 0, 0, bits, 0, 0, 0),
     ]
-    made = [*CpuidTable(leaves).with_features(features)]
-    rows = [b"".join(n.to_bytes(4, "little") for n in entry) + bytes(12) for entry in made]
-    return len(rows).to_bytes(8, "little") + b"".join(rows)
+    return packed(*CpuidTable(leaves).with_features(features))
 
 
 def record(**changes: Any) -> HostRecord:
@@ -53,6 +51,26 @@ def record(**changes: Any) -> HostRecord:
         "page_size": 4096,
     }
     return HostRecord(**{**fields, **changes})
+
+
+def packed(*leaves: CpuidEntry) -> bytes:
+    """A struct kvm_cpuid2."""
+    rows = [b"".join(n.to_bytes(4, "little") for n in leaf) + bytes(12) for leaf in leaves]
+    return len(rows).to_bytes(8, "little") + b"".join(rows)
+
+
+def test_whichever_processor_is_asked_a_host_is_the_same() -> None:
+    def asked(apic_id: int) -> bytes:
+        return packed(
+            CpuidEntry(1, 0, 0, 0x50654, apic_id << 24 | 0x020800, 5, 6),
+            CpuidEntry(0xB, 1, 1, 4, 16, 0x201, apic_id),
+            CpuidEntry(0x1F, 1, 1, 4, 16, 0x201, apic_id),
+            CpuidEntry(0x8000_001E, 0, 0, apic_id, 0x100 | apic_id, apic_id, 0),
+            CpuidEntry(7, 0, 0, 1, 2, 3, 4),
+        )
+
+    assert without_apic_ids(asked(1)) == without_apic_ids(asked(255)) == asked(0)
+    assert without_apic_ids(asked(0)[:-50]) == asked(0)[:-50]
 
 
 def test_the_same_host_is_as_it_was() -> None:
