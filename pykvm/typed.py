@@ -10,9 +10,15 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from typing import Protocol, cast, overload
+    from typing import Generic, Protocol, cast, overload
 else:
     Protocol = object
+
+    class Generic:
+        """Base of a class whose parameters type checkers know."""
+
+        def __class_getitem__(cls, parameters):
+            return cls
 
     def cast(kind, value):
         """`value`, which is of this kind, though a type checker does not see it."""
@@ -23,4 +29,4 @@ else:
         return function
 
 
-__all__ = ["TYPE_CHECKING", "Protocol", "cast", "overload"]
+__all__ = ["TYPE_CHECKING", "Generic", "Protocol", "cast", "overload"]

@@ -142,6 +142,18 @@ def test_a_run_loads_neither_typing_nor_re(root: Path) -> None:
     assert (result.stdout.split(), result.stderr) == ([], "")
 
 
+def test_a_file_is_loaded_without_what_takes_longer_than_that(root: Path) -> None:
+    """OpenSSL, which `hashlib` loads, and what only writing a file needs."""
+    program = "import sys; before = set(sys.modules); "
+    program += "import pykvm.machine.snapshot_file, pykvm.savefile.reading, pykvm.machine.until; "
+    heavy = "'typing', 'dataclasses', 'inspect', 'hashlib', 'secrets', 'zlib', 'pathlib'"
+    program += f"print(*sorted({{{heavy}}} & sys.modules.keys() - before))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert (result.stdout.split(), result.stderr) == ([], "")
+
+
 def test_upward_imports_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check itself: at the top of a module, inside a function, for types, from a sibling."""
     package = tmp_path / "sample"

@@ -76,16 +76,17 @@ class Incoming:
     def state(self) -> IncomingState:
         """See `pykvm.values.state.Stateful`."""
         timer = None if self._timer is None else self._timer.state()
-        queue = struct.pack(f"<{len(self._queue)}H", *self._queue)
+        queue = struct.pack(f"<{len(self._queue)}H", *self._queue) if self._queue else b""
         return IncomingState(
+            # By position: a reset to a snapshot asks for the state of every device.
             queue,
-            left=self._left,
-            spent=self._spent,
-            reading=self._reading,
-            since=self._since,
-            unseen=self._unseen,
-            overdue=self._overdue,
-            timer=timer,
+            self._left,
+            self._spent,
+            self._reading,
+            self._since,
+            self._unseen,
+            self._overdue,
+            timer,
         )
 
     def restore(self, state: IncomingState) -> None:

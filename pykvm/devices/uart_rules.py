@@ -43,6 +43,8 @@ __all__ = ["UartRules"]
 
 # What is published depends on the transmitter's interrupt: enabled, due, or not enabled at all.
 BANKS = 3
+
+_BYTES = bytes(range(256))
 IDLE, DUE, OFF = range(BANKS)
 
 #: The longest, in ns, that what was printed waits for the transmitter interrupt that it causes.
@@ -230,7 +232,7 @@ class UartRules:
         ier = self._ier_in(bank)
         if not self.wired:
             return Rule(reads=ier)
-        others = bytes(byte for byte in range(256) if byte != ier ^ IER_THR_EMPTY)
+        others = _BYTES.replace(bytes([ier ^ IER_THR_EMPTY]), b"")
         # Enabling it while the THR is empty, as it always is, makes it due.
         after = DUE if bank == OFF else OFF
         return Rule(reads=ier, posts=True, prompt=others, after_write=after)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 from contextlib import suppress
-from pathlib import Path
 
 from pykvm.errors import HostError
 from pykvm.kvm import Cap
@@ -108,9 +107,9 @@ class HostRecord(State):
         extension = system.check_extension
         needed = (*_ALWAYS, *_IRQCHIP.get(irqchip, ()))
         return cls(
-            backend=_backend(Path("/sys/module")),
+            backend=_backend("/sys/module"),
             linux=os.uname().release,
-            processor=_processor(Path("/proc/cpuinfo")),
+            processor=_processor("/proc/cpuinfo"),
             shown=shown,
             offered=offered,
             unmasked=unmasked,
@@ -255,7 +254,7 @@ def _xcr0(table: CpuidTable) -> int:
     return 0 if leaf is None else leaf.eax | leaf.edx << 32
 
 
-def _processor(path: Path) -> str:
+def _processor(path: str) -> str:
     """Its name, as Linux shows it: KVM does not offer it everywhere."""
     with suppress(OSError), open(path, errors="replace") as lines:
         for line in lines:
@@ -265,7 +264,8 @@ def _processor(path: Path) -> str:
     return ""
 
 
-def _backend(modules: Path) -> str:
+def _backend(modules: str) -> str:
     """The module that serves /dev/kvm, beside kvm itself; empty where it is not a module."""
-    names = sorted(path.name for path in modules.glob("kvm_*"))
-    return "+".join(names)
+    with suppress(OSError):
+        return "+".join(sorted(name for name in os.listdir(modules) if name.startswith("kvm_")))
+    return ""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pykvm.clock import Clock
     from pykvm.irqchip.base import IrqChip
     from pykvm.kvm import VM
+    from pykvm.vcpu.msr_exits import MsrExits
 
 __all__ = ["IRQCHIPS", "check_irqchip", "make_irqchip"]
 
@@ -43,13 +44,14 @@ def make_irqchip(
     on_made: Callable[[Mapping[str, Device]], None],
     on_put_away: Callable[[Mapping[str, Device]], None],
     waits_for_host: Callable[[], bool],
+    msr_exits: MsrExits | None = None,
 ) -> IrqChip | None:
     """The irqchip of that name (`IRQCHIPS`), for a VM without vCPUs; None for "none".
 
     `clock` makes the machine's clock.  `on_made` is called if devices on the bus were placeholders
     and have been made now: with all of them, by name; `on_put_away` if there are placeholders
     again, with those.  `waits_for_host` says whether a guest in HLT
-    could be interrupted from outside the machine.
+    could be interrupted from outside the machine.  `msr_exits` are those of the VM, if it has some.
     """
     if kind == "user":
         from pykvm.irqchip.user import UserIrqChip
@@ -61,13 +63,14 @@ def make_irqchip(
             on_made=on_made,
             on_put_away=on_put_away,
             waits_for_host=waits_for_host,
+            msr_exits=msr_exits,
         )
     if kind == "kernel":
         from pykvm.irqchip.kernel import KernelIrqChip
 
-        return KernelIrqChip(vm, clock)
+        return KernelIrqChip(vm, clock, msr_exits)
     if kind == "split":
         from pykvm.irqchip.split import SplitIrqChip
 
-        return SplitIrqChip(vm, clock)
+        return SplitIrqChip(vm, clock, msr_exits)
     return None

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pykvm.devices.line import InterruptLine
     from pykvm.kvm import VM
     from pykvm.values.state import S64
+    from pykvm.vcpu.msr_exits import MsrExits
 
 __all__ = ["KernelIrqChip", "KernelIrqChipState", "KernelLine", "PitState"]
 
@@ -200,8 +201,10 @@ class KernelIrqChip(KernelLapics):
 
     areas = (LOCAL_APIC, *_DEVICES)
 
-    def __init__(self, vm: VM, clock: Callable[[], Clock]) -> None:
-        super().__init__(vm, clock)
+    def __init__(
+        self, vm: VM, clock: Callable[[], Clock], msr_exits: MsrExits | None = None
+    ) -> None:
+        super().__init__(vm, clock, msr_exits)
         # While guest time stands still.
         self._pit: PitState | None = None
         self._lines: Any = ffi.gc(lib.pykvm_lines_new(vm.fd), lib.pykvm_lines_free)

@@ -58,14 +58,16 @@ class KernelLapics(ABC):
 
     areas: tuple[Area, ...] = (LOCAL_APIC,)
 
-    def __init__(self, vm: VM, clock: Callable[[], Clock]) -> None:
+    def __init__(
+        self, vm: VM, clock: Callable[[], Clock], msr_exits: MsrExits | None = None
+    ) -> None:
         self._vm = vm
         self._make_clock = clock
         self._clock: Clock | None = None
         self._cpus: Sequence[CPU] = ()
         # While guest time stands still; KVM's timers run on.
         self._stopped: tuple[StoppedTimer, ...] = ()
-        self._msr_exits: MsrExits | None = None
+        self._msr_exits = msr_exits
         self.interrupts: KernelInterrupts | None = None
 
     @abstractmethod

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pykvm.interrupts.message import Message
     from pykvm.interrupts.pic import Pic8259Pair
     from pykvm.kvm import VM
+    from pykvm.vcpu.msr_exits import MsrExits
 
 __all__ = ["SplitIrqChip", "SplitIrqChipState", "msi_of"]
 
@@ -116,8 +117,10 @@ class SplitIrqChipState(State):
 class SplitIrqChip(KernelLapics):
     """Local APICs in KVM; I/O APIC, the 8259 pair and the clocks in software."""
 
-    def __init__(self, vm: VM, clock: Callable[[], Clock]) -> None:
-        super().__init__(vm, clock)
+    def __init__(
+        self, vm: VM, clock: Callable[[], Clock], msr_exits: MsrExits | None = None
+    ) -> None:
+        super().__init__(vm, clock, msr_exits)
         self.ioapic: IoApic | None = None
         self.pic: Pic8259Pair | None = None
         vm.enable_cap(KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)

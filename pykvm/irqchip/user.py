@@ -99,6 +99,7 @@ class UserIrqChip:
         on_made: Callable[[Mapping[str, Device]], None],
         on_put_away: Callable[[Mapping[str, Device]], None],
         waits_for_host: Callable[[], bool],
+        msr_exits: MsrExits | None = None,
     ) -> None:
         """See `make_irqchip`."""
         self._waits_for_host = waits_for_host
@@ -119,7 +120,7 @@ class UserIrqChip:
         # Whether the guest may read kvmclock: then KVM is told of every step of guest time.
         self._kvmclock = True
         # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
-        self.msr_exits = MsrExits(vm, unknown=True)
+        self.msr_exits = msr_exits or MsrExits(vm, unknown=True)
 
     def attach(self, cpus: Sequence[CPU], others: Sequence[Placement]) -> list[Placement]:
         """See `IrqChip`: the devices, or what stands for them until the first touch."""

@@ -16,7 +16,7 @@ from pykvm.vcpu import CPU
 from pykvm.vcpu.claim import Claim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pykvm.boot import Setup
     from pykvm.bus import Device, Placement
@@ -68,11 +68,15 @@ class Board:
         # Guest time begins here, whenever its clock is made.
         self._began = time.monotonic_ns()
         self._clock: Clock | None = None
+        # Made before the irqchip, where it is.
+        self._msr_exits: MsrExits | None = None
 
     # -- making ------------------------------------------------------------------------------
 
-    def build(self, host: Host, devices: Iterable[Placement]) -> None:
+    def build(self, host: Host, devices: Iterable[Placement], watched: Sequence[int] = ()) -> None:
         """Make the VM, its vCPUs and the irqchip, and place the devices.
+
+        Writes of the MSRs in `watched` exit from the first run on, for the workarounds of quirks.
 
         Raises HostError, ConfigError and KVMError; what was made until then is for `close`.
         """
@@ -84,6 +88,7 @@ class Board:
         self.bus.fixed = self._fixed
         self.memory.on_add(self._check_memory)
         vm = self.vm = host.create_vm(hand_over=self._config.emulate == "auto")
+        msr_exits = self._watch(watched) if watched else None
         self.memory.attach(vm)
         irqchip = self.irqchip = make_irqchip(
             self._irqchip_kind,
@@ -93,6 +98,7 @@ class Board:
             on_made=self._irqchip_made,
             on_put_away=self.devices.update,
             waits_for_host=self._waits_for_host,
+            msr_exits=msr_exits,
         )
         if irqchip is not None and irqchip.areas:
             self._kernels = irqchip.areas
@@ -239,10 +245,26 @@ class Board:
             )
         return self.irqchip
 
+    def _watch(self, msrs: Sequence[int]) -> MsrExits:
+        """Have writes of these exit.
+
+        Before anything else is made: to change the filter KVM waits until no reader can see the old
+        one (SRCU), which takes long where it has just waited so for memory or a controller.
+        """
+        from pykvm.quirks.signs import OWNER
+        from pykvm.vcpu.msr_exits import MsrExits
+
+        assert self.vm is not None
+        self._msr_exits = MsrExits(self.vm, unknown=self._irqchip_kind == "user")
+        self._msr_exits.ask(OWNER, writes=msrs)
+        return self._msr_exits
+
     def msr_exits(self) -> MsrExits:
         """Where to ask for exits by MSRs, beside the irqchip."""
         if self.irqchip is not None:
             return self.irqchip.msr_exits
+        if self._msr_exits is not None:
+            return self._msr_exits
         from pykvm.vcpu.msr_exits import MsrExits
 
         assert self.vm is not None
@@ -347,14 +369,6 @@ class Board:
             self._clock.stop()
             if self._config.clock != "realtime" and self.irqchip is not None and not self._closed:
                 self.irqchip.pause()
-
-    def show_time(self) -> None:
-        """Guest time was set: what KVM shows of it has to follow."""
-        if self.irqchip is not None:
-            self.irqchip.resume()
-        from pykvm.irqchip.tsc_offset import set_tsc_offsets
-
-        set_tsc_offsets(self.vcpus, self.clock)
 
     def forget(self) -> None:
         """In the child of a fork: VM and vCPUs are the parent's.  The memory stays, as a copy."""

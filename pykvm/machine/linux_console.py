@@ -23,15 +23,17 @@ __all__ = ["KernelWatch", "KernelWatchState"]
 LINES = 24
 LONGEST_LINE = 1024
 
+# To compile these takes longer than a machine from a file may; `re` keeps what it has compiled.
+
 # printk's time stamp and, with earlyprintk and sysrq, its level.
-_PREFIX = re.compile(r"^(?:<\d>)?(?:\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?)?")
-_PANIC = re.compile(r"Kernel panic - not syncing: ?(.*)")
-_PANIC_END = re.compile(r"---\[ end Kernel panic")
-_COMPLAINT = re.compile(r"BUG: .*|kernel BUG at .*")
+_PREFIX = r"^(?:<\d>)?(?:\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?)?"
+_PANIC = r"Kernel panic - not syncing: ?(.*)"
+_PANIC_END = r"---\[ end Kernel panic"
+_COMPLAINT = r"BUG: .*|kernel BUG at .*"
 # The error code and how many times the kernel has died: "Oops: 0002 [#1] SMP".
-_OOPS = re.compile(r"(.*): [0-9a-f]{4} \[#\d+\]")
-_PLACE = re.compile(r"RIP: [0-9a-f]{4}:([^ ]+)")
-_OOPS_END = re.compile(r"---\[ end trace")
+_OOPS = r"(.*): [0-9a-f]{4} \[#\d+\]"
+_PLACE = r"RIP: [0-9a-f]{4}:([^ ]+)"
+_OOPS_END = r"---\[ end trace"
 
 
 class KernelWatchState(State):
@@ -104,16 +106,16 @@ class KernelWatch:
 
     def _line(self, line: str) -> None:
         self._lines.append(line)
-        text = _PREFIX.sub("", line, count=1)
-        if found := _PANIC.match(text):
+        text = re.sub(_PREFIX, "", line, count=1)
+        if found := re.match(_PANIC, text):
             self._panic = found[1]
-        elif found := _OOPS.match(text):
+        elif found := re.match(_OOPS, text):
             self._oops = self._complaint or found[1]
-        elif found := _COMPLAINT.match(text):
+        elif found := re.match(_COMPLAINT, text):
             self._complaint = found[0]
-        elif (found := _PLACE.match(text)) and self._oops is not None:
+        elif (found := re.match(_PLACE, text)) and self._oops is not None:
             self._place = self._place or found[1]
-        elif _PANIC_END.match(text) or (self._oops is not None and _OOPS_END.match(text)):
+        elif re.match(_PANIC_END, text) or (self._oops is not None and re.match(_OOPS_END, text)):
             death = self.death()
             if death is not None:
                 raise death

@@ -16,7 +16,7 @@ from pykvm.machine.board import Board
 from pykvm.machine.config import MachineConfig
 from pykvm.machine.guest import memory_of, read_guest
 from pykvm.machine.runs import Runs
-from pykvm.machine.workarounds import Workarounds
+from pykvm.machine.workarounds import Workarounds, wanted_by
 from pykvm.printable import printable
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values import checks
@@ -183,10 +183,14 @@ class Machine:
                 #: The devices by name.
                 self.devices = board.devices
                 placements = guest.devices()
-                board.build(host, placements if devices is None else devices(placements))
+                wanted = guest.wants_workarounds
+                watched: Sequence[int] = ()
+                if wanted and begin is not None:
+                    wanted, watched = wanted_by(begin[0].state.cpus)
+                board.build(host, placements if devices is None else devices(placements), watched)
                 board.dispatch.collected.open_bus = guest.open_bus
-                if guest.wants_workarounds:
-                    self._workarounds.add_quirk_workarounds()
+                if wanted:
+                    self._workarounds.add_quirk_workarounds(watched=bool(watched))
                 self.entry: Entry | None
                 if begin is None:
                     self.entry = guest.place_on(board)

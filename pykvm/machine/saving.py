@@ -9,9 +9,10 @@ import time
 
 from pykvm.bus import Placement
 from pykvm.errors import ConfigError, StateError
+from pykvm.irqchip.tsc_offset import set_tsc_offsets
 from pykvm.machine.snapshot import DeviceState, MachineState, PlaceState, Snapshot
 from pykvm.typed import TYPE_CHECKING
-from pykvm.vcpu.saving import at_one_time
+from pykvm.vcpu.saving import at_one_time, load
 from pykvm.x86.registers import CR0
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _place_of(placement: Placement) -> PlaceState:
 def put_back(
     board: Board,
     saved: Snapshot,
-    derived: DerivedMappings,
+    derived: DerivedMappings | None,
     *,
     anew: bool,
     same_bus: bool,
@@ -111,8 +112,9 @@ def put_back(
 ) -> None:
     """Make a machine what it was when `saved` was taken; no vCPU runs.
 
-    `derived` is what KVM knows of this guest's page tables.  With `same_bus` the devices stand
-    where they stood.  If an exception interrupts it, it may be called again, with `anew`.
+    `derived` is what KVM knows of this guest's page tables: None before the first run.
+    With `same_bus` the devices stand where they stood.  If an exception interrupts it, it may be
+    called again, with `anew`.
     """
     state = saved.state
     # What the guest has written since is of no time that it will remember.
@@ -125,9 +127,9 @@ def put_back(
     # Deadlines are times of this clock, and the TSC is made of it.
     board.clock.restore(state.clock, catch_up=catch_up)
     for cpu, of_cpu in zip(board.vcpus, state.cpus, strict=True):
-        cpu.load(of_cpu)
+        load(cpu, of_cpu)
     board.was_reset = True
-    board.show_time()
+    _show_time(board)
     if state.irqchip is not None and board.irqchip is not None:
         # Placeholders have no state: the devices that stand for them do.
         board.irqchip.make()
@@ -135,7 +137,8 @@ def put_back(
         if entry.state is not None:
             device: Any = board.devices[entry.name]
             # To compare is cheaper: a device that is restored publishes all its registers anew.
-            if anew or device.state() != entry.state:
+            # And `==` is cheaper than `!=`, which a class that has only `__eq__` makes of it.
+            if anew or not device.state() == entry.state:  # noqa: SIM201
                 device.restore(entry.state)
     board.attachments.restore(state.lines)
     # Over the local APICs, which those in KVM send to, and over the lines, whose levels they know.
@@ -143,8 +146,18 @@ def put_back(
         board.irqchip.restore(state.irqchip)
 
 
-def _thaw(board: Board, saved: Snapshot, derived: DerivedMappings) -> None:
+def _show_time(board: Board) -> None:
+    """Guest time was set: what KVM shows of it has to follow."""
+    if board.irqchip is not None:
+        board.irqchip.resume()
+    set_tsc_offsets(board.vcpus, board.clock)
+
+
+def _thaw(board: Board, saved: Snapshot, derived: DerivedMappings | None) -> None:
     """Put memory back, and have no processor translate by page tables that are no more."""
+    if derived is None:
+        board.memory.thaw(saved.memory)
+        return
     flush = derived.may_be_stale()
     copied = board.memory.thaw(saved.memory, flush=flush)
     if copied and flush:

@@ -35,7 +35,7 @@ from pykvm.machine.saved_guest import (
 )
 from pykvm.machine.snapshot import MachineState, Origin, Snapshot
 from pykvm.memory.image import MemoryImage, Section
-from pykvm.savefile import Bytes, Pages, Parent, SavedFile, parse_json, write
+from pykvm.savefile import Parent, SavedFile, parse_json
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 from pykvm.values.state import State, decode, encode
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pykvm.boot.symbols import Symbols
     from pykvm.devices.fw_cfg import Contents
     from pykvm.memory.image import FrozenRegion
+    from pykvm.savefile import Bytes, Pages
     from pykvm.values.state import U16, U64
     from pykvm.vcpu.saved import VcpuState
     from pykvm.x86.state import CpuState
@@ -104,6 +105,9 @@ class SavedRecord(State):
 
 def save(saved: Snapshot, path: str | os.PathLike[str], parent: Snapshot | None) -> None:
     """See `Snapshot.save`."""
+    # Most files are written once and loaded often.
+    from pykvm.savefile import Bytes, write
+
     path = os.fsdecode(path)
     link = None if parent is None else _link(parent, path)
     record, data = _record(saved)
@@ -194,6 +198,8 @@ def _region_record(region: FrozenRegion) -> RegionRecord:
 
 def _memory(image: MemoryImage, parent: MemoryImage | None) -> Iterator[Pages]:
     """The sections of an image; those of regions that `parent` has are differences to it."""
+    from pykvm.savefile import Pages
+
     known = set() if parent is None else {region.key for region in parent.regions}
     changed = _Pages(image.pages() if parent is None else image.changed(parent))
     for number, region in enumerate(image.regions):

@@ -74,7 +74,8 @@ class Snapshots:
     def begin(self, saved: Snapshot, wall: str) -> None:
         """Make a new machine what `saved` is, and one of its family."""
         self.family = saved.family
-        self.reset(saved, wall)
+        # Of a VM that never ran KVM has derived nothing: this host need not be asked for a quirk.
+        self._alone("a machine begins", partial(self._reset, saved, wall, is_new=True))
 
     def reset(self, saved: Snapshot | None, wall: str) -> None:
         """See `Machine.reset`."""
@@ -143,14 +144,15 @@ class Snapshots:
             self._tables = tuple(bytes(cpu.kvm.get_cpuid2_packed()) for cpu in self._board.vcpus)
         return self._tables
 
-    def _reset(self, saved: Snapshot, wall: str) -> None:
+    def _reset(self, saved: Snapshot, wall: str, *, is_new: bool = False) -> None:
         self._show_events()
         anew = self._unfinished is not None
         self._unfinished = saved
         # The table of ranges is a new one after each change.
         ranges = self._board.bus.by_slot
         same_bus = self._stood is not None and self._stood[0] is saved and self._stood[1] is ranges
-        put_back(self._board, saved, self._derived(), anew=anew, same_bus=same_bus, wall=wall)
+        derived = None if is_new else self._derived()
+        put_back(self._board, saved, derived, anew=anew, same_bus=same_bus, wall=wall)
         self._stood = saved, self._board.bus.by_slot
         self._runs.listening.restore(saved.state.console)
         self.last = saved

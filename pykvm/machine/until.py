@@ -7,10 +7,9 @@ nor, for every byte, a search of all that it has ever said.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
 from pykvm.errors import ConfigError
 from pykvm.result import Ending, Outcome
+from pykvm.typed import TYPE_CHECKING, Generic
 from pykvm.values.checks import show
 from pykvm.values.frozen import NamedTuple
 from pykvm.values.spelling import in_python
@@ -18,11 +17,16 @@ from pykvm.values.spelling import in_python
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Sequence
+    from typing import Any, TypeVar
 
     from pykvm.devices.stream import OutputLog
 
     #: What `until` and `fail` take, beside lists of such.
     Awaited = str | bytes | re.Pattern[str] | re.Pattern[bytes] | Callable[[Any], object]
+
+    _Machine = TypeVar("_Machine")
+else:
+    _Machine = None
 
 __all__ = ["BACKLOG", "PATTERN_WINDOW", "Conditions", "Ear"]
 
@@ -36,8 +40,6 @@ BACKLOG = 64 << 10
 # no escapes but \d, \w, \b and punctuation, no [^...], no flags inside.  (Those outside: _flags.)
 _ONE_LINE = r"(?:[^\\\[(\x00-\x1f]|\\(?:[dwb]|[^\w\s])|\[(?!\^)|\((?!\?)|\(\?(?:P?[<=:!]|<[=!]))*"
 _LONGEST_QUOTE = 60
-
-_Machine = TypeVar("_Machine")
 
 
 class Found(NamedTuple):

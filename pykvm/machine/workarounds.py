@@ -16,7 +16,7 @@ from pykvm.values.frozen import NamedTuple
 from pykvm.values.subscribers import Subscribers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from pykvm.emulate import Emulator
     from pykvm.exits import Exit
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from pykvm.result import Result
     from pykvm.vcpu import CPU
     from pykvm.vcpu.msr_exits import MsrExits
+    from pykvm.vcpu.saved import VcpuState
 
-__all__ = ["WORKAROUND_EXITS", "Workarounds"]
+__all__ = ["WORKAROUND_EXITS", "Workarounds", "wanted_by"]
 
 #: The exits that are asked about.
 WORKAROUND_EXITS = (
@@ -36,6 +37,23 @@ WORKAROUND_EXITS = (
     KVM_EXIT_INTERNAL_ERROR,
     KVM_EXIT_X86_WRMSR,
 )
+
+
+def wanted_by(cpus: Iterable[VcpuState]) -> tuple[bool, Sequence[int]]:
+    """Whether a guest that goes on from these states needs to be watched, and which MSRs at once.
+
+    One that shows the signs of `pykvm.quirks.signs` has this host asked before its machine is made,
+    and is spared what the answer makes needless.
+    """
+    from pykvm.quirks.signs import MSRS, shown_by
+
+    if not shown_by(cpus):
+        return True, ()
+    from pykvm.quirks import found, syscall
+    from pykvm.quirks.workarounds import WITH_WORKAROUND
+
+    here = found(WITH_WORKAROUND)
+    return bool(here), MSRS if syscall.QUIRK.name in here else ()
 
 
 class Tally(NamedTuple):
@@ -63,12 +81,15 @@ class Workarounds:
         self._quirks: QuirkWorkarounds | None = None
         self._msr_exits: MsrExits | None = None
 
-    def add_quirk_workarounds(self) -> None:
-        """Work around the quirks that this host has, from now on; the vCPUs must have been made."""
+    def add_quirk_workarounds(self, *, watched: bool = False) -> None:
+        """Work around the quirks that this host has, from now on; the vCPUs must have been made.
+
+        With `watched`, writes of SYSCALL's MSRs exit already.
+        """
         from pykvm.quirks.signs import Signs
 
         self._msr_exits = self._board.msr_exits()
-        self._signs = Signs(self._board.vcpus, self._msr_exits, self._ask)
+        self._signs = Signs(self._board.vcpus, self._msr_exits, self._ask, watched=watched)
 
     def _ask(self, cpu: CPU) -> None:
         """The guest may come to meet them: find out which this host has."""

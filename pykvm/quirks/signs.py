@@ -15,11 +15,12 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.x86.registers import EFER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pykvm.exits import Exit, WrMsr
     from pykvm.vcpu import CPU
     from pykvm.vcpu.msr_exits import MsrExits
+    from pykvm.vcpu.saved import VcpuState
 
 __all__ = [
     "LSTAR",
@@ -29,6 +30,7 @@ __all__ = [
     "STAR",
     "SYSCALL_MASK",
     "Signs",
+    "shown_by",
     "write_msr",
 ]
 
@@ -49,14 +51,22 @@ class Signs:
     """Looks at the vCPUs of one machine until one shows that the guest may meet a quirk."""
 
     def __init__(
-        self, cpus: Sequence[CPU], msr_exits: MsrExits, ask: Callable[[CPU], None]
+        self,
+        cpus: Sequence[CPU],
+        msr_exits: MsrExits,
+        ask: Callable[[CPU], None],
+        *,
+        watched: bool = False,
     ) -> None:
-        """`ask` is called at the first sign, in the thread of the vCPU that shows it."""
+        """`ask` is called at the first sign, in the thread of the vCPU that shows it.
+
+        With `watched`, writes of `MSRS` exit already.
+        """
         self._msr_exits = msr_exits
         self._ask = ask
         self._lock = threading.Lock()
         #: Whether the loop that began last is one by hand.
-        self.by_hand = True
+        self.by_hand = not watched
         for cpu in cpus:
             cpu.loop.on_begin = partial(self._begin, cpu)
 
@@ -73,7 +83,7 @@ class Signs:
     def look(self, cpu: CPU) -> None:
         """An occasion to see whether the guest has an IDT in 64-bit mode."""
         sregs = cpu.engine.sync_regs().sregs
-        if sregs.efer & EFER.LMA and sregs.idt.limit >= _IDT_LIMIT:
+        if _has_idt64(sregs.efer, sregs.idt.limit):
             self._ask(cpu)
 
     def take(self, cpu: CPU, exit: Exit) -> None:
@@ -82,6 +92,15 @@ class Signs:
         to_lstar = reason == KVM_EXIT_X86_WRMSR and getattr(exit, "index", 0) in MSRS
         if to_lstar or reason == KVM_EXIT_SHUTDOWN:
             self._ask(cpu)
+
+
+def shown_by(cpus: Iterable[VcpuState]) -> bool:
+    """Whether one of these states has an IDT in 64-bit mode."""
+    return any(_has_idt64(cpu.efer, cpu.idt_limit) for cpu in cpus)
+
+
+def _has_idt64(efer: int, limit: int) -> bool:
+    return bool(efer & EFER.LMA) and limit >= _IDT_LIMIT
 
 
 def write_msr(cpu: CPU, exit: WrMsr) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 
@@ -13,7 +12,14 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
+    from hashlib import blake2b
     from typing import Any
+else:
+    try:
+        # Where `hashlib` has it from: that loads OpenSSL, which takes longer than a file does.
+        from _blake2 import blake2b
+    except ImportError:
+        from hashlib import blake2b
 
 __all__ = [
     "FIRST_SECTION",
@@ -26,6 +32,7 @@ __all__ = [
     "StoredBytes",
     "StoredPages",
     "aligned",
+    "blake2b",
     "digest_of",
 ]
 
@@ -54,7 +61,7 @@ ABSENT = ("zero", "parent")
 
 def digest_of(data: bytes | memoryview) -> bytes:
     """The hash of what is in a section or a manifest."""
-    return hashlib.blake2b(data, digest_size=_DIGEST).digest()
+    return blake2b(data, digest_size=_DIGEST).digest()
 
 
 def aligned(offset: int) -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import mmap
 import os
-import zlib
 
 from pykvm.descriptor import Descriptor
 from pykvm.errors import ClosedError, LoadError, is_exhaustion, resource_error
@@ -19,6 +17,7 @@ from pykvm.savefile.manifest import (
     Parent,
     StoredBytes,
     StoredPages,
+    blake2b,
     digest_of,
 )
 from pykvm.savefile.pages import runs_of
@@ -164,7 +163,7 @@ class SavedFile:
                 self._verify_pages(name, section)
 
     def _verify_pages(self, name: str, section: StoredPages) -> None:
-        hash = hashlib.blake2b(digest_size=32)
+        hash = blake2b(digest_size=32)
         at = 0
         for start, end in runs_of(self.present(name)):
             self._verify_hole(name, section.offset + at, section.offset + start)
@@ -210,6 +209,8 @@ class SavedFile:
             raise self._error(f"section {name!r} is damaged (hash)")
         if section.unpacked is None:
             return data
+        import zlib
+
         unpacker = zlib.decompressobj()
         try:
             # One more than there should be shows that there is more.

@@ -153,9 +153,9 @@ class Frozen(metaclass=FrozenType):
     if not TYPE_CHECKING:
 
         def __init__(self, *args, **kwargs):
-            cls = type(self)
-            setters = cls.__setters__
+            setters = self.__setters__
             if kwargs or len(args) != len(setters):
+                cls = type(self)
                 args = _values(cls, (*cls.__fields__,), args, kwargs, cls.__defaults__)
             for put, value in zip(setters, args):  # noqa: B905  as many of each
                 put(self, value)

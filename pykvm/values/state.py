@@ -159,6 +159,13 @@ def expect(state: object, kind: type[T]) -> T:
     return state
 
 
+class _Number(type):
+    """The kind of the numbers of so many bits: what `U8` stands for in an annotation."""
+
+    limits: range
+    bits: int
+
+
 class _Kinds(dict):  # type: ignore[type-arg]
     """The names that annotations use, made as they are asked for."""
 
@@ -168,54 +175,88 @@ class _Kinds(dict):  # type: ignore[type-arg]
         if name == "Plain":
             return object
         if name[:1] in ("U", "S") and name[1:].isdigit():
-            from typing import Annotated
-
-            bits = int(name[1:])
-            low = 0 if name[0] == "U" else -(1 << bits - 1)
-            return Annotated[int, range(low, low + (1 << bits)), bits]
+            self[name] = _number(name)
+            return self[name]
         raise KeyError(name)
 
 
-def _hints(cls: type[State]) -> dict[str, Any]:
-    """The fields of a class, and what each may be."""
-    from typing import get_type_hints
+def _number(name: str) -> _Number:
+    bits = int(name[1:])
+    low = 0 if name[0] == "U" else -(1 << bits - 1)
+    return _Number(name, (int,), {"limits": range(low, low + (1 << bits)), "bits": bits})
 
+
+_kinds = _Kinds()
+# Most annotations are a name of these.
+_PLAIN = {"bool": bool, "str": str, "bytes": bytes, "int": int, "None": type(None)}
+
+
+def _hints(cls: type[State]) -> dict[str, Any]:
+    """The fields of a class, and what each may be.
+
+    What typing.get_type_hints says, without that module, which takes longer to load than a machine
+    from a file may.
+    """
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, State) and base is not State:
             names = vars(sys.modules[base.__module__])
-            own = type("", (), {"__annotations__": dict(vars(base).get("__annotations__", {}))})
-            hints |= get_type_hints(own, dict(names), _Kinds(), include_extras=True)
+            for field, annotation in vars(base).get("__annotations__", {}).items():
+                hints[field] = _evaluated(annotation, names)
     return {name: hints[name] for name in cls.__fields__}
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    """What an annotation in a module with these `names` stands for."""
+    if type(annotation) is not str:
+        return type(None) if annotation is None else annotation
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    with suppress(KeyError):
+        return _kinds[annotation]
+    # The program's own source, as typing evaluates it; nothing of a file.
+    return eval(annotation, names, _kinds)
 
 
 #: By class, the shapes of its fields.
 _shapes_of: dict[type[State], dict[str, _Shape]] = {}
 
-# What may stand in a place: one of these, and what it needs to know.  `typing` takes annotations
-# apart slowly, and a snapshot has a thousand values.
+# What may stand in a place: one of these, and what it needs to know.
 _NUMBER, _EXACT, _BYTES_KIND, _RECORD, _TUPLE, _EACH, _ONE_OF, _ANY = range(8)
+
+_Union: Any = type(int | str)
 
 
 def _shape(kind: Any) -> _Shape:
     """`kind` taken apart."""
-    from types import UnionType
-    from typing import Annotated, Union, get_args, get_origin
-
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (UnionType, Union):
-        return _ONE_OF, tuple(map(_shape, arguments))
-    if origin is tuple:
+    if type(kind) is _Number:
+        return _NUMBER, (kind.limits, kind.bits)
+    if type(kind) is _Union:
+        return _ONE_OF, tuple(map(_shape, kind.__args__))
+    if getattr(kind, "__origin__", None) is tuple:
+        arguments = kind.__args__
         if len(arguments) == 2 and arguments[1] is ...:
             return _EACH, _shape(arguments[0])
         return _TUPLE, tuple(map(_shape, arguments))
-    if origin is Annotated:
-        return _NUMBER, kind.__metadata__
     if kind is object:
         return _ANY, None
     if kind in (int, bool, str, type(None)):
         return _EXACT, kind
-    return (_BYTES_KIND, None) if kind is bytes else (_RECORD, kind)
+    if kind is bytes:
+        return _BYTES_KIND, None
+    return (_RECORD, kind) if isinstance(kind, type) else _shape_of_typing(kind)
+
+
+def _shape_of_typing(kind: Any) -> _Shape:
+    """One that is spelled by `typing`, as Optional, or a text within another annotation."""
+    from typing import Union, get_args, get_origin
+
+    text = getattr(kind, "__forward_arg__", kind)
+    if isinstance(text, str):
+        return _shape(_evaluated(text, {}))
+    if get_origin(kind) is Union:
+        return _ONE_OF, tuple(map(_shape, get_args(kind)))
+    raise TypeError(f"{kind!r:.60} is no annotation of a state")
 
 
 def _decode(value: Any, shape: _Shape, where: str, depth: int) -> Any:

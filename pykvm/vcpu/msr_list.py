@@ -85,9 +85,12 @@ def _counted(vcpu: VCPU) -> Iterator[int]:
 
 def _readable(vcpu: VCPU, indices: Iterable[int]) -> Iterator[int]:
     """Those that KVM reads: it stops at the first that it refuses, and is asked for the others."""
-    left = list(indices)
-    while left:
-        batch = left[:LARGEST_BATCH]
-        found = vcpu.ioctl(KVM_GET_MSRS, bytearray(pack((index, 0) for index in batch)))
-        yield from batch[:found]
-        left = left[found + (found < len(batch)) :]
+    left, start = list(indices), 0
+    packed, head, size = pack((index, 0) for index in left), kvm_msrs.size, kvm_msr_entry.size
+    while start < len(left):
+        count = min(len(left) - start, LARGEST_BATCH)
+        at = head + start * size
+        entries = packed[at : at + count * size]
+        found = vcpu.ioctl(KVM_GET_MSRS, bytearray(kvm_msrs.packer.pack(count, 0) + entries))
+        yield from left[start : start + found]
+        start += found + (found < count)

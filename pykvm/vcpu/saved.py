@@ -29,6 +29,8 @@ _TIME_IN_MEMORY = ((0x12, 4, 32), (0x4B56_4D01, 4, 32), (0x4B56_4D03, 64, 64))
 
 _RIP = kvm_regs.offset_of("rip")
 _CR0 = kvm_sregs2.offset_of("cr0")
+_EFER = kvm_sregs2.offset_of("efer")
+_IDT_LIMIT = kvm_sregs2.offset_of("idt.limit")
 
 
 class VcpuState(State):
@@ -74,6 +76,16 @@ class VcpuState(State):
     def rip(self) -> int:
         """RIP."""
         return int.from_bytes(self.regs[_RIP : _RIP + 8], "little")
+
+    @property
+    def efer(self) -> int:
+        """IA32_EFER."""
+        return int.from_bytes(self.sregs[_EFER : _EFER + 8], "little")
+
+    @property
+    def idt_limit(self) -> int:
+        """The limit of IDTR."""
+        return int.from_bytes(self.sregs[_IDT_LIMIT : _IDT_LIMIT + 2], "little")
 
     def time_in_memory(self) -> list[tuple[int, int]]:
         """Where KVM writes the time for its guest whenever the vCPU runs: (address, size) each.

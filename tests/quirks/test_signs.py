@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm import Machine, Outcome, ResourceError, quirks
+from pykvm import Machine, Outcome, ResourceError, Snapshot, quirks
 from pykvm.exits import Hlt
 from pykvm.quirks.probe_vm import KERNEL, beginning, lay_out
 from pykvm.quirks.signs import LSTAR
@@ -96,3 +96,48 @@ def test_where_no_vm_is_to_be_had_the_run_says_so(
         with pytest.raises(ResourceError, match="no more"):
             with_idt.run(timeout=20)
     assert with_idt.run(timeout=20).outcome is Outcome.HALTED
+
+
+@pytest.fixture(params=["none", "user"])
+def saved(request: pytest.FixtureRequest) -> Iterator[Snapshot]:
+    """A guest with an IDT in 64-bit mode, about to write LSTAR twice and halt."""
+    with Machine(memory="8M", quirks="on", irqchip=request.param) as machine:
+        lay_out(machine.memory)
+        machine.memory.write(KERNEL, assemble(WRITES_LSTAR))
+        machine.vcpus[0].state = beginning(0)
+        yield machine.snapshot()
+
+
+def test_for_a_guest_with_an_idt_in_a_snapshot_it_is_asked_at_once(
+    asked: list[object], saved: Snapshot
+) -> None:
+    """And where this host has none nothing is watched."""
+    with saved.fork() as machine:
+        assert len(asked) == 1
+        result = machine.run(timeout=20)
+        assert result.outcome is Outcome.HALTED
+        assert "WrMsr" not in result.exits
+        assert machine.vcpus[0].kvm.get_msrs([LSTAR]) == {LSTAR: 0xA001}
+    assert len(asked) == 1
+
+
+@pytest.fixture
+def has_syscall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is that SYSCALL is wrong here."""
+    monkeypatch.setattr(quirks, "found", lambda quirks=None: frozenset({"syscall"}))
+
+
+def test_on_a_host_with_the_quirk_each_write_exits_from_the_first_on(
+    has_syscall: None, saved: Snapshot
+) -> None:
+    with saved.fork() as machine:
+        result = machine.run(timeout=20)
+        assert result.outcome is Outcome.HALTED
+        assert result.exits["WrMsr"] == 2
+        assert machine.vcpus[0].kvm.get_msrs([LSTAR]) == {LSTAR: 0xA001}
+
+
+def test_a_loop_by_hand_from_a_snapshot_sees_no_write(has_syscall: None, saved: Snapshot) -> None:
+    with saved.fork() as machine:
+        assert next(machine.vcpus[0].raw_exits(timeout=20)) == Hlt()
+        assert machine.vcpus[0].kvm.get_msrs([LSTAR]) == {LSTAR: 0xA001}

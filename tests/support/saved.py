@@ -376,8 +376,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (UnionType, typing.Union):
         return st.one_of(*(values_of(argument) for argument in arguments))
-    if origin is typing.Annotated:
-        limits = kind.__metadata__[0]
+    if isinstance(kind, states._Number):
+        limits = kind.limits
         low, high = limits.start, limits.stop - 1
         edges = {low, low + 1, 0, 1, 2, high // 2, high - 1, high, 1 << 62}
         edge = st.sampled_from(sorted(edge for edge in edges if low <= edge <= high))

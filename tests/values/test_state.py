@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import pytest
 from hypothesis import given
@@ -33,6 +33,16 @@ class LaterState(CounterState):
 
 
 TIMER = CounterState("pit", (CellState(3), CellState(15, -1)), (255, b"\0\xff"), (1, b"x"))
+
+
+class SpelledState(State):
+    """Annotations as typing and quotation marks spell them, too."""
+
+    cell: Optional[CellState]  # noqa: UP045
+    number: Optional["U8"]  # noqa: UP037, UP045
+    pairs: tuple["CellState", ...]  # noqa: UP037
+    nothing: None
+
 
 _leaves = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
 _plain = st.recursive(_leaves, lambda part: st.lists(part).map(tuple), max_leaves=8)
@@ -138,3 +148,10 @@ def test_fits_asks_the_annotations() -> None:
     assert fits(CellState(3), CellState)
     assert not fits(CellState(99), CellState)
     assert not fits(3, CellState)
+
+
+def test_annotations_of_typing_are_understood() -> None:
+    state = SpelledState(CellState(1), 255, (CellState(2),), None)
+    assert decode(encode(state), SpelledState) == state
+    assert fits(SpelledState(None, None, (), None), SpelledState)
+    assert not fits(SpelledState(None, 256, (), None), SpelledState)
