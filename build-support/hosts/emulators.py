@@ -28,6 +28,8 @@ class Host(NamedTuple):
     tree: Path
     console: Path
     report: Path
+    #: Of the kernel's command line, beside ours.
+    words: tuple[str, ...] = ()
 
     def command_line(self, disks: str, *words: str) -> str:
         """The kernel's; `disks` is what it calls them, without the last letter."""
@@ -38,7 +40,7 @@ class Host(NamedTuple):
             "mitigations=off",
             "panic=-1",
         )
-        return " ".join((*ours, *words))
+        return " ".join((*ours, *self.words, *words))
 
 
 class Emulator(NamedTuple):

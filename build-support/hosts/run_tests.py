@@ -6,6 +6,7 @@
     run_tests.py amd --short             a few minutes of it, as CI has them
     run_tests.py amd -- tests/vcpu -x    other tests; options of pytest alone go with ours
     run_tests.py amd --minutes 240       a longer limit for all of it, for a busy machine
+    run_tests.py amd --stable-tsc        on a host whose TSC is stable, as those of processors are
     run_tests.py amd --optional          the same, but where something is missing say so in a line
     run_tests.py amd --packages          print the Debian packages that are missing
 
@@ -61,7 +62,8 @@ def main() -> int:
         return 0 if options.optional else 1
     try:
         minutes = options.minutes or MINUTES[options.host]
-        return run(options.host, emulator, system.directory, arguments(options), minutes)
+        words = ("tsc=reliable",) if options.stable_tsc else ()
+        return run(options.host, emulator, system.directory, arguments(options), minutes, words)
     except BuildError as error:
         print(f"{emulator.title}: {error}", file=sys.stderr)
         return 1
@@ -73,6 +75,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="only a few of them")
     parser.add_argument(
         "--optional", action="store_true", help="emulator or packages may be missing"
+    )
+    parser.add_argument(
+        "--stable-tsc", action="store_true", help="the host takes its TSC for stable"
     )
     parser.add_argument("--packages", action="store_true", help="print those that are missing")
     parser.add_argument("--minutes", type=time_limit, help="how long all of them together may take")
@@ -99,8 +104,15 @@ def time_limit(text: str) -> float:
     return value
 
 
-def run(name: str, emulator: Emulator, system: Path, arguments: list[str], minutes: float) -> int:
-    """Boot, print the report as it grows, and return pytest's exit status."""
+def run(
+    name: str,
+    emulator: Emulator,
+    system: Path,
+    arguments: list[str],
+    minutes: float,
+    words: tuple[str, ...],
+) -> int:
+    """Boot with these words for the kernel, print the report, and return pytest's exit status."""
     LOGS.mkdir(parents=True, exist_ok=True)
     console, report, log = (LOGS / f"{name}.{kind}" for kind in ("console", "report", "log"))
     for path in (console, report, log):
@@ -128,6 +140,7 @@ def run(name: str, emulator: Emulator, system: Path, arguments: list[str], minut
             tree=disk,
             console=console,
             report=report,
+            words=words,
         )
         print(f"{emulator.title}: pytest {' '.join(arguments)}", flush=True)
         process = emulator.start(host, build)

@@ -172,12 +172,14 @@ class VCPU(State, Enabling, Attributes):
         return entries
 
     def get_cpuid2_packed(self) -> bytearray:
-        """Return `get_cpuid2` as the kernel's struct kvm_cpuid2, whose count may be too high."""
+        """Return `get_cpuid2` as the kernel's struct kvm_cpuid2."""
         number, layout = uapi.KVM_GET_CPUID2, uapi.kvm_cpuid2
         buffer = self.ioctl_growing(number, layout, _CPUID_ENTRIES, fill=0xFF)
         # Linux before 6.3 leaves nent as it was.
         while buffer.endswith(_UNWRITTEN):
             del buffer[-len(_UNWRITTEN) :]
+        count = (len(buffer) - layout.size) // len(_UNWRITTEN)
+        buffer[:4] = count.to_bytes(4, "little")
         return buffer
 
     def set_cpuid(self, entries: Iterable[Fields]) -> None:

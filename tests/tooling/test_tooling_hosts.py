@@ -107,7 +107,8 @@ def test_without_an_emulator(
 def host(directory: Path, report: bytes) -> Host:
     (directory / "report").write_bytes(report)
     names = ("vmlinuz", "initramfs.cpio", "root.img", "tree.img", "console", "report")
-    return Host(*(directory / name for name in names))
+    kernel, initramfs, system, tree, console, serial = (directory / name for name in names)
+    return Host(kernel, initramfs, system, tree, console, serial)
 
 
 @pytest.fixture
