@@ -61,6 +61,20 @@ INTEL = [
         for name in ("what_is_printed_comes_in_one_piece", "mmio_reads_of_the_hpet_go_on")
     ),
     "tests/memory/test_memory_kvm.py::test_a_slot_over_another_is_refused_while_the_machine_lives_on",
+    "tests/memory/test_freeze_kvm.py::test_forks_of_one_image_and_their_parent",
+    *(
+        f"tests/machine/test_snapshots.py::test_{name}"
+        for name in (
+            "a_reset_brings_back_memory_registers_and_devices",
+            "two_snapshots_of_the_same_are_equal",
+            "a_fork_goes_on_by_itself",
+            "no_translation_outlives_a_reset",
+        )
+    ),
+    "tests/machine/test_snapshot_files.py::test_a_machine_goes_on_from_a_file[user]",
+    "tests/vcpu/test_saving.py::test_what_is_loaded_is_saved_again[kernel-long]",
+    "tests/vcpu/test_saving.py::test_msrs_are_kept",
+    "tests/irqchip/test_saving_in_kernel.py::test_what_is_restored_is_saved_again",
     "tests/machine/test_run.py::test_a_triple_fault_gets_its_own_cause_or_none",
     "tests/machine/test_run.py::test_triple_fault_is_explained",
     "tests/vcpu/test_raw_exits.py::test_a_triple_fault_by_hand",
