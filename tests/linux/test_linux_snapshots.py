@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(3 * DEADLINE)
 NEWLINE = "\r\r\n"
 KINDS = [("kernel", 1), ("kernel", 2), ("user", 1), ("user", 2)]
 #: Resets in a row, of which `make soak` makes 10,000.
-RESETS = 50
+RESETS = 20
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
@@ -35,11 +35,11 @@ def booted(request: pytest.FixtureRequest, linux: Linux) -> Iterator[tuple[Machi
         yield machine, machine.snapshot()
 
 
-def command(machine: Machine, line: str, awaited: str | re.Pattern[str]) -> str:
+def command(machine: Machine, line: str, awaited: re.Pattern[str] | None = None) -> str:
     """Type a line, wait for its answer and the next prompt, and return what was printed."""
     before = machine.serial.printed
     machine.serial.send(line.encode() + b"\r")
-    for text in (awaited, PROMPT):
+    for text in (PROMPT,) if awaited is None else (awaited, PROMPT):
         result = machine.run(timeout=longer(60), until=text)
         assert result.outcome is Outcome.UNTIL, f"{result}\n{last_lines(machine)}"
     _, output = machine.serial.since(before)
@@ -54,12 +54,24 @@ def shown(machine: Machine, line: str, pattern: str) -> str:
     return found[1]
 
 
+def look(machine: Machine, saved: Snapshot) -> object:
+    """What is to be equal after each reset.
+
+    Where the TSC cannot go back, a deadline of KVM's local APIC lies in the past: it comes at once.
+    """
+    if machine.clock.tsc_movable or machine.config.irqchip == "user":
+        return saved.digest()
+    return saved.memory.digest(
+        but=[area for cpu in saved.state.cpus for area in cpu.time_in_memory()]
+    )
+
+
 def test_the_shell_answers_after_each_of_many_resets(booted: tuple[Machine, Snapshot]) -> None:
     machine, saved = booted
-    digest = saved.digest()
+    digest = look(machine, saved)
     for number in range(RESETS):
         machine.reset(saved)
-        assert machine.snapshot().digest() == digest
+        assert look(machine, machine.snapshot()) == digest
         answer = shown(machine, f"echo $(({number} + 1)) > /tmp/n; cat /tmp/*", r"(\d+)")
         assert answer == str(number + 1)
 
@@ -69,7 +81,7 @@ def test_forks_run_beside_each_other(booted: tuple[Machine, Snapshot]) -> None:
     machine.reset(saved)
     with saved.fork() as one, saved.fork() as two:
         for number, each in enumerate((one, machine, two)):
-            command(each, f"echo {number} > /tmp/who", PROMPT)
+            command(each, f"echo {number} > /tmp/who")
         for number, each in enumerate((one, machine, two)):
             assert shown(each, "cat /tmp/who", r"(\d)") == str(number)
 
@@ -83,8 +95,14 @@ def test_time_goes_on_from_where_it_was(booted: tuple[Machine, Snapshot]) -> Non
     machine.reset(saved)
     again = time.monotonic()
     second = float(shown(machine, "cat /proc/uptime", r"([\d.]+) [\d.]+"))
-    # Between the two readings no more passed than the two took to be made.
-    assert abs(second - first) < (again - began - 3) + (time.monotonic() - again)
+    if machine.clock.tsc_movable:
+        # Between the two readings no more passed than the two took to be made.
+        assert abs(second - first) < (again - began - 3) + (time.monotonic() - again)
+    else:
+        # Linux tells time by a TSC that goes on; the run says so.
+        notes = machine.run(timeout=0.01).notes
+        assert any("RDTSC did not go back" in note for note in notes)
+        assert second > first
 
 
 def test_the_clock_catches_up_if_it_is_told_to(booted: tuple[Machine, Snapshot]) -> None:
@@ -102,7 +120,7 @@ def test_the_clock_catches_up_if_it_is_told_to(booted: tuple[Machine, Snapshot])
 def test_a_process_that_sleeps_wakes(booted: tuple[Machine, Snapshot]) -> None:
     machine, saved = booted
     machine.reset(saved)
-    command(machine, "(sleep 2; echo wo''ke) &", PROMPT)
+    command(machine, "(sleep 2; echo wo''ke) &")
     asleep = machine.snapshot()
     for wall in ("keep", "host"):
         machine.reset(asleep, wall=wall)
