@@ -50,6 +50,10 @@ PLACED = (
 )
 
 
+#: The same number, of something else: IA32_MCG_EXT_CTL.
+NOT_OF_THE_PC = {("PIC_ELCR", "pykvm/vcpu/msr_list.py")}
+
+
 @pytest.mark.parametrize("name", PLACED)
 def test_it_is_written_once(name: str, root: Path) -> None:
     value: int = getattr(layout, name)
@@ -57,6 +61,7 @@ def test_it_is_written_once(name: str, root: Path) -> None:
     found = []
     for path in sorted((root / "pykvm").rglob("*.py")):
         code = re.sub(r'""".*?"""|#[^\n]*|"[^"\n]*"', "", path.read_text(), flags=re.DOTALL)
-        if path.name != "layout.py" and number.search(code):
-            found.append(str(path.relative_to(root)))
+        place = path.relative_to(root).as_posix()
+        if path.name != "layout.py" and (name, place) not in NOT_OF_THE_PC and number.search(code):
+            found.append(place)
     assert found == []
