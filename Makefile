@@ -81,7 +81,7 @@ test-intel: venv guests optional-linux ## some of them on kvm_intel, in Bochs
 
 .PHONY: soak
 soak: venv guests ## the long tests: kicks, signals, machines and random guests, for some minutes
-	$(python) -m pytest -m soak tests/machine
+	$(python) -m pytest -m soak tests/machine tests/linux
 
 .PHONY: kvm-unit-tests
 kvm-unit-tests: venv ## run kvm-unit-tests beside QEMU (KUT=PATH of a built checkout)

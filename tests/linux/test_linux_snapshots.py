@@ -21,9 +21,14 @@ pytestmark = pytest.mark.timeout(3 * DEADLINE)
 
 #: The guest's terminal makes CR LF of a newline, and the host's makes CR LF of that LF.
 NEWLINE = "\r\r\n"
-KINDS = [("kernel", 1), ("kernel", 2), ("user", 1), ("user", 2)]
-#: Resets in a row, of which `make soak` makes 10,000.
-RESETS = 20
+#: Two in each run of the tests, and all of them in `make soak`.
+KINDS = [
+    ("kernel", 1),
+    pytest.param(("kernel", 2), marks=pytest.mark.soak),
+    pytest.param(("user", 1), marks=pytest.mark.soak),
+    ("user", 2),
+]
+RESETS = 10
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
