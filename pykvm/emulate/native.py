@@ -305,7 +305,7 @@ class Native:
         table = ffi.new("struct pykvm_region[]", len(ram))
         for entry, region in zip(table, ram, strict=True):
             # Holding the view holds the mapping.
-            view = ffi.from_buffer(region.mapping.slice(0, region.size))
+            view = region.mapping.pin()
             self._views.append(view)
             entry.start, entry.size = region.start, region.size
             entry.host = ffi.cast("uint8_t *", view)

@@ -25,7 +25,7 @@ from pykvm.values.sizes import format_size
 from pykvm.values.spelling import in_python, option
 
 if TYPE_CHECKING:
-    from typing import Literal, TypeAlias
+    from typing import Any, Literal, TypeAlias
 
     Backing: TypeAlias = str | os.PathLike[str]
     HugePages: TypeAlias = Literal[False, True, "transparent"]
@@ -133,7 +133,18 @@ class HostMapping:
 
     def view(self, offset: int, length: int) -> memoryview:
         """A writable view, whose pages count as dirty as long as it lives.  Raises ClosedError."""
-        return self.pages.view(self.slice(offset, length), offset)
+        return self.pages.view(self.pin(), offset, length)
+
+    def pin(self) -> Any:
+        """All bytes, for C; the mapping stays as long as this does.  Raises ClosedError.
+
+        Not made of a memoryview: CPython 3.11 crashes where the garbage collector clears one that
+        has exported its bytes (gh-77894).
+        """
+        mapped = self._map
+        if mapped is None:
+            raise ClosedError("this guest memory is closed")
+        return ffi.from_buffer(mapped)
 
     def slice(self, offset: int, length: int) -> memoryview:
         """A view of `length` bytes from `offset` on, to read.  Raises ClosedError.

@@ -54,8 +54,8 @@ class Pages:
         """Count `size` bytes from `offset` on as written."""
         lib.pykvm_mark(self.core, offset, size)
 
-    def view(self, span: memoryview, offset: int) -> memoryview:
-        """`span`, which begins at `offset`, as a view whose pages count as written while it lives.
+    def view(self, mapped: Any, offset: int, length: int) -> memoryview:
+        """`length` bytes of `mapped` from `offset` on, whose pages count as written meanwhile.
 
         All views that are made of it, slices and casts, hold one object, and it dies with the last
         of them.
@@ -63,9 +63,9 @@ class Pages:
         if len(self._views) >= self._sweep:
             self.mark_views()
             self._sweep = 2 * len(self._views) + _DEAD_VIEWS
-        buffer = ffi.buffer(ffi.from_buffer(span))
-        self._views[next(self._numbers)] = ref(buffer), offset, len(span)
-        return memoryview(buffer)
+        buffer = ffi.buffer(mapped)
+        self._views[next(self._numbers)] = ref(buffer), offset, length
+        return memoryview(buffer)[offset : offset + length]
 
     def mark_views(self) -> bool:
         """Mark what views may have written; whether there were any."""

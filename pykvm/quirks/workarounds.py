@@ -94,7 +94,7 @@ class QuirkWorkarounds:
         table = ffi.new("struct pykvm_region[]", len(regions))
         views = []
         for entry, region in zip(table, regions, strict=True):
-            view = ffi.from_buffer(region.mapping.slice(0, region.mapping.size))
+            view = region.mapping.pin()
             views.append(view)
             entry.start, entry.size = region.start, len(view)
             entry.host = ffi.cast("uint8_t *", view)

@@ -37,9 +37,9 @@ class Device:
 STAYS = {
     Machine: {
         *("close", "closed", "stop", "vcpus", "serial", "symbols", "symbol_at", "clock"),
-        *("open_bus", "is_linux", "notes"),
+        *("open_bus", "is_linux", "notes", "from_snapshot"),
     },
-    CPU: {"close", "kick"},
+    CPU: {"close", "kick", "loop"},
     KvmEngine: {
         "close",
         "kick",
