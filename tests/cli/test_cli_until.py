@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import pytest
 from pykvm.cli.report import exit_status
 from pykvm.cli.status import Status
 from pykvm.result import Ending, Outcome, Result
-from support.slowness import longer
 from support.terminal import Terminal
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -108,38 +105,3 @@ def test_left_before_it_was_said(terminal: Open, guests: Path) -> None:
     console.type("\x01x")
     console.wait_for("pykvm: the console was left with Ctrl-A x")
     assert console.status() == 123
-
-
-@pytest.mark.kvm
-@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
-def test_in_tmux(
-    command: list[str], environment: dict[str, str], guests: Path, tmp_path: Path
-) -> None:
-    """What a person sees: the prompt comes back below the guest's text."""
-    tmux = ["tmux", "-S", str(tmp_path / "socket"), "-f", "/dev/null"]
-    script = tmp_path / "session.sh"
-    line = " ".join([*command, str(guests / "echo.elf"), "--until", "enough"])
-    script.write_text(f"PYTHONPATH={environment['PYTHONPATH']} {line}\necho status $?\nread end\n")
-    subprocess.run([*tmux, "new-session", "-d", "-x", "120", "sh", script], check=True)
-    try:
-        _screen(tmux, "just q.")
-        subprocess.run([*tmux, "send-keys", "enough", "Enter"], check=True)
-        lines = _screen(tmux, "status ").splitlines()
-        assert lines[1] == "enough"
-        assert lines[2].startswith("pykvm: the guest said 'enough'")
-        assert "status 0" in lines
-    finally:
-        subprocess.run([*tmux, "kill-server"], check=True)
-
-
-def _screen(tmux: list[str], awaited: str) -> str:
-    """What the terminal shows, once it shows this."""
-    deadline = time.monotonic() + longer(20)
-    while True:
-        shown = subprocess.run(
-            [*tmux, "capture-pane", "-p"], capture_output=True, text=True, check=True
-        )
-        if awaited in shown.stdout:
-            return shown.stdout
-        assert time.monotonic() < deadline, f"{awaited!r} is not in {shown}"
-        time.sleep(0.05)
