@@ -62,7 +62,7 @@ class Source:
         return self._data[start : start + size]
 
     def once(self, find: Callable[[Source], T]) -> T:
-        """What `find` gives for this file: it is looked for once, whoever asks."""
+        """What `find` gives for this file: it is looked for once."""
         if find not in self._found:
             self._found[find] = find(self)
         return cast("T", self._found[find])

@@ -112,7 +112,7 @@ class Timer:
         return None if when is None else TimerState(when, order)
 
     def restore(self, state: TimerState | None) -> None:
-        """Be armed for that, or not.  Nobody is called, however soon it is due.
+        """Be armed for that, or not.  No callback runs, however soon it is due.
 
         The clock is restored first.  Raises ConfigError for an arming that it has not had.
         """
@@ -409,7 +409,7 @@ class Clock:
             integer("the order of a timer", state.order, 0, self._order)
         with self._lock:
             entries = self._queues.setdefault(timer.queue, [])
-            # By itself, not by its time: an exception may have interrupted whoever armed it.
+            # By itself, not by its time: an exception may have interrupted the arming.
             entries[:] = [entry for entry in entries if entry[2] is not timer]
             timer.when = None
             if state is not None:

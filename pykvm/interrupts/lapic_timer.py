@@ -72,7 +72,7 @@ class Timer(Protocol):
         """What is asked for."""
 
     def restore(self, state: TimerState | None, /) -> None:
-        """Ask for that, and have nobody look at it now."""
+        """Ask for that, without a look at it now."""
 
 
 class TscClock(Protocol):

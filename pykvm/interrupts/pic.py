@@ -625,7 +625,7 @@ class Pic8259Pair:
             self._sources[irq] += step
 
     def _restored(self) -> None:
-        """A chip was restored: nobody sees INT change."""
+        """A chip was restored: INT follows, and drives nothing."""
         with self._lock:
             self._level = self.chips[0].request() is not None
             restore_level(self._output, self._level)

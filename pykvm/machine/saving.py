@@ -122,7 +122,7 @@ def put_back(
     if not same_bus:
         # Before memory: a device may stand where memory was.
         _replace_devices(board, saved)
-    _thaw(board, saved, derived)
+    _thaw(board, saved, derived, anew=anew)
     catch_up = 0 if wall == "keep" else max(round((time.time() - saved.taken) * _SECOND), 0)
     # Deadlines are times of this clock, and the TSC is made of it.
     board.clock.restore(state.clock, catch_up=catch_up)
@@ -147,14 +147,21 @@ def put_back(
 
 
 def _show_time(board: Board) -> None:
-    """Guest time was set: what KVM shows of it has to follow."""
-    if board.irqchip is not None:
+    """Guest time was set: what KVM shows of it has to follow.
+
+    Where time stands still, that waits for the next run: until its `restore` the irqchip has the
+    timers of the last one.
+    """
+    if board.irqchip is not None and board.clock.running:
         board.irqchip.resume()
     set_tsc_offsets(board.vcpus, board.clock)
 
 
-def _thaw(board: Board, saved: Snapshot, derived: DerivedMappings | None) -> None:
-    """Put memory back, and have no processor translate by page tables that are no more."""
+def _thaw(board: Board, saved: Snapshot, derived: DerivedMappings | None, *, anew: bool) -> None:
+    """Put memory back, and have no processor translate by page tables that are no more.
+
+    With `anew` an exception may have come after the copy and before that.
+    """
     if derived is None:
         board.memory.thaw(saved.memory)
         return
@@ -162,7 +169,7 @@ def _thaw(board: Board, saved: Snapshot, derived: DerivedMappings | None) -> Non
     copied = board.memory.thaw(saved.memory, flush=flush)
     if copied and flush:
         derived.forgotten()
-    elif copied and not derived.are_counted:
+    elif (copied or anew) and not derived.are_counted:
         # That they changed is not seen: neither the guest nor KVM has written them.
         for cpu, of_cpu in zip(board.vcpus, saved.state.cpus, strict=True):
             if _has_paging(cpu, of_cpu):

@@ -95,7 +95,7 @@ class Stateful(Protocol):
     """What can be saved and put back.
 
     `restore` makes the object what it was, and does nothing else: it drives no line, raises no
-    interrupt, calls nobody.  What is at the other end has a state of its own.  It may be called on
+    interrupt, calls nothing.  What is at the other end has a state of its own.  It may be called on
     an object that has done anything since, or on a new one; a second `restore` of the same state
     changes nothing.  If an exception interrupts it, the next `restore` makes all well.
     """
