@@ -11,8 +11,6 @@ fw_cfg.rst, hw/misc/pc-testdev.c.
 
 from __future__ import annotations
 
-# -- interrupts ------------------------------------------------------------------------------
-
 #: The interrupt requests of the ISA bus: 0 to 15, the inputs of the two 8259s.
 ISA_IRQS = 16
 #: The second 8259 is on this input of the first: no device has it.
@@ -40,8 +38,6 @@ def gsi_of(irq: int) -> int:
 
 # What devices may have, and what there is to connect them to.
 DEVICE_IRQS = tuple(irq for irq in range(ISA_IRQS) if irq != CASCADE_IRQ)
-
-# -- ports -----------------------------------------------------------------------------------
 
 PIC_MASTER = 0x20
 PIT = 0x40
@@ -75,8 +71,6 @@ RESET_VALUE = 0x06
 #: What SLP_TYP of PM1_CNT means S5, soft off.  It is the PIIX4's, so that guests which write 0x2000
 #: to port 0x604 without asking the DSDT find what they expect.
 SLP_TYP_S5 = 0
-
-# -- addresses -------------------------------------------------------------------------------
 
 BIOS_DATA = 0x400
 # The part of the first MiB that is not a kernel's: the extended BIOS data area, video memory and

@@ -106,8 +106,6 @@ void claim_remove(struct pykvm_claim *claim, struct pykvm_vcpu *v)
     drop(c);
 }
 
-/* ---- a vCPU's part of a run ------------------------------------------------------------ */
-
 int claim_enter(struct pykvm_claim *claim, uint64_t turn)
 {
     struct claim *c = (struct claim *)claim;
@@ -139,8 +137,6 @@ void claim_leave(struct pykvm_claim *claim)
     pthread_cond_broadcast(&c->changed);
     pthread_mutex_unlock(&c->lock);
 }
-
-/* ---- a run ----------------------------------------------------------------------------- */
 
 /* Wait, with the lock, until something changes, but not for long. */
 static void wait_a_little(struct claim *c)

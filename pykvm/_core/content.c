@@ -83,8 +83,6 @@ static int is_zero(const uint8_t *page)
     return !memcmp(page, none, sizeof none) && !memcmp(page, page + 16, PAGE - 16);
 }
 
-/* ---- frames and nodes ------------------------------------------------------------------- */
-
 static struct frame *frame_new(const uint8_t *bytes)
 {
     struct frame *frame = malloc(sizeof *frame);
@@ -198,8 +196,6 @@ static void mark_differing(struct pykvm_pages *p, const struct node *one, const 
         mark_word(p, first / 64, bits);
 }
 
-/* ---- bases ------------------------------------------------------------------------------ */
-
 static void base_free(struct base *base)
 {
     if (!base || !drop(&base->refs))
@@ -309,8 +305,6 @@ static struct base *base_from(uint64_t count, source *bytes_of, const void *of, 
     *error = -result;
     return NULL;
 }
-
-/* ---- contents --------------------------------------------------------------------------- */
 
 struct pykvm_content *pykvm_content_new(uint64_t count)
 {
@@ -437,8 +431,6 @@ uint64_t pykvm_content_differs(const struct pykvm_content *one, const struct pyk
     }
     return one->count;
 }
-
-/* ---- freeze ----------------------------------------------------------------------------- */
 
 /* Move the marks to `taken`.  Returns how many there are. */
 static uint64_t take(struct pykvm_pages *p)
@@ -593,8 +585,6 @@ int pykvm_content_put(struct pykvm_content *c, uint64_t page, const uint8_t *byt
     return refreeze_page(c, bytes, page) ? 0 : -ENOMEM;
 }
 
-/* ---- thaw ------------------------------------------------------------------------------- */
-
 void pykvm_relate(struct pykvm_pages *p, struct pykvm_content *to)
 {
     struct pykvm_content *from = p->content;
@@ -640,8 +630,6 @@ uint64_t pykvm_thaw(struct pykvm_pages *p, struct pykvm_content *to, int compare
     give_back(p, 0);
     return copied;
 }
-
-/* ---- forks ------------------------------------------------------------------------------ */
 
 /* One file that has all of it, or all but a few pages; NULL if none has anything. */
 static struct base *flat_of(struct pykvm_content *c, int32_t *error)

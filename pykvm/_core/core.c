@@ -204,8 +204,6 @@ int64_t pykvm_wait(struct pykvm_vcpu *v)
     return code == REENTER ? interrupted(v) : code;
 }
 
-/* ---- life ------------------------------------------------------------------------------ */
-
 /* Both halves in one piece: see `recent`. */
 struct whole {
     struct pykvm_vcpu vcpu;

@@ -156,8 +156,6 @@ int pykvm_mark_data(struct pykvm_pages *p, int fd)
     return result;
 }
 
-/* ---- KVM's log -------------------------------------------------------------------------- */
-
 /* Done with these words of the log: clear them here, and with `manual` in KVM. */
 static int clear_log(struct pykvm_pages *p, int vm, struct kvm_dirty_log *of, int manual,
                      uint64_t first, uint64_t end)
@@ -227,8 +225,6 @@ int pykvm_merge_dirty_log(struct pykvm_pages *p, int vm, uint32_t slot, int manu
         result = clear_log(p, vm, &log, manual, begin, words) ?: result;
     return result;
 }
-
-/* ---- the host's stores ------------------------------------------------------------------ */
 
 void pykvm_store(struct pykvm_pages *p, uint64_t offset, const void *data, uint64_t size)
 {

@@ -58,8 +58,6 @@ struct pykvm_table {
     struct pykvm_rule *rules; /* by register, then by bank */
 };
 
-/* ---- what the vCPUs share -------------------------------------------------------------- */
-
 static void free_collection(struct collection *collection)
 {
     free(collection->writes);
@@ -214,8 +212,6 @@ void pykvm_drop(struct pykvm_shared *shared, int space, int is_write, uint64_t a
     note_drop(shared, space, !!is_write, address, size, value, count);
     unlock(&p->lock);
 }
-
-/* ---- tables ---------------------------------------------------------------------------- */
 
 struct pykvm_table *pykvm_table_new(struct pykvm_shared *shared, uint64_t tag, uint32_t length,
                                     uint32_t registers, uint32_t banks)
@@ -419,8 +415,6 @@ uint32_t pykvm_table_bank(const struct pykvm_table *table)
     unlock(&p->lock);
     return bank;
 }
-
-/* ---- accesses, all under the lock ------------------------------------------------------- */
 
 /* The register that holds the whole access, or NULL. */
 static const struct place *place_of(const struct pykvm_table *table, uint64_t offset, uint32_t size)

@@ -18,8 +18,6 @@
  */
 #define TICK_NS 50000000ull
 
-/* ---- the signal ------------------------------------------------------------------------ */
-
 static int kick_signal;
 static pthread_mutex_t kick_signal_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -68,8 +66,6 @@ void collect_kicks(void)
         ;
 }
 
-/* ---- time ------------------------------------------------------------------------------ */
-
 static struct timespec timespec_of(uint64_t ns)
 {
     struct timespec value = {.tv_sec = (time_t)(ns / SECOND_NS), .tv_nsec = (long)(ns % SECOND_NS)};
@@ -102,8 +98,6 @@ void pykvm_set_alarm(struct pykvm_vcpu *v, uint64_t when)
     if (when && (when < p->expiry || p->expiry <= now))
         arm(p, now);
 }
-
-/* ---- entering and leaving -------------------------------------------------------------- */
 
 static __thread pid_t thread_id;
 static __thread int main_thread;

@@ -434,8 +434,6 @@ class Published:
         if result and self.shared.on_urgent is not None:
             self.shared.on_urgent()
 
-    # -- the guest's side, as a vCPU's thread has it ---------------------------------------------
-
     def read(self, offset: int, size: int) -> int | None:
         """What a read gives, or None if the device has to be asked."""
         value, within = ffi.new("uint64_t *"), ffi.new("uint64_t *")

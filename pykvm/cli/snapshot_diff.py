@@ -81,9 +81,6 @@ def _places(saved: Snapshot) -> dict[str, str]:
     return places
 
 
-# -- values --------------------------------------------------------------------------------------
-
-
 def _values(name: str, before: Any, after: Any) -> Iterator[str]:
     """The parts of a state, of a struct or of a dict that are not alike, by name."""
     if type(before) is not type(after):
@@ -150,9 +147,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _WIDTH else f"{text[:_WIDTH]}..."
 
 
-# -- vCPUs ---------------------------------------------------------------------------------------
-
-
 def _vcpu(before: VcpuState, after: VcpuState, saved: Snapshot) -> Iterator[str]:
     old, new = _decoded(before), _decoded(after)
     rip = old["regs"].get("rip"), new["regs"].get("rip")
@@ -197,9 +191,6 @@ def _plain(value: Any) -> Any:
 def _place(address: int, saved: Snapshot) -> str:
     name = "" if saved.entry is None else saved.entry.symbols.name_at(address)
     return f"{address:#x} ({name})" if name else f"{address:#x}"
-
-
-# -- memory --------------------------------------------------------------------------------------
 
 
 def _memory(first: Snapshot, second: Snapshot) -> Iterator[str]:

@@ -70,9 +70,6 @@ def words_like(stepper: Stepper, text: str, *, first: bool) -> list[str]:
     return sorted(word for word in offered if word.startswith(text))
 
 
-# -- reading what was typed ------------------------------------------------------------------
-
-
 def _number(text: str) -> int:
     try:
         return int(text, 0)
@@ -101,9 +98,6 @@ def _length(words: Sequence[str]) -> int:
     if not 0 < length <= _LONGEST_DUMP:
         raise ConfigError(f"a length from 1 to {_LONGEST_DUMP}, not {length}")
     return length
-
-
-# -- going on --------------------------------------------------------------------------------
 
 
 def _repeat(stepper: Stepper, words: Sequence[str], go: Callable[[], None]) -> None:
@@ -165,9 +159,6 @@ def _take(stepper: Stepper, words: Sequence[str]) -> None:
 
 def _input(stepper: Stepper, words: Sequence[str]) -> None:
     stepper.machine.serial.send(" ".join(words) + "\n")
-
-
-# -- registers -------------------------------------------------------------------------------
 
 
 def _registers(stepper: Stepper, words: Sequence[str]) -> None:
@@ -235,9 +226,6 @@ def _shown(stepper: Stepper, name: str) -> str:
     if register in _BITS:
         return decode(found, _BITS[register])
     return f"{found:#x} {stepper.machine.symbol_at(found)}".rstrip()
-
-
-# -- memory and tables -----------------------------------------------------------------------
 
 
 def _memory(stepper: Stepper, words: Sequence[str]) -> None:

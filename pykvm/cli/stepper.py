@@ -81,8 +81,6 @@ class Stepper:
             machine.serial.on_output(self._lines.write)
         machine.on_emulated(self._show_emulated)
 
-    # -- where it stands ---------------------------------------------------------------------
-
     @property
     def place(self) -> str:
         """Where the vCPU is, with its symbol."""
@@ -137,8 +135,6 @@ class Stepper:
         entry, rip = self.machine.entry, linear_rip(self.cpu)
         found = entry.symbols.find(rip) if entry is not None else None
         return rip - found[1] if found is not None else None
-
-    # -- going on ----------------------------------------------------------------------------
 
     def next(self) -> None:
         """Let the exit be answered, if it was not by hand, and run to the next one."""
@@ -240,8 +236,6 @@ class Stepper:
             self.ending = result.sentence
         else:
             self.show(self._instruction_line())
-
-    # -- what is shown on the way ------------------------------------------------------------
 
     def _show_emulated(self, cpu: CPU, name: str, result: str) -> None:
         self.show(f"    {name}, which KVM refused: {result}")

@@ -202,8 +202,6 @@ class Clock:
         if self._stopped_at is not None:
             self._tsc.stop()
 
-    # -- time --------------------------------------------------------------------------------
-
     def _host_time(self) -> int:
         """The host's time, less its steps backwards.  Call it with the lock."""
         host = self._host_now()
@@ -295,8 +293,6 @@ class Clock:
             now = self._now()
             return self._last_host + when - now
 
-    # -- deadlines ---------------------------------------------------------------------------
-
     def timer(self, callback: Callable[[int], None], queue: int = 0) -> Timer:
         """A timer of `queue`, not armed: ``callback(when)`` is told the time it was armed for."""
         check_callback("callback", callback)
@@ -373,8 +369,6 @@ class Clock:
             timer.callback(when)
         return BATCH
 
-    # -- what is saved -----------------------------------------------------------------------
-
     def state(self) -> ClockState:
         """Guest time now, and what belongs to it.  Timers are saved by those that arm them."""
         with self._lock:
@@ -416,8 +410,6 @@ class Clock:
                 timer.when, timer.order = state.when, state.order
                 if state.when < NEVER:
                     insort(entries, (state.when, state.order, timer), key=_place)
-
-    # -- the time-stamp counter --------------------------------------------------------------
 
     @property
     def tsc_khz(self) -> int:

@@ -81,8 +81,6 @@ class Tsc:
         if self.movable:
             self.offset = -self._scaled()
 
-    # -- the counter -------------------------------------------------------------------------
-
     def _scaled(self) -> int:
         ticks = self._host()
         return ticks if self.khz == self.host_khz else ticks * self.khz // self.host_khz
@@ -107,8 +105,6 @@ class Tsc:
 
     def _ticks(self, ns: int) -> int:
         return ns * self.khz // _NS_PER_MS
-
-    # -- its place on the host's -------------------------------------------------------------
 
     @property
     def offset(self) -> int:
@@ -156,8 +152,6 @@ class Tsc:
         else:
             self._offset += step
 
-    # -- what is saved -----------------------------------------------------------------------
-
     def state(self) -> tuple[int | None, tuple[tuple[int, int], ...], int]:
         """The counter, if it is ours to move, every IA32_TSC_ADJUST, what skips have left over."""
         counter = self._shared() % _LIMIT if self.movable else None
@@ -177,8 +171,6 @@ class Tsc:
             self._stopped_at = counter
         else:
             self._offset = counter - self._scaled()
-
-    # -- what the guest writes ---------------------------------------------------------------
 
     def adjust(self, cpu: int) -> int:
         """What RDMSR of IA32_TSC_ADJUST gives on vCPU `cpu`."""

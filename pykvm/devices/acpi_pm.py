@@ -137,8 +137,6 @@ class AcpiPm(NamedDevice):
         """Whether the power button would interrupt the guest."""
         return bool(self._enabled & PWRBTN)
 
-    # -- the guest's side --------------------------------------------------------------------
-
     def read(self, offset: int, size: int) -> int:
         """`size` bytes of the registers; past them there is nothing."""
         if offset >= LENGTH:
@@ -168,8 +166,6 @@ class AcpiPm(NamedDevice):
             sleep_type = (self._control & SLP_TYP) >> SLP_TYP_SHIFT
         if control & SLP_EN and sleep_type == SLP_TYP_S5:
             raise GuestPowerOff("ACPI S5")
-
-    # -- events ------------------------------------------------------------------------------
 
     @staticmethod
     def _changes_by(now: int) -> int:

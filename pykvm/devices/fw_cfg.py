@@ -275,8 +275,6 @@ class FwCfg(NamedDevice):
         self._dma_high = 0
         self._transfer = None
 
-    # -- ports -------------------------------------------------------------------------------
-
     def read(self, offset: int, size: int) -> int:
         """The next `size` bytes of the item, or of the signature that says that there is DMA."""
         if offset < DMA_ADDRESS:
@@ -304,8 +302,6 @@ class FwCfg(NamedDevice):
                 address, self._dma_high = self._dma_high << 32 | value, 0
                 self._begin(self.memory, address)
 
-    # -- items -------------------------------------------------------------------------------
-
     def _select(self, key: int) -> None:
         self._key = key & ~WRITE_CHANNEL
         self._offset = 0
@@ -325,8 +321,6 @@ class FwCfg(NamedDevice):
         piece = bytes(self._rest()[:length])
         self._offset += len(piece)
         return piece.ljust(length, b"\0")
-
-    # -- DMA ---------------------------------------------------------------------------------
 
     def _begin(self, memory: DmaMemory, address: int) -> None:
         """Carry out the access that the structure at `address` describes, and note the result.

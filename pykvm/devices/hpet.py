@@ -334,8 +334,6 @@ class Hpet(NamedDevice):
             rule = Rule(Counter(1, TICK_NS, self._bias))
         self._published.set(PUBLISHED.index(COUNTER), rule)
 
-    # -- the board's side --------------------------------------------------------------------
-
     def legacy_input(self, irq: int) -> InterruptLine:
         """The line for the device that legacy replacement cuts off: 0 for the 8254, 8 for the RTC.
 
@@ -414,8 +412,6 @@ class Hpet(NamedDevice):
             legacy = ", legacy replacement" if self.legacy else ""
             lines = [f"{self.name}: {state} at {self.counter:#x}{legacy}"]
             return "\n  ".join(lines + [str(timer) for timer in self.timers])
-
-    # -- the guest's side --------------------------------------------------------------------
 
     def read(self, offset: int, size: int) -> int:
         """`size` bytes at `offset`; reserved ones are 0."""
@@ -505,8 +501,6 @@ class Hpet(NamedDevice):
             timer.set_comparator(value, lanes)
             timer.settled = self._counter() - 1
         self._follow()
-
-    # -- inside ------------------------------------------------------------------------------
 
     def _ticks(self) -> int:
         return self._clock.now() // TICK_NS

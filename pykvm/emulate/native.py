@@ -130,8 +130,6 @@ class Native:
         self._regions: tuple[Region, ...] = ()
         self._views: list[Any] = []
 
-    # -- code --------------------------------------------------------------------------------
-
     def place(self, instruction: Instruction, unit: Unit) -> int:
         """Put the instruction among the code, rewritten, unless it is there; its place.
 
@@ -160,8 +158,6 @@ class Native:
             raise UnsupportedError(f"trying it gave {verdict}")
         self._places[key] = place
         return place
-
-    # -- an instruction ----------------------------------------------------------------------
 
     def execute(self, at: Refused, unit: Unit) -> None:
         """Do the instruction.  Raises Fault, UnsupportedError, and what `Devices` raise.
@@ -257,8 +253,6 @@ class Native:
             next_rip = at.regs.rip + instruction.length
             offset = instruction.memory.offset(at.register, next_rip)
             image[FDP : FDP + 8] = offset.to_bytes(8, "little")
-
-    # -- what is done in C the next time -----------------------------------------------------
 
     def learn(self, at: Refused, unit: Unit, name: str, rip: int) -> None:
         """Have the run loop do this instruction by itself when it comes to it again, at `rip`.

@@ -64,8 +64,6 @@ class Refused:
         self.jumped = False
         self.finished = False
 
-    # -- registers ---------------------------------------------------------------------------
-
     def register(self, number: int) -> int:
         """All 64 bits of a general register."""
         value: int = self.words[_PLACES[number]]
@@ -115,8 +113,6 @@ class Refused:
         """Whether this is code of real or virtual-8086 mode."""
         return not self.special.cr0 & CR0.PE or bool(self.regs.rflags & RFLAGS.VM)
 
-    # -- checks ------------------------------------------------------------------------------
-
     def privileged(self) -> None:
         """Raise #GP(0) outside ring 0."""
         if self.cpl:
@@ -126,8 +122,6 @@ class Refused:
         """Raise #UD for a LOCK prefix."""
         if self.instruction.lock:
             raise Fault(UD)
-
-    # -- the operand in ModRM.rm -------------------------------------------------------------
 
     @property
     def address(self) -> Address:

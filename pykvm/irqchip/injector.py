@@ -63,8 +63,6 @@ class Injector:
         integer("NMIs that wait", state.nmis, 0, _NMIS)
         self._nmis, self._init, self._sipi = state.nmis, state.init, state.sipi
 
-    # -- CpuPort -----------------------------------------------------------------------------
-
     def request_nmi(self) -> None:
         """See `CpuPort`."""
         self._nmis = min(self._nmis + 1, _NMIS)
@@ -88,8 +86,6 @@ class Injector:
     def wake(self) -> None:
         """See `CpuPort`."""
         self.cpu.engine.attend()
-
-    # -- in the vCPU's thread ----------------------------------------------------------------
 
     def before_access(self) -> None:
         """The guest accesses its local APIC: let that know the task priority in CR8."""

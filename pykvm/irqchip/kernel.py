@@ -228,8 +228,6 @@ class KernelIrqChip(KernelLapics):
     def end_of_interrupt(self, vector: int) -> None:
         """KVM's own I/O APIC hears of it."""
 
-    # -- time --------------------------------------------------------------------------------
-
     def pause(self) -> None:
         """See `KernelLapics`."""
         super().pause()
@@ -265,8 +263,6 @@ class KernelIrqChip(KernelLapics):
             loaded = (now - counted) % (1 << 64)
             registers[at : at + 8] = loaded.to_bytes(8, "little")
         self._vm.ioctl(KVM_SET_PIT2, registers)
-
-    # -- what is saved -----------------------------------------------------------------------
 
     def state(self) -> KernelIrqChipState:
         """See `IrqChip`.  Routes are fixed, and irqfds the host's."""

@@ -114,8 +114,6 @@ class KernelLapics(ABC):
         """See `IrqChip`."""
         return self._vm.signal_msi(address, data) > 0
 
-    # -- time --------------------------------------------------------------------------------
-
     def pause(self) -> None:
         """Take the time out of the kernel's timers: the machine stands still."""
         if self._stopped:
@@ -158,8 +156,6 @@ class KernelLapics(ABC):
             if len(timer.count) != _TMCCT.stop - _TMCCT.start:
                 raise ConfigError(f"the count of a local APIC's timer has {len(timer.count)} bytes")
         self._stop(stopped)
-
-    # -- MSRs: all of them are the kernel's --------------------------------------------------
 
     @property
     def msr_exits(self) -> MsrExits:

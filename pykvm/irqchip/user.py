@@ -201,8 +201,6 @@ class UserIrqChip:
             if lapic is not None and base and base != lapic.base:
                 lapic.base = base
 
-    # -- what is saved -----------------------------------------------------------------------
-
     def state(self) -> UserIrqChipState | None:
         """See `IrqChip`: None as long as the guest has touched nothing."""
         with self._lock:
@@ -336,8 +334,6 @@ class UserIrqChip:
             if self._kvmclock:
                 set_kvmclock(self._vm, clock)
             set_tsc_offsets(self._cpus, clock)
-
-    # -- MSRs --------------------------------------------------------------------------------
 
     def read_msr(self, cpu: CPU, exit: RdMsr) -> None:
         """See `IrqChip`."""

@@ -71,8 +71,6 @@ class Board:
         # Made before the irqchip, where it is.
         self._msr_exits: MsrExits | None = None
 
-    # -- making ------------------------------------------------------------------------------
-
     def build(self, host: Host, devices: Iterable[Placement], watched: Sequence[int] = ()) -> None:
         """Make the VM, its vCPUs and the irqchip, and place the devices.
 
@@ -163,8 +161,6 @@ class Board:
 
     def _waits_for_host(self) -> bool:
         return self.has_outside_lines or self.attachments.waits_for_host()
-
-    # -- devices -----------------------------------------------------------------------------
 
     def place(self, placements: Iterable[Placement]) -> None:
         """Put devices on the bus.  Raises BusConflict and ConfigError, and places none then."""
@@ -270,8 +266,6 @@ class Board:
         assert self.vm is not None
         return MsrExits(self.vm)
 
-    # -- what describes it -------------------------------------------------------------------
-
     def hardware(self) -> Hardware:
         """What tables describe of it."""
         from pykvm.tables import Hardware
@@ -321,8 +315,6 @@ class Board:
                 "this machine has no fw_cfg (a device named fw-cfg) for files or a kernel",
                 hint="kernels and firmware have one; for others, `pykvm.devices.pc.pc_devices`",
             )
-
-    # -- time --------------------------------------------------------------------------------
 
     @property
     def clock(self) -> Clock:

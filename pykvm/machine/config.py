@@ -132,9 +132,6 @@ def _check_together(config: MachineConfig) -> None:
         raise ConfigError(f"{', '.join(names)} and {last} go with an image")
 
 
-# -- what each field takes -----------------------------------------------------------------------
-
-
 def _mode(name: str, value: Any) -> Mode:
     if isinstance(value, Mode):
         return value

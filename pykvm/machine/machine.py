@@ -207,8 +207,6 @@ class Machine:
             self._release()
             raise
 
-    # -- devices -----------------------------------------------------------------------------
-
     def add(
         self,
         device: Device,
@@ -316,8 +314,6 @@ class Machine:
 
         power_button(self.devices).press_power_button()
 
-    # -- looking -----------------------------------------------------------------------------
-
     @property
     def is_linux(self) -> bool:
         """Whether the guest is a Linux kernel."""
@@ -363,8 +359,6 @@ class Machine:
         """The symbol that holds a guest-virtual address, as "main+0x12", or the empty string."""
         address = checks.unsigned("address", address, 64)
         return "" if self.entry is None else self.entry.symbols.name_at(address)
-
-    # -- running -----------------------------------------------------------------------------
 
     def run(
         self,
@@ -485,8 +479,6 @@ class Machine:
         self._board.claim.check_open()
         return self._workarounds.take(cpu, exit)
 
-    # -- snapshots ---------------------------------------------------------------------------
-
     def snapshot(self) -> Snapshot:
         """Take a snapshot: everything that the guest could ever notice.
 
@@ -532,8 +524,6 @@ class Machine:
 
             self._snapshots_made = Snapshots(self._board, self._guest, self.entry, self._runs)
         return self._snapshots_made
-
-    # -- life --------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:

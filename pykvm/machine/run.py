@@ -141,8 +141,6 @@ class Run:
         self._skipping = _thread.allocate_lock()
         self._began = time.monotonic()
 
-    # -- ending ------------------------------------------------------------------------------
-
     def end(self, ending: Ending | None) -> None:
         """From any thread: end the run, all vCPUs of it.  Later runs are left alone."""
         if ending is not None:
@@ -183,8 +181,6 @@ class Run:
         of_no_vcpu = (AT_EXIT, OVER, SETTLED, self._failed)
         asked = next((end for end in endings if end not in of_no_vcpu), endings[0])
         return next((end for end in endings if end.outcome not in _ASKED_FOR), asked)
-
-    # -- the Handlers of every vCPU -------------------------------------------------------------
 
     def take_exit(self, cpu: CPU) -> Ending | None:
         """See `pykvm.vcpu.loop.Handlers`."""
@@ -361,8 +357,6 @@ class Run:
     def _halted_for_good(self) -> Ending:
         who = "the guest" if len(self._cpus) == 1 else "every vCPU of the guest"
         return Ending(Outcome.HALTED, f"{who} halted with nothing to wake it")
-
-    # -- running -----------------------------------------------------------------------------
 
     def _run_cpu(self, cpu: CPU) -> None:
         """Run a vCPU in the calling thread until the run ends, and end it if this one does."""

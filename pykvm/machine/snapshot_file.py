@@ -100,9 +100,6 @@ class SavedRecord(State):
     files: tuple[tuple[str, U64], ...]
 
 
-# -- saving --------------------------------------------------------------------------------------
-
-
 def save(saved: Snapshot, path: str | os.PathLike[str], parent: Snapshot | None) -> None:
     """See `Snapshot.save`."""
     # Most files are written once and loaded often.
@@ -261,9 +258,6 @@ def _text(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
-# -- loading -------------------------------------------------------------------------------------
-
-
 def load(path: str | os.PathLike[str], *, force: bool) -> Snapshot:
     """See `Snapshot.load`."""
     with ExitStack() as stack:
@@ -379,9 +373,6 @@ def _read_contents(file: SavedFile, record: SavedRecord) -> Contents | None:
     for name, size in record.files:
         files[name], data = data[:size], data[size:]
     return Contents(items, files)
-
-
-# -- memory --------------------------------------------------------------------------------------
 
 
 def read_regions(file: SavedFile) -> tuple[RegionRecord, ...]:

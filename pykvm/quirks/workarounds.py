@@ -166,8 +166,6 @@ class _Vcpu:
         """Whether the exit was SYSCALL's, and its handler is where the vCPU stands now."""
         return bool(lib.pykvm_work_around_syscall(self.core, self.cpu.engine.run_address))
 
-    # -- following the guest -----------------------------------------------------------------
-
     def begin(self, pykvm: bool) -> None:
         """A loop begins; see `QuirkWorkarounds`."""
         self.begun = True
@@ -245,8 +243,6 @@ class _Vcpu:
         except ConfigError:
             # The debug registers are in use by someone who debugs this guest.
             self.cpu.debug.set_breakpoints(OWNER, [])
-
-    # -- INT n -------------------------------------------------------------------------------
 
     def at_breakpoint(self, pc: int) -> bool:
         """The exit is a breakpoint; whether it is one of ours, and was dealt with."""

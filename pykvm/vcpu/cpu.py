@@ -89,8 +89,6 @@ class CPU:
         """
         self.engine.close()
 
-    # -- registers ---------------------------------------------------------------------------
-
     @property
     def state(self) -> CpuState:
         """All registers as one value.  Assign a value to set them all.
@@ -125,8 +123,6 @@ class CPU:
             self.loop.debug = GuestDebug(self.engine)
         return self.loop.debug
 
-    # -- all of it ---------------------------------------------------------------------------
-
     def save(self) -> VcpuState:
         """All that its guest can notice of this vCPU, as a value.
 
@@ -153,8 +149,6 @@ class CPU:
         from pykvm.vcpu.saving import load
 
         load(self, state)
-
-    # -- memory as the guest sees it ---------------------------------------------------------
 
     def walk(
         self,
@@ -245,8 +239,6 @@ class CPU:
         raise MemoryRangeError(
             f"no NUL within {limit} bytes of {address:#x}", address=address, length=limit
         )
-
-    # -- running -----------------------------------------------------------------------------
 
     def kick(self) -> bool:
         """From any thread: take this vCPU out of the guest, if it is running.

@@ -104,8 +104,6 @@ class Engine(Protocol):
     def kvm(self) -> Ioctls:
         """State beyond the registers."""
 
-    # -- registers ---------------------------------------------------------------------------
-
     def regs(self) -> Any:
         """The current struct kvm_regs; call `dirty_regs` before a change."""
 
@@ -148,8 +146,6 @@ class Engine(Protocol):
     def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
         """KVM_SET_GUEST_DEBUG, from the registers as they are now."""
 
-    # -- all of it ---------------------------------------------------------------------------
-
     def settle(self) -> bool:
         """Complete the instruction of the last exit; True if there is an exit to deal with first.
 
@@ -184,8 +180,6 @@ class Engine(Protocol):
     def load(self, state: VcpuState) -> None:
         """Be in that state, whatever the instruction at hand was."""
 
-    # -- the kvm_run page --------------------------------------------------------------------
-
     @property
     def page(self) -> Any:
         """The kvm_run page as bytes; offsets in it are `pykvm.kvm.run_page`'s."""
@@ -193,8 +187,6 @@ class Engine(Protocol):
     @property
     def run_page(self) -> RunPage:
         """The kvm_run page as `pykvm.exits` reads it."""
-
-    # -- running -----------------------------------------------------------------------------
 
     def use(self, dispatch: Dispatch) -> None:
         """Answer accesses by these devices from now on."""

@@ -178,8 +178,6 @@ class KvmEngine:
             raise _gone(forked=self._forked)
         return self.core
 
-    # -- registers ---------------------------------------------------------------------------
-
     def regs(self) -> Any:
         """See `Engine`."""
         core = self.living()
@@ -320,8 +318,6 @@ class KvmEngine:
         self._settle_regs()
         self.kvm.set_guest_debug(control, debugreg)
 
-    # -- all of it ---------------------------------------------------------------------------
-
     @property
     def transfer(self) -> Transfer:
         """What takes and puts the whole state; made at first use, which takes a while."""
@@ -433,8 +429,6 @@ class KvmEngine:
         page[READY_FOR_INTERRUPT_INJECTION] = state.ready_for_interrupt
         page[REQUEST_INTERRUPT_WINDOW] = state.wants_interrupt_window
 
-    # -- the kvm_run page --------------------------------------------------------------------
-
     @property
     def run_page(self) -> RunPage:
         """See `Engine`."""
@@ -449,8 +443,6 @@ class KvmEngine:
         """What was handed out as an exit can no longer be answered."""
         if self._run_page is not None:
             self._run_page.current = None
-
-    # -- running -----------------------------------------------------------------------------
 
     def use(self, dispatch: Dispatch) -> None:
         """See `Engine`."""

@@ -92,8 +92,6 @@ class Loop:
         self._dispatch = dispatch
         self._engine.use(dispatch)
 
-    # -- HLT between runs --------------------------------------------------------------------
-
     def left_in_hlt(self) -> None:
         """A run ends while this vCPU waits in HLT: the next goes on waiting."""
         self._halted = self._engine.regs().rip
@@ -113,8 +111,6 @@ class Loop:
         halted, self._halted = self._halted, None
         # The user may have moved RIP.
         return halted is not None and halted == self._engine.regs().rip
-
-    # -- exits half done ---------------------------------------------------------------------
 
     def settle(self, take: Callable[[CPU, Exit], Ending | None]) -> Ending | None:
         """Carry out what the vCPU is in the middle of, so that it stands between two instructions.
@@ -142,8 +138,6 @@ class Loop:
             "accesses",
             hint="run the machine on first",
         )
-
-    # -- for a machine -----------------------------------------------------------------------
 
     def run(self, handlers: Handlers, *, surface: bool = False) -> Ending:
         """Run until an Ending, inside `Engine.hold`.
@@ -199,8 +193,6 @@ class Loop:
         """A number is taken modulo the size; anything else is a fault of the device."""
         range_ = self._dispatch.bus.by_slot.get(slot) if self._dispatch else None
         return odd_answer(range_.name if range_ else "?", answer) % _LIMIT
-
-    # -- by hand -----------------------------------------------------------------------------
 
     def raw_exits(self, timeout: float | None) -> Generator[Exit, None, None]:
         """See `CPU.raw_exits`."""

@@ -217,8 +217,6 @@ class Transfer:
         # What was put last, newest last.
         self._putting: dict[int, tuple[VcpuState, _Packed, list[tuple[int, int]]]] = {}
 
-    # -- taking ------------------------------------------------------------------------------
-
     def take(self) -> dict[str, Any]:
         """The fields of a VcpuState that are KVM's.  Raises KVMError."""
         packed = self._getting
@@ -318,8 +316,6 @@ class Transfer:
             entries = packed.part(f"msrs from {self._msrs[first]:#x}")[_HEAD:]
             found += ((index, value) for index, _, value in _MSR.iter_unpack(entries))
         return tuple(found)
-
-    # -- putting -----------------------------------------------------------------------------
 
     def put(self, state: VcpuState, *, registers: bool) -> None:
         """Set all that is KVM's in `state`.

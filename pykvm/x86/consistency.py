@@ -122,9 +122,6 @@ def _physical(register: str, value: int, cpuid: CpuidTable | None) -> Iterator[s
         yield f"{register} is {value:#x}, and physical addresses have {bits} bits"
 
 
-# -- control registers ---------------------------------------------------------------------------
-
-
 def _cr0(state: CpuState) -> Iterator[str]:
     # The processor ignores reserved bits of the lower half (SDM 3A 2.5).
     yield from _reserved("CR0", state.cr0 >> 32 << 32, CR0)
@@ -177,9 +174,6 @@ def _apic_base(state: CpuState, cpuid: CpuidTable | None) -> Iterator[str]:
             yield "IA32_APIC_BASE.EXTD without IA32_APIC_BASE.EN"
         if cpuid is not None and "x2apic" not in cpuid:
             yield "IA32_APIC_BASE.EXTD, and the CPUID shows no x2apic"
-
-
-# -- segments (SDM 3C 27.3.1.2) ------------------------------------------------------------------
 
 
 def _usable(segment: SegmentRegister) -> bool:
@@ -286,9 +280,6 @@ def _granularity(name: str, segment: SegmentRegister) -> Iterator[str]:
 def _upper_half(name: str, segment: SegmentRegister) -> Iterator[str]:
     if segment.base >> 32:
         yield f"{name}.base {segment.base:#x} has more than 32 bits"
-
-
-# -- RFLAGS and RIP (SDM 3C 27.3.1.4) ------------------------------------------------------------
 
 
 def _flags(state: CpuState) -> Iterator[str]:

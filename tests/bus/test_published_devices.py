@@ -363,8 +363,6 @@ def test_a_device_in_two_machines_is_published_in_the_second() -> None:
     assert uart.text == "1"
 
 
-# -- the 8259 ------------------------------------------------------------------------------------
-
 COMMANDS = st.sampled_from([0x20, 0x20, 0x60, 0x63, 0x67, 0xA0, 0x0A, 0x0B, 0x0C, 0x48, 0x68, 0x11])
 PIC_STEP = st.one_of(
     st.tuples(st.just("in"), st.integers(0, 3), st.just(0)),
@@ -452,9 +450,6 @@ def test_an_8259_at_rest_needs_no_python() -> None:
     assert side.pair.chips[0].imr == 0xFB
     front.write(1, 0xEB)
     assert side.pair.pending
-
-
-# -- clocks --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [24, 32])

@@ -197,8 +197,6 @@ def test_xrstor_brings_back_what_xsave_stored(rig: Rig) -> None:
     assert loaded.xsave == stored.xsave
 
 
-# -- devices ---------------------------------------------------------------------------------
-
 BYTES = bytes(range(8, 40))
 
 
@@ -337,9 +335,6 @@ def test_an_operand_reaches_just_as_far_as_it_is_long(
     too_long = rig.run(raw, 3, registers={"rdi": MISSING - size + 1}, forced=forced)
     assert too_long.exception is not None
     assert too_long.exception[0] == 14
-
-
-# -- code across two pages -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("before", range(1, 8))

@@ -127,9 +127,6 @@ def test_cmpxchg16b_of_a_device(bench: Bench) -> None:
     assert regs.rax == 0x1111_1111_1111_1111
 
 
-# -- events ----------------------------------------------------------------------------------
-
-
 def test_int3_is_a_trap(bench: Bench) -> None:
     events = bench.cpu.all.events
     bench.take(b"\xcc")
@@ -208,9 +205,6 @@ def test_an_exit_in_between_is_progress(bench: Bench) -> None:
         bench.cpu.core.exits[2] += 1
 
 
-# -- devices and errors ----------------------------------------------------------------------
-
-
 class Ends:
     """A device that ends the run."""
 
@@ -257,9 +251,6 @@ def test_ten_pages_of_devices_are_too_many_for_none(bench: Bench) -> None:
     for page in range(20):
         bench.cpu.all.regs.rdi = 0xD000_0000 + 0x1000 * page
         assert bench.take(bytes.fromhex("660f6f07"))
-
-
-# -- arithmetic on this processor ------------------------------------------------------------
 
 
 def vector(bench: Bench, number: int) -> int:
@@ -470,8 +461,6 @@ def test_names(code: str, name: str) -> None:
         assert name_of(instruction) == name
 
 
-# -- hostile guests --------------------------------------------------------------------------
-
 _BYTES = st.one_of(
     st.binary(min_size=1, max_size=15),
     st.builds(
@@ -514,9 +503,6 @@ def test_any_instruction_in_any_state(bench: Bench, code: bytes, seed: int, mode
     with suppress(GuestError):
         bench.take(code)
     assert len(bench.memory.regions) == 1
-
-
-# -- the guest's CPUID -----------------------------------------------------------------------
 
 
 ENCODINGS = [b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a"]
@@ -633,9 +619,6 @@ def test_hints_do_nothing(bench: Bench, code: str) -> None:
 def test_rdssp_with_shadow_stacks_is_not_taken_for_a_nop(bench: Bench) -> None:
     bench.cpu.all.sregs.cr4 |= CR4.CET
     assert not bench.take(bytes.fromhex("f3480f1ece"))
-
-
-# -- instructions across two pages -----------------------------------------------------------
 
 
 def refuse(bench: Bench, told: bytes) -> bool:

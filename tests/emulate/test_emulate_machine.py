@@ -324,9 +324,6 @@ def test_guest_refused_elf(guests: Path) -> None:
         ]
 
 
-# -- the command line ------------------------------------------------------------------------
-
-
 def pykvm(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     path = tmp_path / "two.bin"
     path.write_bytes(assemble(TWO))

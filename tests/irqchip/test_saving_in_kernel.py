@@ -244,8 +244,6 @@ def test_a_state_that_is_none(listening: Callable[..., Machine]) -> None:
     irqchip.restore(state)
 
 
-# -- the timer of a local APIC -------------------------------------------------------------------
-
 WAIT = """
     FB           sti
     F4           hlt

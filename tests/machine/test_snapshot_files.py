@@ -200,9 +200,6 @@ def test_equal_snapshots_make_equal_files(echo: Echo, tmp_path: Path) -> None:
         assert again.id == first.id
 
 
-# -- differences ---------------------------------------------------------------------------------
-
-
 @pytest.mark.kvm
 def test_a_chain_of_differences(echo: Echo, tmp_path: Path) -> None:
     chain = []
@@ -273,9 +270,6 @@ def test_parents_that_do_not_do(echo: Echo, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-# -- hosts ---------------------------------------------------------------------------------------
-
-
 def elsewhere(path: Path, **changes: Any) -> None:
     """Save again as if it had been on another host."""
     loaded = Snapshot.load(path)
@@ -327,9 +321,6 @@ def test_the_guest_keeps_its_cpuid(echo: Echo, path: Path) -> None:
     assert stepping(shown) == stepping(before) ^ 0xF
 
 
-# -- devices of one's own ------------------------------------------------------------------------
-
-
 class Lamp:
     name = "lamp"
 
@@ -362,9 +353,6 @@ def test_a_device_of_ones_own(echo: Echo, path: Path) -> None:
     devices = [Placement(again, Space.PIO, 0x90, 1)]
     with Machine.from_snapshot(path, devices=devices):
         assert again.level == 7
-
-
-# -- what fails ----------------------------------------------------------------------------------
 
 
 @pytest.mark.kvm
@@ -423,9 +411,6 @@ def test_descriptors_run_out(echo: Echo, path: Path) -> None:
         gc.collect()
         assert len(os.listdir("/proc/self/fd")) == before
     assert made
-
-
-# -- strangers' files ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -537,9 +522,6 @@ def test_nothing_that_a_file_names_is_imported(
         Snapshot.load(path)
     assert set(imported) <= set(MODULES.values())
     assert "antigravity" not in sys.modules
-
-
-# -- parts ---------------------------------------------------------------------------------------
 
 
 def test_every_state_has_its_module() -> None:

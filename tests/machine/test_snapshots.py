@@ -242,9 +242,6 @@ def test_a_reset_without_a_snapshot_says_so(guest: MakeGuest) -> None:
         machine.reset(wall="catch-up")
 
 
-# -- exits half done -----------------------------------------------------------------------------
-
-
 def test_the_out_that_asks_for_a_snapshot_is_not_repeated(guest: MakeGuest) -> None:
     """Others repeat it: nanvix#1497."""
     machine, port = with_port(guest, ASK)
@@ -298,9 +295,6 @@ def test_an_exit_that_ends_the_guest_is_no_place_for_a_snapshot(guest: MakeGuest
     assert exits.result.exit_code == 1
 
 
-# -- where it is refused -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("call", ["snapshot", "reset"])
 def test_from_inside_a_run_it_is_refused(guest: MakeGuest, call: str) -> None:
     machine = guest(COUNT)
@@ -349,9 +343,6 @@ def test_from_another_thread_it_is_refused_while_the_guest_runs(guest: MakeGuest
     machine.snapshot()
 
 
-# -- lines and time ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
 def test_the_levels_of_lines_go_back(guests: Path, irqchip: str) -> None:
     """A line of the host's and one of a device that does not keep its level."""
@@ -395,9 +386,6 @@ def test_a_clock_that_cannot_go_back_is_told_of(guests: Path) -> None:
         assert bool(told) is not machine.clock.tsc_movable
 
 
-# -- what a run has heard ------------------------------------------------------------------------
-
-
 def test_what_was_printed_goes_back(guests: Path) -> None:
     with Machine(guests / "hello.elf") as machine:
         saved = machine.snapshot()
@@ -418,9 +406,6 @@ def test_until_searches_from_where_it_had_come(guests: Path) -> None:
         for _ in range(2):
             machine.reset(saved)
             assert machine.run(timeout=20, until="8259").outcome is Outcome.UNTIL
-
-
-# -- an exception in the middle ------------------------------------------------------------------
 
 
 def test_an_interrupted_reset_is_made_good_by_the_next(
@@ -448,8 +433,6 @@ def test_an_interrupted_reset_is_made_good_by_the_next(
     machine.reset()
     assert writes(machine, 1) == [3]
 
-
-# -- page tables ---------------------------------------------------------------------------------
 
 # Writes what is at 0x200000, maps that page elsewhere by the entry at RBX, and goes on.
 MAP_ANEW = """

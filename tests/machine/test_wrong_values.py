@@ -53,8 +53,6 @@ def refuses(told: str, call: Callable[..., object], *arguments: Any) -> None:
     assert len(raised.value.message) < 400
 
 
-# -- Machine(...) -----------------------------------------------------------------------------
-
 # Of each option: what its message begins with, and values that are none.
 OPTIONS: dict[str, tuple[str, list[Any]]] = {
     "image": ("image is a path or the bytes of a file", [5, 1.5, ["a"], object()]),
@@ -126,9 +124,6 @@ def test_a_refused_machine_leaves_nothing(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     refuses("vcpus", lambda: Machine(HALT, vcpus="2"))  # type: ignore[arg-type]
     assert set(os.listdir("/proc/self/fd")) == before
-
-
-# -- a machine that runs ----------------------------------------------------------------------
 
 
 class Sensor:
@@ -365,9 +360,6 @@ def test_wrong_values_for_devices_clocks_and_states(told: str, call: Callable[..
 
 class Named:
     name = "named"
-
-
-# -- symbols and times ------------------------------------------------------------------------
 
 
 def test_an_unknown_symbol_is_a_key_error_with_a_suggestion(guests: Path) -> None:

@@ -154,8 +154,6 @@ def test_the_hpet_is_told_of_as_it_is() -> None:
     assert table[40:].hex() == "004000040000d0fe00000000" + "00" + "0000" + "00"
 
 
-# -- by ACPICA -------------------------------------------------------------------------------
-
 iasl = pytest.mark.skipif(shutil.which("iasl") is None, reason="Debian's acpica-tools has iasl")
 
 
@@ -192,9 +190,6 @@ def test_acpica_knows_every_field(tmp_path: Path, name: str) -> None:
     for text in (report, source):
         for trouble in ("Error", "Warning", "Unknown", "Invalid", "Incorrect"):
             assert trouble not in text.replace("Hardware Error", "")
-
-
-# -- the DSDT by hand ------------------------------------------------------------------------
 
 
 def test_the_s5_package_is_found_as_small_kernels_look_for_it() -> None:

@@ -48,9 +48,6 @@ def test_every_row_has_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names)
 
 
-# -- notes, and rows with nothing beside them --------------------------------------------------
-
-
 def test_notes_stand_below_the_table() -> None:
     skipped = Skipped(ROW, "no QEMU")
     text = as_text([BESIDE, ALONE, skipped], "kvm").splitlines()
@@ -88,9 +85,6 @@ def test_a_measurement_that_cannot_be_made() -> None:
     assert measure(RIG, Bench(ROW, refuse), quick=True) == Skipped(ROW, "no QEMU")
 
 
-# -- guests of their own ------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def rig(kvm: None) -> Iterator[Rig]:
     with Rig() as rig:
@@ -111,9 +105,6 @@ def test_both_sides_do_their_work(rig: Rig, bench: Bench) -> None:
     else:
         assert outcome.ours.median > 0
         assert outcome.theirs is not None
-
-
-# -- what a guest says -------------------------------------------------------------------------
 
 
 def listen(script: str, deadline: float = DEADLINE) -> tuple[list[str], str]:
@@ -140,9 +131,6 @@ def test_lines_are_compared_without_times_and_numbers() -> None:
     theirs = Told((Line(3.0, "last_pfn = 0x3fff"), Line(4.0, "theirs alone")))
     assert furthest(ours, theirs) == (ours.lines[0], theirs.lines[0])
     assert furthest(ours, Told(theirs.lines[1:])) is None
-
-
-# -- QEMU and Linux ----------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -117,9 +117,6 @@ def again(request: pytest.FixtureRequest, guest: MakeGuest) -> Callable[..., Mac
     return other
 
 
-# -- round trips ----------------------------------------------------------------------------------
-
-
 @pytest.fixture(params=CHIPS)
 def chip(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -208,9 +205,6 @@ def test_events_in_the_page_are_those_of_the_state(guest: MakeGuest) -> None:
         assert not cpu.engine.sync_regs().events.nmi.masked
         cpu.load(state)
         assert cpu.engine.sync_regs().events.nmi.masked
-
-
-# -- instructions half done -----------------------------------------------------------------------
 
 
 def test_an_out_is_neither_repeated_nor_lost(
@@ -390,9 +384,6 @@ def test_no_state_of_a_running_vcpu(guest: MakeGuest) -> None:
     assert machine.run(until=lambda _: bool(log.written), timeout=20).ok
 
 
-# -- waiting --------------------------------------------------------------------------------------
-
-
 def test_it_waits_in_hlt_on(guest: MakeGuest, again: Callable[..., Machine]) -> None:
     machine = guest(WAIT)
     machine.line(4)  # which could wake it
@@ -450,9 +441,6 @@ def test_a_vcpu_that_kvm_keeps_waiting(guest: MakeGuest) -> None:
     twin = guest(HALT, irqchip="kernel", vcpus=2)
     state.load(twin)
     assert [cpu.kvm.get_mp_state() for cpu in twin.vcpus] == [3, 1]
-
-
-# -- events ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shadow", [1, 2], ids=["MOV SS", "STI"])
@@ -571,8 +559,6 @@ def test_a_triple_fault_that_waits(guest: MakeGuest) -> None:
     before.load(twin)
     assert not twin.vcpus[0].kvm.get_vcpu_events().triple_fault.pending
 
-
-# -- the rest -------------------------------------------------------------------------------------
 
 # PAT, MTRRs (a default type, a fixed and a variable one), DEBUGCTL (BTF), XSS, STAR, TSC_AUX,
 # MC0_CTL: not every host lets the VMM set each of them.
@@ -856,9 +842,6 @@ def test_a_kvm_without_sregs2_and_xsave2(guest: MakeGuest, monkeypatch: pytest.M
             assert not differing(other.vcpus[0].save(), state.vcpus[0])
             assert other.run(timeout=20).exit_code == 3
             assert count(other) == 1
-
-
-# -- states from elsewhere ------------------------------------------------------------------------
 
 
 @pytest.fixture
