@@ -66,16 +66,16 @@ ffibuilder.set_source(
         f"pykvm/_core/{name}.c"
         for name in (
             *("by_hand", "claim", "content", "core", "descriptor", "dirty", "drive", "exit"),
-            *("functions", "hold", "line", "map", "native", "published", "syscall", "thread"),
-            "vcpu_state",
+            *("freeze", "functions", "hold", "line", "map", "native", "published", "syscall"),
+            *("thread", "vcpu_state"),
         )
     ],
     include_dirs=["pykvm/_core"],
     depends=[
         f"pykvm/_core/{name}.h"
         for name in (
-            *("claim", "core", "dirty", "functions", "line", "pages", "published", "shared"),
-            *("vcpu", "vcpu_state"),
+            *("claim", "content", "core", "dirty", "functions", "line", "pages", "published"),
+            *("shared", "vcpu", "vcpu_state"),
         )
     ],
     extra_compile_args=[

@@ -8,7 +8,7 @@
  * two contents of one base is found without looking at what they share.
  */
 #define _GNU_SOURCE
-#include "pages.h"
+#include "content.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,11 +21,6 @@
 #define FAN 64
 #define FAN_BITS 6
 
-/* So many changed pages make a base of their own, where there is none, and a fork copies at most so many. */
-#define FEW_PAGES 256
-/* At most so many mappings for one region of a fork. */
-#define MAPPINGS 64
-
 struct frame {
     uint32_t refs;
     uint8_t bytes[PAGE] __attribute__((aligned(16)));
@@ -35,26 +30,6 @@ struct frame {
 struct node {
     uint32_t refs;
     void *child[FAN];
-};
-
-/* A file, mapped; read-only, and private so that an old kernel maps a sealed one. */
-struct base {
-    uint32_t refs;
-    int fd;
-    uint64_t offset;   /* in the file */
-    uint64_t size;
-    const uint8_t *at;
-    uint64_t *present; /* a bit for each page that is not zero; NULL: any may be */
-};
-
-struct pykvm_content {
-    uint32_t refs;
-    int levels; /* of nodes, the leaves included */
-    uint64_t count;
-    uint64_t overrides; /* pages in the tree */
-    struct base *base;
-    struct node *root;
-    struct base *flat; /* all of it in one file, once a fork has needed that */
 };
 
 /* In the tree where a page is zero and the base's is not. */
@@ -76,7 +51,7 @@ static int drop(uint32_t *refs)
     return __atomic_sub_fetch(refs, 1, __ATOMIC_ACQ_REL) == 0;
 }
 
-static int is_zero(const uint8_t *page)
+int is_zero_page(const uint8_t *page)
 {
     static const uint8_t none[16];
 
@@ -247,9 +222,6 @@ static int write_all(int fd, const uint8_t *data, uint64_t size, uint64_t offset
     return 0;
 }
 
-/* Where a base gets its pages from: the bytes of one, or NULL if it is zero. */
-typedef const uint8_t *source(const void *of, uint64_t page);
-
 /* By pwrite: storing into a mapping would be SIGBUS where the host has no memory left. */
 static int base_fill(struct base *base, source *bytes_of, const void *of)
 {
@@ -293,8 +265,7 @@ static int base_make(struct base *base, source *bytes_of, const void *of)
     return result ? result : base_map(base);
 }
 
-/* NULL with errno in *error. */
-static struct base *base_from(uint64_t count, source *bytes_of, const void *of, int32_t *error)
+struct base *base_from(uint64_t count, source *bytes_of, const void *of, int32_t *error)
 {
     struct base *base = base_new(count * PAGE);
     int result = base ? base_make(base, bytes_of, of) : -ENOMEM;
@@ -348,8 +319,7 @@ static const uint8_t *base_page(const struct base *base, uint64_t page)
     return base->at + page * PAGE;
 }
 
-/* The bytes of a page; NULL if it is zero. */
-static const uint8_t *page_of(const struct pykvm_content *c, uint64_t page)
+const uint8_t *page_of(const struct pykvm_content *c, uint64_t page)
 {
     const struct node *leaf = c->root ? leaf_of(c, page / 64) : NULL;
     const struct frame *frame = leaf ? leaf->child[page & (FAN - 1)] : NULL;
@@ -386,6 +356,21 @@ void mark_content(struct pykvm_pages *p, const struct pykvm_content *c)
     }
 }
 
+void mark_overrides(struct pykvm_pages *p, const struct pykvm_content *c)
+{
+    mark_differing(p, c->root, NULL, c->levels - 1, 0);
+}
+
+void mark_between(struct pykvm_pages *p, const struct pykvm_content *one, const struct pykvm_content *other)
+{
+    if (one->base == other->base) {
+        mark_differing(p, one->root, other->root, other->levels - 1, 0);
+    } else {
+        mark_content(p, one);
+        mark_content(p, other);
+    }
+}
+
 uint64_t pykvm_content_next(const struct pykvm_content *c, uint64_t page, const uint8_t **data)
 {
     while (page < c->count) {
@@ -397,20 +382,20 @@ uint64_t pykvm_content_next(const struct pykvm_content *c, uint64_t page, const 
         }
         page += (uint64_t)__builtin_ctzll(mask);
         *data = page_of(c, page);
-        if (*data && !is_zero(*data))
+        if (*data && !is_zero_page(*data))
             return page;
         page++;
     }
     return c->count;
 }
 
-static int same_page(const uint8_t *one, const uint8_t *other)
+int is_same_page(const uint8_t *one, const uint8_t *other)
 {
     if (one == other)
         return 1;
     if (!one)
-        return is_zero(other);
-    return other ? !memcmp(one, other, PAGE) : is_zero(one);
+        return is_zero_page(other);
+    return other ? !memcmp(one, other, PAGE) : is_zero_page(one);
 }
 
 uint64_t pykvm_content_differs(const struct pykvm_content *one, const struct pykvm_content *other,
@@ -425,104 +410,30 @@ uint64_t pykvm_content_differs(const struct pykvm_content *one, const struct pyk
             page = (word + 1) * 64;
             continue;
         }
-        if (!same_page(page_of(one, page), page_of(other, page)))
+        if (!is_same_page(page_of(one, page), page_of(other, page)))
             return page;
         page++;
     }
     return one->count;
 }
 
-/* Move the marks to `taken`.  Returns how many there are. */
-static uint64_t take(struct pykvm_pages *p)
-{
-    uint64_t count = 0;
-
-    for (uint64_t group = 0; group < groups_of(p); group++) {
-        if (!__atomic_load_n(&p->summary[group], __ATOMIC_SEQ_CST))
-            continue;
-        p->taken_summary[group] = __atomic_exchange_n(&p->summary[group], 0, __ATOMIC_SEQ_CST);
-        for (uint64_t words = p->taken_summary[group]; words; words &= words - 1) {
-            uint64_t word = group * 64 + (uint64_t)__builtin_ctzll(words);
-
-            p->taken[word] = __atomic_exchange_n(&p->dirty[word], 0, __ATOMIC_SEQ_CST);
-            count += (uint64_t)__builtin_popcountll(p->taken[word]);
-        }
-    }
-    return count;
-}
-
-/* The first word from `word` on of which something was taken; the number of words if there is none. */
-static uint64_t next_taken(const struct pykvm_pages *p, uint64_t word)
-{
-    while (word < words_of(p)) {
-        uint64_t words = p->taken_summary[word / 64] >> word % 64;
-
-        if (words)
-            return word + (uint64_t)__builtin_ctzll(words);
-        word = (word / 64 + 1) * 64;
-    }
-    return words_of(p);
-}
-
-/* Done with what was taken; or it is marked again. */
-static void give_back(struct pykvm_pages *p, int again)
-{
-    for (uint64_t word = next_taken(p, 0); word < words_of(p); word = next_taken(p, word + 1)) {
-        if (p->taken[word] && again)
-            mark_word(p, word, p->taken[word]);
-        p->taken[word] = 0;
-    }
-    memset(p->taken_summary, 0, groups_of(p) * sizeof *p->taken_summary);
-}
-
-static const uint8_t *memory_page(const void *of, uint64_t page)
-{
-    const struct pykvm_pages *p = of;
-    const uint8_t *bytes = p->host + page * PAGE;
-
-    /* What is not taken is as it was: to read what nobody has touched would allocate it. */
-    if (!(p->taken[page / 64] >> page % 64 & 1) && !page_of(p->content, page))
-        return NULL;
-    return is_zero(bytes) ? NULL : bytes;
-}
-
-static const uint8_t *content_page(const void *of, uint64_t page)
-{
-    return page_of(of, page);
-}
-
-/* Let `c` have what is in memory.  Returns 0 without memory for that. */
-static int refreeze_page(struct pykvm_content *c, const uint8_t *bytes, uint64_t page)
+int set_page(struct pykvm_content *c, const uint8_t *bytes, uint64_t page)
 {
     const uint8_t *base = base_page(c->base, page);
     struct frame *frame;
 
-    if (same_page(page_of(c, page), bytes))
+    if (is_same_page(page_of(c, page), bytes))
         return 1;
-    if (same_page(base, bytes))
+    if (is_same_page(base, bytes))
         return put(c, page, NULL);
-    frame = is_zero(bytes) ? &zero_frame : frame_new(bytes);
+    frame = is_zero_page(bytes) ? &zero_frame : frame_new(bytes);
     if (frame && put(c, page, frame))
         return 1;
     frame_free(frame);
     return 0;
 }
 
-static int refreeze(struct pykvm_content *c, const struct pykvm_pages *p)
-{
-    for (uint64_t word = next_taken(p, 0); word < words_of(p); word = next_taken(p, word + 1)) {
-        for (uint64_t bits = p->taken[word]; bits; bits &= bits - 1) {
-            uint64_t page = word * 64 + (uint64_t)__builtin_ctzll(bits);
-
-            if (!refreeze_page(c, p->host + page * PAGE, page))
-                return 0;
-        }
-    }
-    return 1;
-}
-
-/* Let a new content be as another one. */
-static void share_content(struct pykvm_content *c, const struct pykvm_content *other)
+void share_content(struct pykvm_content *c, const struct pykvm_content *other)
 {
     if (other->base)
         hold(&other->base->refs);
@@ -531,44 +442,6 @@ static void share_content(struct pykvm_content *c, const struct pykvm_content *o
         hold(&other->root->refs);
     c->root = other->root;
     c->overrides = other->overrides;
-}
-
-static int fill_content(struct pykvm_content *c, struct pykvm_pages *p, uint64_t changed)
-{
-    const struct pykvm_content *before = p->content;
-
-    if (!before->base && before->overrides + changed > FEW_PAGES) {
-        c->base = base_from(p->count, memory_page, p, &p->error);
-        return c->base != NULL;
-    }
-    share_content(c, before);
-    if (refreeze(c, p))
-        return 1;
-    p->error = ENOMEM;
-    return 0;
-}
-
-struct pykvm_content *pykvm_freeze(struct pykvm_pages *p)
-{
-    struct pykvm_content *c;
-    uint64_t changed = take(p);
-
-    if (!changed) {
-        give_back(p, 0);
-        return pykvm_content_hold(p->content);
-    }
-    p->error = ENOMEM;
-    c = pykvm_content_new(p->count);
-    if (c && !fill_content(c, p, changed)) {
-        pykvm_content_free(c);
-        c = NULL;
-    }
-    give_back(p, c == NULL);
-    if (!c)
-        return NULL;
-    pykvm_content_free(p->content);
-    p->content = c;
-    return pykvm_content_hold(c);
 }
 
 struct pykvm_content *pykvm_content_copy(const struct pykvm_content *other)
@@ -582,57 +455,15 @@ struct pykvm_content *pykvm_content_copy(const struct pykvm_content *other)
 
 int pykvm_content_put(struct pykvm_content *c, uint64_t page, const uint8_t *bytes)
 {
-    return refreeze_page(c, bytes, page) ? 0 : -ENOMEM;
+    return set_page(c, bytes, page) ? 0 : -ENOMEM;
 }
 
-void pykvm_relate(struct pykvm_pages *p, struct pykvm_content *to)
+static const uint8_t *content_page(const void *of, uint64_t page)
 {
-    struct pykvm_content *from = p->content;
-
-    if (from == to)
-        return;
-    if (from->base == to->base) {
-        mark_differing(p, from->root, to->root, to->levels - 1, 0);
-    } else {
-        mark_content(p, from);
-        mark_content(p, to);
-    }
-    /* From here on every page that is not marked holds what `to` says. */
-    hold(&to->refs);
-    p->content = to;
-    pykvm_content_free(from);
+    return page_of(of, page);
 }
 
-static int thaw_page(const uint8_t *bytes, uint8_t *target, int compare)
-{
-    if (compare && same_page(bytes, target))
-        return 0;
-    if (bytes)
-        memcpy(target, bytes, PAGE);
-    else
-        memset(target, 0, PAGE);
-    return 1;
-}
-
-uint64_t pykvm_thaw(struct pykvm_pages *p, struct pykvm_content *to, int compare)
-{
-    uint64_t copied = 0;
-
-    pykvm_relate(p, to);
-    take(p);
-    for (uint64_t word = next_taken(p, 0); word < words_of(p); word = next_taken(p, word + 1)) {
-        for (uint64_t bits = p->taken[word]; bits; bits &= bits - 1) {
-            uint64_t page = word * 64 + (uint64_t)__builtin_ctzll(bits);
-
-            copied += (uint64_t)thaw_page(page_of(to, page), p->host + page * PAGE, compare);
-        }
-    }
-    give_back(p, 0);
-    return copied;
-}
-
-/* One file that has all of it, or all but a few pages; NULL if none has anything. */
-static struct base *flat_of(struct pykvm_content *c, int32_t *error)
+struct base *flat_of(struct pykvm_content *c, int32_t *error)
 {
     struct base *flat = __atomic_load_n(&c->flat, __ATOMIC_ACQUIRE), *none = NULL;
 
@@ -647,77 +478,6 @@ static struct base *flat_of(struct pykvm_content *c, int32_t *error)
         flat = none;
     }
     return flat;
-}
-
-/* The end of the run of pages that begins at `page`, over holes of up to `gap` pages. */
-static uint64_t run_end(const struct base *base, uint64_t page, uint64_t count, uint64_t gap)
-{
-    uint64_t end = page + 1;
-
-    if (!base->present)
-        return count;
-    for (uint64_t next = end; next < count && next - end <= gap; next++)
-        if (base->present[next / 64] >> next % 64 & 1)
-            end = next + 1;
-    return end;
-}
-
-static uint64_t next_present(const struct base *base, uint64_t page, uint64_t count)
-{
-    while (page < count && base->present) {
-        uint64_t bits = base->present[page / 64] >> page % 64;
-
-        if (bits) {
-            page += (uint64_t)__builtin_ctzll(bits);
-            break;
-        }
-        page = (page / 64 + 1) * 64;
-    }
-    return page < count ? page : count;
-}
-
-static uint64_t runs(const struct base *base, uint64_t count, uint64_t gap)
-{
-    uint64_t found = 0;
-
-    for (uint64_t page = next_present(base, 0, count); page < count; found++)
-        page = next_present(base, run_end(base, page, count, gap), count);
-    return found;
-}
-
-/* Holes stay what they are, pages of zero that cost nothing, unless that took too many mappings. */
-static int map_base(const struct base *base, struct pykvm_pages *p)
-{
-    uint64_t gap = 16, end;
-
-    while (runs(base, p->count, gap) > MAPPINGS)
-        gap *= 4;
-    for (uint64_t page = next_present(base, 0, p->count); page < p->count;
-         page = next_present(base, end, p->count)) {
-        end = run_end(base, page, p->count, gap);
-        if (mmap(p->host + page * PAGE, (end - page) * PAGE, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, base->fd,
-                 (off_t)(base->offset + page * PAGE)) == MAP_FAILED)
-            return -errno;
-    }
-    return 0;
-}
-
-int pykvm_content_map(struct pykvm_content *c, struct pykvm_pages *p)
-{
-    int32_t error = 0;
-    struct base *base = flat_of(c, &error);
-    int result = base ? map_base(base, p) : -error;
-
-    if (result)
-        return result;
-    if (base == c->base && c->root)
-        mark_differing(p, c->root, NULL, c->levels - 1, 0);
-    hold(&c->refs);
-    pykvm_content_free(p->content);
-    p->content = c;
-    pykvm_thaw(p, c, 0);
-    return 0;
 }
 
 struct pykvm_content *pykvm_content_of_file(int fd, uint64_t offset, uint64_t size, int32_t *error)

@@ -47,17 +47,6 @@ void pykvm_pages_free(struct pykvm_pages *p)
     free(p);
 }
 
-void mark_word(struct pykvm_pages *p, uint64_t word, uint64_t bits)
-{
-    uint64_t group = 1ull << word % 64;
-
-    /* The word first: who takes the summary meanwhile finds it, or leaves its bit for the next. */
-    if ((__atomic_load_n(&p->dirty[word], __ATOMIC_SEQ_CST) & bits) != bits)
-        __atomic_fetch_or(&p->dirty[word], bits, __ATOMIC_SEQ_CST);
-    if (!(__atomic_load_n(&p->summary[word / 64], __ATOMIC_SEQ_CST) & group))
-        __atomic_fetch_or(&p->summary[word / 64], group, __ATOMIC_SEQ_CST);
-}
-
 void mark_range(struct pykvm_pages *p, uint64_t first, uint64_t last)
 {
     for (uint64_t word = first / 64; word <= last / 64; word++) {

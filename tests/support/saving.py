@@ -1,16 +1,83 @@
-"""Machines by hand in another one's state: memory and vCPUs, without devices."""
+"""Machines by hand in another one's state: memory and vCPUs, without devices; guests for that."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm.vcpu.saved import VcpuState
 from pykvm.vcpu.saving import show_all_events
 
 if TYPE_CHECKING:
-    from pykvm import Machine
-    from pykvm.vcpu.saved import VcpuState
+    from typing import Any
 
-__all__ = ["Saved", "differing", "saved"]
+    from pykvm import Machine
+
+__all__ = [
+    "COUNTING",
+    "ECHO",
+    "EXIT_3",
+    "FOUR_NOPS",
+    "HALT",
+    "IF",
+    "PORT",
+    "WAIT",
+    "Log",
+    "Saved",
+    "changed",
+    "differing",
+    "saved",
+]
+
+PORT = 0x90
+IF = 1 << 9
+
+#: A number, one higher each time.
+COUNTING = """
+    FE C0        inc al
+    E6 90        out 0x90, al
+    EB FA        jmp $-4
+"""
+#: What is read is written.
+ECHO = """
+    E4 90        in al, 0x90
+    E6 91        out 0x91, al
+    EB FA        jmp $-4
+"""
+EXIT_3 = """
+    B0 03        mov al, 3
+    E6 F4        out 0xf4, al
+"""
+HALT = """
+    FA           cli
+    F4           hlt
+    EB FD        jmp $-1
+"""
+FOUR_NOPS = "90 90 90 90   nop, four times"
+WAIT = (
+    """
+    FB           sti
+    F4           hlt
+"""
+    + EXIT_3
+)
+
+
+class Log:
+    """What is written to it; reads count from 0."""
+
+    name = "log"
+    length = 2
+
+    def __init__(self) -> None:
+        self.written: list[int] = []
+        self.read_so_far = 0
+
+    def read(self, offset: int, size: int) -> int:
+        self.read_so_far += 1
+        return self.read_so_far - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.written.append(value)
 
 
 class Saved:
@@ -60,3 +127,8 @@ def differing(one: VcpuState, other: VcpuState) -> dict[str, tuple[object, objec
             {index: value for index, value in after.items() if before.get(index) != value},
         )
     return found
+
+
+def changed(state: VcpuState, **fields: Any) -> VcpuState:
+    """The state with other fields."""
+    return VcpuState(**{name: getattr(state, name) for name in VcpuState.__fields__} | fields)
