@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from emulate.fake_vcpu import Bench
 from emulate.rig import Rig, make_rig
 from pykvm.errors import KVMError
 from support.host import host_probe, require_host
@@ -26,3 +27,11 @@ def rig(kvm: None) -> Iterator[Rig]:
     require_host(AVX_STATE)
     with make_rig() as made:
         yield made
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """The emulator over a vCPU that is none of KVM's."""
+    made = Bench()
+    yield made
+    made.close()

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import struct
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from emulate.encodings import encodings
 from emulate.fake_vcpu import Bench
 from pykvm import GuestExit
 from pykvm.emulate import PATIENCE
 from pykvm.emulate.fault import Fault
-from pykvm.emulate.features import features_of
-from pykvm.emulate.native import Native, rewritten
-from pykvm.emulate.spelling import name_of, spellings
-from pykvm.emulate.table import OPERATIONS, method_of
+from pykvm.emulate.native import Native
+from pykvm.emulate.table import method_of
 from pykvm.emulate.units import unit_of
 from pykvm.errors import GuestError
-from pykvm.exits import InternalError
-from pykvm.x86.cpuid_features import FEATURES
 from pykvm.x86.decode import UndecodableError, decode
 from pykvm.x86.registers import CR0, CR4, RFLAGS
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    made = Bench()
-    yield made
-    made.close()
 
 
 def test_popcnt(bench: Bench) -> None:
@@ -391,76 +378,6 @@ def test_what_does_more_than_compute_does_not_run_here(code: str) -> None:
     assert unit_of(decode(bytes.fromhex(code), 64)) is None
 
 
-@pytest.mark.parametrize(
-    ("code", "bits", "expected"),
-    [
-        ("660fefc1", 64, "660fefc1"),
-        ("66450fef7c8f08", 64, "66440fef3df7ff0000"),  # [r15 + 4 * rcx + 8]: the scratch area
-        ("66490f6ef4", 64, "66480f6ef0"),  # movq xmm6, r12: RAX
-        ("f2440f2cf9", 64, "f20f2cc1"),  # cvttsd2si r15d: EAX
-        ("660f3a16e302", 32, "660f3a16e002"),
-        ("2e67d907", 32, "d905faff0000"),
-        ("c5f558d2", 64, "c4e17558d2"),
-        ("c44275b8c9", 64, "c44275b8c9"),
-        ("c4a17558140f", 64, "c4e17558 15f7ff0000"),
-    ],
-)
-def test_instructions_are_rewritten(code: str, bits: int, expected: str) -> None:
-    instruction = decode(bytes.fromhex(code), bits)
-    unit = unit_of(instruction)
-    assert unit is not None
-    assert rewritten(instruction, unit, 0x1_0000) == bytes.fromhex(expected) + b"\xc3"
-
-
-def matching_code(spelling: str) -> Iterator[bytes]:
-    """Encodings that a spelling of the table should be found for."""
-    *opcode, last = spelling.removeprefix("vex ").split()
-    kind = last if last in ("m", "r") else ""
-    words = opcode if kind else [*opcode, last]
-    digits = [int(word[1]) for word in words if word[0] == "/"] or range(8)
-    modrm = words.pop() if len(words) > 1 and words[-2][0] == "/" else ""
-    raw = bytes.fromhex("".join(word for word in words if word[0] != "/"))
-    for digit in digits:
-        for form in {"m": (0x07,), "r": (0xC7,)}.get(kind, (0x07, 0xC7)):
-            yield raw + (bytes.fromhex(modrm) or bytes([form | digit << 3])) + bytes(8)
-
-
-def test_every_spelling_in_the_table_is_one_that_is_looked_up() -> None:
-    """No entry that nothing could ever match."""
-    for spelling in OPERATIONS:
-        if not spelling.startswith("vex"):
-            found: list[str] = []
-            for code in matching_code(spelling):
-                with suppress(UndecodableError):
-                    found += spellings(decode(code, 32))
-            assert spelling in found
-
-
-@pytest.mark.parametrize(
-    ("code", "name"),
-    [
-        ("0f01ca", "clac"),
-        ("f20f58c1", "addsd"),
-        ("660ffec1", "paddd"),
-        ("d9e8", "fld1"),
-        ("db07", "fild"),
-        ("d9fa", "fsqrt"),
-        ("ded9", "fcompp"),
-        ("dec1", "faddp"),
-        ("c5f458d3", "vaddps"),
-        ("d9e2", "d9 /4"),
-        ("480fae27", "xsave"),
-        ("c4e2e0f2c1", "andn"),
-        ("0f38c9c1", "0f 38 c9"),
-    ],
-)
-def test_names(code: str, name: str) -> None:
-    instruction = decode(bytes.fromhex(code), 64)
-    assert method_of(instruction).name == name
-    if method_of(instruction).operation is None:
-        assert name_of(instruction) == name
-
-
 _BYTES = st.one_of(
     st.binary(min_size=1, max_size=15),
     st.builds(
@@ -503,156 +420,3 @@ def test_any_instruction_in_any_state(bench: Bench, code: bytes, seed: int, mode
     with suppress(GuestError):
         bench.take(code)
     assert len(bench.memory.regions) == 1
-
-
-ENCODINGS = [b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a"]
-PREFIXES = [b"", b"\x66", b"\xf3", b"\xf2"]
-# Opcodes of which ModRM.reg, or all of ModRM, selects an instruction.
-GROUPS = {0x00, 0x01, 0x0D, 0x18, 0x71, 0x72, 0x73, 0xAE, 0xC7, *range(0xD8, 0xE0), 0xF3}
-WHOLE = {0x01, 0xAE, 0xC7, *range(0xD8, 0xE0)}
-
-
-def modrms(opcode: int) -> Iterator[int]:
-    """ModRM bytes with an operand in memory, and with two registers."""
-    digits = range(8) if opcode in GROUPS else (2,)
-    yield from (5 | digit << 3 for digit in digits)
-    yield from range(0xC0, 0x100) if opcode in WHOLE else (0xC1 | d << 3 for d in digits)
-
-
-def encodings() -> Iterator[bytes]:
-    """Every opcode of every map, with each mandatory prefix, with VEX and without."""
-    for opcode in range(256):
-        for modrm in modrms(opcode):
-            rest = bytes([opcode, modrm]).ljust(10, b"\1")
-            for prefix in PREFIXES:
-                yield from (prefix + map_ + rest for map_ in ENCODINGS if map_ or not prefix)
-            for map_, wide, pp in itertools.product((1, 2, 3), (0, 4), range(4)):
-                yield bytes([0xC4, 0xE0 | map_, 0x78 | wide | pp]) + rest
-
-
-def test_the_feature_of_every_instruction_is_known() -> None:
-    """Nothing is done of which it is not known which processors have it."""
-    unknown = set()
-    for code in encodings():
-        with suppress(UndecodableError):
-            instruction = decode(code, 32)
-            plan = method_of(instruction)
-            if plan.operation is None and plan.unit is None:
-                continue
-            features = features_of(instruction)
-            if features is None or not set(features) <= FEATURES:
-                unknown.add((plan.name, code[:5].hex(" ")))
-    assert not unknown
-
-
-@pytest.mark.parametrize(
-    ("code", "hidden"),
-    [
-        ("0f01fd", "rdpru"),
-        ("f3480fb8c3", "popcnt"),
-        ("0f58c1", "sse"),
-        ("660f58c1", "sse2"),
-        ("f20fd0c1", "pni"),
-        ("660f3800c1", "ssse3"),
-        ("660f3817c1", "sse4_1"),
-        ("660f3a63c10c", "sse4_2"),
-        ("660f38dcc1", "aes"),
-        ("660f3a44c111", "pclmulqdq"),
-        ("0ffcc1", "mmx"),
-        ("d9e8", "fpu"),
-        ("dac1", "cmov"),
-        ("0f01cb", "smap"),
-        ("0f01f9", "rdtscp"),
-        ("480fc70f", "cx16"),
-        ("480fae27", "xsave"),
-        ("480fc727", "xsavec"),
-        ("660f388207", "invpcid"),
-        ("c5fc28c1", "avx"),
-        ("c5f5efd3", "avx2"),
-        ("c4e2f9dcc1", "aes"),
-        ("c4e27d13c1", "f16c"),
-        ("c4e2f1b8c2", "fma"),
-        ("c4e2f8f3cb", "bmi1"),
-        ("c4e2f0f5c3", "bmi2"),
-        ("66480f38f6c3", "adx"),
-        ("62f17c4858c1", "avx512f"),
-        ("8fe878a2c110", "xop"),
-        ("0f0fc19e", "3dnow"),
-        ("0f38c9c1", "sha_ni"),
-    ],
-)
-def test_what_cpuid_does_not_show_is_undefined(bench: Bench, code: str, hidden: str) -> None:
-    bench.cpu.kvm.hidden = {hidden}
-    assert bench.take(bytes.fromhex(code))
-    exception = bench.cpu.all.events.exception
-    assert (exception.injected, exception.nr) == (1, 6)
-    assert bench.cpu.all.regs.rip == 0x1000
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "f3480f1ece",  # rdsspq rsi
-        "f30f1ec8",
-        "f30f1efa",  # endbr64
-        "f30f1efb",
-        "0f1c00",  # cldemote [rax], at an address that is not there
-        "0f0d08",
-        "0f1800",
-        "0f19c0",
-        "660f1a00",  # bndmov
-        "f30f1b00",
-        "0f1dc0",
-        "0f1f440000",
-    ],
-)
-def test_hints_do_nothing(bench: Bench, code: str) -> None:
-    """The reserved NOPs, with the features that use some of them shown or not."""
-    bench.cpu.kvm.hidden = set(FEATURES)
-    regs = bench.cpu.all.regs
-    regs.rax, regs.rsi = 1 << 62, 7
-    assert bench.take(bytes.fromhex(code))
-    assert (regs.rip, regs.rax, regs.rsi) == (0x1000 + len(code) // 2, 1 << 62, 7)
-    assert not bench.cpu.all.events.exception.injected
-
-
-def test_rdssp_with_shadow_stacks_is_not_taken_for_a_nop(bench: Bench) -> None:
-    bench.cpu.all.sregs.cr4 |= CR4.CET
-    assert not bench.take(bytes.fromhex("f3480f1ece"))
-
-
-def refuse(bench: Bench, told: bytes) -> bool:
-    """As if KVM had refused an instruction and told these bytes of it."""
-    raw = bytes([len(told)]) + told.ljust(15, b"\0")
-    words = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
-    cpu: Any = bench.cpu
-    return bench.emulator.take(cpu, InternalError(1, (1, *words)))
-
-
-@pytest.mark.parametrize("told", [0, 1, 2, 3, 4])
-def test_the_rest_of_an_instruction_is_fetched(bench: Bench, told: int) -> None:
-    code = bytes.fromhex("f3480fb8c3")
-    regs = bench.cpu.all.regs
-    regs.rip, regs.rbx = 0x2000 - told, 0xFF
-    bench.memory.write(regs.rip, code)
-    assert refuse(bench, code[:told])
-    assert (regs.rax, regs.rip) == (8, 0x2005 - told)
-
-
-def test_no_instruction_is_longer_than_15_bytes(bench: Bench) -> None:
-    bench.memory.write(0x1000, b"\x66" * 15 + b"\x9b")
-    assert refuse(bench, b"\x66" * 15)
-    assert bench.cpu.all.events.exception.nr == 13
-
-
-def test_code_ends_with_its_segment(bench: Bench) -> None:
-    special = bench.cpu.all.sregs
-    special.cs.l, special.cs.db, special.cs.limit = 0, 1, 0x1001
-    bench.memory.write(0x1000, bytes.fromhex("f30fb8c3"))
-    assert refuse(bench, bytes.fromhex("f30f"))
-    assert bench.cpu.all.events.exception.nr == 13
-
-
-def test_bytes_outside_memory_are_not_made_up(bench: Bench) -> None:
-    bench.cpu.all.regs.rip = 0x10_0000 - 2
-    assert not refuse(bench, bytes.fromhex("f30f"))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pykvm.errors import ConfigError
 from pykvm.interrupts import ApicBus, LocalApic, Message
@@ -18,12 +16,10 @@ from support.saved import (
     Fronts,
     Subject,
     World,
-    check_hostile,
-    check_saved,
-    cut_programs,
     each,
-    hostile_cases,
     programs,
+    restored_goes_on,
+    strangers_state_is_harmless,
 )
 
 if TYPE_CHECKING:
@@ -268,22 +264,9 @@ LAPICS = programs(
 )
 
 DEVICES = {"pic": (pic, PIC), "ioapic": (ioapic, IOAPIC), "lapics": (lapics, LAPICS)}
-each_controller = pytest.mark.parametrize("name", DEVICES)
 
-
-@each_controller
-@given(data=st.data())
-def test_a_restored_controller_goes_on_as_the_first(name: str, data: st.DataObject) -> None:
-    make, program = DEVICES[name]
-    check_saved(make, *data.draw(cut_programs(program)))
-
-
-@each_controller
-@settings(max_examples=50)
-@given(data=st.data())
-def test_a_state_of_a_stranger_is_refused_or_harmless(name: str, data: st.DataObject) -> None:
-    make, program = DEVICES[name]
-    check_hostile(make, *data.draw(hostile_cases(make, program)))
+test_a_restored_controller_goes_on_as_the_first = restored_goes_on(DEVICES)
+test_a_state_of_a_stranger_is_refused_or_harmless = strangers_state_is_harmless(DEVICES)
 
 
 def test_c_answers_for_a_restored_pair() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pykvm._core import ffi, lib
+
 if TYPE_CHECKING:
     from pykvm.clock import Clock
 
-__all__ = ["Line", "Lines"]
+__all__ = ["InC", "Line", "Lines"]
 
 
 class Line:
@@ -53,3 +55,31 @@ class _Logged(Line):
     def set(self, level: bool) -> None:
         super().set(level)
         self._lines.log.append((self._lines.clock.now(), self._number, level))
+
+
+class InC:
+    """A line that C can drive, as those of KVM's own interrupt controllers, which leads nowhere."""
+
+    def __init__(self) -> None:
+        lines = ffi.gc(lib.pykvm_lines_new(-1), lib.pykvm_lines_free)
+        self.core = ffi.gc(lib.pykvm_line_new(lines, 4), lib.pykvm_line_free)
+
+    def set(self, level: bool) -> None:
+        assert lib.pykvm_line_set(self.core, level) == 0
+
+    def restore(self, level: bool) -> None:
+        lib.pykvm_line_restore(self.core, level)
+
+    @property
+    def changes(self) -> int:
+        """How often its level changed."""
+        return int(lib.pykvm_line_changes(self.core))
+
+    @property
+    def level(self) -> bool:
+        return bool(self.changes % 2)
+
+    @property
+    def rises(self) -> int:
+        """How often it went high."""
+        return (self.changes + 1) // 2

@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import time
 import typing
+from collections.abc import Callable, Mapping
 from itertools import product
 from types import UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pytest
 from clock.fake_host import Host
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykvm.bus import Bus, GuestEnd, Space
@@ -28,20 +31,18 @@ from pykvm.values import state as states
 from pykvm.values.state import State, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
 
 __all__ = [
     "Fronts",
     "Step",
     "Subject",
     "World",
-    "check_hostile",
-    "check_saved",
-    "cut_programs",
     "damaged",
     "each",
-    "hostile_cases",
     "programs",
+    "restored_goes_on",
+    "strangers_state_is_harmless",
 ]
 
 #: What is done, and with what: ("read", 0, 1), ("wait", 50), or an action of the subject's.
@@ -299,7 +300,7 @@ def check_hostile(
     encode(subject.device.state())
 
 
-#: Time that passes: with each deadline on time, or with nobody looking.
+#: Time that passes: with each deadline on time, or without a look at any.
 PASSING: tuple[Step, ...] = (
     *(("wait", ns) for ns in (1, 838, 15_085, 50_001, 999_999, 50_000_001, 1_000_000_007)),
     *(("stall", ns) for ns in (1, 15_085, 50_001, 999_999, 1_000_000_007)),
@@ -312,6 +313,10 @@ class Programs(NamedTuple):
 
     steps: st.SearchStrategy[list[Step]]
     end: list[Step]
+
+
+#: By name: what makes one, and what may be done to it.
+Cases = Mapping[str, tuple[Callable[[World], Subject], Programs]]
 
 
 def programs(*chunks: Step | list[Step], look: Iterable[Step] = (), size: int = 20) -> Programs:
@@ -349,6 +354,33 @@ def hostile_cases(
     subject.play(steps)
     clock, state, *_ = subject.save()
     return [*steps, *programs.end], clock, draw(damaged(state))
+
+
+def restored_goes_on(cases: Cases) -> Callable[..., None]:
+    """A test for each of these: restored from its state, it goes on as the first."""
+
+    @pytest.mark.parametrize("name", cases)
+    @given(data=st.data())
+    def test(name: str, data: st.DataObject) -> None:
+        make, program = cases[name]
+        check_saved(make, *data.draw(cut_programs(program)))
+
+    made: Callable[..., None] = test
+    return made
+
+
+def strangers_state_is_harmless(cases: Cases) -> Callable[..., None]:
+    """A test for each of these: a state of a stranger's is refused, or does no harm."""
+
+    @pytest.mark.parametrize("name", cases)
+    @settings(max_examples=50)
+    @given(data=st.data())
+    def test(name: str, data: st.DataObject) -> None:
+        make, program = cases[name]
+        check_hostile(make, *data.draw(hostile_cases(make, program)))
+
+    made: Callable[..., None] = test
+    return made
 
 
 @st.composite
