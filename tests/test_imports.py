@@ -65,6 +65,37 @@ def imports(package: str) -> list[tuple[str, str]]:
     ]
 
 
+def circles(edges: dict[str, set[str]]) -> set[frozenset[str]]:
+    """The groups of modules in which each leads to every other."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for name in edges.get(waiting.pop(), set()) - found:
+                found.add(name)
+                waiting.append(name)
+        return found
+
+    below = {name: reached(name) for name in edges}
+    return {
+        frozenset(other for other in below[name] if name in below.get(other, set()))
+        for name in below
+        if name in below[name]
+    }
+
+
+def needed_to_load(path: Path) -> set[str]:
+    """The modules that a file imports as it is loaded: not in functions, nor for types."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
 def test_every_module_has_a_room(root: Path) -> None:
     paths = (root / PACKAGE).rglob("*.py")
     modules = {
@@ -85,6 +116,37 @@ def test_the_architecture_page_has_the_same_rows() -> None:
 def test_imports_point_down() -> None:
     upward = [f"{a} imports {b}" for a, b in imports(PACKAGE) if not allowed(a, b)]
     assert upward == []
+
+
+def test_circles_are_those_of_the_architecture_page() -> None:
+    text = prose("docs/architecture.md")
+    table = text[text.index("### Circles") :].partition("\n##")[0]
+    rows = re.findall(r"^\| (`.*`) \| (`.*`) \|$", table, re.MULTILINE)
+    edges: dict[str, set[str]] = {}
+    for importer, imported in imports(PACKAGE):
+        edges.setdefault(importer, set()).add(imported)
+    assert rows
+    assert circles(edges) == {
+        frozenset(f"{PACKAGE}.{name}" for name in re.findall(r"`([\w.]+)`", "".join(row)))
+        for row in rows
+    }
+
+
+def test_no_circle_is_needed_to_load(root: Path) -> None:
+    paths = {
+        path.relative_to(root).with_suffix("").as_posix().replace("/", "."): path
+        for path in (root / PACKAGE).rglob("*.py")
+    }
+    edges = {
+        name.removesuffix(".__init__"): needed_to_load(path) & paths.keys()
+        for name, path in paths.items()
+    }
+    assert circles(edges) == set()
+
+
+def test_circles_are_seen() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e"}}
+    assert circles(edges) == {frozenset("bc"), frozenset("e")}
 
 
 def test_kernel_numbers_are_kvms_alone(root: Path) -> None:
