@@ -31,8 +31,9 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.values.spelling import option
 from pykvm.x86.descriptors import flat_gdt
+from pykvm.x86.entry import long_mode, protected_mode, real_mode
 from pykvm.x86.paging import identity
-from pykvm.x86.state import CpuState, Mode, long_mode, protected_mode, real_mode
+from pykvm.x86.state import CpuState, Mode
 from pykvm.x86.tss import tss64
 
 if TYPE_CHECKING:

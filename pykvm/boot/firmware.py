@@ -28,7 +28,8 @@ from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 from pykvm.values.spelling import option
-from pykvm.x86.state import Mode, reset
+from pykvm.x86.entry import reset
+from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
     from pykvm.boot.image import Setup

@@ -30,15 +30,9 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 from pykvm.values.spelling import option
 from pykvm.x86.descriptors import CODE64, DATA, code, data, decode_segment, flat_gdt, gdt
+from pykvm.x86.entry import long_mode, protected_mode
 from pykvm.x86.paging import identity
-from pykvm.x86.state import (
-    CpuState,
-    Mode,
-    SegmentRegister,
-    TableRegister,
-    long_mode,
-    protected_mode,
-)
+from pykvm.x86.state import CpuState, Mode, SegmentRegister, TableRegister
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,8 @@ from pykvm.tables import E820Type
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86 import descriptors
-from pykvm.x86.state import Mode, SegmentRegister, TableRegister, protected_mode
+from pykvm.x86.entry import protected_mode
+from pykvm.x86.state import Mode, SegmentRegister, TableRegister
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

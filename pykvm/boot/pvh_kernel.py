@@ -34,8 +34,9 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.values.spelling import option
 from pykvm.x86.descriptors import flat_gdt
+from pykvm.x86.entry import protected_mode
 from pykvm.x86.registers import CR0
-from pykvm.x86.state import Mode, protected_mode
+from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import integer
 from pykvm.values.state import State
 from pykvm.vcpu.reset import can_reset, reset_by_init
-from pykvm.x86.state import after_start_up
+from pykvm.x86.entry import after_start_up
 
 if TYPE_CHECKING:
     from pykvm.interrupts.lapic import LocalApic

@@ -113,7 +113,7 @@ def _was_reset(state: CpuState) -> bool:
     The SVM manual leaves the guest's state undefined after a shutdown (APM 2 15.14.3), so KVM
     initialises the vCPU before it reports one.
     """
-    from pykvm.x86.state import reset
+    from pykvm.x86.entry import reset
 
     def essence(state: CpuState) -> tuple[int, ...]:
         return state.rip, state.rsp, state.rbp, state.cr3, state.cs.base, state.cs.selector

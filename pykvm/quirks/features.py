@@ -23,7 +23,7 @@ from pykvm.values.frozen import NamedTuple
 from pykvm.vcpu import CPU
 from pykvm.vcpu.msr_exits import MsrExits
 from pykvm.x86.cpuid import CpuidTable, Specification
-from pykvm.x86.state import real_mode
+from pykvm.x86.entry import real_mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

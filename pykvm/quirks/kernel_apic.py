@@ -17,7 +17,7 @@ from pykvm.memory import GuestMemory
 from pykvm.quirks.quirk import Quirk
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu import CPU
-from pykvm.x86.state import real_mode
+from pykvm.x86.entry import real_mode
 
 if TYPE_CHECKING:
     from pykvm.quirks.probe_vm import ProbeVM

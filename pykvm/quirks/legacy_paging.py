@@ -11,8 +11,9 @@ from struct import pack
 from pykvm.exits import Hlt
 from pykvm.quirks.quirk import Quirk
 from pykvm.typed import TYPE_CHECKING
+from pykvm.x86.entry import protected_mode
 from pykvm.x86.registers import CR0, CR4, EFER
-from pykvm.x86.state import Mode, protected_mode
+from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,8 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.frozen import NamedTuple
 from pykvm.vcpu import CPU
 from pykvm.x86.descriptors import CODE64, USER_CODE64, USER_DATA, flat_gdt, interrupt_gate
-from pykvm.x86.state import SegmentRegister, long_mode
+from pykvm.x86.entry import long_mode
+from pykvm.x86.state import SegmentRegister
 from pykvm.x86.tss import tss64
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ def reset_by_init(cpu: CPU) -> None:
 
     The instruction at hand is given up, and so are events that wait; NMIs are blocked no more.
     """
-    from pykvm.x86.state import after_init
+    from pykvm.x86.entry import after_init
 
     engine = cpu.engine
     engine.abandon_instruction()

@@ -421,7 +421,7 @@ def decode_gate(image: bytes, vector: int, *, bits: int = 64) -> Gate:
 
 
 class FlatGdt(NamedTuple):
-    """The GDT that the states of `pykvm.x86.state` use: put `image` at their `gdt.base`."""
+    """The GDT that the states of `pykvm.x86.entry` use: put `image` at their `gdt.base`."""
 
     image: bytes
 

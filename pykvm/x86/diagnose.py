@@ -133,7 +133,7 @@ def explain(state: CpuState, read: Callable[[int, int], bytes]) -> str:
     `read(gpa, size)` gives guest memory and raises LookupError where there is none.  The sentence
     is the best explanation that the state holds; what went with the exceptions is not invented.
 
-    >>> from pykvm.x86.state import protected_mode
+    >>> from pykvm.x86.entry import protected_mode
     >>> state = protected_mode(eip=0x10, esp=0x9000, gdt_base=0)
     >>> explain(state, lambda gpa, size: (bytes(0x10) + b"\x0f\x0b" + bytes(0x9000))[gpa:][:size])
     '#UD (UD2 at 0x10) could not be delivered: the IDT limit is 0x0, but the gate ends at 0x37'

@@ -18,7 +18,8 @@ from pykvm.boot.image import Module, Setup
 from pykvm.boot.source import Source
 from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
-from pykvm.x86.state import Mode, reset
+from pykvm.x86.entry import reset
+from pykvm.x86.state import Mode
 from support.boot import load
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30

@@ -19,9 +19,10 @@ from pykvm.vcpu import CPU
 from pykvm.x86 import descriptors
 from pykvm.x86.cpuid_features import FEATURES
 from pykvm.x86.descriptors import decode_segment, flat_gdt, idt, interrupt_gate
+from pykvm.x86.entry import long_mode
 from pykvm.x86.paging import PageTables, PagingMode
 from pykvm.x86.registers import CR4
-from pykvm.x86.state import CpuState, SegmentRegister, long_mode
+from pykvm.x86.state import CpuState, SegmentRegister
 from pykvm.x86.tss import tss64
 
 TABLES, GDT, IDT, TSS, HANDLERS = 0x1000, 0x20_000, 0x21_000, 0x22_000, 0x23_000

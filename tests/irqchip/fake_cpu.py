@@ -9,7 +9,7 @@ from pykvm.kvm.run_page import CR8, IF_FLAG
 from pykvm.kvm.run_page import READY_FOR_INTERRUPT_INJECTION as READY
 from pykvm.kvm.run_page import REQUEST_INTERRUPT_WINDOW as REQUEST_WINDOW
 from pykvm.memory import GuestMemory
-from pykvm.x86.state import reset
+from pykvm.x86.entry import reset
 
 __all__ = ["CR8", "REQUEST_WINDOW", "FakeCpu"]
 

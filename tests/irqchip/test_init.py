@@ -10,7 +10,7 @@ import pytest
 
 from pykvm import Machine, Outcome
 from pykvm.interrupts import Message
-from pykvm.x86.state import real_mode
+from pykvm.x86.entry import real_mode
 from support.guest import MakeGuest
 from support.interrupts import platform_of
 from support.listing import assemble

@@ -10,7 +10,7 @@ from pykvm.interrupts import LocalApic, Message
 from pykvm.interrupts import lapic_registers as reg
 from pykvm.interrupts.pic import Pic8259Pair
 from pykvm.irqchip.injector import Injector
-from pykvm.x86.state import reset
+from pykvm.x86.entry import reset
 
 TPR = reg.TPR << 4
 EOI = reg.EOI << 4

@@ -32,7 +32,7 @@ from pykvm.machine.board import Board
 from pykvm.machine.guest import memory_of
 from pykvm.memory import GuestMemory
 from pykvm.vcpu import CPU
-from pykvm.x86 import state as x86
+from pykvm.x86.entry import real_mode
 from support.guest import MakeGuest
 from support.host import host_probe, require_host
 
@@ -206,7 +206,7 @@ def test_ctrl_c_while_the_first_vcpu_sleeps(guest: MakeGuest) -> None:
     machine = guest("FB  sti\nF4  hlt\nEB FD  jmp $-1", vcpus=2, irqchip="user")
     machine.line(5)
     machine.memory.write(0x2000, bytes.fromhex("BA FD 03 EC EB FD"))  # in al, 0x3fd; jmp
-    machine.vcpus[1].state = x86.real_mode(ip=0x2000)
+    machine.vcpus[1].state = real_mode(ip=0x2000)
     machine.vcpus[1].parked = False
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -237,7 +237,7 @@ def test_ctrl_c_again_and_again_does_not_wait_for_a_device_that_hangs(
     machine = guest("FA EB FE  cli; jmp $", vcpus=2)
     machine.add(Stuck(), pio=0x10, length=1)
     machine.memory.write(0x2000, b"\xe6\x10\xf4")
-    machine.vcpus[1].state = x86.real_mode(ip=0x2000)
+    machine.vcpus[1].state = real_mode(ip=0x2000)
     machine.vcpus[1].parked = False
 
     def press() -> None:

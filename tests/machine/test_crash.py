@@ -10,7 +10,8 @@ from pykvm import exits
 from pykvm.machine.crash import crash_of
 from pykvm.memory import GuestMemory
 from pykvm.x86 import paging
-from pykvm.x86.state import CpuState, real_mode, reset
+from pykvm.x86.entry import real_mode, reset
+from pykvm.x86.state import CpuState
 
 
 class FakeCPU:

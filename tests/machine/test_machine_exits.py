@@ -10,7 +10,7 @@ import pytest
 
 from pykvm import ClosedError, ConfigError, Machine, Outcome, StateError
 from pykvm.exits import Debug, Hlt, IoIn, IoOut, MmioRead, MmioWrite, RdMsr
-from pykvm.x86 import state as x86
+from pykvm.x86.entry import real_mode
 from support.debugging import BREAKPOINTS, STEPS
 from support.guest import MakeGuest
 from support.ring_3 import INT_N_ERROR
@@ -254,7 +254,7 @@ def test_memory_stands_still_between_two_exits(guest: MakeGuest) -> None:
     """Of two vCPUs, one exits and one counts."""
     machine = guest("E6 80  out 0x80, al\nEB FC  jmp $-2", vcpus=2, unclaimed="open-bus")
     machine.memory.write(0x2000, bytes.fromhex("FF 06 00 05 EB FA"))  # inc word [0x500]; jmp
-    machine.vcpus[1].state = x86.real_mode(ip=0x2000)
+    machine.vcpus[1].state = real_mode(ip=0x2000)
     machine.vcpus[1].parked = False
     exits = machine.exits(timeout=longer(60))
     for _ in range(20):

@@ -12,7 +12,7 @@ import pytest
 
 import pykvm
 from pykvm import Machine
-from pykvm.x86.state import protected_mode
+from pykvm.x86.entry import protected_mode
 
 BARE = re.compile(r"object at 0x")
 

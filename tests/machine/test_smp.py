@@ -10,7 +10,7 @@ import pytest
 
 from pykvm import Machine, Outcome
 from pykvm.interrupts.message import FIXED, INIT, NMI, STARTUP, Message
-from pykvm.x86.state import real_mode
+from pykvm.x86.entry import real_mode
 from support.guest import MakeGuest
 from support.interrupts import COUNT, END, VECTOR, count, listen, put_handler
 from support.listing import assemble

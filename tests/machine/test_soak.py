@@ -20,7 +20,7 @@ from machine.exceptions import (
 )
 
 from pykvm import Machine, Mode, Outcome
-from pykvm.x86 import state as x86
+from pykvm.x86.entry import real_mode
 from support.guest import MakeGuest
 from support.guest_code import CODE, ENDINGS, MIXED, live, no_posted
 from support.resources import descriptors, mappings, resident
@@ -96,7 +96,7 @@ def test_four_vcpus_stopped_and_resumed_for_a_minute(guest: MakeGuest) -> None:
         vcpus=4,
     )
     for cpu in machine.vcpus:
-        cpu.state = x86.real_mode(ip=0x7C00)
+        cpu.state = real_mode(ip=0x7C00)
         cpu.parked = False
 
     def stop() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pykvm import Machine, Outcome
 from pykvm.exits import IoOut
-from pykvm.x86 import state as x86
+from pykvm.x86.entry import real_mode
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
@@ -19,7 +19,7 @@ def test_an_empty_machine_starts_as_after_power_on(kvm: None) -> None:
         state = machine.vcpus[0].state
         assert (state.cs.selector, state.cs.base, state.rip) == (0xF000, 0xFFFF0000, 0xFFF0)
         machine.memory.write(0x1000, b"\xb0\x2a\xe6\x10\xf4")
-        machine.vcpus[0].state = x86.real_mode(ip=0x1000)
+        machine.vcpus[0].state = real_mode(ip=0x1000)
         assert next(machine.vcpus[0].raw_exits()) == IoOut(port=0x10, size=1, data=b"*")
 
 
@@ -40,7 +40,7 @@ def test_a_parked_vcpu_runs_once_it_is_started(guest: MakeGuest) -> None:
     assert machine.memory.read_u16(0x500) == 1000
 
     for cpu in machine.vcpus:
-        cpu.state = x86.real_mode(ip=0x7C00)
+        cpu.state = real_mode(ip=0x7C00)
         cpu.parked = False
     result = machine.run(timeout=20)
     assert result.outcome is Outcome.HALTED
@@ -54,12 +54,12 @@ def test_several_vcpus_end_together(guest: MakeGuest, which: int) -> None:
     machine = guest("FA EB FE  cli; jmp $", vcpus=3)
     machine.memory.write(0x2000, b"\xb0\x07\xe6\xf4")
     for cpu in machine.vcpus:
-        cpu.state = x86.real_mode(ip=0x7C00)
+        cpu.state = real_mode(ip=0x7C00)
         cpu.parked = False
     assert machine.run(timeout=0.05).outcome is Outcome.TIMEOUT
     threading.Timer(0.02, machine.stop).start()
     assert machine.run(timeout=20).outcome is Outcome.STOPPED
-    machine.vcpus[which].state = x86.real_mode(ip=0x2000)
+    machine.vcpus[which].state = real_mode(ip=0x2000)
     result = machine.run(timeout=20)
     assert (result.outcome, result.exit_code) == (Outcome.EXITED, 7)
 
@@ -74,7 +74,7 @@ def test_an_exception_on_another_vcpus_thread_comes_out_of_run(guest: MakeGuest)
     machine = guest("FA EB FE  cli; jmp $", vcpus=2)
     machine.add(Bad(), pio=0x10, length=1)
     machine.memory.write(0x2000, b"\xe6\x10\xf4")
-    machine.vcpus[1].state = x86.real_mode(ip=0x2000)
+    machine.vcpus[1].state = real_mode(ip=0x2000)
     machine.vcpus[1].parked = False
     with pytest.raises(ZeroDivisionError) as caught:
         machine.run(timeout=20)

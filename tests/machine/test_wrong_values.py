@@ -33,7 +33,8 @@ from pykvm.devices import (
     Uart16550,
     standard_devices,
 )
-from pykvm.x86.state import SegmentRegister, TableRegister, real_mode
+from pykvm.x86.entry import real_mode
+from pykvm.x86.state import SegmentRegister, TableRegister
 from support.attach import attach
 
 pytestmark = pytest.mark.kvm

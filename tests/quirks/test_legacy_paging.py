@@ -9,8 +9,9 @@ import pytest
 from pykvm import Machine, Outcome
 from pykvm.quirks import Quirk, found
 from pykvm.quirks.legacy_paging import MOV_CR0, PAE, TWO_LEVEL, refused_paging
+from pykvm.x86.entry import long_mode, protected_mode, real_mode
 from pykvm.x86.registers import CR0, CR4, EFER
-from pykvm.x86.state import CpuState, Mode, long_mode, protected_mode, real_mode
+from pykvm.x86.state import CpuState, Mode
 from support.guest import MakeGuest
 
 MOV_CR0_EAX = MOV_CR0 + b"\xc0"

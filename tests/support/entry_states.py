@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from pykvm.x86.entry import long_mode, protected_mode, real_mode, reset
 from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
-from pykvm.x86.state import CpuState, long_mode, protected_mode, real_mode, reset
+from pykvm.x86.state import CpuState
 
 LONG = long_mode(rip=0x10_0000, rsp=0x9000, cr3=0x1000, gdt_base=0x7000, tss_base=0x8000)
 PROTECTED = protected_mode(eip=0x10_0000, esp=0x9000, gdt_base=0x7000, tss_base=0x8000)

@@ -7,7 +7,7 @@ import pytest
 from pykvm import ConfigError, Mode, StateError, TranslationError
 from pykvm.bus import Placement, Space
 from pykvm.exits import IoIn, IoOut
-from pykvm.x86 import state as x86
+from pykvm.x86.entry import real_mode
 from support.guest import MakeGuest
 
 pytestmark = pytest.mark.kvm
@@ -25,7 +25,7 @@ def test_registers_by_name(guest: MakeGuest) -> None:
     machine = guest("F4  hlt")
     regs = machine.vcpus[0].regs
     assert regs.rip == 0x7C00
-    assert regs.cs == x86.real_mode(ip=0x7C00).cs
+    assert regs.cs == real_mode(ip=0x7C00).cs
     regs.rbx = 0x1234
     regs.r15 = (1 << 64) - 1
     regs.rax = -1

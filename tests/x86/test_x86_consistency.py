@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pykvm.x86.cpuid import CpuidEntry, CpuidTable
+from pykvm.x86.entry import after_init, after_start_up, long_mode, protected_mode, reset
 from pykvm.x86.registers import CR4, RFLAGS
-from pykvm.x86.state import CpuState, after_init, after_start_up, long_mode, protected_mode, reset
+from pykvm.x86.state import CpuState
 from support.entry_states import (
     LONG,
     OTHERS,

@@ -15,15 +15,10 @@ from hypothesis import strategies as st
 from pykvm.x86 import descriptors
 from pykvm.x86.descriptors import flat_gdt, gdt, idt, interrupt_gate, ivt, task_gate
 from pykvm.x86.diagnose import EXCEPTIONS, explain, zero_vector
+from pykvm.x86.entry import long_mode, protected_mode, real_mode
 from pykvm.x86.paging import identity
 from pykvm.x86.registers import RFLAGS
-from pykvm.x86.state import (
-    CpuState,
-    TableRegister,
-    long_mode,
-    protected_mode,
-    real_mode,
-)
+from pykvm.x86.state import CpuState, TableRegister
 from pykvm.x86.tss import tss16, tss32, tss64
 
 if TYPE_CHECKING:

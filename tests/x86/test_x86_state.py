@@ -6,18 +6,10 @@ import pytest
 
 from pykvm.x86 import descriptors
 from pykvm.x86.descriptors import decode_segment, flat_gdt
+from pykvm.x86.entry import long_mode, protected_mode, real_mode, reset
 from pykvm.x86.paging import PagingMode
 from pykvm.x86.registers import CR0, CR4, EFER, RFLAGS
-from pykvm.x86.state import (
-    CpuState,
-    Mode,
-    SegmentRegister,
-    TableRegister,
-    long_mode,
-    protected_mode,
-    real_mode,
-    reset,
-)
+from pykvm.x86.state import CpuState, Mode, SegmentRegister, TableRegister
 
 DATA_SEGMENTS = ("ds", "es", "fs", "gs", "ss")
 
