@@ -98,6 +98,7 @@ class RunPage:
     def release(self) -> None:
         """Let go of the page: the exit that it holds is over, and another cannot be decoded."""
         self.current = None
+        self.view = self.words
         self.words.release()
 
 

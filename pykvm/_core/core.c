@@ -101,7 +101,7 @@ static int64_t turned_away(struct pykvm_vcpu *v)
     }
 }
 
-int64_t pykvm_run(struct pykvm_vcpu *v)
+int64_t vcpu_run(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
     int64_t code = p->pending;
@@ -111,13 +111,9 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
         p->pending = REENTER;
         return code;
     }
-    /* Either this sees the gate closed, or pykvm_shut() sees `inside`. */
-    __atomic_store_n(&p->inside, 1, __ATOMIC_SEQ_CST);
     code = turned_away(v);
-    if (code != REENTER) {
-        __atomic_store_n(&p->inside, 0, __ATOMIC_SEQ_CST);
+    if (code != REENTER)
         return code;
-    }
     if (p->answer) {
         memcpy(p->answer, &v->value, v->size);
         p->answer = NULL;
@@ -138,13 +134,22 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
         p->pending = code;
         code = PYKVM_DRAIN;
     }
-    if (code == REENTER)
-        code = PYKVM_AGAIN; /* another vCPU has handed it over */
+    return code == REENTER ? PYKVM_AGAIN : code; /* another vCPU has handed it over */
+}
+
+int64_t pykvm_run(struct pykvm_vcpu *v)
+{
+    struct pykvm_private *p = v->private_;
+    int64_t code;
+
+    /* Either vcpu_run() sees the gate closed, or pykvm_shut() sees `inside`. */
+    __atomic_store_n(&p->inside, 1, __ATOMIC_SEQ_CST);
+    code = vcpu_run(v);
     __atomic_store_n(&p->inside, 0, __ATOMIC_RELEASE);
     return code;
 }
 
-int pykvm_complete(struct pykvm_vcpu *v)
+static int complete(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
     uint32_t reason = p->run->exit_reason;
@@ -169,22 +174,35 @@ int pykvm_complete(struct pykvm_vcpu *v)
     return 1;
 }
 
+int pykvm_complete(struct pykvm_vcpu *v)
+{
+    int result;
+
+    if (!vcpu_borrow(v->private_))
+        return -EBADF;
+    result = complete(v);
+    vcpu_return(v->private_);
+    return result;
+}
+
 /* A string instruction may cause one exit after another, in KVM up to 1,024 without entering the guest. */
 #define LONGEST_INSTRUCTION 4096
 
-void pykvm_abandon(struct pykvm_vcpu *v)
+int pykvm_abandon(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
 
-    if (!v->runs)
-        return;
-    for (int i = 0; i < LONGEST_INSTRUCTION; i++) {
+    if (!vcpu_borrow(p))
+        return -EBADF;
+    for (int i = 0; v->runs && i < LONGEST_INSTRUCTION; i++) {
         p->held = 0;
         p->answer = NULL;
-        if (pykvm_complete(v) != 1)
+        if (complete(v) != 1)
             break;
     }
     p->held = 0;
+    vcpu_return(p);
+    return 0;
 }
 
 int64_t pykvm_wait(struct pykvm_vcpu *v)

@@ -207,8 +207,8 @@ int pykvm_is_elsewhere(struct pykvm_vcpu *vcpu);
 
 /*
  * From any thread, before what belongs to the vCPU is given back: no pykvm_enter() and no pykvm_run()
- * begins from now on (PYKVM_SHUT; PYKVM_ERROR with EBADF), and nothing here touches the kvm_run page.
- * Returns 1, having kicked it, while one is still under way: call again.
+ * begins from now on (PYKVM_SHUT; PYKVM_ERROR with EBADF), and nothing here touches the kvm_run page or
+ * the file descriptor.  Returns 1, having kicked the vCPU, while something still does: call again.
  */
 int pykvm_shut(struct pykvm_vcpu *vcpu);
 
@@ -236,15 +236,16 @@ void pykvm_set_alarm(struct pykvm_vcpu *vcpu, uint64_t when);
 /*
  * Let KVM finish the instruction of the last exit without entering the guest.  Returns 0, or
  * 1 if the instruction caused another exit (the next pykvm_run() returns it), or a negative errno:
- * EBUSY while a device owes the answer to a read.
+ * EBUSY while a device owes the answer to a read, EBADF for a vCPU that is shut.
  */
 int pykvm_complete(struct pykvm_vcpu *vcpu);
 
 /*
  * Be done with the instruction of the last exit, whatever it still wants: what it writes goes nowhere
- * and what it reads is left to chance.  For a vCPU whose registers are all to be set.
+ * and what it reads is left to chance.  For a vCPU whose registers are all to be set.  Returns 0, or
+ * -EBADF for a vCPU that is shut.
  */
-void pykvm_abandon(struct pykvm_vcpu *vcpu);
+int pykvm_abandon(struct pykvm_vcpu *vcpu);
 
 /*
  * Whether the exit in the kvm_run page is the breakpoint on the #PF handler, or the end of a guest
@@ -276,6 +277,12 @@ int pykvm_open_ioctl(struct pykvm_descriptor *descriptor, int fd, uint64_t numbe
 int pykvm_open_device(struct pykvm_descriptor *descriptor, int vm, uint32_t type);
 /* From any thread, any number of times. */
 void pykvm_close(struct pykvm_descriptor *descriptor);
+
+/*
+ * Put what a file shares, or with -1 empty memory, in the place of pages that are mapped already.
+ * Returns 0 or a negative errno.
+ */
+int pykvm_put_mapping(void *at, uint64_t size, int fd);
 
 /* The signal that kicks use; pykvm gives it an empty handler, so that a stray one does nothing. */
 int pykvm_kick_signal(void);

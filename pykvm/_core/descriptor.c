@@ -50,3 +50,10 @@ void pykvm_close(struct pykvm_descriptor *descriptor)
     if (fd >= 0)
         close(fd);
 }
+
+int pykvm_put_mapping(void *at, uint64_t size, int fd)
+{
+    int flags = MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+
+    return mmap(at, size, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED ? -errno : 0;
+}

@@ -419,7 +419,7 @@ int64_t pykvm_step(struct pykvm_vcpu *v, uint64_t deadline, uint64_t loop,
         return code;
     v->refusal = prepare(v, deadline, 1);
     if (!v->refusal)
-        code = pykvm_run(v);
+        code = vcpu_run(v);
     /* As long as this is inside: after that the page may be gone. */
     if (code == PYKVM_EXIT)
         note_access(p->run, access);
@@ -531,15 +531,33 @@ void vcpu_bar(struct pykvm_vcpu *v)
     unlock(&p->lock);
 }
 
+int vcpu_borrow(struct pykvm_private *p)
+{
+    int open;
+
+    lock(&p->lock);
+    open = p->gate != SHUT;
+    p->borrowed += open;
+    unlock(&p->lock);
+    return open;
+}
+
+void vcpu_return(struct pykvm_private *p)
+{
+    lock(&p->lock);
+    p->borrowed--;
+    unlock(&p->lock);
+}
+
 int pykvm_shut(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
     int inside;
 
-    /* Under the lock: either `take` sees the gate shut, or this sees `inside`. */
+    /* Under the lock: either `take` and vcpu_borrow() see the gate shut, or this sees what they did. */
     lock(&p->lock);
     __atomic_store_n(&p->gate, SHUT, __ATOMIC_SEQ_CST);
-    inside = __atomic_load_n(&p->inside, __ATOMIC_SEQ_CST);
+    inside = __atomic_load_n(&p->inside, __ATOMIC_SEQ_CST) || p->borrowed;
     if (!inside)
         p->owner = p->by_hand = 0;
     unlock(&p->lock);
@@ -554,7 +572,7 @@ void pykvm_forget(struct pykvm_vcpu *v)
 
     p->lock = 0;
     p->gate = SHUT;
-    p->owner = p->by_hand = p->inside = 0;
+    p->owner = p->by_hand = p->inside = p->borrowed = 0;
     p->timer_made = 0; /* the parent's: its number may be that of a timer of ours one day */
     if (p->masked && pthread_equal(p->thread, pthread_self()))
         pthread_sigmask(SIG_UNBLOCK, &p->blocked, NULL);

@@ -72,6 +72,7 @@ struct pykvm_private {
     uint64_t loops;       /* how many loops by hand have begun */
     uint64_t by_hand;     /* the number of the one under way, or 0: kicks are kept for its next step */
     int inside;           /* the owner is inside pykvm_run(), or on its way into it or out of it */
+    int borrowed;         /* how many others use the kvm_run page or the file descriptor */
     int gate;             /* whether the guest may be entered: one of enum gate */
     int kicked;
 
@@ -116,6 +117,11 @@ void forget_recent(struct pykvm_private *p);
 /* Go over to the map that pykvm_set_map() has left, if there is one. */
 void take_map(struct pykvm_private *p);
 
+/* core.c */
+
+/* pykvm_run() for one who is `inside` and stays so: the kvm_run page can be read afterwards. */
+int64_t vcpu_run(struct pykvm_vcpu *v);
+
 /* exit.c */
 
 /* Take what the kernel has collected: it happened before the exit that KVM_RUN just returned. */
@@ -133,4 +139,10 @@ void collect_kicks(void);
 /* Tick from now on, the first time at the deadline, the alarm or the flush if one is nearer. */
 void arm(struct pykvm_private *p, uint64_t now);
 void drop_timer(struct pykvm_private *p);
+/*
+ * Outside pykvm_run(): keep pykvm_shut() from letting go of the kvm_run page and the file descriptor
+ * until vcpu_return().  0 if the vCPU is shut.
+ */
+int vcpu_borrow(struct pykvm_private *p);
+void vcpu_return(struct pykvm_private *p);
 #endif

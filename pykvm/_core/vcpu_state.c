@@ -11,6 +11,10 @@ uint32_t pykvm_transfer(struct pykvm_vcpu *v, const struct pykvm_step *steps, ui
 {
     uint32_t done = 0;
 
+    if (!vcpu_borrow(v->private_)) {
+        v->error = EBADF;
+        return 0;
+    }
     for (; done < count; done++) {
         int result = ioctl(v->private_->fd, steps[done].request,
                            (char *)buffer + steps[done].argument);
@@ -21,6 +25,7 @@ uint32_t pykvm_transfer(struct pykvm_vcpu *v, const struct pykvm_step *steps, ui
             break;
         }
     }
+    vcpu_return(v->private_);
     return done;
 }
 
@@ -60,7 +65,7 @@ static void take_back(struct pykvm_private *p)
     }
 }
 
-int pykvm_settle(struct pykvm_vcpu *v)
+static int settle(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
     int result = 0;
@@ -82,15 +87,28 @@ int pykvm_settle(struct pykvm_vcpu *v)
     return result;
 }
 
+int pykvm_settle(struct pykvm_vcpu *v)
+{
+    int result;
+
+    if (!vcpu_borrow(v->private_))
+        return -EBADF;
+    result = settle(v);
+    vcpu_return(v->private_);
+    return result;
+}
+
 void pykvm_hand_out(struct pykvm_vcpu *v)
 {
     v->private_->held = 0;
 }
 
-void pykvm_forget_exit(struct pykvm_vcpu *v)
+int pykvm_forget_exit(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
 
+    if (!vcpu_borrow(p))
+        return -EBADF;
     if (is_half_done(v))
         pykvm_abandon(v);
     p->held = 0;
@@ -100,4 +118,6 @@ void pykvm_forget_exit(struct pykvm_vcpu *v)
     p->run->exit_reason = KVM_EXIT_INTR;
     if (p->ring)
         __atomic_store_n(&p->ring->first, p->ring->last, __ATOMIC_RELEASE);
+    vcpu_return(p);
+    return 0;
 }

@@ -18,6 +18,7 @@ struct pykvm_step {
 /*
  * Do the steps in their order; returns how many were done.  If that is not all of them, the vCPU's `error`
  * is the errno of the one after those, or 0 if it returned less than it should: that is `value`.
+ * Of a vCPU that is shut none is done, and `error` is EBADF.
  */
 uint32_t pykvm_transfer(struct pykvm_vcpu *vcpu, const struct pykvm_step *steps, uint32_t count,
                         void *buffer);
@@ -40,7 +41,7 @@ int pykvm_deliver_timers(struct pykvm_vcpu *vcpu);
 
 /*
  * Forget the instruction of the last exit, what a device owes it, and what the kernel has collected: all of
- * the vCPU's state is about to be set.
+ * the vCPU's state is about to be set.  Returns 0, or -EBADF for a vCPU that is shut.
  */
-void pykvm_forget_exit(struct pykvm_vcpu *vcpu);
+int pykvm_forget_exit(struct pykvm_vcpu *vcpu);
 #endif

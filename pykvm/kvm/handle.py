@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import warnings
-from errno import E2BIG
+from errno import E2BIG, EBADF
 from functools import cache
 
 from pykvm._core import ffi
@@ -197,6 +197,8 @@ class Handle:
     def _refused(self, number: int, errno: int) -> KVMError:
         from pykvm.kvm.hints import hint_for
 
+        if errno == EBADF:
+            self.fd  # noqa: B018  raises, if another thread has closed it meanwhile
         name = name_of(number)
         kind = KVMResourceError if is_exhaustion(errno) else KVMError
         return kind(name, errno, hint=hint_for(name, errno))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
-from contextlib import suppress
 
+from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError, resource_error
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import KVM_DIRTY_LOG_PAGE_OFFSET, KVM_GUESTDBG_ENABLE
@@ -29,6 +30,20 @@ _SIGSET_BYTES = 8
 _UNWRITTEN = b"\xff" * uapi.kvm_cpuid_entry2.size
 
 
+def _put_mapping(page: mmap.mmap, fd: int) -> None:
+    with ffi.from_buffer(page) as place:
+        error = -lib.pykvm_put_mapping(place, len(page), fd)
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+def _unmap(page: mmap.mmap) -> None:
+    try:
+        page.close()
+    except BufferError:
+        _put_mapping(page, -1)
+
+
 class VCPU(State, Enabling, Attributes):
     """A vCPU, made by `VM.create_vcpu`; its ioctls belong to the thread that runs it.
 
@@ -49,8 +64,11 @@ class VCPU(State, Enabling, Attributes):
         super().__init__(descriptor, "vCPU", warns=warns)
         self.id = id
         self.xsave_size = max(xsave_size, uapi.kvm_xsave.size)
+        # Memory of our own, in which the kernel's lies while the vCPU is open: a view of it, in
+        # another thread or a traceback, neither keeps the vCPU alive nor points to nothing.
         try:
-            self._page: mmap.mmap | None = mmap.mmap(self.fd, mmap_size)
+            self._page: mmap.mmap | None = mmap.mmap(-1, mmap_size)
+            _put_mapping(self._page, self.fd)
         except OSError as error:
             self.close()
             raise resource_error(
@@ -68,14 +86,16 @@ class VCPU(State, Enabling, Attributes):
     def close(self) -> None:
         """Unmap the run page and close the vCPU.
 
-        A mapping that others hold views of is unmapped with the last of them.
+        Views that others hold of the page show empty memory from now on.
         """
-        page, self._page = getattr(self, "_page", None), None
-        if page is not None:
-            # While views of it exist it cannot be unmapped: the collector does it after them.
-            with suppress(BufferError):
-                page.close()
-        super().close()
+        # An exception may come in anywhere: what is not done then, the next call does.
+        page = getattr(self, "_page", None)
+        try:
+            if page is not None:
+                _unmap(page)
+                self._page = None
+        finally:
+            super().close()
 
     def run(self) -> None:
         """Run the guest until an exit; `run_page` then says why, by its exit_reason.

@@ -73,11 +73,14 @@ def _gone(*, forked: bool) -> PykvmError:
     return refusal(lib.PYKVM_FORKED if forked else lib.PYKVM_SHUT, "", 0)
 
 
-class _NoPage:
-    """In place of the kvm_run page of a vCPU that was closed: a touch raises ClosedError."""
+class _Gone:
+    """In place of the kvm_run page of a vCPU that was closed, and its registers: a touch raises."""
+
+    __slots__ = ("_forked",)
+    _forked: bool
 
     def __init__(self, *, forked: bool = False) -> None:
-        self._forked = forked
+        object.__setattr__(self, "_forked", forked)
 
     def __getitem__(self, index: object) -> NoReturn:
         raise _gone(forked=self._forked)
@@ -85,8 +88,11 @@ class _NoPage:
     def __setitem__(self, index: object, value: object) -> None:
         raise _gone(forked=self._forked)
 
-    def release(self) -> None:
-        """As a memoryview that was released already."""
+    def __getattr__(self, name: str) -> NoReturn:
+        raise _gone(forked=self._forked)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise _gone(forked=self._forked)
 
 
 class KvmEngine:
@@ -155,10 +161,10 @@ class KvmEngine:
             time.sleep(0.001)  # it is on its way out
         if self._run_page is not None:
             self._run_page.release()
-        self._regs = self._sync_regs = self.run_address = None
-        page, self.page = self.page, _NoPage(forked=self._forked)
-        page.release()
-        ffi.release(self._page_handle)
+        # Another thread may be in the middle of what it does with the page.  Nothing is released:
+        # empty memory takes the place of the page, and stays as long as this.
+        self.page = self._regs = self._sync_regs = _Gone(forked=self._forked)
+        self.run_address = None
         self.kvm.close()
         self._closing = None
 
@@ -167,7 +173,7 @@ class KvmEngine:
         core, self.core = self.core, None
         self._forked = True
         # The kvm_run page is the parent's own, not a copy.
-        self.page = _NoPage(forked=True)
+        self.page = self._regs = self._sync_regs = _Gone(forked=True)
         if core is not None:
             lib.pykvm_forget(core)
         self.kvm.close()
@@ -293,6 +299,7 @@ class KvmEngine:
             )
         self.end_exit()
         if lib.pykvm_complete(core):
+            self.living()
             raise StateError(
                 "registers cannot be set in the middle of an instruction that is not done",
                 hint="answer the read (and the exits that follow it) first",
@@ -300,7 +307,8 @@ class KvmEngine:
 
     def abandon_instruction(self) -> None:
         """See `Engine`."""
-        lib.pykvm_abandon(self.living())
+        if lib.pykvm_abandon(self.living()):
+            self.living()
 
     def _settle_regs(self) -> None:
         """Set the general registers that wait in the page for the next KVM_RUN."""
@@ -333,6 +341,7 @@ class KvmEngine:
         self.end_exit()
         result = lib.pykvm_settle(core)
         if result < 0:
+            self.living()
             raise KVMError("KVM_RUN", -result, detail="an instruction cannot be completed")
         if result:
             return True
@@ -414,7 +423,8 @@ class KvmEngine:
         # What KVM has taken once it takes again, from the page: that saves two ioctls.
         by_page = transfer.may_wait(state)
         self.end_exit()
-        lib.pykvm_forget_exit(core)
+        if lib.pykvm_forget_exit(core):
+            self.living()
         self._sregs = None
         self._overtaken_at = self._regs_at = core.runs
         page[DIRTY_REGS] = 0

@@ -36,10 +36,10 @@ it was made with.
 
 from __future__ import annotations
 
-from errno import EINVAL
+from errno import EBADF, EINVAL
 
 from pykvm._core import ffi, lib
-from pykvm.errors import ConfigError, KVMError
+from pykvm.errors import ConfigError, KVMError, PykvmError
 from pykvm.kvm import uapi
 from pykvm.kvm.constants import (
     KVM_MP_STATE_RUNNABLE,
@@ -51,6 +51,7 @@ from pykvm.kvm.constants import (
 from pykvm.kvm.handle import name_of
 from pykvm.kvm.hints import hint_for
 from pykvm.typed import TYPE_CHECKING
+from pykvm.vcpu.claim import refusal
 from pykvm.vcpu.msr_list import IA32_TSC, IA32_TSC_DEADLINE, LARGEST_BATCH, msrs_of, pack
 from pykvm.vcpu.saved import RUNNING_MSRS
 
@@ -469,8 +470,10 @@ class Transfer:
             "KVM_SET_MSRS", EINVAL, detail=f"MSR {index:#x} cannot be set to {value:#x} here"
         )
 
-    def _refused(self, packed: _Packed, failed: int) -> KVMError:
+    def _refused(self, packed: _Packed, failed: int) -> PykvmError:
         name, errno = name_of(packed.calls[failed][0]), self._core.error or EINVAL
+        if errno == EBADF:
+            return refusal(lib.PYKVM_SHUT, "", 0)  # by another thread, which closes the vCPU
         return KVMError(name, errno, hint=hint_for(name, errno))
 
 

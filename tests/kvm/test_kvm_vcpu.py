@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 from kvm.guest import Guest, require_cap
@@ -36,6 +37,16 @@ def test_registers(vcpu: VCPU) -> None:
     assert vcpu.get_regs() == regs
     vcpu.set_regs({"rip": 0x7C00, "rflags": 2})
     assert (vcpu.get_regs().rip, vcpu.get_regs().rax) == (0x7C00, 0)
+
+
+def test_a_view_of_the_run_page_does_not_keep_the_vcpu_alive(vcpu: VCPU) -> None:
+    page = vcpu.run_page
+    page[0] = 1
+    with memoryview(page) as view:
+        assert "kvm-vcpu" in Path("/proc/self/maps").read_text()
+        vcpu.close()
+        assert not any(view)
+        assert "kvm-vcpu" not in Path("/proc/self/maps").read_text()
 
 
 def test_system_registers(vcpu: VCPU) -> None:

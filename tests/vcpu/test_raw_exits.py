@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pykvm import ClosedError, ConfigError, Machine, Mode, Outcome, StateError
+from pykvm import CPU, ClosedError, ConfigError, Machine, Mode, Outcome, StateError
 from pykvm.exits import Exit, Hlt, IoIn, IoOut, MmioRead, MmioWrite, Shutdown, decode
 from support.guest import MakeGuest
 
@@ -275,6 +277,45 @@ def test_closing_at_any_moment_of_a_loop_in_another_thread(guest: MakeGuest) -> 
             machine.close()
             thread.join(20)
             assert len(ended) == 1
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def _set_a_register(cpu: CPU) -> None:
+    next(cpu.raw_exits())
+    cpu.regs.rcx += 1  # the OUT is completed first
+
+
+def _save(cpu: CPU) -> None:
+    next(cpu.raw_exits())
+    cpu.save()
+
+
+def _load(cpu: CPU) -> None:
+    state = cpu.save()
+    next(cpu.raw_exits())
+    cpu.load(state)
+
+
+@pytest.mark.parametrize("use", [_set_a_register, _save, _load])
+def test_closing_at_any_moment_of_what_uses_the_vcpu_in_another_thread(
+    guest: MakeGuest, use: Callable[[CPU], None]
+) -> None:
+    def repeat(cpu: CPU) -> None:
+        while True:
+            use(cpu)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            for delay in range(0, 40_000, 800):
+                machine = guest("E6 10 EB FC  out 0x10, al; jmp $-2")
+                repeating = pool.submit(repeat, machine.vcpus[0])
+                for _ in range(delay):
+                    pass
+                machine.close()
+                assert isinstance(repeating.exception(20), ClosedError)
     finally:
         sys.setswitchinterval(interval)
 
