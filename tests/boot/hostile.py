@@ -9,12 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from pykvm import boot
-from pykvm.boot import Setup
+from pykvm.boot import Image, Setup
 from pykvm.errors import LoadError
 from pykvm.memory import GuestMemory
 from support.boot import load
 
-__all__ = ["EXAMPLES", "attempt", "hostile"]
+__all__ = ["EXAMPLES", "attempt", "hostile", "placed"]
 
 EXAMPLES = settings(max_examples=300)
 
@@ -39,12 +39,17 @@ def attempt(memory: GuestMemory, data: bytes, *, setup: Setup | None = None, **r
     for name in list(image.symbols)[:8]:
         assert image.symbols[name] >= 0
     image.symbols.describe(image.entry)
+    return "placed" if placed(memory, image, setup) else "does not fit"
+
+
+def placed(memory: GuestMemory, image: Image, setup: Setup | None) -> bool:
+    """Whether an image goes into memory; if so, its parts lie side by side."""
     try:
         entry = boot.place(image, memory, setup)
     except LoadError as error:
         assert str(error).startswith("fuzz: ")
-        return "does not fit"
+        return False
     used = [place for place in entry.layout if place.start < place.end]
     assert all(low.end <= high.start for low, high in pairwise(used)), used
     assert entry.state.mode is image.mode
-    return "placed"
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,6 @@ def bios(size: int = 64 * K, vector: bytes = JUMP) -> bytes:
         image[page : page + 2] = ((size - page) // 4096).to_bytes(2, "little")
     image[size - 16 : size - 16 + len(vector)] = vector
     return bytes(image)
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    with GuestMemory(overcommit=True) as memory:
-        memory.add_ram(0, 4 * M)
-        yield memory
 
 
 class TestRecognised:

@@ -14,6 +14,7 @@ from pykvm.devices.fw_cfg import Contents, FwCfg, Key
 from pykvm.devices.pc import pc_devices
 from pykvm.errors import ConfigError, LoadError
 from support.guest import MakeGuest
+from support.irqchips import IRQCHIPS
 
 pytestmark = pytest.mark.kvm
 
@@ -130,7 +131,7 @@ def test_firmware_that_resets_the_machine_ends_the_run() -> None:
         assert result.outcome is Outcome.RESET, result
 
 
-@pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_a_transfer_without_end_does_not_keep_the_run(guest: MakeGuest, irqchip: str) -> None:
     """A GiB of zeros takes longer than the run has, which ends all the same, and can go on."""
     machine = guest(

@@ -11,6 +11,7 @@ from boot.kernels import FIELDS, PACKERS, M, bzimage, versioned
 
 from pykvm import Machine, Outcome
 from pykvm.x86.cpuid import CpuidTable
+from support.irqchips import IRQCHIPS
 
 pytestmark = pytest.mark.kvm
 
@@ -129,7 +130,7 @@ class TestMemoryTypes:
         wanted = (self.DEF_TYPE, self.VGA, self.HOLE, self.HOLE_MASK)
         return [cpu.kvm.get_msrs(wanted) for cpu in machine.vcpus]
 
-    @pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+    @pytest.mark.parametrize("irqchip", IRQCHIPS)
     @pytest.mark.parametrize("kernel", ["bzImage", "pvh.elf", "multiboot.elf"])
     def test_kernels(self, guests: Path, kernel: str, irqchip: str) -> None:
         with Machine(guests / kernel, vcpus=2, irqchip=irqchip) as machine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 from boot.elfs import HLT, Part, R, Sym, W, elf
@@ -31,13 +30,6 @@ from pykvm.x86.state import Mode
 from support.boot import load
 
 K, M = 1 << 10, 1 << 20
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    with GuestMemory(overcommit=True) as memory:
-        memory.add_ram(0, 4 * M)
-        yield memory
 
 
 def flat(*addresses: int, flags: int = ADDRESSES, before: bytes = b"", size: int = 64) -> bytes:

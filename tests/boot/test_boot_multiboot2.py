@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 from boot.elfs import HLT, Sym
@@ -20,13 +19,6 @@ from support.boot import load
 
 K, M = 1 << 10, 1 << 20
 OPTIONAL = 1
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    with GuestMemory(overcommit=True) as memory:
-        memory.add_ram(0, 4 * M)
-        yield memory
 
 
 class TestRecognised:

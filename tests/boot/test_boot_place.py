@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,13 +21,6 @@ from pykvm.x86.tss import tss64
 from support.boot import load
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    with GuestMemory(overcommit=True) as memory:
-        memory.add_ram(0, 4 * M)
-        yield memory
 
 
 def memory_of(*regions: tuple[int, int]) -> GuestMemory:

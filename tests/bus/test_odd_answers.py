@@ -10,18 +10,9 @@ from pykvm import ConfigError, Placement, Space
 from pykvm.bus import Bus
 from pykvm.exits import MmioRead
 from support.guest import MakeGuest
+from support.odd import Sensor
 
 pytestmark = pytest.mark.kvm
-
-
-class Sensor:
-    name = "sensor"
-
-    def __init__(self, answer: Any = 7, name: Any = "sensor", width: Any = 8) -> None:
-        self.answer, self.name, self.width = answer, name, width
-
-    def read(self, offset: int, size: int) -> Any:
-        return self.answer
 
 
 # in al, 0x10; then in eax, 0x10 and an access that straddles: ports 0x10 to 0x13.

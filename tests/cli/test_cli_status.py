@@ -31,6 +31,18 @@ EXIT_3 = """
 SPIN = "EB FE    jmp $"
 
 
+def piped(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """A process whose output the test reads."""
+    return subprocess.Popen(
+        arguments,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def told(stderr: str) -> str:
     """The line on stderr without its figures."""
     (line,) = [line for line in stderr.splitlines() if line.startswith("pykvm: ")]
@@ -216,14 +228,7 @@ def test_signals(
         {SPIN}
     """)
     arguments = [*command, str(spin), "--unclaimed", "open-bus", "--dump-on-exit"]
-    process = subprocess.Popen(
-        arguments,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = piped(arguments, environment)
     with process:
         assert process.stdout is not None
         # The guest runs, so the signal handlers are in place.
@@ -253,14 +258,7 @@ def test_the_reader_of_the_output_has_gone(
         EE          out dx, al
         EB FD       jmp $-1
     """)
-    process = subprocess.Popen(
-        [*command, str(chatty)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = piped([*command, str(chatty)], environment)
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -285,14 +283,7 @@ def test_a_reader_that_sleeps_does_not_keep_the_run_from_ending(
         EB F9       jmp $-5
     """)
     limits = ["--timeout", "1"] if way == "timeout" else []
-    process = subprocess.Popen(
-        [*command, str(chatty), *limits],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = piped([*command, str(chatty), *limits], environment)
     with process:
         assert process.stdout is not None
         assert process.stderr is not None

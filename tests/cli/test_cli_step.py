@@ -13,6 +13,7 @@ from pykvm.cli.step_commands import COMMANDS, Leave, command, words_like
 from pykvm.cli.stepper import Stepper
 from pykvm.machine import Machine
 from support.debugging import BREAKPOINTS, STEPS
+from support.irqchips import IRQCHIPS
 from support.listing import assemble
 from support.quirks import without
 
@@ -278,7 +279,7 @@ def test_a_halted_guest(guests: Path) -> None:
 
 
 @pytest.mark.kvm
-@pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_timers_and_interrupts_come(guests: Path, irqchip: str) -> None:
     """As in a run: the guest counts ten ticks of the 8254."""
     with Machine(guests / "pit.elf", irqchip=irqchip) as machine:

@@ -122,12 +122,18 @@ def test_ctrl_c_stops_the_guest(terminal: Open, guests: Path) -> None:
     assert console.attributes == console.before
 
 
-@pytest.mark.kvm
-def test_ctrl_c_is_for_a_guest_that_reads(terminal: Open, guests: Path) -> None:
+def reading(terminal: Open, guests: Path) -> Terminal:
+    """The console of a guest that has read a byte, and prints what it reads."""
     console = terminal(guests / "paste.elf")
     console.wait_until(lambda: console.is_raw, "the terminal is raw")
     console.type("a")
     console.wait_for("a")
+    return console
+
+
+@pytest.mark.kvm
+def test_ctrl_c_is_for_a_guest_that_reads(terminal: Open, guests: Path) -> None:
+    console = reading(terminal, guests)
     console.type(CTRL_C)
     console.wait_for("pykvm: Ctrl-C went to the guest; another one within a second, or Ctrl-A x")
     # It prints what it reads.
@@ -140,10 +146,7 @@ def test_ctrl_c_is_for_a_guest_that_reads(terminal: Open, guests: Path) -> None:
 
 @pytest.mark.kvm
 def test_the_guest_gets_ctrl_c_as_a_character(terminal: Open, guests: Path) -> None:
-    console = terminal(guests / "paste.elf")
-    console.wait_until(lambda: console.is_raw, "the terminal is raw")
-    console.type("a")
-    console.wait_for("a")
+    console = reading(terminal, guests)
     console.type(CTRL_C)
     console.wait_for(CTRL_C)
     console.type("\x04")
@@ -152,10 +155,7 @@ def test_the_guest_gets_ctrl_c_as_a_character(terminal: Open, guests: Path) -> N
 
 @pytest.mark.kvm
 def test_two_ctrl_c_in_a_row_end_the_run(terminal: Open, guests: Path) -> None:
-    console = terminal(guests / "paste.elf")
-    console.wait_until(lambda: console.is_raw, "the terminal is raw")
-    console.type("a")
-    console.wait_for("a")
+    console = reading(terminal, guests)
     console.type(CTRL_C)
     console.wait_for("Ctrl-C went to the guest")
 

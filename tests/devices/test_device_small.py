@@ -261,35 +261,17 @@ def test_a_hostile_guest_can_only_end_or_reset_itself(
 
 @given(st.lists(st.tuples(st.integers(0, 1 << 64), st.integers(1, 8), st.integers(0, 1 << 64))))
 def test_devices_take_any_offset_and_value(accesses: list[tuple[int, int, int]]) -> None:
-    for device in (
-        Uart16550(),
-        DebugExit(),
-        KeyboardController(),
-        Port92(),
-        PciConfig(),
-        AcpiPm(),
-        PvPanic(),
-        KeptPorts(),
-        LinePorts(),
-        KeptMemory(),
-    ):
+    kinds = (
+        *(Uart16550, KeyboardController, Port92, PciConfig, AcpiPm, PvPanic),
+        *(KeptPorts, LinePorts, KeptMemory),
+    )
+    for device in (DebugExit(), *(kind() for kind in kinds)):
         for offset, size, value in accesses:
             with suppress(*ALL):
                 device.write(offset, size, value)
     for posted in (DebugConsole(limit=16), PostPort(limit=16)):
         posted.posted(accesses)
-    for reader in (
-        Uart16550(),
-        DebugConsole(),
-        KeyboardController(),
-        Port92(),
-        PciConfig(),
-        AcpiPm(),
-        PvPanic(),
-        KeptPorts(),
-        LinePorts(),
-        KeptMemory(),
-    ):
+    for reader in (DebugConsole(), *(kind() for kind in kinds)):
         for offset, size, _ in accesses:
             assert 0 <= reader.read(offset, size) < 1 << (8 * size)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pykvm import Machine
+from support.irqchips import IRQCHIPS
 from support.slowness import longer
 
 pytestmark = pytest.mark.kvm
@@ -27,7 +28,7 @@ def echoed(machine: Machine, character: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_each_character_is_echoed(guests: Path, irqchip: str) -> None:
     chance = random.Random(1)
     for _ in range(TRIES):

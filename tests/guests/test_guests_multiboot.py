@@ -8,6 +8,7 @@ import pytest
 
 from pykvm import Machine, Mode
 from pykvm.memory import GuestMemory
+from support.irqchips import IRQCHIPS
 
 pytestmark = pytest.mark.kvm
 
@@ -58,7 +59,7 @@ def test_memory_above_the_hole_is_in_the_map_only(guests: Path) -> None:
     assert f"memory: 639 KiB and {(3 << 20) - 1024} KiB, {(4 << 20) - 1024 + 639} KiB in 6" in said
 
 
-@pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_the_environment_of_kvm_unit_tests(guests: Path, irqchip: str) -> None:
     with Machine(guests / "testdev.elf", irqchip=irqchip, vcpus=2) as machine:
         result = machine.run(timeout=20)

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import pytest
 
 from pykvm import ConfigError, Machine, Outcome
+from support.irqchips import IRQCHIPS
 from support.pc import MakePc
 
 pytestmark = pytest.mark.kvm
-
-CHIPS = ("user", "split", "kernel")
 
 
 class End(NamedTuple):
@@ -79,7 +78,7 @@ def test_a_root_pointer_that_does_not_check_is_none(guests: Path) -> None:
         assert machine.run(timeout=60).exit_code == 1
 
 
-@pytest.mark.parametrize("irqchip", CHIPS)
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_the_power_button_is_heard(pc: MakePc, guests: Path, irqchip: str) -> None:
     machine = pc(guests / "button.elf", irqchip=irqchip)
     result = machine.run(timeout=20, until="waiting for the power button")

@@ -10,6 +10,7 @@ from pykvm import host
 from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import Cap, uapi
 from pykvm.x86.cpuid import MODELS, CpuidEntry, CpuidTable
+from support.irqchips import IRQCHIPS
 
 
 def test_what_is_required_has_the_kernels_numbers() -> None:
@@ -119,7 +120,7 @@ class TestCpuid:
         fields = struct.iter_unpack("<7I12x", packed[8:])
         return CpuidTable(CpuidEntry(*entry) for entry in fields).features
 
-    @pytest.mark.parametrize("irqchip", ["none", "user", "kernel", "split"])
+    @pytest.mark.parametrize("irqchip", [*IRQCHIPS, "none"])
     @pytest.mark.parametrize("model", ["baseline", "host", "x86-64-v1,+hypervisor"])
     def test_a_guest_knows_that_it_is_one(
         self, unchecked: pytest.MonkeyPatch, irqchip: str, model: str

@@ -13,6 +13,7 @@ from pykvm.host import Host
 from pykvm.host.record import HostRecord, check_host, differences, without_apic_ids
 from pykvm.values.state import decode, encode, fits
 from pykvm.x86.cpuid import CpuidEntry, CpuidTable
+from support.irqchips import IRQCHIPS
 
 INTEL = (0x756E6547, 0x6C65746E, 0x49656E69)  # GenuineIntel, as EBX, ECX and EDX have it
 AMD = (0x68747541, 0x444D4163, 0x69746E65)
@@ -182,7 +183,7 @@ def test_tables_of_strangers(packed: bytes) -> None:
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("cpu", ["baseline", "host"])
-@pytest.mark.parametrize("irqchip", ["user", "kernel", "split", "none"])
+@pytest.mark.parametrize("irqchip", [*IRQCHIPS, "none"])
 def test_this_host(cpu: str, irqchip: str) -> None:
     """What a guest is shown here is offered here, and a record goes through a file."""
     with Machine(memory="1M", cpu=cpu, irqchip=irqchip, vcpus=2) as machine:

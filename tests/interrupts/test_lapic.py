@@ -393,6 +393,18 @@ class TestBase:
         assert lapic.read_msr(0x837) == 0x44
 
 
+def ended(lapic: LocalApic) -> list[tuple[int, bool]]:
+    """What is told of the ends of two interrupts, a level and an edge above it."""
+    calls: list[tuple[int, bool]] = []
+    lapic.on_eoi = lambda vector, level: calls.append((vector, level))
+    for vector, level in ((0x40, True), (0x50, False)):
+        lapic.accept(vector, level)
+        lapic.acknowledge()
+    lapic.eoi()
+    lapic.eoi()
+    return calls
+
+
 class TestPriority:
     def test_highest_first_and_nesting(self, lapic: LocalApic) -> None:
         for vector in (0x31, 0x52, 0x38):
@@ -493,27 +505,13 @@ class TestPriority:
         assert vectors(lapic, reg.TMR) == set()
 
     def test_eoi_broadcast(self, lapic: LocalApic) -> None:
-        calls: list[object] = []
-        lapic.on_eoi = lambda vector, level: calls.append((vector, level))
-        for vector, level in ((0x40, True), (0x50, False)):
-            lapic.accept(vector, level)
-            lapic.acknowledge()
-        lapic.eoi()
-        lapic.eoi()
-        assert calls == [(0x50, False), (0x40, True)]
+        assert ended(lapic) == [(0x50, False), (0x40, True)]
 
     def test_eoi_broadcast_suppressed(self) -> None:
         lapic = Board(directed_eoi=True).lapic
         write(lapic, reg.SVR, 0x11FF)
         assert read(lapic, reg.SVR) == 0x11FF
-        calls: list[object] = []
-        lapic.on_eoi = lambda vector, level: calls.append((vector, level))
-        for vector, level in ((0x40, True), (0x50, False)):
-            lapic.accept(vector, level)
-            lapic.acknowledge()
-        lapic.eoi()
-        lapic.eoi()
-        assert calls == [(0x50, False)]
+        assert ended(lapic) == [(0x50, False)]
         assert vectors(lapic, reg.ISR) == set()
 
     def test_eoi_callback_may_interrupt_again(self, lapic: LocalApic) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from machine.storms import APIC_BASE, Access, Storm, What
 
+from support.irqchips import IRQCHIPS
+
 pytestmark = pytest.mark.kvm
 
-IRQCHIPS = ("user", "split", "kernel")
 ADDRESS = 0xFEE00000
 BSP, EXTD, EN = 0x100, 0x400, 0x800
 DISABLED, XAPIC, INVALID, X2APIC = 0, EN, EXTD, EN | EXTD

@@ -13,6 +13,7 @@ from pykvm.interrupts import Message
 from pykvm.x86.entry import real_mode
 from support.guest import MakeGuest
 from support.interrupts import platform_of
+from support.irqchips import IRQCHIPS
 from support.listing import assemble
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kvm
 
-IRQCHIPS = ("user", "split", "kernel")
 INIT, NMI, STARTUP = 5, 4, 6
 
 # SDM 3A table 10-1, columns "RESET" and "INIT": what the second processor finds in the registers

@@ -36,16 +36,23 @@ SLEEP = """
     B0 00                    mov al, 0
     E6 F4                    out 0xf4, al
 """
-HALT = """
-    FA                       cli
-    F4                       hlt
+EXIT_0 = """
     B0 00                    mov al, 0
     E6 F4                    out 0xf4, al
 """
-HALT_WITH_INTERRUPTS = """
-    FB                       sti
-    F4                       hlt
-    B0 00                    mov al, 0
+HALT = "FA F4                    cli; hlt" + EXIT_0
+HALT_WITH_INTERRUPTS = "FB F4                    sti; hlt" + EXIT_0
+SPIN = "FB EB FE                 sti; jmp $"
+# Interrupts itself as soon as interrupts are on.
+SEND = """
+    FA                       cli
+    66 B9 3F 08 00 00        mov ecx, 0x83f             ; x2APIC: self IPI
+    66 B8 41 00 00 00        mov eax, 0x41
+    0F 30                    wrmsr
+"""
+# Ends with how many were handled.
+EXIT_COUNT = """
+    A0 00 05                 mov al, [0x500]
     E6 F4                    out 0xf4, al
 """
 
@@ -192,11 +199,9 @@ class TestWhenItIsTaken:
         assert machine.run(timeout=30).exit_code == 50
 
     def test_not_while_interrupts_are_off(self, guest: MakeGuest) -> None:
-        machine = guest("""
-            FA                       cli
-            66 B9 3F 08 00 00        mov ecx, 0x83f
-            66 B8 41 00 00 00        mov eax, 0x41
-            0F 30                    wrmsr
+        machine = guest(
+            SEND
+            + """
             B9 D0 07                 mov cx, 2000
             E2 FE                    loop $
             A1 00 05                 mov ax, [0x500]
@@ -204,29 +209,27 @@ class TestWhenItIsTaken:
             FB                       sti
             80 3E 00 05 00           cmp byte [0x500], 0
             74 F9                    je $-5
-            A0 00 05                 mov al, [0x500]
-            E6 F4                    out 0xf4, al
-        """)
+        """
+            + EXIT_COUNT
+        )
         listen(machine, END, x2apic=True)
         assert machine.run(timeout=30).exit_code == 1
         assert machine.memory.read_u16(0x502) == 0
 
     def test_between_exits_that_come_close(self, guest: MakeGuest) -> None:
         """A guest that never runs long enough for the window to be an exit of its own."""
-        machine = guest("""
-            FA                       cli
-            66 B9 3F 08 00 00        mov ecx, 0x83f
-            66 B8 41 00 00 00        mov eax, 0x41
-            0F 30                    wrmsr
+        machine = guest(
+            SEND
+            + """
             FB                       sti
             B9 C8 00                 mov cx, 200
             E4 80                    in al, 0x80
             80 3E 00 05 00           cmp byte [0x500], 0
             E1 F7                    loope $-7
             FA                       cli
-            A0 00 05                 mov al, [0x500]
-            E6 F4                    out 0xf4, al
-        """)
+        """
+            + EXIT_COUNT
+        )
         listen(machine, END, x2apic=True)
         assert machine.run(timeout=30).exit_code == 1
 
@@ -398,13 +401,7 @@ class TestApicBase:
 
     def test_disabled_it_is_gone_and_comes_back(self, guest: MakeGuest) -> None:
         machine = guest(
-            write_apic_base(0xFEE00100)
-            + "F4  hlt"
-            + write_apic_base(0xFEE00900)
-            + """
-            B0 00                    mov al, 0
-            E6 F4                    out 0xf4, al
-        """
+            write_apic_base(0xFEE00100) + "F4  hlt" + write_apic_base(0xFEE00900) + EXIT_0
         )
         platform = listen(machine)
         assert machine.run(timeout=30).outcome is Outcome.HALTED
@@ -430,14 +427,7 @@ class TestApicBase:
     def test_wherever_the_guest_moves_it_the_machine_lives(
         self, guest: MakeGuest, value: int
     ) -> None:
-        machine = guest(
-            write_apic_base(value)
-            + write_apic_base(0xFEE00900)
-            + """
-            B0 00                    mov al, 0
-            E6 F4                    out 0xf4, al
-        """
-        )
+        machine = guest(write_apic_base(value) + write_apic_base(0xFEE00900) + EXIT_0)
         listen(machine, FAULT, vector=13)
         assert machine.run(timeout=30).exit_code in (0, 13)
 
@@ -446,12 +436,7 @@ class TestStorms:
     @pytest.mark.parametrize("where", ["8259", "io-apic"])
     def test_a_line_that_never_falls(self, guest: MakeGuest, where: str) -> None:
         """The handler is called again and again; the host goes on, and can stop it."""
-        machine = guest(
-            """
-            FB                       sti
-            EB FE                    jmp $
-        """
-        )
+        machine = guest(SPIN)
         if where == "8259":
             platform = listen(machine, vector=0x25)
             for port, value in ((0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 3), (0x4D0, 0x20)):
@@ -476,12 +461,7 @@ class TestStorms:
         assert count(machine) > 10
 
     def test_edges_without_end_from_another_thread(self, guest: MakeGuest) -> None:
-        machine = guest(
-            """
-            FB                       sti
-            EB FE                    jmp $
-        """
-        )
+        machine = guest(SPIN)
         platform = listen(machine, END, x2apic=True)
         poke(machine, 0xFEC00000, 0x10 + 2 * 5)
         poke(machine, 0xFEC00010, VECTOR)
@@ -507,12 +487,7 @@ class TestStorms:
         timer.join()
 
     def test_a_timer_with_the_shortest_period(self, guest: MakeGuest) -> None:
-        machine = guest(
-            """
-            FB                       sti
-            EB FE                    jmp $
-        """
-        )
+        machine = guest(SPIN)
         listen(machine, END, x2apic=True)
         lapic = platform_of(machine).lapics[0]
         lapic.write_msr(0x83E, 0xB)

@@ -22,6 +22,7 @@ from support.interrupts import (
     poke,
     with_deadline,
 )
+from support.irqchips import IRQCHIPS
 
 pytestmark = pytest.mark.kvm
 
@@ -304,7 +305,7 @@ def test_in_real_time_it_is_seen(guest: MakeGuest) -> None:
     assert machine.clock.now() - before >= 50 * MS
 
 
-@pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_a_timer_of_the_run_before_comes_to_a_guest_that_only_spins(
     guest: MakeGuest, irqchip: str
 ) -> None:

@@ -11,6 +11,7 @@ from pykvm import ConfigError, Machine, Outcome
 from support.guest import MakeGuest
 from support.host import require_host
 from support.interrupts import IN_KERNEL_PRIORITIES
+from support.irqchips import IRQCHIPS
 from support.listening import (
     LEVEL,
     VECTOR,
@@ -24,8 +25,6 @@ from support.listening import (
 
 pytestmark = pytest.mark.kvm
 
-CHIPS = ("user", "split", "kernel")
-
 
 def assert_interrupted(machine: Machine, *, times: int) -> None:
     """So often, and not once more."""
@@ -33,7 +32,7 @@ def assert_interrupted(machine: Machine, *, times: int) -> None:
     assert count(machine) == times
 
 
-@pytest.mark.parametrize("irqchip", CHIPS)
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_a_level_interrupts_until_the_device_lets_go(
     guest: MakeGuest, guests: Path, irqchip: str
 ) -> None:
@@ -50,7 +49,7 @@ def test_a_level_interrupts_until_the_device_lets_go(
     assert_interrupted(machine, times=3)
 
 
-@pytest.mark.parametrize("irqchip", CHIPS)
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 @pytest.mark.parametrize("attached", [False, True])
 def test_an_edge_interrupts_once(guest: MakeGuest, irqchip: str, attached: bool) -> None:
     """By a line of the machine's, or by the one that a device was placed with."""
@@ -68,7 +67,7 @@ def test_an_edge_interrupts_once(guest: MakeGuest, irqchip: str, attached: bool)
     assert_interrupted(machine, times=1)
 
 
-@pytest.mark.parametrize("irqchip", CHIPS)
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_a_message_reaches_the_local_apic(guest: MakeGuest, irqchip: str) -> None:
     machine = listening(guest, irqchip, 1 << 16)
     machine.add(Source(machine.line(5), times=1), pio=0x11, length=1)

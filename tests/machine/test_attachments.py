@@ -14,6 +14,7 @@ from pykvm.devices.line import Unconnected
 from pykvm.irqchip.user import OnDemand
 from pykvm.machine.attachments import Attachments, DeviceLines, LateClock, LateLine
 from pykvm.memory import GuestMemory
+from support.irqchips import IRQCHIPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from pykvm.clock import TimeSource
     from pykvm.devices.line import InterruptLine, Lines
     from support.guest import MakeGuest
-
-CHIPS = ("user", "split", "kernel")
 
 
 class Wire:
@@ -209,7 +208,7 @@ class TestAttachments:
 
 @pytest.mark.kvm
 class TestMachine:
-    @pytest.mark.parametrize("irqchip", CHIPS)
+    @pytest.mark.parametrize("irqchip", IRQCHIPS)
     def test_attached_before_it_publishes(self, irqchip: str) -> None:
         bell = Bell()
         with Machine(irqchip=irqchip) as machine:
@@ -226,7 +225,7 @@ class TestMachine:
             assert bell.clock is not None
             assert not bell.clock.made
 
-    @pytest.mark.parametrize("irqchip", CHIPS)
+    @pytest.mark.parametrize("irqchip", IRQCHIPS)
     def test_a_timer_at_once(self, irqchip: str) -> None:
         """It takes the irqchip, whose devices stand on the bus by then."""
 

@@ -10,6 +10,7 @@ import pytest
 from pykvm import ClosedError, Machine
 from pykvm.devices import PostPort
 from pykvm.x86.state import CpuState
+from support.irqchips import IRQCHIPS
 
 pytestmark = pytest.mark.kvm
 
@@ -23,7 +24,7 @@ class Closed(NamedTuple):
     clock: Any
 
 
-@pytest.fixture(scope="module", params=["user", "kernel", "split"])
+@pytest.fixture(scope="module", params=IRQCHIPS)
 def closed(request: pytest.FixtureRequest) -> Closed:
     machine = Machine(b"\xfa\xf4", mode="real", memory="1M", irqchip=request.param)
     machine.run(timeout=0.01)

@@ -5,11 +5,9 @@ Each test is a program of its own: limits are the process's.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
+from support.child import lines_of
 from support.listing import assemble
 
 pytestmark = pytest.mark.kvm
@@ -41,15 +39,8 @@ def attempt(**options):
 
 
 def run(program: str) -> list[str]:
-    ran = subprocess.run(
-        [sys.executable, "-c", BEGIN + program],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert (ran.stderr, ran.returncode) == ("", 0)
-    return ran.stdout.splitlines()
+    """In a process of its own, whose limits they are."""
+    return lines_of(BEGIN + program)
 
 
 @pytest.mark.parametrize("options", ["", "vcpus=2", "irqchip='kernel'", "irqchip='split'"])

@@ -13,6 +13,7 @@ from pykvm.exits import Debug, Hlt, IoIn, IoOut, MmioRead, MmioWrite, RdMsr
 from pykvm.x86.entry import real_mode
 from support.debugging import BREAKPOINTS, STEPS
 from support.guest import MakeGuest
+from support.irqchips import IRQCHIPS
 from support.ring_3 import INT_N_ERROR
 from support.slowness import longer
 
@@ -286,7 +287,7 @@ def test_exits_of_both_vcpus_come_each_once(guest: MakeGuest) -> None:
     assert seen == {0: list(range(1, 11)), 1: list(range(1, 11))}
 
 
-@pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 @pytest.mark.parametrize(
     ("name", "vcpus"), [("pit", 1), ("lapic_timer", 1), ("ioapic", 1), ("hpet", 1), ("smp", 2)]
 )

@@ -10,6 +10,7 @@ from pykvm.devices.acpi_pm import AcpiPm
 from pykvm.tables import build
 from support.guest import MakeGuest
 from support.interrupts import END, count, listen, platform_of, poke
+from support.irqchips import IRQCHIPS
 from support.listing import assemble
 from support.pc import MakePc
 
@@ -49,7 +50,7 @@ def cmos(machine: Machine, index: int, size: int) -> int:
     return value
 
 
-@pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_cmos_ram_has_the_sizes(pc: MakePc, irqchip: str) -> None:
     machine = pc(HALT, irqchip, mode=Mode.REAL, memory="64M", vcpus=2)
     assert cmos(machine, 0x15, 2) == 640

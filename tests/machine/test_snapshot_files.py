@@ -39,10 +39,11 @@ from pykvm.machine.saved_guest import symbols_from_text, symbols_to_text
 from pykvm.machine.snapshot import Snapshot
 from pykvm.savefile import Bytes, Pages, SavedFile, new_file, write
 from pykvm.values import state as states
+from support.irqchips import IRQCHIPS
 from support.quirks import without
 
 GREETING = "just q.\n"
-IRQCHIPS = ("user", "kernel", "split", "none")
+ALL_IRQCHIPS = (*IRQCHIPS, "none")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ Echo = Callable[..., Machine]
 
 
 @pytest.mark.kvm
-@pytest.mark.parametrize("irqchip", IRQCHIPS)
+@pytest.mark.parametrize("irqchip", ALL_IRQCHIPS)
 def test_a_machine_goes_on_from_a_file(echo: Echo, path: Path, irqchip: str) -> None:
     with echo(irqchip=irqchip) as machine:
         saved = machine.snapshot()

@@ -15,6 +15,7 @@ from pykvm.machine.snapshot import MachineState
 from pykvm.vcpu import CPU
 from pykvm.x86.state import Mode
 from support.guest import MakeGuest
+from support.irqchips import IRQCHIPS
 
 pytestmark = pytest.mark.kvm
 
@@ -343,7 +344,7 @@ def test_from_another_thread_it_is_refused_while_the_guest_runs(guest: MakeGuest
     machine.snapshot()
 
 
-@pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_the_levels_of_lines_go_back(guests: Path, irqchip: str) -> None:
     """A line of the host's and one of a device that does not keep its level."""
 

@@ -23,6 +23,7 @@ from pykvm import Machine, Mode, Outcome
 from pykvm.x86.entry import real_mode
 from support.guest import MakeGuest
 from support.guest_code import CODE, ENDINGS, MIXED, live, no_posted
+from support.irqchips import IRQCHIPS
 from support.resources import descriptors, mappings, resident
 
 pytestmark = [pytest.mark.kvm, pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -135,6 +136,6 @@ def test_ctrl_c_while_a_machine_is_made(irqchip: str, step: int) -> None:
     assert ctrl_c_while_making(step, irqchip=irqchip, vcpus=2) > 500
 
 
-@pytest.mark.parametrize("irqchip", ["user", "split", "kernel"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_ctrl_c_at_every_instant_of_closing_a_machine(irqchip: str) -> None:
     assert ctrl_c_while_closing(1, irqchip=irqchip, vcpus=2, quirks="on") > 50

@@ -19,12 +19,13 @@ from machine.storms import (
     kernel_memory,
 )
 
+from support.irqchips import IRQCHIPS
+
 pytestmark = [pytest.mark.kvm, pytest.mark.soak, pytest.mark.timeout(3600)]
 
 ALLOWANCE = 16384  # KiB
 # Others on the host make it go up and down; a leak of 64 bytes an access would be more.
 KERNEL_ALLOWANCE = 131072  # KiB
-IRQCHIPS = ("user", "split", "kernel")
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)

@@ -10,13 +10,13 @@ import pytest
 from machine.storms import APIC_BASE, Access, Footprint, Storm, What, alternating, everything
 
 from pykvm import Outcome
+from support.irqchips import IRQCHIPS
 
 pytestmark = pytest.mark.kvm
 
 # Each map of the bus that is not freed is some 130 KiB.
 MOVES = 700
 ALLOWANCE = 8192  # KiB
-IRQCHIPS = ("user", "split", "kernel")
 
 
 @pytest.fixture

@@ -6,18 +6,12 @@ import pytest
 
 from pykvm import BusConflict, GuestMemory, Machine, Mode, Placement, Space
 from support.guest import MakeGuest
+from support.irqchips import IRQCHIPS
+from support.odd import Sensor
 
 pytestmark = pytest.mark.kvm
 
 HALT = b"\xfa\xf4"
-
-
-class Sensor:
-    def __init__(self, name: str = "sensor") -> None:
-        self.name = name
-
-    def read(self, offset: int, size: int) -> int:
-        return 7
 
 
 def test_a_device_over_memory_is_refused_with_both_names_and_all_numbers() -> None:
@@ -115,7 +109,7 @@ def test_where_interrupt_controllers_answer(
         assert other in raised.value.message
 
 
-@pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_memory_over_interrupt_controllers_is_refused(irqchip: str) -> None:
     memory = GuestMemory()
     memory.add_ram(0xFEE00000, 0x1000, name="low")
@@ -127,7 +121,7 @@ def test_memory_over_interrupt_controllers_is_refused(irqchip: str) -> None:
     Machine(memory=memory, irqchip="none").close()
 
 
-@pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_a_device_of_the_users_stands_where_a_clock_would(irqchip: str) -> None:
     devices = [Placement(Sensor(), Space.PIO, 0x71, 1)]
     with Machine(irqchip=irqchip, devices=devices) as machine:

@@ -36,6 +36,7 @@ from pykvm.devices import (
 from pykvm.x86.entry import real_mode
 from pykvm.x86.state import SegmentRegister, TableRegister
 from support.attach import attach
+from support.odd import Sensor
 
 pytestmark = pytest.mark.kvm
 
@@ -125,16 +126,6 @@ def test_a_refused_machine_leaves_nothing(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     refuses("vcpus", lambda: Machine(HALT, vcpus="2"))  # type: ignore[arg-type]
     assert set(os.listdir("/proc/self/fd")) == before
-
-
-class Sensor:
-    name = "sensor"
-
-    def __init__(self, answer: Any = 7, name: Any = "sensor", width: Any = 8) -> None:
-        self.answer, self.name, self.width = answer, name, width
-
-    def read(self, offset: int, size: int) -> Any:
-        return self.answer
 
 
 class Nameless:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -12,6 +11,7 @@ import pytest
 
 from pykvm.memory import GuestMemory
 from pykvm.memory.image import MemoryImage
+from support.child import lines_of
 from support.slots import FakeVM
 
 PAGE = 4096
@@ -228,15 +228,7 @@ memory.fill(0, 4096 * PAGE, 1)
 
 def run(program: str) -> list[str]:
     """In a process of its own, whose limits they are."""
-    ran = subprocess.run(
-        [sys.executable, "-c", BEGIN + program],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert (ran.stderr, ran.returncode) == ("", 0)
-    return ran.stdout.splitlines()
+    return lines_of(BEGIN + program)
 
 
 def test_no_descriptor_to_load_the_code_that_freezes() -> None:

@@ -13,8 +13,8 @@ from pykvm.quirks import features
 from pykvm.quirks.features import MSRS, NEEDS_KERNEL_APIC, hidden
 from pykvm.x86.cpuid import BASELINE, CpuidTable
 from pykvm.x86.cpuid_features import FEATURES
+from support.irqchips import IRQCHIPS
 
-IRQCHIPS = ("user", "split", "kernel")
 MODELS = ("baseline", "host")
 
 

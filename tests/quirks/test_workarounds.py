@@ -24,6 +24,7 @@ from pykvm.vcpu import CPU
 from pykvm.x86.registers import EFER, RFLAGS
 from pykvm.x86.state import CpuState
 from support.host import host_probe
+from support.irqchips import IRQCHIPS
 from support.listing import assemble
 from support.ring_3 import INT_N_ERROR
 
@@ -71,7 +72,7 @@ WITH_INT_N = pytest.param("int80", marks=pytest.mark.needs_host(INT_N_ERROR))
 NAMES = [WITH_INT_N if name == "int80" else name for name in GUESTS]
 
 
-@pytest.mark.parametrize("irqchip", ["user", "kernel", "split", "none"])
+@pytest.mark.parametrize("irqchip", [*IRQCHIPS, "none"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_guest_with_a_ring_3(guests: Path, name: str, irqchip: str) -> None:
     line, quirk, counts = GUESTS[name]

@@ -231,22 +231,28 @@ def test_loops_taken_over_leave_the_threads_signals_as_they_were(guest: MakeGues
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
+def looping(machine: Machine) -> tuple[threading.Thread, list[ClosedError]]:
+    """A thread that takes exits by hand until the machine is closed, and how it ended."""
+    ended: list[ClosedError] = []
+
+    def loop() -> None:
+        try:
+            for _ in machine.vcpus[0].raw_exits(timeout=30):
+                pass
+        except ClosedError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    return thread, ended
+
+
 def test_closing_ends_a_loop_in_another_thread(guest: MakeGuest) -> None:
     """Whether it spins in the guest or is between two exits: ClosedError, and no crash."""
     for code in ("FA EB FE  cli; jmp $", "E6 10 EB FC  out 0x10, al; jmp $-2"):
         for _ in range(20):
             machine = guest(code)
-            ended: list[BaseException] = []
-
-            def loop(machine: Machine = machine, ended: list[BaseException] = ended) -> None:
-                try:
-                    for _ in machine.vcpus[0].raw_exits(timeout=30):
-                        pass
-                except ClosedError as error:
-                    ended.append(error)
-
-            thread = threading.Thread(target=loop)
-            thread.start()
+            thread, ended = looping(machine)
             while not machine.vcpus[0].kick():
                 pass
             machine.close()
@@ -261,17 +267,7 @@ def test_closing_at_any_moment_of_a_loop_in_another_thread(guest: MakeGuest) -> 
     try:
         for delay in range(0, 4000, 40):
             machine = guest("E6 10 EB FC  out 0x10, al; jmp $-2")
-            ended: list[BaseException] = []
-
-            def loop(machine: Machine = machine, ended: list[BaseException] = ended) -> None:
-                try:
-                    for _ in machine.vcpus[0].raw_exits(timeout=30):
-                        pass
-                except ClosedError as error:
-                    ended.append(error)
-
-            thread = threading.Thread(target=loop)
-            thread.start()
+            thread, ended = looping(machine)
             for _ in range(delay):
                 pass
             machine.close()

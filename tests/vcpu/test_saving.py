@@ -16,6 +16,7 @@ from pykvm.vcpu.saved import VcpuState
 from support.debugging import BREAKPOINTS
 from support.guest import MakeGuest
 from support.interrupts import COUNT, VECTOR, count, put_handler
+from support.irqchips import IRQCHIPS
 from support.saving import (
     COUNTING,
     EXIT_3,
@@ -30,10 +31,10 @@ from support.saving import (
 
 pytestmark = pytest.mark.kvm
 
-CHIPS = ("user", "kernel", "split", "none")
+ALL_IRQCHIPS = (*IRQCHIPS, "none")
 
 
-@pytest.fixture(params=CHIPS)
+@pytest.fixture(params=ALL_IRQCHIPS)
 def chip(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
