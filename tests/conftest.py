@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Generator
 from pathlib import Path
@@ -46,7 +47,12 @@ settings.load_profile("pykvm")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the seed of this run's examples, so that it can be told."""
+    """Choose the seed of this run's examples, so that it can be told; let signals end processes."""
+    # nohup, and shells that start something in the background, have them ignored, and every child
+    # of the tests would be, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
 
