@@ -3,6 +3,7 @@
 The ```python blocks of a page run in order, as one program, from the top of the source tree; what
 they define as test_... is called.  A ```text block right behind one is what it prints.  Each
 ```console block is a shell session; a `make` that is more than a pykvm command is only looked up.
+So are commands that stand elsewhere: pykvm has to understand their options.
 In expected output addresses and times count for nothing, and "..." stands for anything.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +20,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
-from docs.markdown import ROOT, Block, blocks, pages
+from docs.markdown import ROOT, Block, blocks, pages, prose
 
 from pykvm import Machine, Result
+from pykvm.cli.options import parse
+from pykvm.cli.usage import UsageError
 from support.linux import DEADLINE, Linux
 from support.quirks import without
 from support.slowness import longer
@@ -87,10 +91,14 @@ def more_time(run: Callable[..., Result]) -> Callable[..., Result]:
 
 @pytest.fixture(autouse=True)
 def saved_files() -> Iterator[None]:
-    """Take away the snapshots that a page saves."""
-    before = set(ROOT.glob("*.pykvm"))
+    """Take away the snapshots and guests that a page makes."""
+
+    def made() -> set[Path]:
+        return {*ROOT.glob("*.pykvm"), *ROOT.glob("*.bin")}
+
+    before = made()
     yield
-    for path in set(ROOT.glob("*.pykvm")) - before:
+    for path in made() - before:
         path.unlink()
 
 
@@ -178,6 +186,34 @@ def shows_what_it_says(block: Block, timeout: float) -> None:
     for (_, wanted), step, got in zip(session, steps, shown, strict=False):
         if step is not None:
             expect(block, wanted, got)
+
+
+def other_commands(page: str) -> list[str]:
+    """Commands in a page's prose: on lines of their own, and `python -m pykvm ...` in between."""
+    text = prose(page)
+    own = re.findall(r"^    python -m (pykvm .*)$", text, re.MULTILINE)
+    return own + re.findall(r"`(?:python -m )?(pykvm -[^`]*)`", text)
+
+
+OTHER = [(page, command) for page in PAGES for command in other_commands(page)]
+
+
+@pytest.mark.parametrize(("page", "command"), OTHER)
+def test_a_command_that_is_not_run_is_understood(page: str, command: str) -> None:
+    parse(shlex.split(command.removesuffix("\\"))[1:])
+
+
+def test_a_command_that_is_not_understood_is_seen() -> None:
+    assert len(OTHER) > 5
+    with pytest.raises(UsageError, match="--modul"):
+        parse(shlex.split("guest.elf --modul x"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_has_the_targets_that_are_named(page: str) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"`make ([a-z][\w-]*)[^`]*`", prose(page))
+    assert set(named) <= set(targets)
 
 
 def test_a_snippet_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
