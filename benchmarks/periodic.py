@@ -44,7 +44,7 @@ class Ran(NamedTuple):
     merged: float
     #: By how many the timer's own count of those is wrong.
     lost: float
-    #: How much later behind their periods the last hundredth of the ticks came than the first,
+    #: How much later after their periods the last hundredth of the ticks came than the first,
     #: in µs.
     drift: float
     #: Process CPU time, in percent of the time that passed.

@@ -1,4 +1,4 @@
-/* The power button: ACPI tells of it by an event in PM1_STS and by the system control interrupt, a
+/* The power button: ACPI reports it by an event in PM1_STS and by the system control interrupt, a
  * level that comes through the I/O APIC.  The guest then switches itself off.
  *
  * Exit codes: 1 no ACPI, 2 another event, 3 it was not switched off. */

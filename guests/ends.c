@@ -1,7 +1,7 @@
 /* The ways in which a guest can end a PC's life, one for each argument:
  *
  *   off       ACPI: the sleeping state S5, soft off
- *   register  ACPI: the reset register that the FADT tells of
+ *   register  ACPI: the reset register in the FADT
  *   keyboard  the keyboard controller pulses the processor's reset line
  *   port92    bit 0 of port 0x92
  *   fault     a triple fault: the processor shuts down, which the chipset turns into a reset

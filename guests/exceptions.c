@@ -1,5 +1,5 @@
 /* Exceptions: each instruction below cannot be carried out, the CPU says why (vector, error code,
- * for #PF the address in CR2), and the handler makes the guest go on behind it. */
+ * for #PF the address in CR2), and the handler makes the guest go on after it. */
 
 #include "lib/cpu.h"
 #include "lib/exceptions.h"

@@ -26,7 +26,7 @@
 .set FILE_NAME, 8
 .set FILE_SIZE, 64
 
-.set BUFFER, 0x500                      /* RAM that nobody else uses */
+.set BUFFER, 0x500                      /* RAM that nothing else uses */
 
         .code16
         .globl  _start

@@ -1,7 +1,7 @@
 /* INIT and start-up: what they leave of a processor's registers, and that INIT ends everything that
  * was under way, a handler of NMIs too (SDM 3A 9.4.4 and table 10-1).
  *
- * The second processor tells in real mode what it finds, makes its registers other than INIT leaves
+ * The second processor prints in real mode what it finds, makes its registers other than INIT leaves
  * them, gets one NMI and stays in its handler until the next INIT.
  *
  * Exit codes: 0, 1 it did not come, 2 an NMI was lost, 3 it came twice. */

@@ -1,4 +1,4 @@
-/* A multiboot kernel that tells what its boot loader told it.  The same source is linked as
+/* A multiboot kernel that prints what its boot loader passed.  The same source is linked as
  * multiboot.elf (ELF32) and multiboot-64.elf (the same in an ELF64 file), as multiboot.bin (no ELF:
  * the header has the addresses), and for multiboot 2 as multiboot2.elf.
  *

@@ -2,8 +2,8 @@
  *
  * What arrives is sent back, up to a Ctrl-D.  The interrupt handler moves characters between the
  * port and two small rings; the main program moves them from one ring to the other, and halts when
- * it has nothing to do.  Before a ring runs over, the guest takes RTS away, which tells whoever
- * sends to wait, and raises it again once there is room.  A whole FIFO may still be on its way
+ * it has nothing to do.  Before a ring runs over, the guest lowers RTS, on which the sender
+ * waits, and raises it again once there is room.  A whole FIFO may still be on its way
  * then, so that much room is kept.  (PC16550D data sheet, 8.5 to 8.7; ITU-T V.24, circuit 133.)
  *
  * Exit codes: 0, 1 a character did not fit into the ring. */
@@ -31,7 +31,7 @@
 
 #define END 0x04 /* Ctrl-D */
 
-/* Each end is moved by one side only, so nobody needs a lock. */
+/* Each end is moved by one side only, so no lock is needed. */
 struct ring {
     volatile unsigned put, got;
     volatile char data[64];

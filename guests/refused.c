@@ -11,7 +11,7 @@ static volatile unsigned breakpoints;
 
 void on_exception(struct frame *frame)
 {
-    /* INT3 leaves RIP behind itself: there is nothing to step over. */
+    /* INT3 leaves RIP after itself: there is nothing to step over. */
     if (frame->vector == VECTOR_BP)
         breakpoints++;
 }

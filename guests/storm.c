@@ -18,7 +18,7 @@ struct access {
 
 enum { DONE = 1, FAULTED = 2 };
 
-static void *next[5]; /* __builtin_setjmp: where to go on behind a fault */
+static void *next[5]; /* __builtin_setjmp: where to go on after a fault */
 static uint8_t buffer[4096];
 
 static void go_on(void)
@@ -143,7 +143,7 @@ static void carry_out(struct access *a)
 
 int main(void)
 {
-    struct access *volatile at; /* volatile: it changes behind the setjmp */
+    struct access *volatile at; /* volatile: it changes after the setjmp */
 
     load_exceptions();
     at = (struct access *)TABLE;

@@ -2,7 +2,7 @@
  *
  * Ring 3 asks ring 0 to print, twice, then leaves.  Hosts that run ring 3 natively but have no
  * virtualisation hardware may jump to LSTAR and stay in ring 3; the page there is not ring 3's, so
- * a page fault tells.  Exit codes: 0 SYSCALL entered ring 0, 3 it stayed in ring 3, 4 it faulted. */
+ * a page fault says.  Exit codes: 0 SYSCALL entered ring 0, 3 it stayed in ring 3, 4 it faulted. */
 
 #include "lib/cpu.h"
 #include "lib/exceptions.h"

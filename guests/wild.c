@@ -4,7 +4,7 @@
  *   wild load    reads there: all ones on a PC
  *   wild jump    runs code there: KVM cannot fetch an instruction and gives up
  *
- * Exit code 1, with a line that says so, if nobody stopped it. */
+ * Exit code 1, with a line that says so, if nothing stopped it. */
 
 #include "lib/io.h"
 #include "lib/print.h"

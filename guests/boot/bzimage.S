@@ -4,7 +4,7 @@
 
 .set SETUP_SIZE, 2 * 512
 .set CODE_ADDRESS, 1 << 20      /* where a kernel goes that cannot be moved */
-.set INIT_SIZE, 64 << 10        /* code, and the stack behind it */
+.set INIT_SIZE, 64 << 10        /* code, and the stack after it */
 .set LOADED_HIGH, 1 << 0
 .set XLF_KERNEL_64, 1 << 0
 

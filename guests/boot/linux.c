@@ -1,6 +1,6 @@
 /* What a Linux kernel finds at its entry: the zero page (struct boot_params, the offsets below are
  * those of Documentation/arch/x86/zero-page.rst), and what hangs from it.  Compiled for both
- * entries; as there is no linker behind a bzImage, nothing here may need a relocation. */
+ * entries; as nothing links a bzImage when it is loaded, nothing here may need a relocation. */
 
 #include "lib/exit.h"
 #include "lib/print.h"

@@ -1,5 +1,5 @@
 /* What marks an ELF file as a Linux kernel: any note of owner "Linux".  This one is
- * LINUX_ELFNOTE_LTO_INFO (include/linux/elfnote-lto.h), which tells nothing of interest here. */
+ * LINUX_ELFNOTE_LTO_INFO (include/linux/elfnote-lto.h), which has nothing of interest here. */
 
 .set LINUX_ELFNOTE_LTO_INFO, 0x101
 

@@ -56,7 +56,7 @@ struct __attribute__((packed)) acpi_madt {
     uint8_t entries[];
 };
 
-/* PM1_STS and PM1_EN, which lies behind it in the event block, and PM1_CNT. */
+/* PM1_STS and PM1_EN, which follows it in the event block, and PM1_CNT. */
 #define PM1_POWER_BUTTON 0x0100
 #define PM1_SLEEP_TYPE_SHIFT 10
 #define PM1_SLEEP 0x2000

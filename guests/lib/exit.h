@@ -1,4 +1,4 @@
-/* How a guest ends: it tells the VMM its exit code, and in case no one listens it halts. */
+/* How a guest ends: it gives the VMM its exit code, and in case no one listens it halts. */
 #pragma once
 
 #include "lib/io.h"

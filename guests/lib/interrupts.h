@@ -30,7 +30,7 @@ static inline void disable_interrupts(void)
     __asm__ volatile("cli" : : : "memory");
 }
 
-/* Sleeps until an interrupt was handled.  Call it with interrupts off: STI takes effect behind the
+/* Sleeps until an interrupt was handled.  Call it with interrupts off: STI takes effect after the
  * next instruction, so none can slip in between the caller's test and the HLT. */
 static inline void wait_for_interrupt(void)
 {

@@ -54,7 +54,7 @@ UNUSED = (
     *("drivers/staging", "drivers/usb", "sound"),
 )
 
-# The kernel's banner names these, so they are the same whoever builds it.
+# The kernel's banner names these, so they are the same on every machine that builds it.
 VARIABLES = (
     "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970",
     "KBUILD_BUILD_USER=pykvm",

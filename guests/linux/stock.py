@@ -53,7 +53,7 @@ def output_of(*command: str) -> str:
 
 def fetch(package: str, build: Build) -> None:
     """Download and unpack; of the package only the kernel is kept."""
-    # Whoever downloads as another user, as apt does by default, may not write here.
+    # A download as another user, apt's default, may not write here.
     build.run("apt-get", "-o", "APT::Sandbox::User=root", "download", package)
     (archive,) = build.tree.glob("*.deb")
     build.run("dpkg-deb", "--extract", archive, "unpacked")

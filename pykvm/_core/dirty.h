@@ -10,7 +10,7 @@ struct pykvm_content;
 
 /*
  * The pages of one region as this process has them.  Every page that is not dirty holds what `content`
- * says.  Whoever stores into them marks them afterwards, so that a page frozen meanwhile is dirty again.
+ * says.  What stores into them marks them afterwards, so that a page frozen meanwhile is dirty again.
  */
 struct pykvm_pages {
     uint8_t *host;

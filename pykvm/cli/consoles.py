@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 
 from pykvm.cli.ports import NoPort, StdioPort, StdoutPort, open_file
-from pykvm.cli.report import say, stderr_has_stalled, tell
+from pykvm.cli.report import say, stderr_has_stalled, write_stderr
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.uart import Uart16550
 from pykvm.errors import ConfigError
@@ -190,7 +190,7 @@ class Consoles:
         def passed() -> None:
             uart.send(_CTRL_C)
             if ctrl_c.to_be_told:
-                tell("\n" * self.amid_line, until=0.0)
+                write_stderr("\n" * self.amid_line, until=0.0)
                 say(_PASSED, until=0.0)
 
         def passes() -> bool:
@@ -214,7 +214,7 @@ class Consoles:
             if passed:
                 send(passed)
             if "help" in commands:
-                tell(ESCAPE_HELP, until=0.0)
+                write_stderr(ESCAPE_HELP, until=0.0)
             if "leave" in commands:
                 self.left = True
                 main = threading.main_thread().ident

@@ -22,14 +22,14 @@ usage: pykvm [run] GUEST [options] [-- guest arguments]
        pykvm snapshot info FILE... [--verify] [--json]
        pykvm snapshot diff FILE FILE
 
-  run    run the guest to its end (the default)
-  step   stop at every VM exit: see why it happened, answer it by hand, look at registers and memory
-  info   what KVM offers on this host, and what to do where something is missing
-  snapshot   what is in files of --save, and how two differ (status 1 if they do)
+  run       run the guest to its end (the default)
+  step      stop at every VM exit: why it happened, its answer, registers and memory
+  info      what KVM offers on this host, and what to do where something is missing
+  snapshot  what is in files of --save, and how two differ (status 1 if they do)
 
 GUEST is a static ELF64 (starts in long mode) or ELF32 (protected mode), or a flat binary (real
-mode unless --mode says otherwise), a kernel, or a snapshot of --save, which goes on where it was.
-A file that is called run, step, info or snapshot is ./run and so on.
+mode unless --mode says otherwise), a kernel, or a snapshot that --save wrote, which goes on from
+there.  Write a file that is named run, step, info or snapshot as ./run and so on.
 """
 
 _EXAMPLES = """\

@@ -15,7 +15,7 @@ from pykvm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from pykvm.result import Result
 
-__all__ = ["ending_line", "exit_status", "say", "show", "stderr_has_stalled", "tell"]
+__all__ = ["ending_line", "exit_status", "say", "show", "stderr_has_stalled", "write_stderr"]
 
 _STDERR = 2
 
@@ -44,7 +44,7 @@ def stderr_has_stalled() -> None:
     _Stderr.stalled = True
 
 
-def tell(text: str, *, until: float | None = None) -> None:
+def write_stderr(text: str, *, until: float | None = None) -> None:
     """Print `text` on stderr, as it is.
 
     It waits for a reader; from `until` on, on time.monotonic's clock, only while it makes progress.
@@ -72,13 +72,13 @@ def show(text: str) -> None:
 
 
 def say(message: str, hint: str = "", *, until: float | None = None) -> None:
-    """Print one message on stderr, and below it, indented, what to do about it; see `tell`.
+    """Print one message on stderr, and below it, indented, what to do about it; see `write_stderr`.
 
     Both may hold what a guest or a file says.
     """
     lines = [f"pykvm: {printable(message)}"]
     lines += (f"       {line}" for line in printable_lines(hint).split("\n") if hint)
-    tell("".join(f"{line}\n" for line in lines), until=until)
+    write_stderr("".join(f"{line}\n" for line in lines), until=until)
 
 
 def exit_status(result: Result, style: str = "guest") -> tuple[int, str]:

@@ -9,7 +9,7 @@ from pykvm.cli.exit_port import hint, watch
 from pykvm.cli.interrupts import Interrupts
 from pykvm.cli.machine import goes_on, machine_of
 from pykvm.cli.output import TimeLimit
-from pykvm.cli.report import ending_line, exit_status, say, tell
+from pykvm.cli.report import ending_line, exit_status, say, write_stderr
 from pykvm.cli.status import Status
 from pykvm.result import Outcome
 from pykvm.typed import TYPE_CHECKING
@@ -86,7 +86,7 @@ class _Session:
             self._say("stopped: stdout has no reader any more")
             return Status.OUTPUT_CLOSED
         if self._consoles.amid_line:
-            tell("\n", until=self._patience)
+            write_stderr("\n", until=self._patience)
         return self._report(result)
 
     @property
@@ -133,11 +133,11 @@ class _Session:
             from pykvm.cli.stats import stats_text
 
             places = self._trace.places if self._trace else None
-            tell(stats_text(result, places), until=self._patience)
+            write_stderr(stats_text(result, places), until=self._patience)
         if options.dump_on_exit:
             from pykvm.cli.dump import dump_text
 
-            tell(dump_text(machine), until=self._patience)
+            write_stderr(dump_text(machine), until=self._patience)
         return status if options.save is None else self._save(options.save, result, status)
 
     def _save(self, path: str, result: Result, status: int) -> int:

@@ -174,7 +174,7 @@ class RegionMap:
         `backing` is ``"anonymous"`` (zeroed, gone at close), ``"memfd"`` (the same, with a file
         descriptor `Region.fd` that another process can map) or the path of a file at least `size`
         bytes long: with `shared` the guest's writes reach the file, without they stay private
-        to this memory (copy on write).  Nobody may shorten the file while it is mapped: the
+        to this memory (copy on write).  The file must not be shortened while it is mapped: the
         kernel answers an access past its end with SIGBUS.
 
         `huge_pages` is True for pages reserved in /proc/sys/vm/nr_hugepages or ``"transparent"``

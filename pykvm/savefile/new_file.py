@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NewFile"]
 
-# Guest memory may hold what is nobody else's business.
+# Guest memory may hold secrets.
 _MODE = 0o600
 
 # The file system, or the kernel, has no files without a name: open(2), O_TMPFILE.

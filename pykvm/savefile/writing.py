@@ -69,7 +69,7 @@ def write(
 ) -> str:
     """Write a file, or none, and return its id.
 
-    `about` is for whoever reads the manifest: anything that JSON has, without fractions.  Equal
+    `about` is for people who read the manifest: anything that JSON has, without fractions.  Equal
     contents make equal files.  Raises as `NewFile` does, and ConfigError for what does not fit.
     """
     with NewFile(path) as file:

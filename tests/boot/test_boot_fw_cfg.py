@@ -1,4 +1,4 @@
-"""What fw_cfg tells of the machine and of a kernel for firmware, and the ROM that boots that."""
+"""What fw_cfg has of the machine and of a kernel for firmware, and the ROM that boots that."""
 
 from __future__ import annotations
 

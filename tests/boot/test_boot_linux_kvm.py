@@ -158,7 +158,7 @@ def test_the_bare_guests_by_their_pvh_entry(guests: Path) -> None:
 
 
 def test_what_linux_gets_unless_told_otherwise(guests: Path) -> None:
-    """Words before the caller's, which the result tells, and the kernel's interrupt controllers."""
+    """Words before the caller's, which the result lists, and the kernel's interrupt controllers."""
     with Machine(guests / "vmlinux", memory="32M", append="quiet") as machine:
         assert machine._board.hardware().irqchip == "kernel"
         result = machine.run(timeout=20)

@@ -96,7 +96,7 @@ def test_an_mmio_access_that_straddles_two_devices(guest: MakeGuest, seam: int) 
 
 
 def test_an_access_that_straddles_ram_and_a_device(guest: MakeGuest) -> None:
-    device = Recorder("behind-ram")
+    device = Recorder("after-ram")
     machine = guest(
         """
         B8 44 33 22 11       mov eax, 0x11223344

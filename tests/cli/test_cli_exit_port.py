@@ -13,7 +13,7 @@ pytestmark = pytest.mark.kvm
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 Flat = Callable[[str], Path]
 
-# Tells QEMU's port that it is done; if that is of no use it halts.
+# Writes to QEMU's port that it is done; if that is of no use it halts.
 QEMUS = """
     B8 10 00    mov ax, 0x10
     BA 01 05    mov dx, 0x501

@@ -271,18 +271,18 @@ def test_a_reader_of_stderr_that_has_stopped_is_waited_for_once(
 
     monkeypatch.setattr(output, "Linger", Waits)
     for _ in range(3):
-        report.tell("nobody reads this\n", until=0.0)
+        report.write_stderr("this is not read\n", until=0.0)
     assert len(lingered) == 1
     assert os.read(reader, size) == bytes(size)
-    report.tell("this is read\n", until=0.0)
+    report.write_stderr("this is read\n", until=0.0)
     assert os.read(reader, size) == b"this is read\n"
     # It reads again, and so is waited for again.
     os.write(writer, bytes(size))
-    report.tell("nobody reads this\n", until=0.0)
+    report.write_stderr("this is not read\n", until=0.0)
     assert len(lingered) == 2
     os.close(reader)
     os.close(writer)
-    report.tell("gone\n", until=0.0)
+    report.write_stderr("gone\n", until=0.0)
 
 
 # Closed from the start
@@ -345,7 +345,7 @@ def test_a_full_file_is_status_126_wherever_it_is_written(
         (line,) = said.splitlines()
         assert line.startswith("pykvm: cannot write to "), words
         assert line.endswith(": No space left on device"), words
-    # Without stderr nothing can be told: the status still tells.
+    # Without stderr nothing can be printed: only the status says it.
     assert shell(command, environment, f"{hello} --serial none --trace 2>/dev/full")[0] == 126
     assert shell(command, environment, f"{hello} --stats --dump-on-exit 2>/dev/full")[0] == 0
 

@@ -1,4 +1,4 @@
-"""An 8254 counter that does count: one CLK pulse at a time, as the data sheet tells it.
+"""An 8254 counter that does count: one CLK pulse at a time, as the data sheet has it.
 
 It shares nothing with the model under test and is far too slow for anything but that.
 """

@@ -151,7 +151,7 @@ def test_without_a_fifo_a_burst_is_one_character() -> None:
     assert guest.handle() == b"b"
 
 
-def test_whoever_feeds_the_fifo_while_it_is_read_cannot_keep_the_handler() -> None:
+def test_feeding_the_fifo_while_it_is_read_does_not_keep_the_handler() -> None:
     guest = Guest()
     guest.enable()
     guest.uart.on_drained(lambda: guest.uart.send(b"more"))
@@ -243,7 +243,7 @@ def test_rts_means_nothing_to_a_guest_that_polls() -> None:
     assert guest.handle() == b"hello"
 
 
-def test_in_loopback_nothing_arrives_and_nobody_is_waited_for() -> None:
+def test_in_loopback_nothing_arrives_and_nothing_is_waited_for() -> None:
     guest = Guest()
     guest.enable()
     assert guest.uart.receives is True

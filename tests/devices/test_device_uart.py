@@ -228,7 +228,7 @@ def test_overrun_with_fifo_keeps_the_older_characters(rig: Rig) -> None:
     assert rig.take() == bytes(range(16))
 
 
-def test_loopback_prints_nothing_and_hears_nobody(rig: Rig) -> None:
+def test_loopback_prints_nothing_and_hears_nothing(rig: Rig) -> None:
     rig.out(MCR, MCR_LOOP)
     rig.uart.send("host")
     assert not rig.inb(LSR) & LSR_DATA_READY
@@ -419,7 +419,7 @@ def test_drained_is_told_once_per_message(rig: Rig) -> None:
     rig.out(MCR, MCR_LOOP)
     rig.out(DATA, 0)
     rig.take()
-    assert told == [0, 0], "nobody sent what the guest sends itself"
+    assert told == [0, 0], "the guest's own bytes are not sent by the host"
     end()
     rig.out(MCR, 0)
     rig.uart.send("e")

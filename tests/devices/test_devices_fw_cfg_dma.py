@@ -66,7 +66,7 @@ def test_a_long_transfer_goes_one_piece_at_a_time(
     assert memory.read(TARGET, len(DATA)) == DATA
 
 
-def test_zeros_behind_the_end_too(device: FwCfg, memory: GuestMemory, clock: FakeClock) -> None:
+def test_zeros_after_the_end_too(device: FwCfg, memory: GuestMemory, clock: FakeClock) -> None:
     length = len(DATA) + 5 * PIECE + 3
     memory.fill(TARGET, length + 1, 0xEE)
     start(device, memory, BEGUN, length)

@@ -264,7 +264,9 @@ class TestOneShot:
         assert rig.rises(20) == [0x110, 0x110 + (1 << 32)]
 
     @pytest.mark.parametrize(("late", "missed"), [((3 << 32) - 1, 2), (3 << 32, 3)])
-    def test_wraps_behind_it_coalesces_and_counts(self, rig: Rig, late: int, missed: int) -> None:
+    def test_one_that_wraps_and_is_late_coalesces_and_counts(
+        self, rig: Rig, late: int, missed: int
+    ) -> None:
         rig.set(0, INT_ENB_CNF | MODE32_CNF | route(20), 10)
         rig.start()
         rig.idle(10 + late)
@@ -421,7 +423,7 @@ class TestPeriodic:
         assert rig.read(comparator(0)) == 0x2_0000_0100, "that was the period"
 
     @pytest.mark.parametrize("late", [1, 5, 1_000_000])
-    def test_behind_it_coalesces_and_counts(self, rig: Rig, late: int) -> None:
+    def test_one_that_is_late_coalesces_and_counts(self, rig: Rig, late: int) -> None:
         rig.set(0, PERIODIC | route(22), self.P)
         rig.start()
         rig.idle((late + 1) * self.P + 1)
@@ -608,7 +610,7 @@ class TestLegacyReplacement:
         rig.write(STATUS, 1)
         assert not rig.level(0)
 
-    def test_nothing_behind_a_line_that_is_not_there(self) -> None:
+    def test_nothing_on_a_line_that_is_not_there(self) -> None:
         Hpet(Host().clock()).legacy_input(0).set(True)
 
 

@@ -76,7 +76,7 @@ class TestKeyboardController:
         assert self.ask(controller, 0x20) == 0x47
         assert controller.read(STATUS, 1) & 4
 
-    def test_status_tells_command_from_data(self) -> None:
+    def test_status_distinguishes_command_from_data(self) -> None:
         controller = KeyboardController()
         controller.write(COMMAND, 1, 0xAD)
         assert controller.read(STATUS, 1) == 0x18

@@ -209,7 +209,7 @@ class TestInterrupts:
         rig.run(SECOND)
         assert rig.rises == [time_of(102, PIT_HZ)]
 
-    def test_the_other_channels_interrupt_nobody(self, rig: Rig) -> None:
+    def test_the_other_channels_do_not_interrupt(self, rig: Rig) -> None:
         rig.start(0x74, 100)
         rig.start(0xB4, 100)
         assert rig.clock.next_deadline(0) is None

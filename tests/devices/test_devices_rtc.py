@@ -288,7 +288,7 @@ class TestFlags:
         rig.put(B, PIE | H24)
         assert rig.clock.next_deadline(0) is None
 
-    def test_periodic_interrupts_that_nobody_takes_are_counted(self, rig: Rig) -> None:
+    def test_periodic_interrupts_that_are_not_taken_are_counted(self, rig: Rig) -> None:
         rig.put(A, 0x26)
         rig.put(B, PIE | H24)
         rig.run(SECOND // 2)

@@ -1,7 +1,7 @@
 """The snippets of the documentation do what the pages say.
 
 The ```python blocks of a page run in order, as one program, from the top of the source tree; what
-they define as test_... is called.  A ```text block right behind one is what it prints.  Each
+they define as test_... is called.  A ```text block right after one is what it prints.  Each
 ```console block is a shell session; a `make` that is more than a pykvm command is only looked up.
 So are commands that stand elsewhere: pykvm has to understand their options.
 In expected output addresses and times count for nothing, and "..." stands for anything.

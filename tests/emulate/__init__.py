@@ -1,1 +1,1 @@
-"""A package, so that what registers host probes is one module whoever imports it."""
+"""A package, so that what registers host probes is one module for all importers."""

@@ -202,7 +202,7 @@ class Rig:
     def _complete(self, exit: InternalError) -> None:
         self.completed += 1
         if not self.emulator.take(self.cpu, exit):
-            raise AssertionError(f"nobody does this: {self.emulator.refusal(self.cpu)}")
+            raise AssertionError(f"not emulated: {self.emulator.refusal(self.cpu)}")
 
     def _exception(self) -> tuple[int, int, int]:
         """What the frame of the handler says; then the interrupted state is put back."""
@@ -224,7 +224,7 @@ class Rig:
         top = image[3] >> 3 & 7
         for number in range(8):
             if not image[4] >> ((number + top) % 8) & 1:
-                # What an empty x87 register holds is nobody's business.
+                # An empty x87 register may hold anything.
                 image[32 + 16 * number : 48 + 16 * number] = bytes(16)
         advanced = regs.rip - at if exception else length
         return Outcome(

@@ -199,7 +199,7 @@ def test_a_kick_ends_a_row_of_learnt_instructions(vcpu: Vcpu) -> None:
 
 
 def test_the_next_page_is_fetched_by_kvm(vcpu: Vcpu) -> None:
-    """Whether it may be executed, only a fetch tells."""
+    """Only a fetch shows whether it may be executed."""
     vcpu.code(ADDPS, ADDPS, at=CODE + 0xFFD)
     vcpu.regs.rip = CODE + 0xFFD
     assert vcpu.steps() == 1

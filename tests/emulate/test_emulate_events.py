@@ -244,7 +244,7 @@ def test_retf_to_what_it_must_not_reach(rig: Rig, selectors: tuple[int, int], er
     assert outcome.registers["rsp"] == KERNEL_STACK - 0x200
 
 
-def test_a_single_step_behind_a_completed_instruction(rig: Rig) -> None:
+def test_a_single_step_after_a_completed_instruction(rig: Rig) -> None:
     outcome = rig.run(bytes.fromhex("f3480fb8c3"), 0, flags=RFLAGS.TF, forced=True)
     assert outcome.exception == (1, 0, 0)
     assert outcome.advanced == 5
@@ -285,7 +285,7 @@ def test_sti_shadow_ends_with_the_instruction(rig: Rig) -> None:
 def test_looking_at_descriptors(
     rig: Rig, code: str, registers: dict[str, int], expected: int | None
 ) -> None:
-    """LAR, LSL, VERR, VERW: ZF tells whether, the destination what."""
+    """LAR, LSL, VERR, VERW: ZF says whether, the destination what."""
     outcome = rig.run(
         bytes.fromhex(code), 0, registers=registers | {"rax": 0x1234}, flags=0, forced=True
     )
@@ -332,7 +332,7 @@ class NmiButton:
 
 @pytest.mark.parametrize("mode", NMI_HANDLERS)
 def test_iret_lets_the_next_nmi_in(guest: MakeGuest, mode: Mode) -> None:
-    """IRET ends the blocking of NMIs in every mode, whoever executes it."""
+    """IRET ends the blocking of NMIs in every mode, executed here or by KVM."""
     load, handler = NMI_HANDLERS[mode]
     machine = guest(TWO_NMIS.format(load=load), mode=mode)
     machine.add(NmiButton(machine), pio=0x90, length=1)

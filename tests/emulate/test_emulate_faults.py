@@ -340,7 +340,7 @@ def test_an_operand_reaches_just_as_far_as_it_is_long(
 @pytest.mark.parametrize("before", range(1, 8))
 @pytest.mark.parametrize("code", ["f3480fb8c3", "66450fefdb", "0fae5f40", "c5f96fd1"])
 def test_an_instruction_across_two_pages(rig: Rig, code: str, before: int) -> None:
-    """KVM tells the bytes of the first page; the rest is fetched."""
+    """KVM gives the bytes of the first page; the rest is fetched."""
     raw = bytes.fromhex(code)
     registers = {"rbx": 0xFF00FF, "rdi": DATA}
     native, ours = (

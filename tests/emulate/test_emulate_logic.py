@@ -168,7 +168,7 @@ def test_completing_clears_rf_and_the_shadow(bench: Bench) -> None:
     assert "events" in bench.cpu.taken
 
 
-def test_a_step_behind_the_instruction(bench: Bench) -> None:
+def test_a_step_after_the_instruction(bench: Bench) -> None:
     bench.cpu.all.regs.rflags |= RFLAGS.TF
     bench.take(bytes.fromhex("0f01ca"))
     assert bench.cpu.all.events.exception.nr == 1
@@ -203,7 +203,7 @@ class Ends:
 
 
 @pytest.mark.parametrize("code", ["f3480fb807", "660f6f07", "c5fa6f07"])
-def test_what_a_device_raises_comes_behind_the_instruction(bench: Bench, code: str) -> None:
+def test_what_a_device_raises_comes_after_the_instruction(bench: Bench, code: str) -> None:
     bench.emulator._devices = Ends()
     bench.cpu.all.regs.rdi = 0xD000_0000
     raw = bytes.fromhex(code)
@@ -213,7 +213,7 @@ def test_what_a_device_raises_comes_behind_the_instruction(bench: Bench, code: s
     assert bench.cpu.taken[-1] == "general"
 
 
-class Nobody:
+class NoDevice:
     """Where no device is."""
 
     def read(self, address: int, size: int) -> int:
@@ -225,7 +225,7 @@ class Nobody:
 
 @pytest.mark.parametrize("code", ["f3480fb807", "660f6f07", "660f7f07", "c5fa6f07"])
 def test_a_wild_access_leaves_everything_as_it_was(bench: Bench, code: str) -> None:
-    bench.emulator._devices = Nobody()
+    bench.emulator._devices = NoDevice()
     bench.cpu.all.regs.rdi = 0xD000_0000
     with pytest.raises(GuestError):
         bench.take(bytes.fromhex(code))
@@ -234,7 +234,7 @@ def test_a_wild_access_leaves_everything_as_it_was(bench: Bench, code: str) -> N
 
 
 def test_ten_pages_of_devices_are_too_many_for_none(bench: Bench) -> None:
-    """A window is free again behind each instruction."""
+    """A window is free again after each instruction."""
     for page in range(20):
         bench.cpu.all.regs.rdi = 0xD000_0000 + 0x1000 * page
         assert bench.take(bytes.fromhex("660f6f07"))
@@ -328,7 +328,7 @@ def test_x87_exceptions(bench: Bench, control: int, status: int, top: int) -> No
     assert (exception.nr if exception.injected else None) == (None if control == 0x37F else 16)
 
 
-def test_x87_tells_where_the_guest_was(bench: Bench) -> None:
+def test_x87_has_where_the_guest_was(bench: Bench) -> None:
     """FOP, FIP and FDP are the guest's, not those of the code that ran here."""
     regs = bench.cpu.all.regs
     regs.rdi = 0x2000

@@ -88,7 +88,7 @@ def test_where_new_code_is_forbidden_the_table_still_works(
 
 
 @pytest.mark.needs_host(REFUSES)
-def test_an_instruction_that_nobody_knows_is_named(long: MakeGuest) -> None:
+def test_an_unknown_instruction_is_named(long: MakeGuest) -> None:
     result = long("0F 01 C5    pconfig").run(timeout=10)
     assert result.error is not None
     assert result.error.kind == "refused instruction"
@@ -187,7 +187,7 @@ def test_what_a_device_raises_passes(long: MakeGuest) -> None:
 
 
 @pytest.mark.kvm
-def test_nobody_at_the_address(long: MakeGuest) -> None:
+def test_no_device_at_the_address(long: MakeGuest) -> None:
     machine = long(MOVQ_TO_DEVICE)
     result = machine.run(timeout=10)
     assert result.error is not None
@@ -305,7 +305,7 @@ def test_a_closed_machine_gives_its_memory_back(long: MakeGuest) -> None:
     region = machine.memory.regions[0]
     machine.run(timeout=10)
     machine.close()
-    # Nobody holds a view of it any more: it is unmapped.
+    # No view of it is left: it is unmapped.
     assert f"{region.host_address:x}-" not in Path("/proc/self/maps").read_text()
 
 
@@ -347,7 +347,7 @@ def test_stats_name_the_instructions(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs_host(REFUSES)
-def test_the_trace_tells_how_it_went_on(tmp_path: Path) -> None:
+def test_the_trace_shows_how_it_went_on(tmp_path: Path) -> None:
     finished = pykvm(tmp_path, "--trace")
     lines = finished.stderr.splitlines()
     (at,) = [number for number, line in enumerate(lines) if "popcnt" in line]
@@ -378,7 +378,7 @@ def test_stepping_goes_over_completed_instructions(tmp_path: Path) -> None:
     )
     shown = finished.stdout
     assert "popcnt" in shown
-    # One instruction a step: behind POPCNT stands MOVQ.
+    # One instruction a step: after POPCNT comes MOVQ.
     assert "0x7c14  movq xmm0, rax" in shown or "0x7c14  bytes 66 48 0f 6e c0" in shown
 
 

@@ -132,7 +132,7 @@ class TestCpuid:
 
     @pytest.mark.parametrize("irqchip", ["kernel", "split"])
     @pytest.mark.parametrize("model", ["baseline", "host", "host,+tsc_deadline_timer"])
-    def test_kvm_tells_of_its_deadline_timer_by_a_capability(
+    def test_kvm_reports_its_deadline_timer_by_a_capability(
         self, unchecked: pytest.MonkeyPatch, irqchip: str, model: str
     ) -> None:
         """KVM_GET_SUPPORTED_CPUID leaves it out, api.rst 4.46."""

@@ -220,7 +220,7 @@ def test_anything(x2apic: bool, steps: list[tuple[int, Step]]) -> None:
     )
 )
 def test_against_a_model(steps: list[tuple[str, int]]) -> None:
-    """The same by sets and a stack, as the manual tells it."""
+    """The same by sets and a stack, as the manual has it."""
     board = Board()
     lapic = board.lapic
     lapic.write(reg.SVR << 4, 4, 0x1FF)

@@ -1,4 +1,4 @@
-"""IA32_APIC_BASE by the manual, whoever has the local APICs: what may be written, and what is #GP.
+"""IA32_APIC_BASE by the manual, with each irqchip: what may be written, and what is #GP.
 
 SDM 3A 11.4.4, 11.12.1 and table 11-5, "x2APIC operating mode transitions"; older editions have
 them in chapter 10.

@@ -65,7 +65,7 @@ class TestTimers:
         board.clock.timer(ignore).arm(5 * MS)
         assert board.run_timers() == board.host.now + 5 * MS
 
-    def test_what_is_due_runs_and_the_alarm_is_the_one_behind_it(self) -> None:
+    def test_what_is_due_runs_and_the_alarm_is_the_next_one(self) -> None:
         board = Board()
         ran: list[int] = []
         board.clock.timer(ran.append).arm(5 * MS)

@@ -1,4 +1,4 @@
-"""INIT, start-up IPIs and NMIs by the manual, whoever has the local APICs."""
+"""INIT, start-up IPIs and NMIs by the manual, with each irqchip."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class TestServe:
         injector.serve()
         assert cpu.kvm.injected == ["nmi"]
 
-    def test_one_nmi_waits_behind_the_one_in_service_and_no_more(self) -> None:
+    def test_one_nmi_waits_for_the_one_in_service_and_no_more(self) -> None:
         injector, cpu, _ = make()
         for _ in range(1000):
             injector.request_nmi()
@@ -268,7 +268,7 @@ class TestInit:
         assert not cpu.parked
         assert cpu.inits == firmware
 
-    def test_it_ends_the_nmis_before_it_and_not_those_behind_it(self) -> None:
+    def test_it_ends_the_nmis_before_it_and_not_those_after_it(self) -> None:
         injector, cpu, _ = make(index=1)
         cpu.parked = False
         injector.request_nmi()

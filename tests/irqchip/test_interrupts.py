@@ -57,7 +57,7 @@ EXIT_COUNT = """
 """
 
 
-# Ends with 13: what is behind vector 13, #GP.
+# The handler of vector 13, #GP: ends with 13.
 FAULT = """
     B0 0D                    mov al, 13
     E6 F4                    out 0xf4, al
@@ -114,7 +114,7 @@ class TestHalting:
         assert (machine.memory.read_u16(0x510), count(machine)) == (1, 1)
 
     def test_interrupts_off(self, guest: MakeGuest) -> None:
-        """A timer alone wakes nobody whose interrupts are off."""
+        """A timer does not wake a vCPU whose interrupts are off."""
         machine = guest(HALT)
         listen(machine)
         start_timer(machine, 10_000_000)
@@ -180,7 +180,7 @@ class TestHalting:
 
 class TestWhenItIsTaken:
     def test_the_shadow_of_sti(self, guest: MakeGuest) -> None:
-        """STI; HLT: one that waits comes behind the HLT, or the guest would sleep for ever."""
+        """STI; HLT: one that waits comes after the HLT, or the guest would sleep for ever."""
         machine = guest("""
             B9 32 00                 mov cx, 50
             51                       push cx

@@ -236,7 +236,7 @@ def has_ia32_tsc_adjust() -> str | None:
 
 @pytest.mark.needs_host("tsc-deadline-in-software")
 def test_a_tsc_deadline_does_not_make_time_run_away(guest: MakeGuest) -> None:
-    """Where the guest's TSC cannot be moved, nobody can skip to what it has to reach."""
+    """Where the guest's TSC cannot be moved, time cannot skip to what it has to reach."""
     machine = guest(SLEEP, clock="warp", cpu=DEADLINE)
     platform = listen(machine)
     machine.memory.write_u16(0x502, 1)

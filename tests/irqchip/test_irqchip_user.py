@@ -49,7 +49,7 @@ ONE: Any = None
 
 def irqchip(bus: Bus) -> UserIrqChip:
     def never(*arguments: Any) -> Any:
-        raise AssertionError("nobody touched anything")
+        raise AssertionError("nothing was touched")
 
     vm: Any = Vm()
     made = UserIrqChip(vm, bus, never, on_made=never, on_put_away=never, waits_for_host=never)

@@ -36,7 +36,7 @@ def assert_interrupted(machine: Machine, *, times: int) -> None:
 def test_a_level_interrupts_until_the_device_lets_go(
     guest: MakeGuest, guests: Path, irqchip: str
 ) -> None:
-    """The handler's EOI asks again while the line is up; in the split case KVM tells us of it."""
+    """The handler's EOI asks again while the line is up; with split, KVM reports it by an exit."""
     if irqchip == "kernel":
         # Where nothing is ever in service, a level comes again as soon as it is taken.
         require_host(IN_KERNEL_PRIORITIES)

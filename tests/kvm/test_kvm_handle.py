@@ -109,9 +109,9 @@ def test_words_of_64_bits_reach_the_kernel(handle: Handle) -> None:
 
 
 class Full(Handle):
-    """Answers E2BIG until there is room for 300 elements, and says so if `tells`."""
+    """Answers E2BIG until there is room for 300 elements, and says so if `says`."""
 
-    tells = True
+    says = True
 
     def ioctl(self, number: int, arg: int | bytearray | memoryview = 0) -> int:
         assert isinstance(arg, bytearray)
@@ -119,17 +119,17 @@ class Full(Handle):
         if self.asked[-1] >= 300:
             arg[:4] = (300).to_bytes(4, "little")
             return 0
-        if self.tells:
+        if self.says:
             arg[:4] = (300).to_bytes(4, "little")
         raise KVMError("KVM_GET_MSR_INDEX_LIST", errno.E2BIG)
 
     asked: list[int]
 
 
-@pytest.mark.parametrize(("tells", "asked"), [(True, [100, 300]), (False, [100, 200, 400])])
-def test_lists_are_asked_for_until_they_fit(tells: bool, asked: list[int]) -> None:
+@pytest.mark.parametrize(("says", "asked"), [(True, [100, 300]), (False, [100, 200, 400])])
+def test_lists_are_asked_for_until_they_fit(says: bool, asked: list[int]) -> None:
     with Full(Descriptor.open(os.devnull, os.O_RDWR), "thing") as full:
-        full.tells, full.asked = tells, []
+        full.says, full.asked = says, []
         buffer = full.ioctl_growing(uapi.KVM_GET_MSR_INDEX_LIST, uapi.kvm_msr_list, 100)
         assert full.asked == asked
     assert len(uapi.kvm_msr_list.unpack(buffer).indices) == 300

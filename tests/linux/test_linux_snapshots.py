@@ -92,7 +92,7 @@ def test_time_goes_on_from_where_it_was(booted: tuple[Machine, Snapshot]) -> Non
         # Between the two readings no more passed than the two took to be made.
         assert abs(second - first) < (again - began - 3) + (time.monotonic() - again)
     else:
-        # Linux tells time by a TSC that goes on; the run says so.
+        # Linux's clock is a TSC that goes on; the run says so.
         notes = machine.run(timeout=0.01).notes
         assert any("RDTSC did not go back" in note for note in notes)
         assert second > first

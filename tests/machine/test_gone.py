@@ -33,7 +33,7 @@ class Device:
         return 0
 
 
-# What a closed machine still tells: what it was, what its guest said, and that it is over.
+# What a closed machine still says: what it was, what its guest said, and that it is over.
 STAYS = {
     Machine: {
         *("close", "closed", "stop", "vcpus", "serial", "symbols", "symbol_at", "clock"),

@@ -234,7 +234,7 @@ def test_a_shared_file_is_put_back_and_a_private_one_left_alone(tmp_path: Path) 
             assert shared.read_bytes()[:6] == b"before"
 
 
-def test_whoever_has_the_memfd_may_have_written() -> None:
+def test_another_process_may_have_written_to_the_memfd() -> None:
     with GuestMemory() as memory:
         region = memory.add_ram(0, 64 * PAGE, backing="memfd")
         memory.write_u8(PAGE, 1)

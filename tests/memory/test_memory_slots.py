@@ -361,7 +361,7 @@ def test_rom_holds_its_data_padded_with_zeros() -> None:
             memory.add_rom(0x10_0000, b"")
 
 
-def test_huge_pages_that_nobody_reserved() -> None:
+def test_huge_pages_that_are_not_reserved() -> None:
     host = host_memory()
     if not host.get("Hugepagesize"):
         pytest.skip("this kernel has no huge pages")

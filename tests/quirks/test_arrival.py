@@ -1,4 +1,4 @@
-"""Where INT n leads from ring 3 (SDM 2A, INT n; SDM 3A 6.12 to 6.14), with no KVM behind it."""
+"""Where INT n leads from ring 3 (SDM 2A, INT n; SDM 3A 6.12 to 6.14), without KVM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the core makes of the breakpoint on the #PF handler: a SYSCALL or not; no KVM behind it.
+"""What the core makes of the breakpoint on the #PF handler: a SYSCALL or not; without KVM.
 
 The vCPU is a kvm_run page and guest memory that the test fills in.
 """

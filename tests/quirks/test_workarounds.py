@@ -32,7 +32,7 @@ pytestmark = pytest.mark.kvm
 
 COUNTERS = 0x20_8000  # in ring 3's page
 PAGE_FAULT, INVALID_OPCODE = 14, 6
-ROM = 0x60_0000  # a large page behind RAM
+ROM = 0x60_0000  # a large page after RAM
 SHARED, RETURN = 0xA000, 0xA010  # in ring 0's page
 SYSCALLS = "SYSCALL in ring 3"
 INTERRUPTS = "INT n in ring 3"

@@ -1,4 +1,4 @@
-"""A device behind what it has published, as C has it in a machine: no guest, no KVM."""
+"""A device and what it has published, as C has it in a machine: no guest, no KVM."""
 
 from __future__ import annotations
 

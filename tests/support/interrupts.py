@@ -87,7 +87,7 @@ def poke(machine: Machine, address: int, value: int, size: int = 4) -> None:
 
 
 def put_handler(machine: Machine, handler: str, *, vector: int = VECTOR) -> None:
-    """Put a handler behind a vector."""
+    """Put a handler at a vector."""
     code = 0x600 + 0x20 * (vector % 16)
     machine.memory.write(code, assemble(handler))
     machine.memory.write_u32(4 * vector, code)
@@ -96,7 +96,7 @@ def put_handler(machine: Machine, handler: str, *, vector: int = VECTOR) -> None
 def listen(
     machine: Machine, handler: str = COUNT, *, vector: int = VECTOR, x2apic: bool = False
 ) -> Platform:
-    """Put a handler behind a vector, and enable the local APICs."""
+    """Put a handler at a vector, and enable the local APICs."""
     put_handler(machine, handler, vector=vector)
     platform = platform_of(machine)
     for lapic in platform.lapics:

@@ -35,7 +35,7 @@ LISTEN = """
     F4                                 hlt
     EB FD                              jmp $-1
 """
-# Counts at 0x500, tells the device, ends the interrupt.
+# Counts at 0x500, writes to the device, ends the interrupt.
 HANDLE = """
     FF 04 25 00 05 00 00               inc dword [0x500]
     E6 11                              out 0x11, al

@@ -1,4 +1,4 @@
-"""The pytest plugin behind the markers `kvm`, `linux` and `needs_host`.
+"""The pytest plugin for the markers `kvm`, `linux` and `needs_host`.
 
 Where the environment says PYKVM_REQUIRE_KVM=1, as .ci/run does, a test that needs KVM may not be
 skipped for any reason but the verdict of a host probe, or that the Linux it would boot is not
@@ -53,13 +53,13 @@ def probes_of(item: pytest.Item) -> list[str]:
 
 @pytest.fixture(scope="session")
 def kvm() -> None:
-    """Needs KVM: whoever asks for this fixture, itself or through another, is marked `kvm`."""
+    """Needs KVM: a test that uses this fixture, itself or through another, is marked `kvm`."""
     host.require_kvm()
 
 
 @pytest.fixture(scope="session", name="linux")
 def linux_paths(kvm: None) -> linux.Linux:
-    """The kernel and its initramfs: whoever asks for this fixture is marked `linux` and `kvm`."""
+    """The kernel and its initramfs: a test that uses this is marked `linux` and `kvm`."""
     return linux.require_linux()
 
 
@@ -118,7 +118,7 @@ def pytest_runtest_makereport(
         vars(report).pop("wasxfail", None)
         return report
     if isinstance(error, (host.HostCannot, host.KVMMissing, linux.LinuxMissing)):
-        # One place for all of them, so that the summary tells each reason once.
+        # One place for all of them, so that the summary has each reason once.
         report.longrepr = (host.__file__, 0, str(error))
     return report
 

@@ -14,7 +14,7 @@ from support.host import host_probe
 
 __all__ = ["BUSY_TSS", "INT_N_ERROR"]
 
-INT_N_ERROR = "int-n-tells-its-vector"
+INT_N_ERROR = "int-n-gives-its-vector"
 BUSY_TSS = "knows-a-busy-tss"
 
 VECTOR, GENERAL_PROTECTION = 0x82, 13

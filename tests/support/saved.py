@@ -120,7 +120,7 @@ class World:
 class Fronts:
     """Ports that C answers where it can: by (device, first, length) each.
 
-    It tells C what the time is; no answer may depend on less than a millisecond.
+    It gives C the time; no answer may depend on less than a millisecond.
     """
 
     def __init__(self, world: World, *places: tuple[Any, int, int]) -> None:

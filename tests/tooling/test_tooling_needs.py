@@ -86,7 +86,7 @@ def test_cannot_late(kvm): require_host("cannot")
 @pytest.mark.needs_host("breaks")
 def test_broken_probe(): pass
 
-@pytest.mark.needs_host("nobody")
+@pytest.mark.needs_host("unknown")
 def test_unknown_probe(): pass
 
 @pytest.mark.kvm

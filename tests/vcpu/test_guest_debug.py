@@ -67,7 +67,7 @@ def test_single_steps_leave_breakpoints_alone(debug: GuestDebug, kvm_told: Recor
 
 def test_kvm_is_told_changes_only(debug: GuestDebug, kvm_told: Recorder) -> None:
     debug.single_step(False)
-    debug.hide("nobody")
+    debug.hide("unknown")
     assert kvm_told.calls == 0
     debug.set_breakpoints("one", [0x1000])
     debug.set_breakpoints("one", [0x1000])

@@ -154,7 +154,7 @@ def test_a_run_that_ended_before_it_saw_the_hlt(guest: MakeGuest) -> None:
         assert other.run(timeout=0.1).outcome is Outcome.TIMEOUT
 
 
-def test_an_exit_that_nobody_has_dealt_with(guest: MakeGuest) -> None:
+def test_an_exit_that_was_not_dealt_with(guest: MakeGuest) -> None:
     machine = guest(ECHO)
     exits = machine.exits(timeout=20)
     read = next(exits)

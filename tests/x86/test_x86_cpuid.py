@@ -314,7 +314,7 @@ def test_host_less_a_feature_loses_its_bit_and_its_leaves_only() -> None:
     assert [entry.index for entry in table if entry.function == 0xD] == [0, 1, 2, 9, 11, 12]
     xsave = table.get(0xD)
     assert xsave is not None
-    # x87, SSE, AVX, PKRU; its area ends behind PKRU.
+    # x87, SSE, AVX, PKRU; its area ends after PKRU.
     assert (xsave.eax, xsave.ecx) == (0x207, 0xA88)
     assert table.get(0xA) == HOST.get(0xA)
 

@@ -140,7 +140,7 @@ def test_any_bytes(code: bytes, bits: int) -> None:
         return
     assert 1 <= found.length <= 15
     assert code.startswith(found.raw)
-    # What stands behind an instruction does not matter.
+    # What follows an instruction does not matter.
     assert decode(found.raw, bits) == found
 
 

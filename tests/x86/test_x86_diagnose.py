@@ -86,7 +86,7 @@ def no_gate(guest: Guest, vector: int) -> None:
 
 
 def hole(address: int) -> str:
-    """How the walker tells of an address that has no PML4 entry."""
+    """What the walker says of an address that has no PML4 entry."""
     slot = address >> 39 & 0x1FF
     at = TABLES + 8 * slot
     return f"{address:#x} is not mapped: PML4E[{slot}] at {at:#x} (0x0) is not present"
@@ -320,7 +320,7 @@ def test_a_stack_beyond_memory_raises_nothing() -> None:
     )
 
 
-def test_cr2_tells_of_the_last_page_fault() -> None:
+def test_cr2_has_the_last_page_fault() -> None:
     guest = long_guest(b"\x8b\x07")  # mov eax, [rdi]
     guest.state.cr2 = 0x1234_5678_9000
     no_gate(guest, 14)
@@ -331,7 +331,7 @@ def test_cr2_tells_of_the_last_page_fault() -> None:
     )
 
 
-def test_a_cr2_that_is_mapped_now_tells_nothing() -> None:
+def test_a_cr2_that_is_mapped_now_says_nothing() -> None:
     guest = long_guest(b"\x8b\x07")
     guest.state.cr2 = 0x1234
     guest.state.idt = TableRegister(0, 0)

@@ -48,7 +48,7 @@ def test_ram_is_write_back_and_what_is_devices_is_not(top: int) -> None:
 
 @given(st.integers(0, 1 << 20))
 def test_ram_that_ends_anywhere_is_write_back(pages: int) -> None:
-    """And of the hole behind it, as much as the registers can say."""
+    """And of the hole after it, as much as the registers can say."""
     end = pages << 12
     msrs = firmware_mtrrs([(0, end)], capabilities=CAPABILITIES, physical_bits=40)
     if end > 0x100000:
