@@ -149,6 +149,13 @@ int64_t pykvm_run(struct pykvm_vcpu *v)
     return code;
 }
 
+int pykvm_interrupt(struct pykvm_vcpu *v, uint32_t vector)
+{
+    struct kvm_interrupt argument = {.irq = vector};
+
+    return ioctl(v->private_->fd, KVM_INTERRUPT, &argument) < 0 ? -errno : 0;
+}
+
 static int complete(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;

@@ -233,6 +233,9 @@ void pykvm_attend(struct pykvm_vcpu *vcpu);
  */
 void pykvm_set_alarm(struct pykvm_vcpu *vcpu, uint64_t when);
 
+/* KVM_INTERRUPT, by the vCPU's own thread.  Returns 0 or a negative errno. */
+int pykvm_interrupt(struct pykvm_vcpu *vcpu, uint32_t vector);
+
 /*
  * Let KVM finish the instruction of the last exit without entering the guest.  Returns 0, or
  * 1 if the instruction caused another exit (the next pykvm_run() returns it), or a negative errno:

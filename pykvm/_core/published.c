@@ -51,6 +51,7 @@ struct pykvm_table {
     uint32_t banks;
     uint32_t bank;
     uint64_t captured;
+    uint64_t taken; /* how many writes, since a bank was chosen */
     struct pykvm_line *line; /* or NULL */
     uint64_t levels;
     uint16_t *at; /* by offset: the number of the register, plus one */
@@ -399,10 +400,31 @@ int pykvm_table_exchange(struct pykvm_table *table, uint32_t bank, uint32_t *bef
 
 int pykvm_table_choose(struct pykvm_table *table, uint32_t bank)
 {
-    uint32_t before;
-    uint64_t captured;
+    struct pykvm_shared_private *p = table->shared->private_;
+    int wait;
 
-    return pykvm_table_exchange(table, bank, &before, &captured);
+    if (bank >= table->banks)
+        return -EINVAL;
+    lock(&p->lock);
+    table->taken = 0;
+    go_to(table, bank);
+    wait = posts_wait(table);
+    unlock(&p->lock);
+    return wait;
+}
+
+int64_t pykvm_table_recall(struct pykvm_table *table, uint32_t bank)
+{
+    struct pykvm_shared_private *p = table->shared->private_;
+    int64_t answer;
+
+    if (bank >= table->banks)
+        return -EINVAL;
+    lock(&p->lock);
+    go_to(table, bank);
+    answer = (int64_t)table->taken << 1 | posts_wait(table);
+    unlock(&p->lock);
+    return answer;
 }
 
 uint32_t pykvm_table_bank(const struct pykvm_table *table)
@@ -528,6 +550,7 @@ static int take(struct pykvm_table *table, const struct pykvm_rule *rule)
     if (rule->captures != PYKVM_NO_REGISTER &&
         !value_of(table, rule_of(table, rule->captures), &now, &table->captured))
         return PYKVM_UNANSWERED;
+    table->taken++;
     return PYKVM_TAKEN;
 }
 

@@ -153,6 +153,12 @@ int pykvm_table_exchange(struct pykvm_table *table, uint32_t bank, uint32_t *bef
                          uint64_t *captured);
 
 /*
+ * Choose a bank, and return how many writes were taken here since pykvm_table_choose(), doubled, plus
+ * what that returns; or -EINVAL.  It may be asked again, until a bank is chosen.
+ */
+int64_t pykvm_table_recall(struct pykvm_table *table, uint32_t bank);
+
+/*
  * The table drives `line`, or no line any more (NULL, which leaves it at its level): while bank n is
  * chosen it has the level of bit n in `levels`.  So a table of a line has 64 banks at most.
  * Returns 0 or -EINVAL.

@@ -127,8 +127,8 @@ class Rule(NamedTuple):
     what reads give from then on.
 
     With `takes`, writes but those in `prompt` are done with: the device never hears of them, and
-    finds out by `Published.exchange` what they changed.  Such a write captures what the register
-    of number `captures` gives in this bank, before the shift.
+    finds out by `Published.exchange` or `recall` what they changed.  Such a write captures what
+    the register of number `captures` gives in this bank, before the shift.
 
     `after_read` and `after_write` are the bank that is chosen by an access that the device was not
     asked for, or `WRITTEN`.  Posted accesses reach the device before any later access to any device
@@ -378,7 +378,9 @@ class Published:
 
     def choose(self, bank: int) -> None:
         """The rules of this bank hold from now on."""
-        self._note(lib.pykvm_table_choose(self.core, bank))
+        result = lib.pykvm_table_choose(self.core, bank)
+        if result:
+            self._note(result)
 
     @property
     def bank(self) -> int:
@@ -394,6 +396,16 @@ class Published:
         before, captured = ffi.new("uint32_t *"), ffi.new("uint64_t *")
         self._note(lib.pykvm_table_exchange(self.core, bank, before, captured))
         return int(before[0]), int(captured[0])
+
+    def recall(self, bank: int) -> int:
+        """Choose a bank; return how many writes were taken (`Rule.takes`) since the last `choose`.
+
+        That is one moment, as for `exchange`.  The next call returns them again, until `choose`.
+        """
+        result: int = lib.pykvm_table_recall(self.core, bank)
+        if result < 0 or result & 1:
+            self._note(result)
+        return result >> 1
 
     def wire(self, line: object, levels: int = 0) -> bool:
         """Have C drive `line` from now on, if it can: return whether it does, as `wired` says.

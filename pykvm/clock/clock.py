@@ -79,6 +79,17 @@ class TimeSource(Protocol):
         """A timer that calls ``callback(when)`` when it comes due."""
 
 
+class _Queue:
+    """The timers of a queue that are armed, in the order in which they come due."""
+
+    __slots__ = ("entries", "looking")
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        #: Whether `run_due` is at it: whoever called that asks for the next deadline afterwards.
+        self.looking = False
+
+
 class Timer:
     """A deadline that can be armed; `Clock.timer` makes it.
 
@@ -183,7 +194,7 @@ class Clock:
         # Guest time is the host's less `_base`; while it stands still, `_stopped_at`.
         self._base = self._last_host if began is None else min(began, self._last_host)
         self._stopped_at: int | None = None if policy == "realtime" else 0
-        self._queues: dict[int, list[_Entry]] = {}
+        self._queues: dict[int, _Queue] = {}
         self._order = 0
         if tsc_khz is None:
             tsc_khz = DEFAULT_TSC_KHZ if host_tsc_khz is None else host_tsc_khz
@@ -206,18 +217,27 @@ class Clock:
         """The host's time, less its steps backwards.  Call it with the lock."""
         host = self._host_now()
         if host < self._last_host:
-            self._correction += self._last_host - host
-            self.steps_back += 1
+            self._step_back(host)
         self._last_host = host
         return host + self._correction
+
+    def _step_back(self, host: int) -> None:
+        self._correction += self._last_host - host
+        self.steps_back += 1
 
     def _host_time_in_ticks(self) -> int:
         # As `_host_time` last saw it: the TSC and guest time come of one look at the host's clock.
         return (self._last_host + self._correction) * self._khz // 1_000_000
 
     def _now(self) -> int:
-        host = self._host_time()
-        return host - self._base if self._stopped_at is None else self._stopped_at
+        """Guest time.  Call it with the lock."""
+        # As `_host_time`, without a call: this is asked several times an interrupt.
+        host = self._host_now()
+        if host < self._last_host:
+            self._step_back(host)
+        self._last_host = host
+        stopped_at = self._stopped_at
+        return host + self._correction - self._base if stopped_at is None else stopped_at
 
     def publish(self, publish: Callable[[int | None], None] | None) -> None:
         """Tell what guest time is less than CLOCK_MONOTONIC by, now and at each change.
@@ -278,14 +298,29 @@ class Clock:
             )
         integer("when", when)
         with self._lock:
-            step = min(when, NEVER) - self._now()
-            if step > 0:
-                if self._stopped_at is None:
-                    self._base -= step
-                else:
-                    self._stopped_at += step
+            self._skip_to(when)
+
+    def warp(self, queues: int) -> bool:
+        """Skip to the earliest deadline of the first `queues` queues; False if there is none.
+
+        It may be past already.  Call it under the policy ``warp`` only.
+        """
+        with self._lock:
+            when = self._earliest(queues)
+            if when != NEVER:
+                self._skip_to(when)
+        return when != NEVER
+
+    def _skip_to(self, when: int) -> None:
+        step = min(when, NEVER) - self._now()
+        if step > 0:
+            if self._stopped_at is None:
+                self._base -= step
+            else:
+                self._stopped_at += step
+            if self._tsc.movable:
                 self._tsc.skip(step)
-                self._tell()
+            self._tell()
 
     def host_deadline(self, when: int) -> int:
         """When guest time `when` comes, by the host's clock, if nothing stops or skips time."""
@@ -304,20 +339,25 @@ class Clock:
         if type(when) is not int:
             when = integer("when", when)
         with self._lock:
-            entries = self._queues.setdefault(timer.queue, [])
+            queue = self._queues.get(timer.queue)
+            if queue is None:
+                queue = self._queues[timer.queue] = _Queue()
+            entries = queue.entries
             earliest = entries[0][0] if entries else NEVER
-            self._remove(timer)
+            if timer.when is not None:
+                self._remove(timer)
             timer.when = when
             if when < NEVER:
                 self._order += 1
                 timer.order = self._order
                 insort(entries, (when, self._order, timer))
-        if when < earliest:
+        if when < earliest and not queue.looking:
             self._earlier(timer.queue)
 
     def on_earlier(self, callback: Callable[[int], object]) -> Callable[[], None]:
         """Call ``callback(queue)`` when the earliest deadline of a queue has become an earlier one.
 
+        Not during `run_due` of that queue, after which its caller asks for the next deadline.
         It is called in the thread that armed, outside the clock's lock.  Returns what ends that.
         """
         return self._earlier.add(callback)
@@ -330,22 +370,45 @@ class Clock:
     def _remove(self, timer: Timer) -> None:
         when, timer.when = timer.when, None
         if when is not None and when < NEVER:
-            self._queues[timer.queue].remove((when, timer.order, timer))
+            self._queues[timer.queue].entries.remove((when, timer.order, timer))
 
     def next_deadline(self, queue: int) -> int | None:
         """The earliest guest time that a timer of `queue` is armed for, or None."""
         with self._lock:
-            entries = self._queues.get(queue)
-            return entries[0][0] if entries else None
+            known = self._queues.get(queue)
+            return known.entries[0][0] if known and known.entries else None
+
+    def earliest(self, queues: int) -> int | None:
+        """The earliest guest time that a timer of the first `queues` queues is armed for, or None.
+
+        >>> clock = Clock()
+        >>> for queue in (0, 1, 2):
+        ...     clock.timer(print, queue).arm(30 - queue)
+        >>> clock.earliest(2)
+        29
+        """
+        with self._lock:
+            found = self._earliest(queues)
+        return None if found == NEVER else found
+
+    def _earliest(self, queues: int) -> int:
+        found = NEVER
+        for queue, known in self._queues.items():
+            if known.entries and queue < queues and known.entries[0][0] < found:
+                found = known.entries[0][0]
+        return found
 
     def alarm(self, queue: int) -> int | None:
         """When, by the host's clock, the earliest timer of `queue` comes due, or None."""
         with self._lock:
-            entries = self._queues.get(queue)
-            if not entries:
+            known = self._queues.get(queue)
+            if known is None or not known.entries:
                 return None
+            when = known.entries[0][0]
+            if self._stopped_at is None:
+                return when + self._base - self._correction
             now = self._now()
-            return self._last_host + entries[0][0] - now
+            return self._last_host + when - now
 
     def run_due(self, queue: int) -> int:
         """Run what is due by now in `queue`, earliest first, and return how many that was.
@@ -354,9 +417,16 @@ class Clock:
         past runs too.  After `BATCH` of them the rest waits for the next call.  What a callback
         raises passes; the others stay armed.
         """
-        entries = self._queues.get(queue)
-        if not entries:
+        known = self._queues.get(queue)
+        if known is None or not known.entries:
             return 0
+        known.looking = True
+        try:
+            return self._run_until_now(known.entries)
+        finally:
+            known.looking = False
+
+    def _run_until_now(self, entries: list[_Entry]) -> int:
         now = None
         for done in range(BATCH):
             with self._lock:
@@ -402,7 +472,7 @@ class Clock:
             integer("the time a timer is armed for", state.when, -NEVER)
             integer("the order of a timer", state.order, 0, self._order)
         with self._lock:
-            entries = self._queues.setdefault(timer.queue, [])
+            entries = self._queues.setdefault(timer.queue, _Queue()).entries
             # By itself, not by its time: an exception may have interrupted the arming.
             entries[:] = [entry for entry in entries if entry[2] is not timer]
             timer.when = None

@@ -24,7 +24,7 @@ import threading
 
 from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Counter, Rule
-from pykvm.devices.line import InterruptLine, Unconnected, restore_level
+from pykvm.devices.line import InterruptLine, Unconnected, edge_of, restore_level
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import integer
 from pykvm.values.state import State, expect
@@ -116,19 +116,28 @@ class HpetState(State):
 class _Output:
     """An IRQ: the level of one line, by the timers and by another device that shares it."""
 
-    __slots__ = ("input", "irq", "level", "line")
+    __slots__ = ("cut_off", "edge", "held", "input", "irq", "level", "line")
 
     def __init__(self, irq: int, line: InterruptLine) -> None:
         self.irq = irq
         self.line = line
+        self.edge = edge_of(line)
         self.level = False
         #: What the device drives it to whose interrupt legacy replacement takes away.
         self.input = False
+        #: Whether it does so now.
+        self.cut_off = False
+        #: Whether a timer holds it high.
+        self.held = False
 
     def drive(self, level: bool) -> None:
         if level != self.level:
             self.level = level
             self.line.set(level)
+
+    def follow(self) -> None:
+        """Drive it to what the timers and the device that shares it make of it."""
+        self.drive(self.held or (self.input and not self.cut_off))
 
 
 class _LegacyInput:
@@ -140,8 +149,19 @@ class _LegacyInput:
 
     def set(self, level: bool) -> None:
         """Drive it; it comes through unless legacy replacement has the IRQ."""
-        self._output.input = level
-        self._hpet.update_line(self._output)
+        with self._hpet.lock:
+            self._output.input = level
+            self._output.follow()
+
+    def edge(self) -> None:
+        """See `pykvm.devices.line.edge_of`."""
+        output = self._output
+        with self._hpet.lock:
+            output.input = True
+            if output.level and not (output.held or output.cut_off):
+                output.edge()
+            else:
+                output.follow()
 
     def restore(self, level: bool) -> None:
         """Have that level.  What comes of it is the HPET's own state."""
@@ -300,7 +320,7 @@ class Hpet(NamedDevice):
         self.name = name
         self._clock = clock
         # Re-entrant: an interrupt line may well come back to this device.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         lines = lines or {}
         self._outputs = {irq: _Output(irq, line) for irq, line in lines.items()}
         self._legacy_capable = all(irq in lines for irq in LEGACY_IRQS)
@@ -315,7 +335,7 @@ class Hpet(NamedDevice):
 
     def publish(self, published: Published) -> None:
         """See `pykvm.bus.published.Publishing`."""
-        with self._lock:
+        with self.lock:
             if self._published is not None:
                 self._published.withdraw()
             published.lay_out([(offset, 8) for offset in PUBLISHED])
@@ -344,7 +364,7 @@ class Hpet(NamedDevice):
 
     def reset(self) -> None:
         """Return to the state at power-on (3.1)."""
-        with self._lock:
+        with self.lock:
             self._config = 0
             self._halted_at = 0
             for timer in self.timers:
@@ -353,7 +373,7 @@ class Hpet(NamedDevice):
 
     def state(self) -> HpetState:
         """See `pykvm.values.state.Stateful`."""
-        with self._lock:
+        with self.lock:
             return HpetState(
                 self._config,
                 self._bias,
@@ -368,7 +388,7 @@ class Hpet(NamedDevice):
     def restore(self, state: HpetState) -> None:
         """See `pykvm.values.state.Stateful`."""
         self._check(expect(state, HpetState))
-        with self._lock:
+        with self.lock:
             self._config = state.config & (ENABLE_CNF | LEG_RT_CNF * self._legacy_capable)
             self._bias, self._halted_at = state.bias, state.halted_at
             for timer, deadline, saved in zip(
@@ -379,6 +399,7 @@ class Hpet(NamedDevice):
             for irq, output in self._outputs.items():
                 output.level = bool(state.high >> irq & 1)
                 restore_level(output.line, output.level)
+            self._route()
             self._publish_counter()
 
     def _check(self, state: HpetState) -> None:
@@ -407,7 +428,7 @@ class Hpet(NamedDevice):
         return self._counter() & _ONES64
 
     def __str__(self) -> str:
-        with self._lock:
+        with self.lock:
             state = "running" if self._halted_at is None else "halted"
             legacy = ", legacy replacement" if self.legacy else ""
             lines = [f"{self.name}: {state} at {self.counter:#x}{legacy}"]
@@ -415,7 +436,7 @@ class Hpet(NamedDevice):
 
     def read(self, offset: int, size: int) -> int:
         """`size` bytes at `offset`; reserved ones are 0."""
-        with self._lock:
+        with self.lock:
             at = offset & 7
             value = self._register(offset - at)
             if at + size > 8:
@@ -430,7 +451,7 @@ class Hpet(NamedDevice):
         lanes = (1 << 8 * size) - 1 << shift
         value = value << shift & lanes
         register = offset & ~7
-        with self._lock:
+        with self.lock:
             if register == COUNTER:
                 self._write_counter(self.counter & ~lanes | value)
             elif register == CONFIGURATION and not shift:
@@ -517,7 +538,7 @@ class Hpet(NamedDevice):
         return self._outputs[irq] if self._routes >> irq & 1 else None
 
     def _due(self, when: int) -> None:
-        with self._lock:
+        with self.lock:
             self._settle()
             self._follow()
 
@@ -563,15 +584,17 @@ class Hpet(NamedDevice):
 
     def update(self) -> None:
         """Drive every line to what the timers and the devices that share them make of it."""
-        with self._lock:
-            high = self._high()
+        with self.lock:
+            self._route()
             for output in self._outputs.values():
-                self._drive(output, high)
+                output.follow()
 
-    def update_line(self, output: _Output) -> None:
-        """Drive one line after the device that shares it has changed its level."""
-        with self._lock:
-            self._drive(output, self._high())
+    def _route(self) -> None:
+        """Say of every line what the timers make of it."""
+        legacy, high = self.legacy, self._high()
+        for output in self._outputs.values():
+            output.cut_off = legacy and output.irq in LEGACY_IRQS
+            output.held = output in high
 
     def _high(self) -> list[_Output | None]:
         """The outputs that timers hold high."""
@@ -582,10 +605,3 @@ class Hpet(NamedDevice):
             for timer in self.timers
             if timer.status and timer.config & INT_ENB_CNF
         ]
-
-    def _drive(self, output: _Output, high: list[_Output | None]) -> None:
-        level = output.input and not (self.legacy and output.irq in LEGACY_IRQS)
-        level = level or output in high
-        if level != output.level:
-            output.level = level
-            output.line.set(level)

@@ -6,16 +6,27 @@ from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import wrong
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pykvm.clock import TimeSource
     from pykvm.memory import GuestMemory
 
-__all__ = ["Attaching", "InterruptLine", "Lines", "Output", "Unconnected", "restore_level"]
+__all__ = [
+    "Attaching",
+    "InterruptLine",
+    "Lines",
+    "Output",
+    "Unconnected",
+    "edge_of",
+    "restore_level",
+]
 
 
 class InterruptLine(Protocol):
     """A level-driven interrupt input.  It starts low; a device sets it only when it changes.
 
-    It may also have ``restore(level)``: be as if it had been driven there (`restore_level`).
+    It may also have ``restore(level)``: be as if it had been driven there (`restore_level`); and
+    ``edge()``: fall and rise, of a line that is high (`edge_of`).
     """
 
     def set(self, level: bool, /) -> None:
@@ -30,6 +41,17 @@ def restore_level(line: InterruptLine, level: bool) -> None:
     restore = getattr(line, "restore", None)
     if restore is not None:
         restore(level)
+
+
+def edge_of(line: InterruptLine) -> Callable[[], None]:
+    """What lets `line`, which is high, fall and rise."""
+
+    def fall_and_rise() -> None:
+        line.set(False)
+        line.set(True)
+
+    edge: Callable[[], None] = getattr(line, "edge", fall_and_rise)
+    return edge
 
 
 class Unconnected:
@@ -58,10 +80,12 @@ class Output:
         self.level = False
         #: What it ends at.
         self.line: InterruptLine = Unconnected() if line is None else _checked(line)
+        self._edge = edge_of(self.line)
 
     def connect(self, line: InterruptLine) -> None:
         """Drive `line` from now on."""
         self.line = _checked(line)
+        self._edge = edge_of(line)
         if self.level:
             line.set(True)
 
@@ -75,6 +99,13 @@ class Output:
         if level != self.level:
             self.level = level
             self.line.set(level)
+
+    def rise(self) -> None:
+        """Show the wire a rise, for which it falls first if it is high."""
+        if self.level:
+            self._edge()
+        else:
+            self.set(True)
 
     def state(self) -> bool:
         """The level."""

@@ -21,6 +21,7 @@ rest it falls just before the rise, not when OUT does: controllers look at the r
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 
 from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import CAPTURED, Counter, Rule
@@ -290,12 +291,12 @@ class Pit8254(NamedDevice):
         channel = self.channels[0]
         period = channel.period
         owed = channel.rises - self._shown
-        excess = owed - max(PIT_HZ // period if period else 1, 1)
-        if excess > 0:
+        if owed > 1:
+            excess = max(owed - (PIT_HZ // period if period else 1), 0)
             self.missed += excess
             self._shown += excess
             owed -= excess
-        gap = max(SHORTEST, time_of(period, PIT_HZ) // 2)
+        gap = _gap(period)
         if owed and now >= self._shown_at + gap:
             self._show(now)
             owed -= 1
@@ -310,8 +311,7 @@ class Pit8254(NamedDevice):
     def _show(self, now: int) -> None:
         self._shown += 1
         self._shown_at = now
-        self._irq.set(False)
-        self._irq.set(True)
+        self._irq.rise()
 
     def __str__(self) -> str:
         with self._lock:
@@ -322,6 +322,12 @@ class Pit8254(NamedDevice):
                 lines.append(f"channel {number}: {channel}")
             owed = self.channels[0].rises - self._shown
         return "\n".join([*lines, f"interrupts owed {owed}, missed {self.missed}"])
+
+
+@lru_cache(maxsize=64)
+def _gap(period: int) -> int:
+    """The least time, in ns, from one interrupt to the next that was late: half a period."""
+    return max(SHORTEST, time_of(period, PIT_HZ) // 2)
 
 
 def _set_rules(published: Published, number: int, counting: Counting) -> None:

@@ -365,7 +365,7 @@ class Channel:
     def next_rise(self) -> int | None:
         """The pulse at which OUT will rise next without interference, or None for never."""
         loaded, load = self._loaded, self._load_at
-        if loaded and self._counting:
+        if loaded and (self.gate or not self.mode.gate_enables):
             rise = self._tick + self._until_rise(loaded, self._elapsed)
             if rise > self._tick and (load is None or rise <= load):
                 return rise
@@ -399,12 +399,6 @@ class Channel:
             return place != loaded - 1 if mode.strobe else place < (loaded + 1) // 2
         return elapsed != loaded if mode.strobe else elapsed >= loaded
 
-    def _rises(self, loaded: int, elapsed: int) -> int:
-        """How often OUT has risen `elapsed` pulses after a load."""
-        if self.mode.periodic:
-            return elapsed // loaded
-        return elapsed >= loaded + self.mode.strobe
-
     def _until_rise(self, loaded: int, elapsed: int) -> int:
         """How many pulses it is to the next rise; not positive if there is none."""
         if self.mode.periodic:
@@ -414,12 +408,15 @@ class Channel:
     def _pass(self, tick: int) -> None:
         """Let the pulses up to `tick` pass, of which none loads a new count."""
         pulses, self._tick = tick - self._tick, tick
-        if pulses and self._loaded and self._counting:
-            before = self._elapsed
-            self._elapsed = before + pulses
-            self.rises += self._rises(self._loaded, self._elapsed) - self._rises(
-                self._loaded, before
-            )
+        loaded, mode = self._loaded, self.mode
+        if not (pulses and loaded and (self.gate or not mode.gate_enables)):
+            return
+        before = self._elapsed
+        self._elapsed = after = before + pulses
+        if mode.periodic:
+            self.rises += after // loaded - before // loaded
+        else:
+            self.rises += before < loaded + mode.strobe <= after
 
     def _break_off(self) -> None:
         """Let CE hold its value, and OUT go to what it is without a count."""

@@ -14,7 +14,8 @@ class InputDriver:
     """One of the drivers of an input: the input is asserted while any of them is.
 
     An `InterruptLine`.  It calls ``drive(number, step)`` with the number of the input, and 1 when
-    it starts to assert it or -1 when it stops; setting the level that it has does nothing.
+    it starts to assert it, -1 when it stops, or 0 when it stops and starts again at once; setting
+    the level that it has does nothing.
     ``count(number, step)`` is called instead where the controller knows the level already.
     """
 
@@ -36,6 +37,13 @@ class InputDriver:
         if bool(level) != self._level:
             self._level = not self._level
             self._drive(self._number, 1 if level else -1)
+
+    def edge(self) -> None:
+        """See `pykvm.devices.line.edge_of`."""
+        if self._level:
+            self._drive(self._number, 0)
+        else:
+            self.set(True)
 
     def restore(self, level: bool) -> None:
         """Have that level.  What the controller saw of it is the controller's own state."""

@@ -227,12 +227,16 @@ class IoApic(NamedDevice):
         with self._lock:
             before = self._sources[pin]
             self._sources[pin] = before + step
-            if not before:
-                self.lines |= 1 << pin
-                message = self._assert(pin)
-            elif not before + step:
+            if before > 1 or (before and step > 0):
+                return  # another source has it asserted all the time
+            if step < 0:
                 self.lines &= ~(1 << pin)
-        self._send(message)
+            else:
+                self.lines |= 1 << pin
+                if not self.entries[pin] & MASKED:
+                    message = self._assert(pin)
+        if message is not None:
+            self._send(message)
 
     def _count(self, pin: int, step: int) -> None:
         with self._lock:

@@ -27,6 +27,9 @@ __all__ = ["ApicCore", "CpuPort", "LocalApicState"]
 
 PIN_ENTRIES = (reg.LVT_LINT0, reg.LVT_LINT1)
 
+# Of an LVT entry, what says that the pin passes an 8259's output on.
+_EXTINT_BITS, _EXTINT = reg.LVT_MASKED | 7 << 8, EXTINT << 8
+
 
 class LocalApicState(State):
     """The registers and pins of a local APIC.
@@ -315,6 +318,15 @@ class ApicCore:
         """The priority class in service, 0 for none."""
         return self._isr.bit_length() - 1 & 0xF0 if self._isr else 0
 
+    def wants(self, cr8: int) -> bool:
+        """Whether the processor has something to take, with this task priority in its CR8."""
+        if cr8 != self._tpr >> 4:
+            self.cr8 = cr8
+        if self._irr and self.interrupt is not None:
+            return True
+        low, high = self._pins
+        return (low or high or self._extint) and self.extint
+
     def acknowledge(self) -> int:
         """Take the interrupt: its vector, which is in service from now on.
 
@@ -341,8 +353,11 @@ class ApicCore:
             return True
         if not self._base & reg.BASE_ENABLE:
             return self._pins[0]
-        high = self._pins
-        return (high[0] and self._passes_extint(0)) or (high[1] and self._passes_extint(1))
+        lvt = self._lvt
+        low, high = self._pins
+        return (low and lvt[reg.LVT_LINT0] & _EXTINT_BITS == _EXTINT) or (
+            high and lvt[reg.LVT_LINT1] & _EXTINT_BITS == _EXTINT
+        )
 
     def acknowledge_extint(self) -> None:
         """Forget the ExtINT message, if there was one.  A pin stays as it is driven."""
@@ -351,7 +366,8 @@ class ApicCore:
     @property
     def lint0_extint(self) -> bool:
         """Whether LINT0 passes an 8259's output on, whatever its level: virtual wire mode."""
-        return not self._base & reg.BASE_ENABLE or self._passes_extint(0)
+        passes = self._lvt[reg.LVT_LINT0] & _EXTINT_BITS == _EXTINT
+        return passes or not self._base & reg.BASE_ENABLE
 
     @property
     def has_nmi_pin(self) -> bool:
@@ -360,10 +376,6 @@ class ApicCore:
             self._lvt[entry] >> 8 & 7 == NMI and not self._lvt[entry] & reg.LVT_MASKED
             for entry in PIN_ENTRIES
         )
-
-    def _passes_extint(self, pin: int) -> bool:
-        lvt = self._lvt[PIN_ENTRIES[pin]]
-        return lvt >> 8 & 7 == EXTINT and not lvt & reg.LVT_MASKED
 
     @property
     def cr8(self) -> int:

@@ -123,7 +123,8 @@ class Pic8259:
         self.special_mask = False
         self.ready = False
         self.polling = False
-        self._reads_isr = False
+        #: Whether a read at A0 = 0 gives the ISR, not the IRR.
+        self.reads_isr = False
         # The numbers of the initialization command words that are to come.
         self._awaited: tuple[int, ...] = ()
 
@@ -145,7 +146,7 @@ class Pic8259:
             self.special_mask,
             self.ready,
             self.polling,
-            self._reads_isr,
+            self.reads_isr,
             self._awaited,
         )
 
@@ -169,7 +170,7 @@ class Pic8259:
         self.special_mask = state.special_mask
         self.ready = state.ready
         self.polling = state.polling
-        self._reads_isr = state.reads_isr
+        self.reads_isr = state.reads_isr
         self._awaited = state.awaited
 
     def __str__(self) -> str:
@@ -195,7 +196,7 @@ class Pic8259:
             return self.poll()
         if a0:
             return self.imr
-        return self.isr if self._reads_isr else self.irr
+        return self.isr if self.reads_isr else self.irr
 
     def write(self, a0: int, value: int) -> None:
         """Take a command word."""
@@ -216,12 +217,7 @@ class Pic8259:
 
     def quiet(self) -> bool:
         """Whether it is initialized, requests nothing, and is in the middle of nothing."""
-        return not (self.irr & ~self.imr or self.polling or self._awaited) and self.ready
-
-    @property
-    def reads_irr(self) -> bool:
-        """Whether a read at A0 = 0 gives the IRR."""
-        return not self._reads_isr
+        return self.ready and not (self.irr & ~self.imr or self.polling or self._awaited)
 
     def request(self) -> int | None:
         """The input whose request goes to the processor now, if any: INT is high if there is one.
@@ -232,8 +228,7 @@ class Pic8259:
         if not requests or not self.ready:
             return None
         found = self._first(requests)
-        served = self._served()
-        if not served:
+        if not self.isr or not (served := self._served()):
             return found
         current = self._first(served)
         if self._rank(found) < self._rank(current):
@@ -242,6 +237,13 @@ class Pic8259:
         if found == current and self.fully_nested and self.slaves >> found & 1:
             return found
         return None
+
+    @property
+    def requests(self) -> bool:
+        """Whether INT is high."""
+        if not self.irr & ~self.imr:
+            return False
+        return self.ready if not self.isr else self.request() is not None
 
     def accept(self) -> int | None:
         """Answer an acknowledge cycle: put the input into service; None if there is none.
@@ -311,7 +313,7 @@ class Pic8259:
         self.imr = 0
         self.lowest = 7
         self.special_mask = False
-        self._reads_isr = False
+        self.reads_isr = False
         self.slaves = 0
         self.identity = 7
         if not value & ICW1_ICW4:
@@ -357,7 +359,7 @@ class Pic8259:
         if value & OCW3_POLL:
             self.polling = True
         if value & OCW3_SELECT:
-            self._reads_isr = bool(value & OCW3_ISR)
+            self.reads_isr = bool(value & OCW3_ISR)
         if value & OCW3_CHANGE_SPECIAL_MASK:
             self.special_mask = bool(value & OCW3_SPECIAL_MASK)
 
@@ -395,11 +397,21 @@ class _ElcrPorts(_Ports):
     stateless = True
 
 
+@lru_cache(maxsize=64)
+def _not_ends(served: int) -> bytes:
+    """What does more than end the service of the only input in `served`, or of none."""
+    if not served:
+        return NOT_ENDS
+    of_it = OCW2_EOI | OCW2_SPECIFIC | served.bit_length() - 1
+    return bytes(value for value in range(256) if value not in (OCW2_EOI, of_it))
+
+
 class _ChipPorts(_Ports):
     """The ports of one chip.
 
     While the chip requests nothing, C knows what they read; and ends of interrupt, and masks that
-    neither let a request through nor keep out more, change nothing but the chip and are posted.
+    neither let a request through nor keep out more, change nothing but the chip.  So the end of the
+    only service there is stays in C until `settle` asks for it, and the others are posted.
     Until they arrive the chip only holds more back, so that a line may rise at any time.
     """
 
@@ -407,55 +419,80 @@ class _ChipPorts(_Ports):
         self,
         name: str,
         chip: Pic8259,
+        lock: threading.RLock,
         read: Callable[[int], int],
         write: Callable[[int, int], None],
         replay: Callable[[Sequence[Access]], None],
         restored: Callable[[], None],
     ) -> None:
+        """`settle` and `follow` are called with the pair's `lock`, and so is `restored`."""
         super().__init__(name, read, write)
         self._chip = chip
+        self._lock = lock
         self._restored = restored
         self._published: Published | None = None
         self._bank = BUSY
         self._told: object = None
+        # The input that C may end the service of, as a bit; 0 for any, where none is served.
+        self._served = 0
         self.replay = replay
 
     def publish(self, published: Published) -> None:
         """See `pykvm.bus.published.Publishing`."""
-        if self._published is not None:
-            self._published.withdraw()
-        published.lay_out([(0, 1), (1, 1)], banks=2)
-        self._published, self._bank, self._told = published, BUSY, None
+        with self._lock:
+            self.settle()
+            if self._published is not None:
+                self._published.withdraw()
+            published.lay_out([(0, 1), (1, 1)], banks=2)
+            self._published, self._told = published, None
 
     def state(self) -> Pic8259State:
         """See `pykvm.values.state.Stateful`.  The level of INT follows from the registers."""
-        return self._chip.state()
+        with self._lock:
+            self.settle()
+            state = self._chip.state()
+            self.follow()
+            return state
 
     def restore(self, state: Pic8259State) -> None:
         """See `pykvm.values.state.Stateful`."""
-        self._chip.restore(state)
-        self._restored()
+        with self._lock:
+            self.settle()
+            self._chip.restore(state)
+            self._restored()
+
+    def settle(self) -> None:
+        """Before the chip is looked at or changed: know what has ended, and be asked from now on.
+
+        An exception may come at any point: the next call does it again.
+        """
+        if self._bank != BUSY and self._published is not None:
+            if self._published.recall(BUSY):
+                self._chip.isr = 0
+            self._bank = BUSY
 
     def follow(self) -> None:
-        """Publish what holds now, after any change."""
+        """Publish what holds now, after `settle` and any change."""
         published, chip = self._published, self._chip
-        if published is None:
+        if published is None or self._bank != BUSY or not chip.quiet():
             return
-        bank = BUSY
-        if chip.quiet():
-            bank = QUIET
-            state = chip.irr, chip.imr, chip.reads_irr
-            if state != self._told:
-                self._told = state
-                self._set_rules(published)
-        if bank != self._bank:
-            self._bank = bank
-            published.choose(bank)
+        isr = chip.isr
+        self._served = isr or self._served
+        state = chip.irr, chip.imr, chip.reads_isr, self._served, chip.special_mask
+        if state != self._told:
+            self._told = state
+            self._set_rules(published)
+        self._bank = QUIET
+        published.choose(QUIET)
 
     def _set_rules(self, published: Published) -> None:
-        chip = self._chip
-        irr = chip.irr if chip.reads_irr else None
-        published.set(0, Rule(reads=irr, posts=True, prompt=NOT_ENDS), bank=QUIET)
+        chip, served = self._chip, self._served
+        irr = None if chip.reads_isr else chip.irr
+        if chip.special_mask or served & served - 1:
+            ends = Rule(reads=irr, posts=True, prompt=NOT_ENDS)
+        else:
+            ends = Rule(reads=irr, takes=True, prompt=_not_ends(served))
+        published.set(0, ends, bank=QUIET)
         mask = Rule(reads=chip.imr, posts=True, stores=True, prompt=_at_once(chip.irr, chip.imr))
         published.set(1, mask, bank=QUIET)
 
@@ -508,6 +545,7 @@ class Pic8259Pair:
             _ChipPorts(
                 name,
                 self.chips[which],
+                self._lock,
                 partial(self._read, which),
                 partial(self._write, which),
                 partial(self._replay, which),
@@ -518,12 +556,17 @@ class Pic8259Pair:
         self.elcr = _ElcrPorts("pic-elcr", self._read_elcr, self._write_elcr)
 
     def __str__(self) -> str:
-        master, slave = self.chips
-        return f"master {master}\nslave  {slave}\nINT={int(self._level)}"
+        with self._lock:
+            self._settle()
+            master, slave = self.chips
+            text = f"master {master}\nslave  {slave}\nINT={int(self._level)}"
+            self._follow()
+            return text
 
     def reset(self) -> None:
         """Return to the state at power-on; the lines stay as their devices drive them."""
         with self._lock:
+            self._settle()
             for chip in self.chips:
                 chip.reset()
             self._update()
@@ -542,6 +585,7 @@ class Pic8259Pair:
     def raise_lines(self) -> None:
         """See the level of every input as its sources drive it, for the first since power-on."""
         with self._lock:
+            self._settle()
             for irq, count in enumerate(self._sources):
                 self.chips[irq >> 3].drive(irq & 7, count > 0)
             self._update()
@@ -558,37 +602,47 @@ class Pic8259Pair:
         slave has withdrawn ("Interrupt Sequence", "Edge and Level Triggered Modes").
         """
         with self._lock:
-            self._set_output(False)
-            vector = self._vector()
-            self._update()
-            return vector
+            self.master.settle()
+            if self._level:
+                self._level = False
+                self._output.set(False)
+            return self._vector()
 
     def _vector(self) -> int:
         master, slave = self.chips
         found = master.accept()
-        if found is None:
-            return master.vector + SPURIOUS
-        if not master.slaves >> found & 1:
-            return master.vector + found
+        if found is None or not master.slaves >> found & 1:
+            self._update_master()
+            return master.vector + (SPURIOUS if found is None else found)
         if slave.identity != found:
+            self._update_master()
             return FLOATING_BUS
+        self.slave.settle()
         inner = slave.accept()
         master.drive(CASCADE_IRQ, False)
+        self._update()
         return slave.vector + (SPURIOUS if inner is None else inner)
 
     def _read(self, which: int, a0: int) -> int:
         chip = self.chips[which]
         with self._lock:
-            return self._poll(chip) if chip.polling else chip.read(a0)
+            self._settle()
+            if chip.polling:
+                return self._poll(chip)
+            value = chip.read(a0)
+            self._follow()
+            return value
 
     def _write(self, which: int, a0: int, value: int) -> None:
         with self._lock:
+            self._settle()
             self.chips[which].write(a0, value)
             self._update()
 
     def _replay(self, which: int, accesses: Sequence[Access]) -> None:
         chip = self.chips[which]
         with self._lock:
+            self._settle()
             for a0, _, _, value, _ in accesses:
                 chip.write(a0, value)
             self._update()
@@ -609,6 +663,7 @@ class Pic8259Pair:
 
     def _write_elcr(self, which: int, value: int) -> None:
         with self._lock:
+            self._settle()
             self.chips[which].choose_level_triggered(value & ELCR_WRITABLE[which])
             self._update()
 
@@ -616,9 +671,25 @@ class Pic8259Pair:
         with self._lock:
             before = self._sources[irq]
             self._sources[irq] = before + step
-            if not before or not before + step:
-                self.chips[irq >> 3].drive(irq & 7, not before)
+            if before > 1 or (before and step > 0):
+                return  # another source has it asserted all the time
+            chip, number = self.chips[irq >> 3], irq & 7
+            self.master.settle()
+            if irq > 7:
+                self.slave.settle()
+            if step:
+                chip.drive(number, step > 0)
+            elif not chip.elcr >> number & 1:
+                chip.irr |= 1 << number
+            else:
+                chip.drive(number, False)
                 self._update()
+                self._settle()
+                chip.drive(number, True)
+            if irq > 7:
+                self._update()
+            else:
+                self._update_master()
 
     def _count(self, irq: int, step: int) -> None:
         with self._lock:
@@ -626,19 +697,32 @@ class Pic8259Pair:
 
     def _restored(self) -> None:
         """A chip was restored: INT follows, and drives nothing."""
-        with self._lock:
-            self._level = self.chips[0].request() is not None
-            restore_level(self._output, self._level)
-            self.master.follow()
-            self.slave.follow()
+        self._settle()
+        self._level = self.chips[0].requests
+        restore_level(self._output, self._level)
+        self._follow()
+
+    def _settle(self) -> None:
+        """Before both chips are looked at, or either is changed by the guest."""
+        self.master.settle()
+        self.slave.settle()
+
+    def _follow(self) -> None:
+        self.master.follow()
+        self.slave.follow()
 
     def _update(self) -> None:
         """Let INT of the slave, and then of the master, follow the registers."""
         master, slave = self.chips
-        master.drive(CASCADE_IRQ, slave.request() is not None)
-        self._set_output(master.request() is not None)
-        self.master.follow()
+        master.drive(CASCADE_IRQ, slave.requests)
         self.slave.follow()
+        self._update_master()
+
+    def _update_master(self) -> None:
+        """The same where the slave is as it was."""
+        self._set_output(self.chips[0].requests)
+        if not self._level:
+            self.master.follow()
 
     def _set_output(self, level: bool) -> None:
         if level != self._level:

@@ -49,8 +49,8 @@ class Interrupts(Protocol):
     def can_wake(self, cpus: Sequence[CPU]) -> bool:
         """Whether anything may still wake one of these vCPUs, all of them idle."""
 
-    def warp(self) -> bool:
-        """Skip to the next deadline, if the clock does so."""
+    def warp(self, cpus: Sequence[CPU]) -> bool:
+        """Skip to the next deadline, if the clock does so and it may wake one of these vCPUs."""
 
     def dead(self, cpu: CPU) -> bool:
         """Whether `cpu`, if it waits in the kernel, does so for good."""

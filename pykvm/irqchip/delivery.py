@@ -30,9 +30,9 @@ class Timers:
 
     def run_timers(self, cpu: CPU) -> None:
         """See `Interrupts`."""
-        self.clock.run_due(cpu.index)
-        # Those that came due called the vCPU that is looking already.
-        cpu.engine.clear_attention()
+        if self.clock.run_due(cpu.index):
+            # Those that came due called the vCPU that is looking already.
+            cpu.engine.clear_attention()
 
     def set_alarm(self, cpu: CPU) -> None:
         """See `Interrupts`."""
@@ -66,7 +66,8 @@ class UserInterrupts(Timers):
 
     def set_alarm(self, cpu: CPU) -> None:
         """See `Interrupts`."""
-        if self._injectors[cpu.index].held_by_priority:
+        lapic = self._injectors[cpu.index].lapic
+        if lapic is not None and lapic.held_by_priority:
             # Some KVMs have no exit for a CR8 that falls (KVM_EXIT_SET_TPR): look again soon.
             due = self.clock.next_deadline(cpu.index)
             soon = self.clock.now() + _PRIORITY_CHECK
@@ -97,38 +98,37 @@ class UserInterrupts(Timers):
 
     def can_wake(self, cpus: Sequence[CPU]) -> bool:
         """See `Interrupts`."""
+        return self._any_listens(cpus) and (
+            self.clock.earliest(len(self._injectors)) is not None or self._waits_for_host()
+        )
+
+    def _any_listens(self, cpus: Sequence[CPU]) -> bool:
+        """Whether an interrupt would wake one of them, or an NMI that there may be."""
         halted = False
         for cpu in cpus:
             if not cpu.parked:
                 halted = True
-                if self._injectors[cpu.index].interrupts_on:
-                    return self._may_wake(cpus)
-        return halted and self._nmi_source() and self._may_wake(cpus)
+                if cpu.engine.page[IF_FLAG]:
+                    return True
+        return halted and self._nmi_source()
 
-    def _may_wake(self, cpus: Sequence[CPU]) -> bool:
-        for cpu in cpus:
-            if self.clock.next_deadline(cpu.index) is not None:
-                return True
-        return self._waits_for_host()
-
-    def warp(self) -> bool:
+    def warp(self, cpus: Sequence[CPU]) -> bool:
         """See `Interrupts`."""
-        if self.clock.policy != "warp" or self._waits_for_tsc():
+        if self.clock.policy != "warp" or self._waits_for_tsc() or not self._any_listens(cpus):
             return False
-        due = [self.clock.next_deadline(injector.cpu.index) for injector in self._injectors]
-        times = [when for when in due if when is not None]
-        if not times:
+        if not self.clock.warp(len(self._injectors)):
             return False
-        self.clock.warp_to(min(times))
         self._on_warp()
         return True
 
     def _waits_for_tsc(self) -> bool:
         """Whether a guest waits for a TSC that cannot skip anything: it is the host's."""
-        return not self.clock.tsc_movable and any(
-            injector.lapic is not None and injector.lapic.timer.deadline
-            for injector in self._injectors
-        )
+        if self.clock.tsc_movable:
+            return False
+        for injector in self._injectors:
+            if injector.lapic is not None and injector.lapic.timer.deadline:
+                return True
+        return False
 
     def dead(self, cpu: CPU) -> bool:
         """Never asked: a halted vCPU waits outside the kernel."""
@@ -160,7 +160,7 @@ class KernelInterrupts(Timers):
         """Never asked: no vCPU waits outside KVM_RUN."""
         return True
 
-    def warp(self) -> bool:
+    def warp(self, cpus: Sequence[CPU]) -> bool:
         """Time in the kernel cannot be skipped."""
         return False
 
@@ -186,5 +186,5 @@ class SplitInterrupts(KernelInterrupts):
         page = cpu.engine.page
         if self._pic.pending and page[READY_FOR_INTERRUPT_INJECTION]:
             page[READY_FOR_INTERRUPT_INJECTION] = 0
-            cpu.kvm.interrupt(self._pic.acknowledge())
+            cpu.engine.interrupt(self._pic.acknowledge())
         page[REQUEST_INTERRUPT_WINDOW] = self._pic.pending

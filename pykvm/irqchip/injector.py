@@ -51,17 +51,18 @@ class Injector:
         #: The 8259 pair, on the processor whose LINT0 it drives.
         self.pic: Pic8259Pair | None = None
         self._nmis = 0
-        self._init = False
+        #: Whether an INIT waits to be carried out.
+        self.init_pending = False
         self._sipi: int | None = None
 
     def state(self) -> InjectorState:
         """See `pykvm.values.state.Stateful`."""
-        return InjectorState(self._nmis, self._init, self._sipi)
+        return InjectorState(self._nmis, self.init_pending, self._sipi)
 
     def restore(self, state: InjectorState) -> None:
         """See `pykvm.values.state.Stateful`."""
         integer("NMIs that wait", state.nmis, 0, _NMIS)
-        self._nmis, self._init, self._sipi = state.nmis, state.init, state.sipi
+        self._nmis, self.init_pending, self._sipi = state.nmis, state.init, state.sipi
 
     def request_nmi(self) -> None:
         """See `CpuPort`."""
@@ -73,13 +74,13 @@ class Injector:
         # It clears what came before it; an NMI after it waits (SDM 3A 9.4.1).
         self._sipi = None
         self._nmis = 0
-        self._init = True
+        self.init_pending = True
         self.cpu.engine.attend()
 
     def request_sipi(self, vector: int) -> None:
         """See `CpuPort`."""
         # Ignored by a processor that does not wait for one (SDM 3A 9.4.4).
-        if self.cpu.parked or self._init:
+        if self.cpu.parked or self.init_pending:
             self._sipi = vector
             self.cpu.engine.attend()
 
@@ -104,11 +105,11 @@ class Injector:
         But for the first processor of a machine where nothing stands at the reset vector: there it
         ends the run.
         """
-        if not self._init:
+        if not self.init_pending:
             return False
         # First of all: a start-up IPI that follows at once is not to be missed.
         self.cpu.parked = self.cpu.index != 0
-        self._init = False
+        self.init_pending = False
         if self.lapic is not None:
             self.lapic.init()
             self.cpu.engine.page[CR8] = 0
@@ -129,56 +130,34 @@ class Injector:
         return True
 
     @property
-    def init_pending(self) -> bool:
-        """Whether an INIT waits to be carried out."""
-        return self._init
-
-    @property
-    def interrupts_on(self) -> bool:
-        """Whether RFLAGS.IF was set at the last exit."""
-        return bool(self.cpu.engine.page[IF_FLAG])
-
-    @property
     def awake(self) -> bool:
         """Whether a halted processor would go on."""
-        if self._init:
+        if self.init_pending:
             return True
         if self.cpu.parked:
             # A processor that waits for a start-up IPI keeps an NMI for later (SDM 3A 9.4.1).
             return self._sipi is not None
-        return bool(self._nmis) or (self.interrupts_on and self._wanted())
-
-    def _wanted(self) -> bool:
-        lapic = self.lapic
-        if lapic is None:
-            return False
-        self.before_access()
-        return lapic.extint or lapic.interrupt is not None
-
-    @property
-    def held_by_priority(self) -> bool:
-        """Whether an interrupt waits for nothing but a lower task priority."""
-        return self.lapic is not None and self.lapic.held_by_priority
+        lapic, page = self.lapic, self.cpu.engine.page
+        takes = page[IF_FLAG] and lapic is not None and lapic.wants(page[CR8])
+        return bool(takes or self._nmis)
 
     def serve(self) -> None:
         """Give KVM what it can take now, and ask for a window for what it cannot."""
-        page = self.cpu.engine.page
+        page, lapic = self.cpu.engine.page, self.lapic
         while self._nmis:
             self._nmis -= 1
             self.cpu.kvm.nmi()
-        if not self._wanted():
+        if lapic is None or not lapic.wants(page[CR8]):
             page[REQUEST_INTERRUPT_WINDOW] = 0
             return
         if page[READY_FOR_INTERRUPT_INJECTION]:
             page[READY_FOR_INTERRUPT_INJECTION] = 0
-            self.cpu.kvm.interrupt(self._acknowledge())
-        page[REQUEST_INTERRUPT_WINDOW] = self._wanted()
+            self.cpu.engine.interrupt(self._acknowledge(lapic))
+        page[REQUEST_INTERRUPT_WINDOW] = lapic.wants(page[CR8])
 
-    def _acknowledge(self) -> int:
-        lapic = self.lapic
-        assert lapic is not None
+    def _acknowledge(self, lapic: LocalApic) -> int:
         # KVM's own irqchip asks the 8259 first, too.
-        if lapic.extint and self.pic is not None:
+        if self.pic is not None and lapic.extint:
             lapic.acknowledge_extint()
             return self.pic.acknowledge()
         return lapic.acknowledge()

@@ -327,13 +327,14 @@ class UserIrqChip:
 
     def resume(self) -> None:
         """Time runs on, or was skipped: KVM's own clocks for the guest have to follow."""
-        if self.platform is not None:
-            from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offsets
+        platform = self.platform
+        if platform is None or not (self._kvmclock or platform.clock.tsc_movable):
+            return
+        from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offsets
 
-            clock = self.platform.clock
-            if self._kvmclock:
-                set_kvmclock(self._vm, clock)
-            set_tsc_offsets(self._cpus, clock)
+        if self._kvmclock:
+            set_kvmclock(self._vm, platform.clock)
+        set_tsc_offsets(self._cpus, platform.clock)
 
     def read_msr(self, cpu: CPU, exit: RdMsr) -> None:
         """See `IrqChip`."""

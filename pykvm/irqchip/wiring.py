@@ -6,9 +6,11 @@ It knows interrupts and devices, never KVM: what a processor does with an interr
 
 from __future__ import annotations
 
+from functools import partial
+
 from pykvm.bus.device import NamedDevice
 from pykvm.devices.hpet import Hpet
-from pykvm.devices.line import restore_level
+from pykvm.devices.line import edge_of, restore_level
 from pykvm.devices.pit import Pit8254
 from pykvm.devices.pm_timer import AcpiPmTimer
 from pykvm.devices.port61 import Port61
@@ -41,11 +43,17 @@ class Both:
 
     def __init__(self, *lines: InterruptLine) -> None:
         self._lines = lines
+        self._edges = tuple(edge_of(line) for line in lines)
 
     def set(self, level: bool) -> None:
         """Drive all of them."""
         for line in self._lines:
             line.set(level)
+
+    def edge(self) -> None:
+        """See `pykvm.devices.line.edge_of`."""
+        for edge in self._edges:
+            edge()
 
     def restore(self, level: bool) -> None:
         """Let all of them have that level, and drive none."""
@@ -62,11 +70,8 @@ class Virtual8259Wire:
     """The 8259's INT output, on LINT0 of a local APIC."""
 
     def __init__(self, lapic: LocalApic) -> None:
-        self._lapic = lapic
-
-    def set(self, level: bool) -> None:
-        """Drive the pin."""
-        self._lapic.set_lint(0, level)
+        #: Drive the pin.
+        self.set: Callable[[bool], None] = partial(lapic.set_lint, 0)
 
 
 class Processor(Protocol):

@@ -290,11 +290,10 @@ class Run:
     def _wait(self, cpu: CPU) -> Ending | None:
         """Wait outside the guest, without burning CPU, until this vCPU can go on."""
         interrupts = self.interrupts
-        deadline = None if self._timeout is None else self._began + self._timeout
         while True:
-            if interrupts is not None:
-                interrupts.run_timers(cpu)
-            ending = self.take_kick(cpu)
+            ending = None
+            if self._endings or self._errors:
+                ending = self.take_kick(cpu)
             if ending is None and self.check is not None:
                 # The exit that led here is one of those after which it is asked.
                 ending = self.check()
@@ -308,16 +307,17 @@ class Run:
                 if ending is not None or not cpu.parked:
                     return ending
                 continue
-            if deadline is not None and time.monotonic() >= deadline:
+            if self._timeout is not None and time.monotonic() >= self._began + self._timeout:
                 return self._timed_out()
             # A vCPU that is called to attention from here on is not idle, and does not wait.
             self._idle.add(cpu.index)
             if self._all_idle():
-                if not self._can_wake():
-                    return self._halted_for_good()
-                if self._skip_ahead(cpu):
+                if interrupts is not None and self._skip_ahead(cpu, interrupts):
                     self._idle.discard(cpu.index)
+                    interrupts.run_timers(cpu)
                     continue
+                if interrupts is None or not interrupts.can_wake(self._cpus):
+                    return self._halted_for_good()
             if interrupts is not None:
                 interrupts.set_alarm(cpu)
             code = cpu.engine.wait()
@@ -325,6 +325,8 @@ class Run:
             cpu.engine.clear_attention()
             if code == lib.PYKVM_OVER:
                 return OVER
+            if interrupts is not None:
+                interrupts.run_timers(cpu)
 
     def _all_idle(self) -> bool:
         """Whether every vCPU waits, and none of them has been called and not yet looked."""
@@ -335,17 +337,15 @@ class Run:
                 return False
         return True
 
-    def _can_wake(self) -> bool:
-        """All are idle: whether anything can still wake one."""
-        return self.interrupts is not None and self.interrupts.can_wake(self._cpus)
-
-    def _skip_ahead(self, cpu: CPU) -> bool:
+    def _skip_ahead(self, cpu: CPU, interrupts: Interrupts) -> bool:
         """All are idle: whether a warping clock has jumped to what wakes one of them."""
+        if len(self._cpus) == 1:
+            return interrupts.warp(self._cpus)
         # One vCPU at a time: a second skip would begin where the first one leads.
-        if self.interrupts is None or not self._skipping.acquire(blocking=False):
+        if not self._skipping.acquire(blocking=False):
             return False
         try:
-            if not self._all_idle() or not self.interrupts.warp():
+            if not self._all_idle() or not interrupts.warp(self._cpus):
                 return False
             for other in self._cpus:
                 if other is not cpu:

@@ -53,9 +53,6 @@ CALLED: int = lib.PYKVM_CALLED
 class Ioctls(Protocol):
     """The state of a vCPU beyond its registers: methods of `pykvm.kvm.VCPU`, where each is told."""
 
-    def interrupt(self, vector: int) -> None:
-        """KVM_INTERRUPT."""
-
     def nmi(self) -> None:
         """KVM_NMI."""
 
@@ -187,6 +184,9 @@ class Engine(Protocol):
     @property
     def run_page(self) -> RunPage:
         """The kvm_run page as `pykvm.exits` reads it."""
+
+    def interrupt(self, vector: int) -> None:
+        """KVM_INTERRUPT: inject a vector, when the page says that it can be taken."""
 
     def use(self, dispatch: Dispatch) -> None:
         """Answer accesses by these devices from now on."""

@@ -454,6 +454,12 @@ class KvmEngine:
         if self._run_page is not None:
             self._run_page.current = None
 
+    def interrupt(self, vector: int) -> None:
+        """See `Engine`."""
+        error = -lib.pykvm_interrupt(self.core or self.living(), vector)
+        if error:
+            raise KVMError("KVM_INTERRUPT", error, detail=f"vector {vector:#x}")
+
     def use(self, dispatch: Dispatch) -> None:
         """See `Engine`."""
         lib.pykvm_set_map(self.living(), dispatch.map)
@@ -530,16 +536,17 @@ class KvmEngine:
 
     def clear_attention(self) -> None:
         """See `Engine`."""
-        self.living().attention = 0
+        (self.core or self.living()).attention = 0
 
     @property
     def attended(self) -> bool:
         """See `Engine`."""
-        return bool(self.living().attention)
+        return bool((self.core or self.living()).attention)
 
     def set_alarm(self, when: int | None) -> None:
         """See `Engine`."""
-        lib.pykvm_set_alarm(self.living(), 0 if when is None else max(when, 1))
+        core = self.core or self.living()
+        lib.pykvm_set_alarm(core, 0 if when is None else when if when > 0 else 1)
 
     @property
     def is_here(self) -> bool:

@@ -192,6 +192,34 @@ class TestCaptures:
         assert registers.exchange(0) == (1, 0x32)
         assert registers.bank == 0
 
+    def test_recall_says_how_many_writes_were_taken(
+        self, shared: Shared, registers: Published
+    ) -> None:
+        self.at(shared, 0x32)
+        registers.choose(1)
+        assert registers.recall(1) == 0
+        for _ in range(3):
+            assert registers.write(1, 1, 1)
+        assert not registers.write(1, 1, 2)
+        assert [registers.recall(0), registers.bank, registers.recall(1)] == [3, 0, 3]
+        registers.write(1, 1, 1)
+        assert registers.recall(0) == 4
+        registers.choose(1)
+        assert registers.recall(0) == 0
+        with pytest.raises(ConfigError):
+            registers.recall(2)
+
+    def test_recall_is_urgent_while_posted_accesses_wait(self, shared: Shared) -> None:
+        urgent: list[int] = []
+        shared.on_urgent = lambda: urgent.append(1)
+        registers = table(shared, (0, 1), (1, 1))
+        registers.set(0, Rule(takes=True))
+        registers.set(1, Rule(posts=True))
+        registers.write(0, 1, 1)
+        assert (registers.recall(0), urgent) == (1, [])
+        registers.write(1, 1, 1)
+        assert (registers.recall(0), urgent) == (1, [1])
+
     def test_a_write_without_a_rule_or_without_a_time_asks(
         self, shared: Shared, registers: Published
     ) -> None:

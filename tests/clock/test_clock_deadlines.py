@@ -175,6 +175,75 @@ def test_on_earlier_reports_earlier_deadlines_only() -> None:
     assert calls == [4]
 
 
+def test_on_earlier_hears_nothing_of_a_queue_that_is_looked_at() -> None:
+    """`run_due` is followed by a look at the next deadline."""
+    clock = Host().clock()
+    calls: list[int] = []
+    clock.on_earlier(calls.append)
+    other = clock.timer(print, 1)
+
+    def again(when: int) -> None:
+        timer.arm(when + 100)
+        other.arm(when + 100)
+
+    timer = clock.timer(again)
+    timer.arm(0)
+    calls.clear()
+    assert clock.run_due(0) == 1
+    assert (clock.next_deadline(0), calls) == (100, [1])
+    timer.arm(50)
+    assert calls == [1, 0], "afterwards it does again"
+
+
+def test_on_earlier_hears_again_after_a_callback_that_raised() -> None:
+    clock = Host().clock()
+    calls: list[int] = []
+    clock.on_earlier(calls.append)
+
+    def fail(when: int) -> None:
+        raise RuntimeError("from a callback")
+
+    clock.timer(fail).arm(0)
+    with pytest.raises(RuntimeError):
+        clock.run_due(0)
+    calls.clear()
+    clock.timer(print).arm(100)
+    assert calls == [0]
+
+
+def test_the_earliest_of_some_queues() -> None:
+    clock = Host().clock("warp")
+    assert clock.earliest(3) is None
+    assert not clock.warp(3)
+    for queue, when in ((2, 5), (0, 30), (1, 20)):
+        clock.timer(print, queue).arm(when)
+    assert [clock.earliest(queues) for queues in (0, 1, 2, 3)] == [None, 30, 20, 5]
+    assert clock.warp(2)
+    assert clock.now() == 20
+    assert clock.warp(3), "it is past"
+    assert clock.now() == 20
+    assert not clock.warp(0)
+
+
+def test_the_alarm_is_where_the_deadline_is_for_the_host() -> None:
+    host = Host()
+    clock = host.clock("warp")
+    assert clock.alarm(0) is None
+    clock.timer(print).arm(1_000)
+    host.now += 7
+    assert clock.alarm(0) == host.now + 1_000, "time stands still"
+    clock.start()
+    began = host.now
+    host.now += 40
+    assert clock.alarm(0) == began + 1_000
+    assert clock.now() == 40
+    host.now -= 30  # the host's clock goes backwards
+    assert clock.now() == 40
+    assert clock.alarm(0) == host.now + 960
+    clock.warp_to(900)
+    assert clock.alarm(0) == host.now + 100
+
+
 def test_on_earlier_may_use_the_clock() -> None:
     clock = Host().clock()
     seen: list[tuple[int, int | None, int]] = []
@@ -188,7 +257,7 @@ def test_arming_over_and_over_keeps_nothing() -> None:
     timer = clock.timer(print)
     for when in range(10_000):
         timer.arm(when)
-    assert len(clock._queues[0]) == 1
+    assert len(clock._queues[0].entries) == 1
 
 
 def test_arming_from_other_threads_loses_nothing() -> None:

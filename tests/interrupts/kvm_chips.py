@@ -48,6 +48,11 @@ class KvmPic(Pic8259):
         found = self._first(requests)
         return found if not served or self._rank(found) < self._rank(self._first(served)) else None
 
+    @property
+    def requests(self) -> bool:
+        """Initialized or not."""
+        return self.request() is not None
+
     def _served(self) -> int:
         """Special mask mode does nothing."""
         return self.isr
@@ -105,4 +110,8 @@ class KvmPair(Pic8259Pair):
         if slave.request() is not None:
             master.drive(CASCADE_IRQ, True)
             master.drive(CASCADE_IRQ, False)
-        self._set_output(master.request() is not None)
+        self._set_output(master.requests)
+
+    def _update_master(self) -> None:
+        """So it is whatever has changed."""
+        self._update()

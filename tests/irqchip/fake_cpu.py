@@ -21,9 +21,6 @@ class FakeKvm:
         self.injected: list[object] = []
         self.inits = 0
 
-    def interrupt(self, vector: int) -> None:
-        self.injected.append(vector)
-
     def nmi(self) -> None:
         self.injected.append("nmi")
 
@@ -60,6 +57,9 @@ class FakeCpu:
 
     def abandon_instruction(self) -> None:
         pass
+
+    def interrupt(self, vector: int) -> None:
+        self.kvm.injected.append(vector)
 
     def attend(self) -> None:
         self.attended += 1

@@ -47,6 +47,9 @@ class Board:
         self.keeper.set_alarm(self.cpus[index])  # type: ignore[arg-type]
         return self.cpus[index].alarms[-1]
 
+    def warp(self) -> bool:
+        return self.keeper.warp(self.cpus)  # type: ignore[arg-type]
+
     def can_wake(self) -> bool:
         return self.keeper.can_wake(self.cpus)  # type: ignore[arg-type]
 
@@ -160,30 +163,43 @@ class TestWarp:
     def test_no_warp_under_other_policies(self) -> None:
         for policy in ("realtime", "paused"):
             board = Board(policy=policy)
+            board.cpus[0].leave()
             board.clock.timer(ignore).arm(HOUR)
-            assert not board.keeper.warp()
+            assert not board.warp()
             assert board.clock.now() == 0
 
     def test_warps_to_the_earliest_deadline_of_all_vcpus(self) -> None:
         board = Board(cpus=3, policy="warp")
+        board.cpus[0].leave()
         for queue, when in ((0, 3 * HOUR), (2, HOUR)):
             board.clock.timer(ignore, queue).arm(when)
-        assert board.keeper.warp()
+        assert board.warp()
         assert board.clock.now() == HOUR
 
     @pytest.mark.parametrize("movable", [False, True])
     def test_no_warp_past_a_deadline_of_a_tsc_that_cannot_move(self, movable: bool) -> None:
         board = Board(policy="warp", movable=movable)
+        board.cpus[0].leave()
         lapic = board.lapic()
         lapic.write(reg.LVT_TIMER << 4, 4, 0x40041)
         lapic.write_msr(reg.MSR_TSC_DEADLINE, board.clock.tsc() + board.clock.tsc_khz * 1000)
-        assert board.keeper.warp() is movable
+        assert board.warp() is movable
         assert abs(board.clock.now() - movable * 1000 * MS) < 1000
 
     def test_no_warp_without_a_timer(self) -> None:
         board = Board(policy="warp")
-        assert not board.keeper.warp()
+        board.cpus[0].leave()
+        assert not board.warp()
         assert board.clock.now() == 0
+
+    def test_no_warp_for_one_that_nothing_wakes(self) -> None:
+        board = Board(policy="warp")
+        board.clock.timer(ignore).arm(HOUR)
+        board.cpus[0].leave(interrupts_on=False)
+        assert not board.warp()
+        assert board.clock.now() == 0
+        board.nmi_source = True
+        assert board.warp()
 
 
 class TestStarting:

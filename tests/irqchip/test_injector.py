@@ -95,11 +95,11 @@ class TestServe:
         injector.serve()
         assert cpu.kvm.injected == []
         assert not window(cpu)
-        assert injector.held_by_priority
+        assert lapic.held_by_priority
         cpu.leave(cr8=4)
         injector.serve()
         assert cpu.kvm.injected == [0x51]
-        assert not injector.held_by_priority
+        assert not lapic.held_by_priority
 
     def test_nmis_come_whatever_the_flags_say(self) -> None:
         injector, cpu, _ = make()
@@ -127,7 +127,6 @@ class TestServe:
         injector.serve()
         assert cpu.kvm.injected == ["nmi"]
         assert not injector.awake
-        assert not injector.held_by_priority
 
 
 class TestThe8259:
@@ -335,8 +334,9 @@ class TestTaskPriority:
         assert cpu.attended == 1
 
 
-def test_interrupts_on_is_as_kvm_left_it() -> None:
-    injector, cpu, _ = make()
+def test_an_interrupt_wakes_as_the_flags_are_that_kvm_left() -> None:
+    injector, cpu, lapic = make()
+    lapic.accept(0x51)
     for on in (True, False):
         cpu.leave(interrupts_on=on)
-        assert injector.interrupts_on is on
+        assert injector.awake is on
