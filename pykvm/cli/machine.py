@@ -35,8 +35,11 @@ def machine_of(options: Options) -> Machine:
     """Make it.  Raises as `Machine` does, UsageError for options that do not go with its file."""
     if goes_on(options):
         return _restored(options)
-    if options.force:
-        raise UsageError(f"--force is for a file that --save has made, and {options.guest} is none")
+    for flag, given in (("--force", options.force), ("--wall", options.wall)):
+        if given:
+            raise UsageError(
+                f"{flag} is for a file that --save has made, and {options.guest} is none"
+            )
     machine = Machine(config_of(options))
     if options.debug_exit is not None:
         try:
@@ -56,7 +59,8 @@ def _restored(options: Options) -> Machine:
     given += ["what follows --"] * bool(options.arguments)
     if given:
         raise UsageError(f"{options.guest} is a snapshot, which settles {', '.join(given)}")
-    return Machine.from_snapshot(Snapshot.load(options.guest, force=options.force))
+    saved = Snapshot.load(options.guest, force=options.force)
+    return Machine.from_snapshot(saved, wall=options.wall or "keep")
 
 
 def _files(paths: Iterable[tuple[str, str]]) -> dict[str, bytes]:

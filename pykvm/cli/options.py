@@ -65,6 +65,8 @@ class Options:
     save: str | None = None
     #: Whether a snapshot goes on where this host lacks what its guest knows.
     force: bool = False
+    #: Whether the clocks of a snapshot go on from where they were, or with the host's.
+    wall: str | None = None
     #: What `snapshot` is to do, and with which files.
     words: tuple[str, ...] = ()
     verify: bool = False
@@ -460,6 +462,12 @@ OPTIONS: tuple[Option, ...] = (
         "go on with a snapshot though this host lacks what its guest knows of the one that it was "
         "saved on",
         _GUESTS, bare=True,
+    ),
+    Option(
+        "--wall", "keep|host", one_of("keep", "host"), ENDING,
+        "the clocks of a snapshot: keep goes on from where they were (default), host sets them "
+        "forward by the time that has passed since it was saved",
+        _GUESTS,
     ),
     Option(
         "--exit-status", "STYLE", one_of("guest", "qemu"), ENDING,

@@ -21,6 +21,7 @@ from pykvm.exits import (
 from pykvm.kvm.constants import KVM_INTERNAL_ERROR_EMULATION
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.guest_debug import debug_event
+from pykvm.x86.msr_names import msr_name
 
 if TYPE_CHECKING:
     from pykvm.exits import Exit
@@ -28,16 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["answer", "reason"]
 
-# The MSRs that exits are mostly about (SDM 4, table 2-2).
-_MSRS = {
-    0x10: "IA32_TSC",
-    0x1B: "IA32_APIC_BASE",
-    0x3B: "IA32_TSC_ADJUST",
-    0x6E0: "IA32_TSC_DEADLINE",
-    0xC000_0081: "IA32_STAR",
-    0xC000_0082: "IA32_LSTAR",
-    0xC000_0084: "IA32_FMASK",
-}
 _X2APIC = range(0x800, 0x900)
 
 
@@ -118,5 +109,5 @@ def _value(value: int, size: int) -> str:
 def _msr(index: int) -> str:
     if index in _X2APIC:
         return f"{index:#x} (x2APIC register {index - _X2APIC.start:#x})"
-    name = _MSRS.get(index)
+    name = msr_name(index)
     return f"{index:#x} ({name})" if name else f"{index:#x}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import show
 from pykvm.values.state import State
+from pykvm.x86.msr_names import msr_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,12 +160,17 @@ def _vcpu(before: VcpuState, after: VcpuState, saved: Snapshot) -> Iterator[str]
 
 
 def _decoded(cpu: VcpuState) -> dict[str, Any]:
-    """The fields of a vCPU's state, KVM's structs by field and MSRs by number."""
+    """The fields of a vCPU's state, KVM's structs by field and MSRs by name."""
     fields = {name: getattr(cpu, name) for name in type(cpu).__fields__}
     for name, struct in _STRUCTS.items():
         fields[name] = _struct(struct, fields[name])
-    fields["msrs"] = {f"{index:#x}": value for index, value in cpu.msrs}
+    fields["msrs"] = {_msr(index): value for index, value in cpu.msrs}
     return {name.replace("msrs", "MSR"): value for name, value in fields.items()}
+
+
+def _msr(index: int) -> str:
+    name = msr_name(index)
+    return f"{name} ({index:#x})" if name else f"{index:#x}"
 
 
 def _struct(name: str, data: bytes) -> Any:

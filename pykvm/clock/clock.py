@@ -208,6 +208,8 @@ class Clock:
             movable=tsc_movable,
             of_kvm=tsc_of_kvm,
         )
+        #: By vCPU, the offset that KVM was given last, kept by what gives it.
+        self.shown_tsc_offsets: dict[int, int] = {}
         #: Whether KVM alone moves the TSC, and is asked what it reads.
         self.tsc_by_kvm = tsc_of_kvm is not None
         if self._stopped_at is not None:

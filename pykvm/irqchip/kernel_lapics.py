@@ -13,7 +13,7 @@ from pykvm import layout
 from pykvm.bus import Area, Space
 from pykvm.errors import ConfigError
 from pykvm.irqchip.places import placements
-from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offsets
+from pykvm.irqchip.tsc_offset import follow_tsc_writes, set_kvmclock, show_tscs
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.state import State
 from pykvm.vcpu.msr_exits import MsrExits
@@ -130,8 +130,9 @@ class KernelLapics(ABC):
         """Let them go on from where they were, and kvmclock and TSC follow the clock."""
         if self._clock is not None:
             set_kvmclock(self._vm, self._clock)
+            follow_tsc_writes(self._cpus, self._clock)
             # First: by them KVM knows when a deadline is.
-            set_tsc_offsets(self._cpus, self._clock)
+            show_tscs(self._cpus, self._clock)
         for cpu, stopped in zip(self._cpus, self._stopped, strict=False):
             # Interrupts may have come from outside; what the timer has brought goes by this.
             registers = bytearray(cpu.engine.get_lapic())

@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "clock_of",
+    "follow_tsc_writes",
     "kvmclock",
     "offset_is_kept",
     "restore_kvmclock",
     "set_kvmclock",
-    "set_tsc_offset",
-    "set_tsc_offsets",
+    "show_tsc",
+    "show_tscs",
     "tsc_offset",
 ]
 
 IA32_TSC = 0x10
 IA32_TSC_ADJUST = 0x3B
+
+_LIMIT = 1 << 64
 
 
 def set_kvmclock(vm: VM, clock: Clock) -> None:
@@ -48,22 +51,44 @@ def restore_kvmclock(vm: VM, clock: int) -> None:
     vm.set_clock({"clock": unsigned("kvmclock", clock, 64)})
 
 
-def set_tsc_offsets(cpus: Sequence[CPU], clock: Clock) -> None:
+def show_tscs(cpus: Sequence[CPU], clock: Clock) -> None:
     """Set the TSC offsets to what guest time makes of them, where this host keeps them."""
+    for cpu in cpus:
+        show_tsc(cpu, clock)
+
+
+def show_tsc(cpu: CPU, clock: Clock) -> None:
+    """The same for one vCPU."""
     if clock.tsc_movable:
-        for cpu in cpus:
-            set_tsc_offset(cpu, clock.vcpu_tsc_offset(cpu.index))
+        offset = clock.vcpu_tsc_offset(cpu.index)
+        _set_tsc_offset(cpu, offset)
+        clock.shown_tsc_offsets[cpu.index] = offset
 
 
-def set_tsc_offset(cpu: CPU, offset: int) -> None:
+def follow_tsc_writes(cpus: Sequence[CPU], clock: Clock) -> None:
+    """Have the clock know what guests wrote to IA32_TSC and IA32_TSC_ADJUST, if KVM took it.
+
+    It moves their offset by as much.  To be called before the offset is set.
+    """
+    if not clock.tsc_movable:
+        return
+    for cpu in cpus:
+        offset = tsc_offset(cpu) % _LIMIT
+        moved = offset - clock.shown_tsc_offsets[cpu.index]
+        if moved:
+            clock.write_tsc_adjust(cpu.index, (clock.tsc_adjust(cpu.index) + moved) % _LIMIT)
+            clock.shown_tsc_offsets[cpu.index] = offset
+
+
+def _set_tsc_offset(cpu: CPU, offset: int) -> None:
     """Set what KVM adds to the host's TSC (signed)."""
-    cpu.kvm.set_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, offset % (1 << 64))
+    cpu.kvm.set_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, offset % _LIMIT)
 
 
 def tsc_offset(cpu: CPU) -> int:
     """What KVM adds to the host's TSC (signed)."""
     value = cpu.kvm.get_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET)
-    return value - (1 << 64) if value >> 63 else value
+    return value - _LIMIT if value >> 63 else value
 
 
 def clock_of(
@@ -102,6 +127,7 @@ def clock_of(
         if found.get(IA32_TSC_ADJUST):
             clock.write_tsc_adjust(cpu.index, found[IA32_TSC_ADJUST])
     if movable:
+        clock.shown_tsc_offsets = {cpu.index: tsc_offset(cpu) % _LIMIT for cpu in cpus}
         clock.tsc_offset = before - signed(adjusted[0].get(IA32_TSC_ADJUST, 0))
         if clock.tsc_khz != host_khz:
             for cpu in cpus:
@@ -121,7 +147,7 @@ def _is_near(one: int, other: int, khz: int) -> bool:
 def offset_is_kept(cpu: CPU, offset: int) -> bool:
     """Probe: whether this host's KVM keeps a TSC offset it is given, and so shows it to guests."""
     moved = offset + (1 << 20)
-    set_tsc_offset(cpu, moved)
+    _set_tsc_offset(cpu, moved)
     kept = tsc_offset(cpu) == moved
-    set_tsc_offset(cpu, offset)
+    _set_tsc_offset(cpu, offset)
     return kept

@@ -166,11 +166,15 @@ class UserIrqChip:
     def _make(self) -> Platform:
         from pykvm.irqchip.delivery import UserInterrupts
         from pykvm.irqchip.injector import Injector
+        from pykvm.irqchip.tsc_offset import follow_tsc_writes
         from pykvm.irqchip.wiring import Platform
 
+        clock = self._make_clock()
+        # From here on we take those writes, not KVM.
+        follow_tsc_writes(self._cpus, clock)
         self.injectors = tuple(Injector(cpu) for cpu in self._cpus)
         platform = Platform(
-            self._make_clock(),
+            clock,
             self.injectors,
             self._current,
             apic_traits(self._cpus[0]),
@@ -330,11 +334,11 @@ class UserIrqChip:
         platform = self.platform
         if platform is None or not (self._kvmclock or platform.clock.tsc_movable):
             return
-        from pykvm.irqchip.tsc_offset import set_kvmclock, set_tsc_offsets
+        from pykvm.irqchip.tsc_offset import set_kvmclock, show_tscs
 
         if self._kvmclock:
             set_kvmclock(self._vm, platform.clock)
-        set_tsc_offsets(self._cpus, platform.clock)
+        show_tscs(self._cpus, platform.clock)
 
     def read_msr(self, cpu: CPU, exit: RdMsr) -> None:
         """See `IrqChip`."""
@@ -381,11 +385,10 @@ class UserIrqChip:
                 self._rebase(cpu, lapic.base)
 
     def _move_tsc(self, cpu: CPU) -> None:
-        from pykvm.irqchip.tsc_offset import set_tsc_offset
+        from pykvm.irqchip.tsc_offset import show_tsc
 
         platform = self._platform()
-        if platform.clock.tsc_movable:
-            set_tsc_offset(cpu, platform.clock.vcpu_tsc_offset(cpu.index))
+        show_tsc(cpu, platform.clock)
         platform.lapics[cpu.index].timer.tsc_moved()
 
     def _start_kvmclock(self, cpu: CPU, exit: WrMsr) -> None:

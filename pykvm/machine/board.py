@@ -354,6 +354,11 @@ class Board:
             self._clock.start()
             if self.irqchip is not None:
                 self.irqchip.resume()
+            else:
+                from pykvm.irqchip.tsc_offset import follow_tsc_writes, show_tscs
+
+                follow_tsc_writes(self.vcpus, self._clock)
+                show_tscs(self.vcpus, self._clock)
 
     def stop_clock(self) -> None:
         """The guest runs no more."""

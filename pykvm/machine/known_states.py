@@ -6,6 +6,7 @@ import re
 from importlib import import_module
 
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.state import defined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +59,8 @@ MODULES = {name: f"pykvm.{module}" for module, names in _CLASSES.items() for nam
 def import_states(value: Any, also: Iterable[str]) -> None:
     """Import what defines the states that `value`, as JSON, is made of, and the classes `also`.
 
-    One that pykvm does not have has been imported by the program, or is none.
+    One that pykvm does not have has been imported by the program, or is none; its annotations may
+    name some of pykvm's.
     """
     pending, names = [value], set(also)
     while pending:
@@ -70,16 +72,18 @@ def import_states(value: Any, also: Iterable[str]) -> None:
             if len(one) == 1:
                 names.add(next(iter(one)).partition("/")[0])
     done: set[str] = set()
-    while names := (names & MODULES.keys()) - done:
+    while names := {name for name in names if name in MODULES or defined(name)} - done:
         done |= names
         names = {word for name in names for word in _words(name)}
 
 
 def _words(name: str) -> set[str]:
     """What the annotations of a class name."""
-    cls = getattr(import_module(MODULES[name]), name)
+    if name in MODULES:
+        import_module(MODULES[name])
+    cls = defined(name)
     found: set[str] = set()
-    for base in cls.__mro__:
+    for base in () if cls is None else cls.__mro__:
         for annotation in vars(base).get("__annotations__", {}).values():
             found.update(re.findall(r"\w+", str(annotation)))
     return found

@@ -9,7 +9,7 @@ import time
 
 from pykvm.bus import Placement
 from pykvm.errors import ConfigError, StateError
-from pykvm.irqchip.tsc_offset import set_tsc_offsets
+from pykvm.irqchip.tsc_offset import follow_tsc_writes, show_tscs
 from pykvm.machine.snapshot import DeviceState, MachineState, PlaceState, Snapshot
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.saving import at_one_time, load
@@ -40,6 +40,7 @@ def capture(board: Board, console: ConsoleState) -> MachineState:
     board.dispatch.deliver()
     # KVM_GET_MP_STATE has KVM take the INITs and start-up IPIs that wait at a local APIC: first.
     cpus = at_one_time(tuple(cpu.save() for cpu in board.vcpus))
+    follow_tsc_writes(board.vcpus, board.clock)
     clock = board.clock.state()
     irqchip = board.irqchip.state() if board.irqchip is not None else None
     return MachineState(
@@ -126,8 +127,10 @@ def put_back(
     catch_up = 0 if wall == "keep" else max(round((time.time() - saved.taken) * _SECOND), 0)
     # Deadlines are times of this clock, and the TSC is made of it.
     board.clock.restore(state.clock, catch_up=catch_up)
+    clock = board.clock
     for cpu, of_cpu in zip(board.vcpus, state.cpus, strict=True):
-        load(cpu, of_cpu)
+        # KVM turns a TSC deadline into time by the offset, as soon as it is given one.
+        load(cpu, of_cpu, clock.vcpu_tsc_offset(cpu.index) if clock.tsc_movable else None)
     board.was_reset = True
     _show_time(board)
     if state.irqchip is not None and board.irqchip is not None:
@@ -152,9 +155,9 @@ def _show_time(board: Board) -> None:
     Where time stands still, that waits for the next run: until its `restore` the irqchip has the
     timers of the last one.
     """
+    show_tscs(board.vcpus, board.clock)
     if board.irqchip is not None and board.clock.running:
         board.irqchip.resume()
-    set_tsc_offsets(board.vcpus, board.clock)
 
 
 def _thaw(board: Board, saved: Snapshot, derived: DerivedMappings | None, *, anew: bool) -> None:

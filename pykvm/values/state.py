@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     _Shape: TypeAlias = tuple[int, Any]
     T = TypeVar("T")
 
-__all__ = ["State", "Stateful", "decode", "encode", "expect", "fits"]
+__all__ = ["State", "Stateful", "decode", "defined", "encode", "expect", "fits"]
 
 #: How deep states may be nested: a file cannot exhaust the stack.
 _DEPTH = 32
@@ -105,6 +105,11 @@ class Stateful(Protocol):
 
     def restore(self, state: Any, /) -> None:
         """Be that again."""
+
+
+def defined(name: str) -> type[State] | None:
+    """The state of that name, if it is defined by now."""
+    return _classes.get(name)
 
 
 def _place(cls: type) -> str:
@@ -227,6 +232,13 @@ _NUMBER, _EXACT, _BYTES_KIND, _RECORD, _TUPLE, _EACH, _ONE_OF, _ANY = range(8)
 _Union: Any = type(int | str)
 
 
+def _shapes(cls: type[State]) -> dict[str, _Shape]:
+    """By name, what the fields of a class may be.  Raises NameError."""
+    if cls not in _shapes_of:
+        _shapes_of[cls] = {field: _shape(kind) for field, kind in _hints(cls).items()}
+    return _shapes_of[cls]
+
+
 def _shape(kind: Any) -> _Shape:
     """`kind` taken apart."""
     if type(kind) is _Number:
@@ -339,16 +351,18 @@ def _record(value: Any, kind: Any, where: str, depth: int) -> State:
         raise LoadError(f"{where}: {_shown(value)} is no {kind.__name__}")
     ((key, fields),) = value.items()
     name, _, version = key.partition("/")
-    cls = _classes.get(name)
+    cls = defined(name)
     if cls is None or not issubclass(cls, kind):
         raise LoadError(f"{where}: {_shown(name)} is no {kind.__name__}")
     if version != str(cls.version):
         raise LoadError(
             f"{where}: {name} of version {_shown(version)}; this pykvm knows version {cls.version}"
         )
-    if cls not in _shapes_of:
-        _shapes_of[cls] = {field: _shape(kind) for field, kind in _hints(cls).items()}
-    shapes = _shapes_of[cls]
+    try:
+        shapes = _shapes(cls)
+    except NameError as error:
+        # Its annotations name a class whose module was not imported.
+        raise LoadError(f"{where}: {name} cannot be read here: {error}") from None
     if type(fields) is not dict or fields.keys() != shapes.keys():
         raise LoadError(f"{where}: {name} has the fields {', '.join(shapes)}, not {_shown(fields)}")
     place = where if depth == 0 and where == name else f"{where}: {name}" if depth == 0 else where

@@ -174,8 +174,11 @@ class Engine(Protocol):
     def overwrites(self, state: VcpuState) -> Sequence[tuple[int, int]]:
         """Guest memory that is written when this state is loaded: addresses and sizes."""
 
-    def load(self, state: VcpuState) -> None:
-        """Be in that state, whatever the instruction at hand was."""
+    def load(self, state: VcpuState, tsc_offset: int | None = None) -> None:
+        """Be in that state, whatever the instruction at hand was.
+
+        The TSC offset is the state's, unless another one is given, modulo 2**64.
+        """
 
     @property
     def page(self) -> Any:

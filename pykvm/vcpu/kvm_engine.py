@@ -417,7 +417,7 @@ class KvmEngine:
         """See `Engine`."""
         return self.transfer.overwrites(state)
 
-    def load(self, state: VcpuState) -> None:
+    def load(self, state: VcpuState, tsc_offset: int | None = None) -> None:
         """See `Engine`."""
         core, page, transfer = self.living(), self.page, self.transfer
         # What KVM has taken once it takes again, from the page: that saves two ioctls.
@@ -428,7 +428,7 @@ class KvmEngine:
         self._sregs = None
         self._overtaken_at = self._regs_at = core.runs
         page[DIRTY_REGS] = 0
-        transfer.put(state, registers=not by_page)
+        transfer.put(state, registers=not by_page, tsc_offset=tsc_offset)
         page[REGS:SREGS] = state.regs
         if by_page:
             page[SREGS:INTERRUPT_BITMAP] = state.sregs[: INTERRUPT_BITMAP - SREGS]

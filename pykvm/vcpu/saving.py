@@ -99,8 +99,8 @@ def _tsc(msrs: dict[int, int], shared: int) -> int:
     return (shared + msrs.get(IA32_TSC_ADJUST, 0)) % (1 << 64)
 
 
-def load(cpu: CPU, state: VcpuState) -> None:
-    """See `CPU.load`."""
+def load(cpu: CPU, state: VcpuState, tsc_offset: int | None = None) -> None:
+    """See `CPU.load`, and `Engine.load` for the TSC offset."""
     _check_idle(cpu)
     if state.cr8 > _HIGHEST_CR8:
         raise ConfigError(f"the state of a vCPU has CR8 = {state.cr8:#x}")
@@ -110,7 +110,7 @@ def load(cpu: CPU, state: VcpuState) -> None:
         for address, size in engine.overwrites(state)
         if memory.is_ram(address, size)
     ]
-    engine.load(state)
+    engine.load(state, tsc_offset)
     for address, content in overwritten:
         memory.write(address, content)
     cpu.parked = state.parked

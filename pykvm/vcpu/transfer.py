@@ -52,7 +52,14 @@ from pykvm.kvm.handle import name_of
 from pykvm.kvm.hints import hint_for
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.claim import refusal
-from pykvm.vcpu.msr_list import IA32_TSC, IA32_TSC_DEADLINE, LARGEST_BATCH, msrs_of, pack
+from pykvm.vcpu.msr_list import (
+    IA32_TSC,
+    IA32_TSC_ADJUST,
+    IA32_TSC_DEADLINE,
+    LARGEST_BATCH,
+    msrs_of,
+    pack,
+)
 from pykvm.vcpu.saved import RUNNING_MSRS
 
 if TYPE_CHECKING:
@@ -68,6 +75,7 @@ __all__ = ["Transfer"]
 
 _VMX = 1 << 5  # CPUID.1:ECX
 _SVM = 1 << 2  # CPUID.80000001H:ECX
+_TSC_ADJUST = 1 << 1  # CPUID.(7,0):EBX
 
 _NR_XCRS = slice(0, 4)
 _SREGS2_FLAGS = uapi.kvm_sregs2.offset_of("flags")
@@ -105,19 +113,21 @@ class _Host:
             self.xsave2 = bool(extension(uapi.KVM_CAP_XSAVE2))
             self.nested_size = extension(uapi.KVM_CAP_NESTED_STATE)
             self.msrs = tuple(system.msr_index_list())
-        self._parts: dict[tuple[bytes, bool], tuple[tuple[int, ...], int]] = {}
+        self._parts: dict[tuple[bytes, bool], tuple[tuple[int, ...], int, bool]] = {}
 
-    def parts_of(self, vcpu: kvm.VCPU, *, has_lapic: bool) -> tuple[tuple[int, ...], int]:
-        """The MSRs of this vCPU, and the size of its nested state: known by its CPUID.
+    def parts_of(self, vcpu: kvm.VCPU, *, has_lapic: bool) -> tuple[tuple[int, ...], int, bool]:
+        """What is known of this vCPU by its CPUID.
 
-        To find out takes milliseconds.
+        Its MSRs, the size of its nested state, and whether it has IA32_TSC_ADJUST.  To find out
+        takes milliseconds.
         """
         key = bytes(vcpu.get_cpuid2_packed()), has_lapic
         known = self._parts.get(key)
         if known is None:
             leaves = vcpu.get_cpuid2()
             nested = self.nested_size if _can_nest(leaves) else 0
-            known = self._parts[key] = msrs_of(vcpu, self.msrs, leaves), nested
+            known = msrs_of(vcpu, self.msrs, leaves), nested, _has_tsc_adjust(leaves)
+            self._parts[key] = known
         return known
 
     @classmethod
@@ -184,6 +194,11 @@ class _Packed:
         done: int = lib.pykvm_transfer(core, self.steps + first, count, self.buffer)
         return None if done == count else first + done
 
+    def set_number(self, name: str, value: int) -> None:
+        """Change an argument of 64 bits."""
+        at, size = self.places[name]
+        ffi.memmove(self.buffer + at, value.to_bytes(size, "little"), size)
+
     def part(self, name: str) -> bytes:
         """An argument as it is now."""
         at, size = self.places[name]
@@ -203,12 +218,15 @@ class Transfer:
         self._sregs2 = host.sregs2
         self._xsave2 = host.xsave2
         self.has_lapic = _is_there(vcpu.get_lapic)
-        self._msrs, self._nested_size = host.parts_of(vcpu, has_lapic=self.has_lapic)
+        self._msrs, self._nested_size, adjusts = host.parts_of(vcpu, has_lapic=self.has_lapic)
         has_offset = vcpu.has_device_attr(KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET)
         self._kvm_moves_tsc = has_offset and _moves_tsc(vcpu)
         self._has_offset = has_offset and not self._kvm_moves_tsc
         if self._has_offset:
-            self._msrs = tuple(index for index in self._msrs if index != IA32_TSC)
+            # Where CPUID does not show IA32_TSC_ADJUST, KVM drops the VMM's writes of it, and what
+            # the guest has written to IA32_TSC is in the offset.
+            by_offset = {IA32_TSC} if adjusts else {IA32_TSC, IA32_TSC_ADJUST}
+            self._msrs = tuple(index for index in self._msrs if index not in by_offset)
         #: What of kvm_vcpu_events KVM shows (KVM_VCPUEVENT_VALID_...).
         self.event_flags: int = vcpu.get_vcpu_events().flags
         self._getting: _Packed | None = None
@@ -318,13 +336,14 @@ class Transfer:
             found += ((index, value) for index, _, value in _MSR.iter_unpack(entries))
         return tuple(found)
 
-    def put(self, state: VcpuState, *, registers: bool) -> None:
-        """Set all that is KVM's in `state`.
+    def put(self, state: VcpuState, *, registers: bool, tsc_offset: int | None = None) -> None:
+        """Set all that is KVM's in `state`, but for its TSC offset if there is a `tsc_offset`.
 
         Without `registers` the caller sets the general and the system registers.  Raises KVMError;
         ConfigError for a state that is none of this vCPU's.
         """
         packed = self._packed(state)
+        offset = state.tsc_offset if tsc_offset is None else tsc_offset
         self._spent = 0 if state.lapic is None else _spent_count(state.lapic)
         # The guest cannot change it.
         if not self.was_put(state) and self._kvm.get_tsc_khz() != state.tsc_khz:
@@ -332,6 +351,8 @@ class Transfer:
         if self._kvm_moves_tsc:
             self._put_tsc(state)
         while True:
+            if "tsc" in packed.places and offset is not None:
+                packed.set_number("tsc", offset)
             failed = packed.do(self._core, 0 if registers else 2)
             if failed is None:
                 break
@@ -437,7 +458,7 @@ class Transfer:
                 )
         if state.nested is not None:
             self._check_nested(state.nested)
-        known = {*self._msrs, IA32_TSC}
+        known = {*self._msrs, IA32_TSC, IA32_TSC_ADJUST}
         unknown = [index for index, _ in state.msrs if index not in known]
         if unknown:
             raise ConfigError(f"the state of a vCPU has MSR {unknown[0]:#x}; this vCPU has none")
@@ -536,6 +557,12 @@ def _is_there(get: Any) -> bool:
             raise
         return False
     return True
+
+
+def _has_tsc_adjust(leaves: Iterable[Any]) -> bool:
+    return any(
+        leaf.function == 7 and leaf.index == 0 and bool(leaf.ebx & _TSC_ADJUST) for leaf in leaves
+    )
 
 
 def _can_nest(leaves: Iterable[Any]) -> bool:

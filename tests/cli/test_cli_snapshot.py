@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from pykvm import Snapshot
 from pykvm.cli.options import parse
 from pykvm.cli.usage import UsageError
 from support.slowness import longer
 from support.terminal import Terminal
+
+KEEP, HOST = ("--wall", "keep"), ("--wall=host",)
 
 Pykvm = Callable[..., "subprocess.CompletedProcess[str]"]
 Flat = Callable[[str], Path]
@@ -157,6 +160,37 @@ def test_force_is_for_snapshots(pykvm: Pykvm, guests: Path, booted: Path) -> Non
     assert "--force is for a file that --save has made" in done.stderr
 
 
+# Touches its real-time clock, says A, then the month that the clock shows.
+MONTH = """
+    E4 71             in al, 0x71
+    B0 41             mov al, 'A'
+    BA F8 03          mov dx, 0x3f8
+    EE                out dx, al
+    B0 08             mov al, 8
+    E6 70             out 0x70, al
+    E4 71             in al, 0x71
+    EE                out dx, al
+    B0 00             mov al, 0
+    E6 F4             out 0xf4, al
+"""
+
+
+def test_wall_sets_the_clocks(pykvm: Pykvm, flat: Flat, guests: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    assert pykvm(flat(MONTH), "--until", "A", "--save", path).returncode == 0
+    saved = Snapshot.load(path)
+    # As if it had been made then.
+    saved.taken -= 40 * 24 * 3600
+    saved.save(path)
+    here, kept, now = (pykvm(path, *options).stdout for options in ((), KEEP, HOST))
+    assert len(here) == 1
+    assert kept == here
+    assert now != here
+    done = pykvm(*HOST, guests / "hello.elf")
+    assert done.returncode == 2
+    assert "--wall is for a file that --save has made" in done.stderr
+
+
 def test_a_damaged_file(pykvm: Pykvm, booted: Path) -> None:
     data = bytearray(booted.read_bytes())
     data[5000] ^= 1
@@ -223,6 +257,28 @@ def test_a_byte_of_memory(pykvm: Pykvm, flat: Flat, tmp_path: Path) -> None:
         "  0x0: 1 byte from 0x601: 00 00 00 00 00 00 00 00 -> 2b 00 00 00 00 00 00 00"
     )
     assert "  rax: 0x41 -> 0x42" in lines
+
+
+WRITE_MSR = """
+    B0 41                mov al, 'A'
+    BA F8 03             mov dx, 0x3f8
+    EE                   out dx, al
+    66 B9 74 01 00 00    mov ecx, 0x174
+    66 31 D2             xor edx, edx
+    66 B8 08 00 00 00    mov eax, 8
+    0F 30                wrmsr
+    BA F8 03             mov dx, 0x3f8
+    EE                   out dx, al
+    EB FE                jmp $
+"""
+
+
+def test_an_msr_by_its_name(pykvm: Pykvm, flat: Flat, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert pykvm(flat(WRITE_MSR), "--until", "A", "--save", first).returncode == 0
+    assert pykvm(first, "--until", "\b", "--save", second).returncode == 0
+    lines = pykvm("snapshot", "diff", first, second).stdout.splitlines()
+    assert "  MSR.IA32_SYSENTER_CS (0x174): 0 -> 8" in lines
 
 
 @pytest.mark.parametrize(

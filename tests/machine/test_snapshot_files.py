@@ -525,6 +525,52 @@ def test_nothing_that_a_file_names_is_imported(
     assert "antigravity" not in sys.modules
 
 
+OWN_STATE = """
+from __future__ import annotations
+import sys
+from typing import TYPE_CHECKING
+from pykvm import Machine, Placement, Space
+from pykvm.values.state import State
+if TYPE_CHECKING:
+    from pykvm.devices.pit import Pit8254State
+
+class RackState(State):
+    level: int
+    pits: tuple[Pit8254State, ...] = ()
+
+class Rack:
+    name = "rack"
+    level = len(sys.argv)
+    def read(self, offset, size): return 0
+    def state(self): return RackState(self.level)
+    def restore(self, state): print("restored", state.level)
+
+def rack():
+    return Placement(Rack(), Space.PIO, 0x90, 1)
+
+"""
+SAVE = """
+with Machine(irqchip="none", memory="1M", devices=[rack()]) as machine:
+    machine.snapshot().save(sys.argv[1])
+"""
+LOAD = """
+assert "pykvm.devices.pit" not in sys.modules
+Machine.from_snapshot(sys.argv[1], devices=[rack()]).close()
+"""
+
+
+@pytest.mark.kvm
+def test_a_state_of_ones_own_names_one_that_was_not_imported(path: Path) -> None:
+    for program, said in ((SAVE, ""), (LOAD, "restored 3\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", OWN_STATE + program, path, *["more"] * (program == SAVE)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stderr, done.stdout) == ("", said)
+
+
 def test_every_state_has_its_module() -> None:
     for module in pkgutil.walk_packages(pykvm.__path__, "pykvm."):
         if not module.name.endswith("__main__"):

@@ -144,6 +144,14 @@ def test_any_json_is_a_state_or_a_load_error(value: object) -> None:
         assert decode(through_json(state), kind) == state
 
 
+def test_an_annotation_of_what_is_not_defined_is_refused() -> None:
+    class OrphanState(State):
+        inner: NowhereState | None  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(LoadError, match="OrphanState cannot be read here: .*NowhereState"):
+        decode({"OrphanState/1": {"inner": None}}, object)
+
+
 def test_fits_asks_the_annotations() -> None:
     assert fits(CellState(3), CellState)
     assert not fits(CellState(99), CellState)
