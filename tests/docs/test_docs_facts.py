@@ -69,6 +69,14 @@ def missing_tests(text: str) -> list[str]:
     ]
 
 
+@cache
+def all_tests() -> set[str]:
+    """The names of all tests and of their files."""
+    files = sorted(ROOT.glob("tests/*/test_*.py"))
+    names = {name for file in files for name in names_of_tests(str(file.relative_to(ROOT)))}
+    return names | {file.stem for file in files}
+
+
 def promises() -> list[str]:
     """The items of the page, each in one piece."""
     return re.findall(r"^- .*(?:\n  .*)*", (ROOT / PROMISES).read_text(), re.MULTILINE)
@@ -96,6 +104,12 @@ def test_every_promise_names_the_tests_that_keep_it() -> None:
 
 def test_every_test_that_a_promise_names_exists() -> None:
     assert missing_tests("".join(promises())) == []
+
+
+def test_every_test_that_the_page_on_snapshots_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", prose("docs/snapshots.md")))
+    assert len(named) > 10
+    assert named <= all_tests()
 
 
 def test_every_outcome_is_promised_and_explained() -> None:
