@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 
 from pykvm.errors import (
@@ -15,6 +14,7 @@ from pykvm.errors import (
 )
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import show
+from pykvm.values.enumeration import Enum
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Ending", "Outcome", "Place", "Result", "Unclaimed"]
 
 
-class Outcome(enum.Enum):
+class Outcome(Enum):
     """Why a run ended.  Exactly one of these holds for every run that returns."""
 
     #: The guest ended itself and gave an exit code.

@@ -51,6 +51,16 @@ static int64_t interrupted(struct pykvm_vcpu *v)
     return PYKVM_AGAIN;
 }
 
+/* Whether an exit that is watched is one to look at; without its registers it may be. */
+static int is_occasion(const struct pykvm_vcpu *v)
+{
+    const struct kvm_run *run = v->private_->run;
+    const struct kvm_sregs *sregs = &run->s.regs.sregs;
+
+    return !v->watched_idt || !(run->kvm_valid_regs & KVM_SYNC_X86_SREGS) ||
+           (sregs->efer & EFER_LMA && sregs->idt.limit >= v->watched_idt);
+}
+
 static int64_t enter_guest(struct pykvm_vcpu *v)
 {
     struct pykvm_private *p = v->private_;
@@ -81,7 +91,8 @@ static int64_t enter_guest(struct pykvm_vcpu *v)
         __atomic_store_n(&v->attention, 1, __ATOMIC_RELAXED);
     if (v->watched) {
         v->watched--;
-        __atomic_store_n(&v->attention, 1, __ATOMIC_RELAXED);
+        if (is_occasion(v))
+            __atomic_store_n(&v->attention, 1, __ATOMIC_RELAXED);
     }
     take_map(p);
     return take_exit(v);

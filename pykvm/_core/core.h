@@ -39,6 +39,9 @@ enum {
     PYKVM_COUNTERS = 128 /* exits by reason (index below 64), writes by reason + 64 */
 };
 
+/* SDM 4 table 2-2, IA32_EFER. */
+#define EFER_LMA (1ull << 10)
+
 struct pykvm_map;
 struct pykvm_native;
 struct pykvm_private;
@@ -74,6 +77,7 @@ struct pykvm_vcpu {
     uint32_t attention; /* nonzero: come back before entering the guest again */
     uint8_t surface;  /* nonzero: every exit is PYKVM_EXIT, no map and no posting takes part */
     uint32_t watched; /* so many exits from now on set `attention` */
+    uint32_t watched_idt; /* only those with an IDT in 64-bit mode, of this limit or more; 0: all */
     uint64_t runs;          /* KVM_RUN calls so far */
     uint64_t guest_cycles;  /* host TSC cycles spent in the guest and in this loop */
     uint64_t exits[128];

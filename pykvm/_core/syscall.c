@@ -15,7 +15,6 @@
 #include <string.h>
 
 #define EFER_SCE (1ull << 0)
-#define EFER_LMA (1ull << 10)
 #define CR4_LA57 (1ull << 12)
 #define RFLAGS_DF (1ull << 10)
 #define RFLAGS_RF (1ull << 16)

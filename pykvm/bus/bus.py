@@ -21,7 +21,7 @@ never its own address.  Ten lines are enough:
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 from bisect import bisect_right
 
 from pykvm.bus.access import MASKS, SIZES, accessors
@@ -142,7 +142,7 @@ class Bus:
         self.by_slot: dict[int, Range] = {}
         self._next_slot = 0
         # Re-entrant: a subscriber of `on_change` may well change the bus again.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         # Readers in other threads see either the old or the new pair, never half a change.
         self._tables: dict[Space, tuple[tuple[Range, ...], list[int]]] = {
             space: ((), []) for space in Space

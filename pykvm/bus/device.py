@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from operator import index
 
 from pykvm.errors import ConfigError
 from pykvm.layout import CASCADE_IRQ, ISA_IRQS
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import integer, show, unsigned, wrong
+from pykvm.values.enumeration import Enum
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ method: so an exit costs one look-up in C and one in Python, however many device
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 from collections import deque
 from contextlib import nullcontext, suppress
 from errno import ENOMEM
@@ -79,7 +79,7 @@ class Dispatch:
         `shared` is for several vCPUs: their threads enter a device one at a time.
         """
         self.bus = bus
-        self.lock: AbstractContextManager[object] = threading.RLock() if shared else nullcontext()
+        self.lock: AbstractContextManager[object] = RLock() if shared else nullcontext()
         self._shared = shared
         self.reads = Readers()
         self.writes = Writers()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
+from _thread import get_ident
 from contextlib import ExitStack
 
 from pykvm.cli.ports import NoPort, StdioPort, StdoutPort, open_file
@@ -208,6 +207,7 @@ class Consoles:
         from pykvm.cli.terminal import ESCAPE_HELP, Escape
 
         escape = Escape()
+        main = get_ident()
 
         def receive(typed: bytes) -> None:
             passed, commands = escape.feed(typed)
@@ -217,10 +217,10 @@ class Consoles:
                 write_stderr(ESCAPE_HELP, until=0.0)
             if "leave" in commands:
                 self.left = True
-                main = threading.main_thread().ident
-                assert main is not None
+                from signal import SIGINT, pthread_kill
+
                 # As Ctrl-C does it: that works whether the run has begun or not.
-                signal.pthread_kill(main, signal.SIGINT)
+                pthread_kill(main, SIGINT)
 
         return receive
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from typing import Any
 
     from pykvm.result import Result
+else:
+    # The part of it in C: the other one makes enumerations, and takes longer than a small guest.
+    import _signal as signal
 
 __all__ = ["Interrupts"]
 
@@ -36,11 +39,11 @@ class Interrupts:
         self._stop = stop
         self._raising = True
         self._running = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[int, Any] = {}
         #: Asked in the signal handler whether a SIGINT is for the guest.
         self.passes: Callable[[], bool] | None = None
         #: The first signal that came, or None.
-        self.received: signal.Signals | None = None
+        self.received: int | None = None
         #: How many came.
         self.signals = 0
         # Readable from the first signal on: every wait includes it.
@@ -49,7 +52,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         for number in _SIGNALS:
             before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:
+            if before != signal.SIG_IGN:
                 self._before[number] = before
                 signal.signal(number, self._take)
         return self
@@ -82,7 +85,7 @@ class Interrupts:
             return
         self.signals += 1
         if not again:
-            self.received = signal.Signals(number)
+            self.received = number
             os.write(self._write_fd, b"!")
         if self._raising or (self._running and (not self._stop() or again)):
             # Once only: what is left to do then is putting things back.

@@ -8,7 +8,6 @@ next byte, `LONGEST` in all, and not at all after another signal.
 from __future__ import annotations
 
 import os
-import select
 import stat
 import time
 from contextlib import suppress
@@ -16,6 +15,7 @@ from contextlib import suppress
 from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import select
     from collections.abc import Callable
 
 __all__ = ["LINGER", "LONGEST", "Linger", "Stop", "TimeLimit", "Writer", "attach_standard_streams"]
@@ -126,10 +126,7 @@ class Writer:
             self._open_anew(fd, _PIPE_PIECE)
         elif os.isatty(fd):
             self._open_anew(fd, _TERMINAL_PIECE)
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLOUT)
-        if stop is not None:
-            self._poll.register(stop.fd, select.POLLIN)
+        self._poll: select.poll | None = None
 
     def _write_fd(self, data: memoryview) -> int:
         return os.write(self._fd, data)
@@ -178,11 +175,22 @@ class Writer:
                 asks = True
         return 0
 
+    def _room(self) -> select.poll:
+        """What says when something can be written; most outputs are never full."""
+        if self._poll is None:
+            from select import POLLIN, POLLOUT, poll
+
+            self._poll = poll()
+            self._poll.register(self._fd, POLLOUT)
+            if self._stop is not None:
+                self._poll.register(self._stop.fd, POLLIN)
+        return self._poll
+
     def _has_room(self) -> bool:
         """Wait until something can be written; False if the wait is over."""
         while True:
             patience = self._patience()
-            ready = [fd for fd, _ in self._poll.poll(patience)]
+            ready = [fd for fd, _ in self._room().poll(patience)]
             if self._fd in ready:
                 return True
             if self._linger is not None:
@@ -202,7 +210,7 @@ class Writer:
     def _begin_to_linger(self) -> None:
         if self._stop is not None:
             # Readable from now on.
-            self._poll.unregister(self._stop.fd)
+            self._room().unregister(self._stop.fd)
         self._linger = Linger(self._stop)
 
     def _patience(self) -> float | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import stat
 import time
 from contextlib import suppress
@@ -199,10 +198,12 @@ class FifoPort(NoPort):
 
     def _is_over(self) -> bool:
         """Wait a little; whether the run is over."""
-        poll = select.poll()
-        poll.register(self._stop.fd, select.POLLIN)
+        from select import POLLIN, poll
+
+        reader = poll()
+        reader.register(self._stop.fd, POLLIN)
         late = self._limit.at is not None and time.monotonic() >= self._limit.at
-        return late or bool(poll.poll(_FIFO_INTERVAL * 1000))
+        return late or bool(reader.poll(_FIFO_INTERVAL * 1000))
 
     def _open(self) -> bool:
         if self._port is None:
@@ -247,7 +248,9 @@ class StdioPort(StdoutPort):
         """Stdin, until its end."""
         if not (reading and self._open and self._mine()):
             return []
-        return [(_STDIN, select.POLLIN)]
+        from select import POLLIN
+
+        return [(_STDIN, POLLIN)]
 
     def _mine(self) -> bool:
         return self._terminal is None or self._terminal.claim()

@@ -179,5 +179,9 @@ class _Session:
         if self._consoles.left:
             status = Status.UNSAID if self._options.until else Status.DONE
             return "the console was left with Ctrl-A x", status
-        name = "Ctrl-C" if number == Status.INTERRUPTED - 128 else number.name
-        return f"stopped by {name}", 128 + number
+        status = 128 + number
+        if status == Status.INTERRUPTED:
+            return "stopped by Ctrl-C", status
+        from signal import Signals
+
+        return f"stopped by {Signals(number).name}", status

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import termios
-import threading
+from _thread import RLock
 from contextlib import suppress
 
 from pykvm.typed import TYPE_CHECKING
@@ -101,7 +101,7 @@ class RawTerminal:
         self._suspended = False
         self._before: dict[int, Any] = {}
         # Signal handlers enter it too, in whatever state they find the main thread.
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def __enter__(self) -> RawTerminal:
         self._saved = termios.tcgetattr(self._fd)

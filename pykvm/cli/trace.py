@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
+from _thread import allocate_lock
 from collections import Counter
 
 from pykvm.cli.describe import (
@@ -100,7 +100,7 @@ class Trace:
         #: What is to be said at the end: lines that were lost.
         self.remarks: list[str] = []
         # With several vCPUs, each of their threads writes.
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
     def __enter__(self) -> Trace:
         self._port = self._open()

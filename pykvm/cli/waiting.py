@@ -13,9 +13,9 @@ import select
 import socket
 import stat
 import termios
-import threading
 import time
 import tty
+from _thread import allocate_lock
 from contextlib import suppress
 
 from pykvm.cli.output import Linger
@@ -53,7 +53,7 @@ class _WaitingPort(NoPort):
     def __init__(self, stop: Stop | None = None) -> None:
         """A signal that `stop` counts ends the wait for a reader."""
         self._stop = stop
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._backlog = bytearray()
         self._dropped = 0
         self._wake: Callable[[], object] = bool

@@ -24,8 +24,8 @@ Guest time lasts 146 years (`NEVER`): a timer armed for later is armed, and neve
 
 from __future__ import annotations
 
-import threading
 import time
+from _thread import allocate_lock
 from bisect import insort
 
 from pykvm.clock.saved import ClockState, TimerState
@@ -186,7 +186,7 @@ class Clock:
         self.steps_back = 0
         self._earlier = Subscribers()
         self._publish: Callable[[int | None], None] | None = None
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._host_now = host_now
         self._last_host = host_now()
         # Of the host's time: what is added to it so that it never goes backwards.

@@ -9,7 +9,7 @@ S5 only: SLP_EN with another SLP_TYP does nothing, and the guest runs on.
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 
 from pykvm.bus import GuestPowerOff
 from pykvm.bus.device import NamedDevice
@@ -87,7 +87,7 @@ class AcpiPm(NamedDevice):
         #: How often the PM timer's top bit has changed, as far as TMR_STS knows of it.
         self._changes = 0
         # Re-entrant: an interrupt line may well come back to this device.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self.reset()
 
     def reset(self) -> None:

@@ -11,7 +11,7 @@ for the end of it, as the specification says.
 from __future__ import annotations
 
 import struct
-import threading
+from _thread import RLock
 from contextlib import suppress
 
 from pykvm.bus.device import NamedDevice
@@ -232,7 +232,7 @@ class FwCfg(NamedDevice):
         self._clock: TimeSource | None = None
         self._timer: Timer | None = None
         # Transfers go on in one vCPU's thread, while another may be at the ports.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._items: dict[int, memoryview] | None = None
         self.reset()
 

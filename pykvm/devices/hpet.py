@@ -20,7 +20,7 @@ in level-triggered mode only.
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 
 from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import Counter, Rule
@@ -320,7 +320,7 @@ class Hpet(NamedDevice):
         self.name = name
         self._clock = clock
         # Re-entrant: an interrupt line may well come back to this device.
-        self.lock = threading.RLock()
+        self.lock = RLock()
         lines = lines or {}
         self._outputs = {irq: _Output(irq, line) for irq, line in lines.items()}
         self._legacy_capable = all(irq in lines for irq in LEGACY_IRQS)

@@ -20,7 +20,7 @@ rest it falls just before the rise, not when OUT does: controllers look at the r
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 from functools import lru_cache
 
 from pykvm.bus.device import NamedDevice
@@ -102,7 +102,7 @@ class Pit8254(NamedDevice):
         self._irq = Output(line)
         self._timer = clock.timer(self._due)
         # Re-entrant: an interrupt line may well come back to this device.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._published: Published | None = None
         #: The counter that is lent to C, and how it was published last.
         self._lent: Channel | None = None

@@ -17,8 +17,8 @@ stored, and with any time base but the 32,768 Hz crystal the clock stands still.
 
 from __future__ import annotations
 
-import threading
 import time
+from _thread import RLock
 
 from pykvm.bus.device import NamedDevice
 from pykvm.bus.published import WRITTEN, Published, Rule
@@ -146,7 +146,7 @@ class Rtc146818(NamedDevice):
         self._irq = Output(line)
         self._timer = clock.timer(self._due)
         # Re-entrant: an interrupt line may well come back to this device.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._published: Published | None = None
         # The registers of which C knows what they read.
         self._known: set[int] = set()

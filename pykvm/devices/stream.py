@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import integer
@@ -43,7 +43,7 @@ class OutputLog:
     def __init__(self, *, limit: int = OUTPUT_LIMIT) -> None:
         self._limit = integer("limit", limit, 0)
         self._kept = bytearray()
-        self._keeping = threading.Lock()
+        self._keeping = allocate_lock()
         self._trimmed = 0
         self._printed = Subscribers()
         # The `at_once` of each subscriber: by what ends its subscription, and alone.

@@ -16,7 +16,7 @@ receiving").  Any other guest receives, whatever it does with RTS.
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 
 from pykvm.bus.device import NamedDevice
 from pykvm.devices.incoming import Incoming
@@ -110,7 +110,7 @@ class Uart16550(OutputLog, NamedDevice):
         #: Whether the guest has read a character that the host sent.
         self.heard = False
         # Re-entrant: an interrupt line or a subscriber may well come back to this device.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._irq = Output(line)
         self._incoming = Incoming()
         self._registers = Registers()

@@ -7,7 +7,7 @@ import struct
 from contextlib import suppress
 
 from pykvm.errors import HostError
-from pykvm.kvm import Cap
+from pykvm.kvm import uapi
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import option
 from pykvm.values.state import State
@@ -23,15 +23,15 @@ __all__ = ["HostRecord", "check_host", "differences", "without_apic_ids"]
 
 # The ioctls that carry a vCPU's state, and what every run is built on.
 _ALWAYS = (
-    *(Cap.KVM_CAP_SYNC_REGS, Cap.KVM_CAP_IMMEDIATE_EXIT, Cap.KVM_CAP_MP_STATE),
-    *(Cap.KVM_CAP_VCPU_EVENTS, Cap.KVM_CAP_DEBUGREGS, Cap.KVM_CAP_XCRS, Cap.KVM_CAP_XSAVE),
-    *(Cap.KVM_CAP_ADJUST_CLOCK, Cap.KVM_CAP_SET_GUEST_DEBUG),
+    *("KVM_CAP_SYNC_REGS", "KVM_CAP_IMMEDIATE_EXIT", "KVM_CAP_MP_STATE"),
+    *("KVM_CAP_VCPU_EVENTS", "KVM_CAP_DEBUGREGS", "KVM_CAP_XCRS", "KVM_CAP_XSAVE"),
+    *("KVM_CAP_ADJUST_CLOCK", "KVM_CAP_SET_GUEST_DEBUG"),
 )
 # By irqchip, what its interrupts and clocks are built on.
 _IRQCHIP = {
-    "user": (Cap.KVM_CAP_X86_USER_SPACE_MSR, Cap.KVM_CAP_X86_MSR_FILTER),
-    "split": (Cap.KVM_CAP_SPLIT_IRQCHIP,),
-    "kernel": (Cap.KVM_CAP_IRQCHIP, Cap.KVM_CAP_PIT_STATE2, Cap.KVM_CAP_IRQ_ROUTING),
+    "user": ("KVM_CAP_X86_USER_SPACE_MSR", "KVM_CAP_X86_MSR_FILTER"),
+    "split": ("KVM_CAP_SPLIT_IRQCHIP",),
+    "kernel": ("KVM_CAP_IRQCHIP", "KVM_CAP_PIT_STATE2", "KVM_CAP_IRQ_ROUTING"),
 }
 
 # KVM_SET_TSC_KHZ takes a frequency as the host's own if it is this near (arch/x86/kvm/x86.c,
@@ -114,11 +114,11 @@ class HostRecord(State):
             offered=offered,
             unmasked=unmasked,
             xcr0=_xcr0(table),
-            xsave_size=extension(Cap.KVM_CAP_XSAVE2),
+            xsave_size=extension(uapi.KVM_CAP_XSAVE2),
             msrs=tuple(system.msr_index_list()),
-            capabilities=tuple((cap.name, extension(cap)) for cap in needed),
+            capabilities=tuple((name, extension(getattr(uapi, name))) for name in needed),
             tsc_khz=tsc_khz,
-            tsc_scalable=bool(extension(Cap.KVM_CAP_TSC_CONTROL)) and tsc_movable,
+            tsc_scalable=bool(extension(uapi.KVM_CAP_TSC_CONTROL)) and tsc_movable,
             tsc_movable=tsc_movable,
             page_size=os.sysconf("SC_PAGE_SIZE"),
         )

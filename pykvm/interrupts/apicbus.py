@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 
 from pykvm.interrupts.message import (
     FIXED,
@@ -39,7 +39,7 @@ class ApicBus:
     __slots__ = ("_lock", "lapics")
 
     def __init__(self, lapics: Iterable[LocalApic] = ()) -> None:
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self.lapics: tuple[LocalApic, ...] = tuple(lapics)
 
     def add(self, lapic: LocalApic) -> None:

@@ -6,7 +6,7 @@ May 1996), by section.
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 
 from pykvm.bus.device import NamedDevice
 from pykvm.errors import ConfigError
@@ -110,7 +110,7 @@ class IoApic(NamedDevice):
 
     def __init__(self, deliver: Callable[[Message], object]) -> None:
         self._deliver = deliver
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._sources = [0] * IOAPIC_PINS
         self.lines = 0
         self.reset()

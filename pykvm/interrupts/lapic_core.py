@@ -5,7 +5,7 @@ The registers that software sees are in `pykvm.interrupts.lapic`.
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 
 from pykvm.errors import ConfigError
 from pykvm.interrupts import lapic_registers as reg
@@ -137,7 +137,7 @@ class ApicCore:
         self._lvt_writable = lvt_writable
         # Guards IRR, TMR, the errors and the pins, which other threads change, and whatever must
         # change together with them.  Never held while anyone else is called.
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         # The wires are outside: their levels outlive a reset.
         self._pins = [False, False]
         self.reset()

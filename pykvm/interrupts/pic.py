@@ -7,7 +7,7 @@ and for what a chipset has wired for good.
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 from functools import lru_cache, partial
 
 from pykvm.bus.device import NamedDevice
@@ -419,7 +419,7 @@ class _ChipPorts(_Ports):
         self,
         name: str,
         chip: Pic8259,
-        lock: threading.RLock,
+        lock: RLock,
         read: Callable[[int], int],
         write: Callable[[int, int], None],
         replay: Callable[[Sequence[Access]], None],
@@ -538,7 +538,7 @@ class Pic8259Pair:
         self._output: InterruptLine = output or Unconnected()
         self._level = False
         # Re-entrant: the interrupted processor may acknowledge at once.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._sources = [0] * 16
         self.chips = Pic8259(master=True), Pic8259(master=False)
         self.master, self.slave = (

@@ -6,7 +6,7 @@ of it: a guest that needs no interrupt and no clock does not pay for them.
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 
 from pykvm.bus import Placement, Space
 from pykvm.bus.device import NamedDevice
@@ -108,7 +108,7 @@ class UserIrqChip:
         self._make_clock = clock
         self._on_made = on_made
         self._on_put_away = on_put_away
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._cpus: Sequence[CPU] = ()
         self.injectors: tuple[Injector, ...] = ()
         self.platform: Platform | None = None

@@ -7,7 +7,7 @@ leaves alone cost nothing.
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 
 from pykvm.bus.device import NamedDevice
 from pykvm.devices.line import Unconnected, restore_level
@@ -36,7 +36,7 @@ class LateLine:
         self._level = False
         self._line: InterruptLine | None = None
         # Re-entrant: what a line leads to may come back to its device.
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def set(self, level: bool) -> None:
         """Drive it high or low, from any thread."""

@@ -63,6 +63,8 @@ class Board:
         #: Called when the guest has touched what can interrupt it, and a run has to ask that.
         self.on_interrupts: Callable[[Interrupts], None] | None = None
         self._closed = False
+        # While it is built, whether its contents are put back after that.
+        self._cmos_comes = False
         self._irqchip_kind = irqchip
         self._config = config
         # Guest time begins here, whenever its clock is made.
@@ -71,16 +73,25 @@ class Board:
         # Made before the irqchip, where it is.
         self._msr_exits: MsrExits | None = None
 
-    def build(self, host: Host, devices: Iterable[Placement], watched: Sequence[int] = ()) -> None:
+    def build(
+        self,
+        host: Host,
+        devices: Iterable[Placement],
+        watched: Sequence[int] = (),
+        *,
+        restored: bool = False,
+    ) -> None:
         """Make the VM, its vCPUs and the irqchip, and place the devices.
 
         Writes of the MSRs in `watched` exit from the first run on, for the workarounds of quirks.
+        With `restored`, the state of the devices is to be put back at once, the CMOS with it.
 
         Raises HostError, ConfigError and KVMError; what was made until then is for `close`.
         """
         placements = list(devices)
         for placement in placements:
             check_placement(placement)
+        self._cmos_comes = restored
         # Not sooner: these are loops of references, and only `close` breaks them.
         self.attachments = Attachments(self.memory, lambda: self.clock)
         self.bus.fixed = self._fixed
@@ -128,6 +139,7 @@ class Board:
             # Not left to the first look at it: this host may not be able to scale the TSC, and a
             # clock that stands still between runs has to be there in each of them.
             _ = self.clock
+        self._cmos_comes = False
 
     def _add_vcpus(self, vm: VM, host: Host) -> None:
         count, model = self._config.vcpus, self._config.cpu
@@ -207,7 +219,7 @@ class Board:
 
     def _fill_cmos(self) -> None:
         """Fill the CMOS as firmware would, if this is a PC and its clock exists."""
-        if "acpi-pm" not in self.devices:
+        if self._cmos_comes or "acpi-pm" not in self.devices:
             return
         from pykvm.devices.rtc import Rtc146818
         from pykvm.tables.cmos import cmos

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 
 from pykvm.typed import TYPE_CHECKING
@@ -55,6 +54,9 @@ _CLASSES = {
 #: By the name of a class, its module.
 MODULES = {name: f"pykvm.{module}" for module, names in _CLASSES.items() for name in names.split()}
 
+# What stands between the names in an annotation.
+_BLANKS = str.maketrans(dict.fromkeys("[]|,.", " "))
+
 
 def import_states(value: Any, also: Iterable[str]) -> None:
     """Import what defines the states that `value`, as JSON, is made of, and the classes `also`.
@@ -85,5 +87,5 @@ def _words(name: str) -> set[str]:
     found: set[str] = set()
     for base in () if cls is None else cls.__mro__:
         for annotation in vars(base).get("__annotations__", {}).values():
-            found.update(re.findall(r"\w+", str(annotation)))
+            found.update(str(annotation).translate(_BLANKS).split())
     return found

@@ -11,7 +11,6 @@ bug-hunting.rst shows what an oops looks like.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 
 from pykvm.bus import GuestPanic
@@ -23,7 +22,9 @@ __all__ = ["KernelWatch", "KernelWatchState"]
 LINES = 24
 LONGEST_LINE = 1024
 
-# To compile these takes longer than a machine from a file may; `re` keeps what it has compiled.
+# What each line that says something has in it.  To load `re` and to compile what follows takes
+# longer than a machine from a file may.
+_SIGNS = "panic", "BUG", "[#", "RIP: ", "[ end "
 
 # printk's time stamp and, with earlyprintk and sysrq, its level.
 _PREFIX = r"^(?:<\d>)?(?:\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?)?"
@@ -106,6 +107,10 @@ class KernelWatch:
 
     def _line(self, line: str) -> None:
         self._lines.append(line)
+        if not any(sign in line for sign in _SIGNS):
+            return
+        import re
+
         text = re.sub(_PREFIX, "", line, count=1)
         if found := re.match(_PANIC, text):
             self._panic = found[1]

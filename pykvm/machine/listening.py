@@ -35,6 +35,8 @@ class Listening:
         self._is_linux = is_linux
         self._kernel_watch: KernelWatch | None = None
         self._ear: Ear | None = None
+        # Where it begins.
+        self._heard = 0
 
     @contextmanager
     def for_death(self) -> Iterator[KernelWatch | None]:
@@ -74,7 +76,7 @@ class Listening:
         """How far that has come."""
         ear, watch = self._ear, self._kernel_watch
         return ConsoleState(
-            0 if ear is None else ear.position, None if watch is None else watch.state()
+            self._heard if ear is None else ear.position, None if watch is None else watch.state()
         )
 
     def restore(self, state: ConsoleState) -> None:
@@ -85,9 +87,7 @@ class Listening:
 
             self._kernel_watch = KernelWatch()
             self._kernel_watch.restore(state.watch)
-        self._ear = None
-        if state.heard:
-            self._listen().position = state.heard
+        self._ear, self._heard = None, state.heard
 
     def _listen(self) -> Ear:
         """How far the port has been listened to."""
@@ -96,6 +96,7 @@ class Listening:
         serial = self._serial
         if self._ear is None or self._ear.console is not serial:
             self._ear = Ear(serial)
+            self._ear.position, self._heard = self._heard, 0
         return self._ear
 
     @property

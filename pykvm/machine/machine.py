@@ -187,7 +187,9 @@ class Machine:
                 watched: Sequence[int] = ()
                 if wanted and begin is not None:
                     wanted, watched = wanted_by(begin[0].state.cpus)
-                board.build(host, placements if devices is None else devices(placements), watched)
+                if devices is not None:
+                    placements = list(devices(placements))
+                board.build(host, placements, watched, restored=begin is not None)
                 board.dispatch.collected.open_bus = guest.open_bus
                 if wanted:
                     self._workarounds.add_quirk_workarounds(watched=bool(watched))

@@ -17,7 +17,6 @@ A difference has of `memory.N` the pages that its parent has otherwise.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from contextlib import ExitStack
@@ -41,11 +40,11 @@ from pykvm.values.sizes import format_size
 from pykvm.values.state import State, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar
 
     from pykvm.boot import Entry
-    from pykvm.boot.symbols import Symbols
+    from pykvm.boot.symbols import Symbol, Symbols
     from pykvm.devices.fw_cfg import Contents
     from pykvm.memory.image import FrozenRegion
     from pykvm.savefile import Bytes, Pages
@@ -103,6 +102,8 @@ class SavedRecord(State):
 def save(saved: Snapshot, path: str | os.PathLike[str], parent: Snapshot | None) -> None:
     """See `Snapshot.save`."""
     # Most files are written once and loaded often.
+    import json
+
     from pykvm.savefile import Bytes, write
 
     path = os.fsdecode(path)
@@ -121,6 +122,8 @@ def save(saved: Snapshot, path: str | os.PathLike[str], parent: Snapshot | None)
 
 
 def _packed(record: State) -> bytes:
+    import json
+
     return json.dumps(encode(record), separators=(",", ":")).encode()
 
 
@@ -340,11 +343,20 @@ def _entry(file: SavedFile, record: SavedRecord, entry: EntryRecord) -> Entry:
     from pykvm.boot import Entry
     from pykvm.boot.symbols import Symbols
 
-    data = file.read("symbols")
-    symbols: Symbols = Symbols(lambda: symbols_from_text(data), extents=entry.extents)
+    # Those of Linux take as long to unpack as to load all the rest.
+    text = file.read_later("symbols")
+    symbols: Symbols = Symbols(lambda: _symbols(text), extents=entry.extents)
     # For the guest it is where it goes on that is its start.
     state = cpu_state(record.machine.cpus[0], file.path)
     return Entry(state, entry.ranges, symbols, entry.remarks, entry.suspicions)
+
+
+def _symbols(text: Callable[[], bytes]) -> Iterable[Symbol]:
+    """What is wrong with them counts for nothing: it comes out in the middle of a report."""
+    try:
+        return symbols_from_text(text())
+    except LoadError:
+        return ()
 
 
 def cpu_state(cpu: VcpuState, where: str) -> CpuState:

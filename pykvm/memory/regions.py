@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+from _thread import RLock
 from bisect import bisect_right
 from contextlib import suppress
 from errno import EINVAL
@@ -130,7 +130,7 @@ class RegionMap:
 
     def __init__(self, *, overcommit: bool = False) -> None:
         self._overcommit = flag("overcommit", overcommit)
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._vm: SlotHost | None = None
         self._closed = False
         # What `remove` is about.

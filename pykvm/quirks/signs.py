@@ -6,7 +6,7 @@ SYSCALL and INT n come from ring 3, and a guest that has one sets LSTAR before, 
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 from functools import partial
 
 from pykvm.errors import KVMError
@@ -64,7 +64,7 @@ class Signs:
         """
         self._msr_exits = msr_exits
         self._ask = ask
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         #: Whether the loop that began last is one by hand.
         self.by_hand = not watched
         for cpu in cpus:
@@ -77,7 +77,7 @@ class Signs:
                 self._msr_exits.ask(OWNER, writes=MSRS if pykvm else ())
                 self.by_hand = not pykvm
         if pykvm:
-            cpu.engine.core.watched = OCCASIONS
+            cpu.engine.core.watched, cpu.engine.core.watched_idt = OCCASIONS, _IDT_LIMIT
             self.look(cpu)
 
     def look(self, cpu: CPU) -> None:

@@ -8,7 +8,7 @@ which exit for that purpose.
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 
 from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError, MemoryRangeError
@@ -61,7 +61,7 @@ class QuirkWorkarounds:
         """
         self._memory = memory
         self._msr_exits = msr_exits
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._by_hand = by_hand
         self._regions: tuple[Region, ...] = ()
         self._table: Any = ffi.NULL
@@ -184,7 +184,7 @@ class _Vcpu:
             self.cpu.debug.hide(OWNER)
 
     def _watch(self) -> None:
-        self.cpu.engine.core.watched = OCCASIONS
+        self.cpu.engine.core.watched, self.cpu.engine.core.watched_idt = OCCASIONS, 0
 
     def _read_msrs(self) -> None:
         for index, value in self.cpu.kvm.get_msrs(MSRS, partial=True).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 
 from pykvm.errors import LoadError
@@ -157,6 +156,8 @@ class Manifest(NamedTuple):
 
     def pack(self) -> bytes:
         """The JSON.  Raises ValueError if it does not fit."""
+        import json
+
         sections = {name: section.as_json() for name, section in self.sections.items()}
         parent = None if self.parent is None else self.parent._asdict()
         record = {"about": self.about, "parent": parent, "sections": sections}

@@ -24,7 +24,7 @@ from pykvm.savefile.pages import runs_of
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Any
 
@@ -86,6 +86,18 @@ class SavedFile:
         if not isinstance(section, StoredBytes):
             raise self._error(f"section {name!r} is memory")
         return self._bytes(name, section)
+
+    def read_later(self, name: str) -> Callable[[], bytes]:
+        """What returns the bytes of a section; it can be called when the file is closed.
+
+        Raises LoadError now if the section is damaged, or not there; later if it was written so
+        that it cannot be unpacked.
+        """
+        section = self._section(name)
+        if not isinstance(section, StoredBytes):
+            raise self._error(f"section {name!r} is memory")
+        data = self._stored(name, section)
+        return lambda: self._unpacked(name, section, data)
 
     def pages(self, name: str) -> StoredPages:
         """Where a region's pages are in the file.  Raises LoadError if there is no such region."""
@@ -204,9 +216,15 @@ class SavedFile:
         return section
 
     def _bytes(self, name: str, section: StoredBytes) -> bytes:
+        return self._unpacked(name, section, self._stored(name, section))
+
+    def _stored(self, name: str, section: StoredBytes) -> bytes:
         data = self._read(section.offset, section.size)
         if digest_of(data) != section.digest:
             raise self._error(f"section {name!r} is damaged (hash)")
+        return data
+
+    def _unpacked(self, name: str, section: StoredBytes, data: bytes) -> bytes:
         if section.unpacked is None:
             return data
         import zlib

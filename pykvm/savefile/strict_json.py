@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from pykvm.errors import LoadError
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 __all__ = ["parse_json"]
 
+# What may stand around a value (RFC 8259, section 2).
+_BLANKS = " \t\n\r"
 # Time to read a number grows with the square of its digits; the largest in a state has 78.
 _DIGITS = 4000
 
@@ -31,14 +33,10 @@ def parse_json(data: bytes, where: str) -> Any:
     """
     try:
         text = data.decode()
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_float=_refuse,
-            parse_constant=_refuse,
-            parse_int=None if _python_limits_digits() else _integer,
-        )
+        value = _scan(text)
         if "\\ud" in text or "\\uD" in text:
+            import json
+
             # Half of a surrogate pair can stand there as an escape, and Python lets it through.
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -46,6 +44,51 @@ def parse_json(data: bytes, where: str) -> Any:
     except ValueError as error:
         raise LoadError(f"{where}: is no JSON: {error}") from None
     return value
+
+
+def _scan(text: str) -> Any:
+    if text.startswith("\ufeff"):
+        raise ValueError("Unexpected UTF-8 BOM")
+    start = len(text) - len(text.lstrip(_BLANKS))
+    try:
+        value, end = _scanner()(text, start)
+    except StopIteration as error:
+        raise ValueError(f"Expecting value: char {error.value}") from None
+    if text[end:].strip(_BLANKS):
+        raise ValueError(f"Extra data: char {end}")
+    return value
+
+
+def _scanner() -> Callable[[str, int], tuple[Any, int]]:
+    """What reads the value that begins at an index: `json.JSONDecoder` has it as scan_once."""
+    rules: Any = _Rules()
+    try:
+        # The part of `json` in C.  The rest of it loads `re`, which takes longer than a file does.
+        from _json import make_scanner
+    except ImportError:
+        from json import JSONDecoder
+
+        decoder: Any = JSONDecoder(
+            object_pairs_hook=rules.object_pairs_hook,
+            parse_float=rules.parse_float,
+            parse_constant=rules.parse_constant,
+            parse_int=rules.parse_int,
+        )
+        scan: Callable[[str, int], tuple[Any, int]] = decoder.scan_once
+        return scan
+    return make_scanner(rules)
+
+
+class _Rules:
+    """How a scanner reads, in the attributes that it asks for."""
+
+    strict = True
+    object_hook = array_hook = None
+
+    def __init__(self) -> None:
+        self.object_pairs_hook = _object
+        self.parse_float = self.parse_constant = _refuse
+        self.parse_int = int if _python_limits_digits() else _integer
 
 
 def _python_limits_digits() -> bool:

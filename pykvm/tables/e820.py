@@ -5,12 +5,12 @@ Source: ACPI Specification 6.5, chapter 15 "System Address Map Interfaces", tabl
 
 from __future__ import annotations
 
-import enum
 import struct
 
 from pykvm import layout
 from pykvm.layout import BIOS_END, BIOS_START, EBDA_START, VIDEO_START
 from pykvm.typed import TYPE_CHECKING
+from pykvm.values.enumeration import IntEnum
 from pykvm.values.frozen import NamedTuple
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = [
 _ENTRY = struct.Struct("<QQI")
 
 
-class E820Type(enum.IntEnum):
+class E820Type(IntEnum):
     """What a range of addresses is good for."""
 
     RAM = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pykvm.errors import ConfigError, StateError
-from pykvm.exits import Hlt
 from pykvm.kvm.uapi import KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT
 from pykvm.typed import TYPE_CHECKING
 from pykvm.vcpu.msr_list import IA32_TSC, IA32_TSC_ADJUST
@@ -45,6 +44,8 @@ def save(cpu: CPU) -> VcpuState:
     halted = loop.halted
     pending = loop.pending
     if pending is not None and not pending.exit.taken:
+        from pykvm.exits import Hlt
+
         if not isinstance(pending.exit, Hlt):
             raise StateError(
                 f"{pending.exit!r} has not been dealt with: the access would be lost",

@@ -13,10 +13,9 @@ Plain values: build a state (`pykvm.x86.entry`), look at it, change it, then set
 
 from __future__ import annotations
 
-import enum
-
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import unsigned, wrong
+from pykvm.values.enumeration import Enum
 from pykvm.x86.descriptors import SegmentDescriptor
 from pykvm.x86.registers import APIC_BASE, CR0, CR4, EFER, RFLAGS, decode, names
 
@@ -34,7 +33,7 @@ __all__ = ["CpuState", "Mode", "SegmentRegister", "TableRegister", "check_record
 _RFLAGS = 1 << 1
 
 
-class Mode(enum.Enum):
+class Mode(Enum):
     """The processor modes that a guest can be started in."""
 
     REAL = "real"

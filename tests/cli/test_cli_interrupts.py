@@ -47,7 +47,7 @@ def test_during_the_set_up_it_is_raised() -> None:
     with Interrupts(Runner().stop) as interrupts:
         with pytest.raises(KeyboardInterrupt):
             send()
-        assert interrupts.received is signal.SIGINT
+        assert interrupts.received == signal.SIGINT
 
 
 def test_before_the_run_it_waits_for_the_run() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pykvm import Machine, Outcome, ResourceError, Snapshot, quirks
+from pykvm import CPU, Machine, Outcome, ResourceError, Snapshot, quirks
 from pykvm.exits import Hlt
 from pykvm.quirks.probe_vm import KERNEL, beginning, lay_out
-from pykvm.quirks.signs import LSTAR
+from pykvm.quirks.signs import LSTAR, Signs
 from support.listing import assemble
 
 pytestmark = pytest.mark.kvm
@@ -70,6 +70,38 @@ def test_a_guest_that_has_an_idt_in_64_bit_mode(asked: list[object], with_idt: M
     assert asked == []
     assert with_idt.run(timeout=20).outcome is Outcome.HALTED
     assert len(asked) == 1
+
+
+LOADS_AN_IDT = """
+    B9 0A 00 00 00            mov ecx, 10
+    E6 80              again: out 0x80, al
+    E2 FC                     loop again
+    0F 01 1C 25 00 A0 00 00   lidt [0xA000]
+    E6 80                     out 0x80, al
+    F4                        hlt
+"""
+
+
+@pytest.mark.parametrize(("limit", "looks"), [(0x6E, 1), (0x6F, 2)])
+def test_a_guest_that_loads_an_idt(
+    asked: list[object], monkeypatch: pytest.MonkeyPatch, limit: int, looks: int
+) -> None:
+    """It is looked at when it begins, and when there is something to see."""
+    looked = []
+    look = Signs.look
+
+    def count(signs: Signs, cpu: CPU) -> None:
+        looked.append(cpu)
+        look(signs, cpu)
+
+    monkeypatch.setattr(Signs, "look", count)
+    with Machine(assemble(LOADS_AN_IDT), mode="long", quirks="on", irqchip="none") as machine:
+        machine.memory.write(0xA000, limit.to_bytes(2, "little") + bytes(8))
+        result = machine.run(timeout=20)
+        assert result.outcome is Outcome.HALTED
+        assert result.exits["IoOut"] == 11
+    assert len(looked) == looks
+    assert len(asked) == looks - 1
 
 
 def test_a_loop_by_hand_asks_nothing(asked: list[object], with_idt: Machine) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import enum
-
+from pykvm.values.enumeration import Enum
 from pykvm.values.frozen import NamedTuple
 from pykvm.x86.registers import CR0, CR4, EFER
 
@@ -52,7 +51,7 @@ _PDE = LevelFormat("PDE", 21, 9, large=True)
 _PTE = LevelFormat("PTE", 12, 9)
 
 
-class PagingMode(enum.Enum):
+class PagingMode(Enum):
     """How linear addresses become physical ones (SDM 3A 4.1.1)."""
 
     NONE = "no paging"
