@@ -24,6 +24,7 @@ struct pykvm_shared_private {
     uint32_t lock;
     struct collection open;  /* what is being collected */
     struct collection taken; /* what Python reads */
+    void *block;             /* where both are, in one piece: a call of the kernel's for all */
     uint64_t generation;     /* how often it was taken */
     int64_t base;
     uint64_t holders;
@@ -59,18 +60,18 @@ struct pykvm_table {
     struct pykvm_rule *rules; /* by register, then by bank */
 };
 
-static void free_collection(struct collection *collection)
-{
-    free(collection->writes);
-    free(collection->batches);
-}
-
 /* Pages that no write ever reaches stay unmapped. */
-static int new_collection(struct collection *collection)
+static int new_collections(struct pykvm_shared_private *p)
 {
-    collection->writes = malloc(WRITES * sizeof *collection->writes);
-    collection->batches = malloc(WRITES * sizeof *collection->batches);
-    return collection->writes && collection->batches;
+    struct pykvm_write *writes = malloc(2 * WRITES * (sizeof *writes + sizeof(struct pykvm_batch)));
+    struct pykvm_batch *batches = (struct pykvm_batch *)(writes + 2 * WRITES);
+
+    if (!writes)
+        return 0;
+    p->block = writes;
+    p->open = (struct collection){.writes = writes, .batches = batches};
+    p->taken = (struct collection){.writes = writes + WRITES, .batches = batches + WRITES};
+    return 1;
 }
 
 struct pykvm_shared *pykvm_shared_new(void)
@@ -86,7 +87,7 @@ struct pykvm_shared *pykvm_shared_new(void)
     p->base = NO_TIME;
     p->holders = 1;
     p->generation = 1;
-    if (!new_collection(&p->open) || !new_collection(&p->taken)) {
+    if (!new_collections(p)) {
         pykvm_shared_free(shared);
         return NULL;
     }
@@ -105,8 +106,7 @@ void pykvm_shared_free(struct pykvm_shared *shared)
     if (!shared || __atomic_sub_fetch(&shared->private_->holders, 1, __ATOMIC_ACQ_REL))
         return;
     p = shared->private_;
-    free_collection(&p->open);
-    free_collection(&p->taken);
+    free(p->block);
     free(shared); /* it begins the struct whole */
 }
 

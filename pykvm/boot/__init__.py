@@ -17,6 +17,7 @@ description is the name.  That one then takes it, whatever else the file looks l
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 
 from pykvm.boot.elf import ELFMAG
@@ -200,6 +201,7 @@ def protocol_of(image: Image) -> BootProtocol:
     return _named(image.protocol)
 
 
+@cache
 def _named(name: str) -> BootProtocol:
     if name not in _MODULES:
         raise ConfigError(

@@ -121,6 +121,16 @@ def _usual_identity(base: int) -> IdentityTables:
     return identity(FOUR_GIB, base=base)
 
 
+@lru_cache(maxsize=8)
+def _usual_gdt(tss_base: int) -> bytes:
+    return flat_gdt(tss_base).image
+
+
+@lru_cache(maxsize=1)
+def _empty_tss() -> bytes:
+    return tss64()
+
+
 def _plan_long(image: Image, free: FreeMemory, argv: Sequence[str]) -> _BarePlan:
     stack = free.take("stack", STACK_SIZE)
     gdt, tss, descriptors = _descriptors(free)
@@ -221,9 +231,9 @@ def _check_real_stack(image: Image, free: FreeMemory, stack: RealAddress) -> Non
 
 def _descriptors(free: FreeMemory) -> tuple[Range, Range, list[tuple[int, bytes]]]:
     """Place the GDT and the TSS that it points to; returns both and what to write."""
-    tss_image = tss64()
+    tss_image = _empty_tss()
     tss = free.take("TSS", len(tss_image), align=DESCRIPTOR_ALIGNMENT)
-    gdt_image = flat_gdt(tss.start).image
+    gdt_image = _usual_gdt(tss.start)
     gdt = free.take("GDT", len(gdt_image), align=DESCRIPTOR_ALIGNMENT)
     return gdt, tss, [(gdt.start, gdt_image), (tss.start, tss_image)]
 

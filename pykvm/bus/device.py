@@ -178,9 +178,15 @@ def check_placement(placement: Placement) -> None:
     name, space = check_device(placement.device), placement.space
     if not isinstance(space, Space):
         raise wrong(f"{name}: space", "Space.PIO or Space.MMIO", space)
-    first = unsigned(f"{name}: the first {space.value}", placement.address, space.bits)
-    integer(f"{name}: length", placement.length, 1, space.size - first)
-    unsigned(f"{name}: offset", placement.offset, 64)
+    first, length, offset = placement.address, placement.length, placement.offset
+    if not (
+        type(first) is type(length) is type(offset) is int
+        and 0 <= first < first + length <= space.size
+        and 0 <= offset < 1 << 64
+    ):
+        first = unsigned(f"{name}: the first {space.value}", first, space.bits)
+        integer(f"{name}: length", length, 1, space.size - first)
+        unsigned(f"{name}: offset", offset, 64)
     if placement.irq is not None:
         check_irq(f"{name}: irq", placement.irq)
         if not hasattr(placement.device, "attach"):

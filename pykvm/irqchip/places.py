@@ -35,7 +35,7 @@ def placements(devices: Mapping[str, Device], others: Sequence[Placement]) -> li
     be in its stead.
     """
     return [
-        Placement(device, space, address, length)
+        Placement(device, space, address, length, 0, None)
         for name, device in devices.items()
         for space, address, length in (PLACES[name],)
         if not any(

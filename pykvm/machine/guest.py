@@ -108,7 +108,7 @@ class Guest(NamedTuple):
             entry = place(self.image, board.memory, setup)
             if self.symbols is not None:
                 entry = entry._replace(symbols=self.symbols)
-            board.vcpus[0].state = entry.state
+            board.vcpus[0].put(entry.state)
         if self.follows_firmware:
             board.set_memory_types()
         board.populate_fw_cfg(setup, self.config.fw_cfg or {})

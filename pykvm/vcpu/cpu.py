@@ -9,8 +9,8 @@ from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, integer, unsigned, wrong
 from pykvm.vcpu.kvm_engine import KvmEngine
 from pykvm.vcpu.loop import Loop
-from pykvm.vcpu.registers import CONTROL, GENERAL, SEGMENTS, TABLES, Registers, state_of
-from pykvm.x86.state import CpuState, SegmentRegister, check_record
+from pykvm.vcpu.registers import GENERAL, Registers, sregs_of, state_of
+from pykvm.x86.state import CpuState, check_record
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -28,7 +28,6 @@ __all__ = ["CPU"]
 
 PAGE = 4096
 
-_SEGMENT_FIELDS = SegmentRegister.__slots__
 _ACCESSES = ("read", "write", "execute", None)
 
 
@@ -101,16 +100,12 @@ class CPU:
     @state.setter
     def state(self, state: CpuState) -> None:
         check_record("state", state, CpuState)
+        self.put(state)
+
+    def put(self, state: CpuState) -> None:
+        """Set all registers, as to assign `state` does, to what is known to be sound."""
         self.engine.finish_instruction()
-        # All of kvm_sregs but interrupt_bitmap, where 0 leaves what is injected as it is.
-        sregs: dict[str, object] = {name: getattr(state, name) for name in CONTROL}
-        for name in SEGMENTS:
-            segment = getattr(state, name)
-            sregs[name] = {field: getattr(segment, field) for field in _SEGMENT_FIELDS}
-        for name in TABLES:
-            table = getattr(state, name)
-            sregs[name] = {"base": table.base, "limit": table.limit}
-        self.engine.set_sregs(sregs)
+        self.engine.set_sregs(sregs_of(state))
         self.engine.replace_regs({name: getattr(state, name) for name in GENERAL})
 
     @property

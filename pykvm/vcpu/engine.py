@@ -111,7 +111,7 @@ class Engine(Protocol):
         """The current struct kvm_sregs; a change counts once `set_sregs` is called."""
 
     def set_sregs(self, sregs: Any) -> None:
-        """Set segment, table and control registers."""
+        """Set segment, table and control registers, given as `sregs` gives them or as bytes."""
 
     def replace_regs(self, values: Mapping[str, int]) -> None:
         """Set all general registers, whatever they are now."""

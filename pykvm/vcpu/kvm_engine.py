@@ -227,7 +227,10 @@ class KvmEngine:
         self.finish_instruction()
         self._overtaken_at = self.living().runs
         try:
-            self.kvm.set_sregs(sregs)
+            if isinstance(sregs, bytearray):
+                self.kvm.ioctl(KVM_SET_SREGS, sregs)
+            else:
+                self.kvm.set_sregs(sregs)
         except KVMError as error:
             if error.errno == EINVAL:
                 self._explain(error, sregs)
@@ -236,13 +239,12 @@ class KvmEngine:
 
     def _explain(self, error: KVMError, sregs: Any) -> None:
         """Say what is wrong with the control registers that KVM refused."""
-        from pykvm.kvm import uapi
         from pykvm.vcpu.registers import state_of
         from pykvm.x86.consistency import control_problems
         from pykvm.x86.cpuid import CpuidTable
 
-        if isinstance(sregs, dict):
-            sregs = uapi.kvm_sregs.new(**sregs)
+        if isinstance(sregs, bytearray):
+            sregs = kvm_sregs.unpack(sregs)
         cpuid = CpuidTable(self.kvm.get_cpuid2())
         error.hint = "; ".join(control_problems(state_of(sregs), cpuid)) or error.hint
 

@@ -7,6 +7,9 @@ KVM_GET_SREGS and KVM_SET_SREGS.
 
 from __future__ import annotations
 
+from operator import attrgetter
+
+from pykvm.kvm.uapi import kvm_sregs
 from pykvm.typed import TYPE_CHECKING, Protocol, overload
 from pykvm.values.checks import word
 from pykvm.x86.registers import EFER
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["CONTROL", "GENERAL", "SEGMENTS", "TABLES", "Registers", "state_of"]
+__all__ = ["CONTROL", "GENERAL", "SEGMENTS", "TABLES", "Registers", "sregs_of", "state_of"]
 
 GENERAL = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
@@ -28,6 +31,13 @@ TABLES = ("gdt", "idt")
 
 _SEGMENT_FIELDS = SegmentRegister.__slots__
 _LIMIT = 1 << 64
+
+# As kvm_segment and kvm_sregs have them.
+_segment_fields = attrgetter(
+    *("base", "limit", "selector", "type", "present", "dpl", "db", "s", "l", "g", "avl"), "unusable"
+)
+_control_fields = attrgetter(*CONTROL)
+_NO_INTERRUPTS = (0, 0, 0, 0)
 
 
 class RegisterFile(Protocol):
@@ -137,6 +147,17 @@ class _Table:
         table = getattr(sregs, self.name)
         table.base, table.limit = value.base, value.limit
         registers.source.set_sregs(sregs)
+
+
+def sregs_of(state: CpuState) -> bytearray:
+    """The struct kvm_sregs of a state; with its interrupt_bitmap of 0, what is injected stays."""
+    values: list[int] = []
+    for name in SEGMENTS:
+        values += *_segment_fields(getattr(state, name)), 0
+    for name in TABLES:
+        table = getattr(state, name)
+        values += table.base, table.limit, 0, 0, 0
+    return bytearray(kvm_sregs.packer.pack(*values, *_control_fields(state), *_NO_INTERRUPTS))
 
 
 def state_of(sregs: Any, regs: Any = None) -> CpuState:

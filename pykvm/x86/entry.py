@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 from pykvm.values.checks import unsigned
 from pykvm.x86 import descriptors
@@ -163,11 +163,17 @@ def _flat_segment(selector: int) -> SegmentDescriptor:
     return decode_segment(flat_gdt().image, selector)
 
 
+@lru_cache(maxsize=16)
+def _flat_task(tss_base: int, long: bool) -> tuple[SegmentDescriptor, int]:
+    """The TSS of a flat GDT, and the limit of that."""
+    gdt = flat_gdt(tss_base)
+    return decode_segment(gdt.image, descriptors.TSS, long=long), gdt.limit
+
+
 def _flat(code: int, gdt_base: int, tss_base: int, *, long: bool) -> CpuState:
     """Registers that were loaded from the flat GDT, code and data of ring 0."""
-    gdt = flat_gdt(tss_base)
+    task, limit = _flat_task(tss_base, long)
     data = SegmentRegister.load(_flat_segment(descriptors.DATA), descriptors.DATA)
-    task = decode_segment(gdt.image, descriptors.TSS, long=long)
     return CpuState(
         cs=SegmentRegister.load(_flat_segment(code), code),
         ds=data,
@@ -177,6 +183,6 @@ def _flat(code: int, gdt_base: int, tss_base: int, *, long: bool) -> CpuState:
         ss=data.copy(),
         tr=SegmentRegister.load(task, descriptors.TSS),
         ldt=SegmentRegister(type=_LDT, unusable=1),
-        gdt=TableRegister(gdt_base, gdt.limit),
+        gdt=TableRegister(gdt_base, limit),
         apic_base=_LOCAL_APIC | APIC_BASE.EN | APIC_BASE.BSP,
     )
