@@ -11,8 +11,7 @@ import time
 from importlib import import_module
 
 from pykvm.cli.options import parse, spell
-from pykvm.cli.status import Status
-from pykvm.cli.usage import UsageError
+from pykvm.cli.status import Status, UsageError
 from pykvm.errors import ConfigError, LoadError, PykvmError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import spelled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pykvm.cli.exit_port import move
 from pykvm.cli.options import spell
-from pykvm.cli.usage import UsageError
+from pykvm.cli.status import UsageError
 from pykvm.machine import Machine, MachineConfig
 from pykvm.typed import TYPE_CHECKING
 

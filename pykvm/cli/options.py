@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from pykvm.cli.usage import UsageError
+from pykvm.cli.status import UsageError
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import LONGEST_WAIT
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from re import Pattern
     from typing import Any
 
-__all__ = ["COMMANDS", "OPTIONS", "Destination", "Option", "Options", "parse", "spell"]
+__all__ = [
+    "COMMANDS",
+    "OPTIONS",
+    "Destination",
+    "Option",
+    "Options",
+    "parse",
+    "spell",
+]
 
 COMMANDS = ("run", "step", "info", "snapshot")
 

@@ -11,7 +11,7 @@ instead.  The names are those of QEMU's manual, qemu(1).
 
 from __future__ import annotations
 
-from pykvm.cli.usage import UsageError
+from pykvm.cli.status import UsageError
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:

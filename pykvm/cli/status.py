@@ -1,8 +1,8 @@
-"""The exit statuses of the command line."""
+"""The exit statuses of the command line, and the error of one that makes no sense."""
 
 from __future__ import annotations
 
-__all__ = ["Status"]
+__all__ = ["Status", "UsageError"]
 
 
 class Status:
@@ -20,3 +20,11 @@ class Status:
     OUTPUT_CLOSED = 141
     #: The largest that a process can give.
     LARGEST = 255
+
+
+class UsageError(Exception):
+    """The command line makes no sense; the message is one line, and `see` says where to look."""
+
+    def __init__(self, message: str, *, see: str = "pykvm --help shows what there is") -> None:
+        super().__init__(message)
+        self.see = see

@@ -11,7 +11,7 @@ from pykvm.kvm import uapi
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.spelling import option
 from pykvm.values.state import State
-from pykvm.x86.cpuid import CpuidEntry, CpuidTable
+from pykvm.x86.cpuid import CpuidTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -103,7 +103,7 @@ class HostRecord(State):
         guests see the TSC offset that KVM is given.
         """
         offered = without_apic_ids(system.supported_cpuid_packed())
-        table = _table(offered)
+        table = CpuidTable.of_packed(offered)
         extension = system.check_extension
         needed = (*_ALWAYS, *_IRQCHIP.get(irqchip, ()))
         return cls(
@@ -157,7 +157,7 @@ def differences(saved: HostRecord, here: HostRecord) -> tuple[str, ...]:
 
 
 def _cpuid(saved: HostRecord, here: HostRecord) -> Iterator[str]:
-    shown, offered, given = _table(saved.shown), _table(here.offered), _table(here.shown)
+    shown, offered, given = _tables(saved, here)
     if shown.vendor != offered.vendor:
         yield f"the processor is of {offered.vendor}, and the guest was told {shown.vendor}"
     there = offered.features | given.features | _NOT_THE_HOSTS
@@ -165,7 +165,7 @@ def _cpuid(saved: HostRecord, here: HostRecord) -> Iterator[str]:
     if lacking:
         yield f"CPUID has shown the guest {', '.join(lacking)}, which this host does not offer"
     if saved.unmasked:
-        seen = _table(saved.offered).features - shown.features
+        seen = CpuidTable.of_packed(saved.offered).features - shown.features
         more = sorted(seen - there)
         if more:
             yield (
@@ -180,7 +180,7 @@ def _cpuid(saved: HostRecord, here: HostRecord) -> Iterator[str]:
 
 
 def _xsave(saved: HostRecord, here: HostRecord) -> Iterator[str]:
-    shown, offered, given = _table(saved.shown), _table(here.offered), _table(here.shown)
+    shown, offered, given = _tables(saved, here)
     lacking = _xcr0(shown) & ~(here.xcr0 | _xcr0(given))
     if lacking:
         yield f"XCR0 has no {lacking:#x}, which the guest may have set"
@@ -241,11 +241,10 @@ def without_apic_ids(cpuid: bytes | bytearray | memoryview) -> bytes:
     return bytes(table)
 
 
-def _table(packed: bytes) -> CpuidTable:
-    """A struct kvm_cpuid2; what is no whole entry at its end counts for nothing."""
-    entries = packed[_HEAD.size :]
-    whole = len(entries) - len(entries) % _ENTRY.size
-    return CpuidTable(CpuidEntry(*entry) for entry in _ENTRY.iter_unpack(entries[:whole]))
+def _tables(saved: HostRecord, here: HostRecord) -> tuple[CpuidTable, CpuidTable, CpuidTable]:
+    """What the guest was shown, what this host offers, and what it shows a guest."""
+    shown, offered, given = map(CpuidTable.of_packed, (saved.shown, here.offered, here.shown))
+    return shown, offered, given
 
 
 def _xcr0(table: CpuidTable) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pykvm.memory import GuestMemory
     from pykvm.tables import Hardware
     from pykvm.vcpu.msr_exits import MsrExits
+    from pykvm.x86.cpuid import CpuidTable
 
 __all__ = ["Board"]
 
@@ -282,23 +283,28 @@ class Board:
         """What tables describe of it."""
         from pykvm.tables import Hardware
 
-        leaves = {leaf.function: leaf for leaf in self.vcpus[0].kvm.get_cpuid2()}
+        leaf = self._cpuid().get(1)
         return Hardware(
             len(self.vcpus),
             self._irqchip_kind,
             frozenset(self.devices),
             tuple(ram_ranges(self.memory)),
-            leaves[1].eax if 1 in leaves else 0,
-            leaves[1].edx if 1 in leaves else 0,
+            0 if leaf is None else leaf.eax,
+            0 if leaf is None else leaf.edx,
         )
+
+    def _cpuid(self) -> CpuidTable:
+        """What the first processor shows."""
+        from pykvm.x86.cpuid import CpuidTable
+
+        return CpuidTable.of_packed(self.vcpus[0].kvm.get_cpuid2_packed())
 
     def set_memory_types(self) -> None:
         """Set every processor's MTRRs as firmware does, which a kernel counts on."""
-        from pykvm.x86.cpuid import CpuidTable
         from pykvm.x86.mtrr import IA32_MTRRCAP, firmware_mtrrs
 
         first = self.vcpus[0].kvm
-        table = CpuidTable(first.get_cpuid2())
+        table = self._cpuid()
         if "mtrr" not in table:
             return
         msrs = firmware_mtrrs(

@@ -1,12 +1,12 @@
 """What executes a vCPU's instructions, as loop, interrupt controllers and emulator see it.
 
-KVM does, by `pykvm.vcpu.kvm_engine.KvmEngine`, the only engine so far.  Another one would have to
+No run loads this: it is for type checkers and for readers.  KVM does it, by
+`pykvm.vcpu.kvm_engine.KvmEngine`, the only engine so far.  Another one would have to
 give the same: registers in the layout of KVM's structs, a kvm_run page, and the ioctls below.
 """
 
 from __future__ import annotations
 
-from pykvm._core import lib
 from pykvm.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -22,32 +22,7 @@ if TYPE_CHECKING:
     Writes = Mapping[int, Callable[[int, int, int], None]]
     Drive = Callable[[int, Reads, Writes, Callable[[object, int], int], bool], int]
 
-__all__ = [
-    "AGAIN",
-    "ALARM",
-    "ATTENTION",
-    "CALLED",
-    "DEADLINE",
-    "DRAIN",
-    "EXIT",
-    "KICKED",
-    "OVER",
-    "REFUSED",
-    "Engine",
-    "Ioctls",
-]
-
-# Why an engine comes back: enum pykvm_code of core.h.
-EXIT: int = lib.PYKVM_EXIT
-AGAIN: int = lib.PYKVM_AGAIN
-KICKED: int = lib.PYKVM_KICKED
-DEADLINE: int = lib.PYKVM_DEADLINE
-DRAIN: int = lib.PYKVM_DRAIN
-ALARM: int = lib.PYKVM_ALARM
-ATTENTION: int = lib.PYKVM_ATTENTION
-OVER: int = lib.PYKVM_OVER
-REFUSED: int = lib.PYKVM_REFUSED
-CALLED: int = lib.PYKVM_CALLED
+__all__ = ["Engine", "Ioctls"]
 
 
 class Ioctls(Protocol):

@@ -10,7 +10,7 @@ from pykvm.errors import StateError
 from pykvm.result import Ending, Outcome
 from pykvm.typed import TYPE_CHECKING, Protocol
 from pykvm.values.checks import seconds
-from pykvm.vcpu import engine as engines
+from pykvm.vcpu import codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -162,9 +162,9 @@ class Loop:
             dispatch.deliver()
         while True:
             code = drive(handle, reads, writes, odd, once)
-            if code == engines.DRAIN:
+            if code == codes.DRAIN:
                 dispatch.deliver()
-            elif code != engines.CALLED:
+            elif code != codes.CALLED:
                 ending = self._hand_over(handlers, code)
                 if ending is not None:
                     return ending
@@ -174,18 +174,18 @@ class Loop:
                     return ending
 
     def _hand_over(self, handlers: Handlers, code: int) -> Ending | None:
-        if code == engines.EXIT:
+        if code == codes.EXIT:
             return handlers.take_exit(self._cpu)
-        if code == engines.AGAIN:
+        if code == codes.AGAIN:
             return handlers.take_tick(self._cpu)
-        if code in (engines.ATTENTION, engines.ALARM):
+        if code in (codes.ATTENTION, codes.ALARM):
             self._engine.clear_attention()
             return handlers.take_attention(self._cpu)
-        if code == engines.KICKED:
+        if code == codes.KICKED:
             return handlers.take_kick(self._cpu)
-        if code == engines.DEADLINE:
+        if code == codes.DEADLINE:
             return handlers.take_deadline(self._cpu)
-        if code == engines.OVER:
+        if code == codes.OVER:
             return OVER
         return self._engine.failed()
 
@@ -222,22 +222,22 @@ class Loop:
         from pykvm.exits import Interrupted, decode
 
         engine = self._engine
-        if code == engines.EXIT:
+        if code == codes.EXIT:
             return decode(engine.run_page)
-        if code == engines.KICKED:
+        if code == codes.KICKED:
             engine.end_exit()
             return Interrupted()
-        if code == engines.DEADLINE:
+        if code == codes.DEADLINE:
             raise TimeoutError(f"vCPU {engine.index} still runs after {timeout} s")
-        if code == engines.DRAIN:
+        if code == codes.DRAIN:
             # Of a run that an exception ended.
             if self._dispatch is not None:
                 self._dispatch.deliver()
-        elif code == engines.ATTENTION:
+        elif code == codes.ATTENTION:
             engine.clear_attention()
-        elif code == engines.REFUSED:
+        elif code == codes.REFUSED:
             engine.not_entered()
-        elif code != engines.AGAIN:
+        elif code != codes.AGAIN:
             engine.failed()
         return None
 

@@ -12,6 +12,7 @@ the fields of kvm_cpuid_entry2) and a specification such as ``"baseline,+avx2,-x
 from __future__ import annotations
 
 import functools
+import struct
 
 from pykvm.errors import ConfigError
 from pykvm.typed import TYPE_CHECKING
@@ -299,6 +300,11 @@ def with_topology(entries: Iterable[Entry], *, apic_id: int, count: int) -> list
     return result
 
 
+# struct kvm_cpuid2: what comes before its entries, and an entry.
+_PACKED_HEAD = 8
+_PACKED = struct.Struct("<7I12x")
+
+
 class CpuidTable:
     """A set of CPUID leaves, for reading; the methods that change something return a new table.
 
@@ -308,6 +314,13 @@ class CpuidTable:
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._entries = sorted(map(_copy, entries))
         self._by_leaf = {(entry.function, entry.index): entry for entry in self._entries}
+
+    @classmethod
+    def of_packed(cls, packed: bytes | bytearray) -> CpuidTable:
+        """A struct kvm_cpuid2; what is no whole entry at its end counts for nothing."""
+        entries = packed[_PACKED_HEAD:]
+        whole = len(entries) - len(entries) % _PACKED.size
+        return cls(CpuidEntry(*entry) for entry in _PACKED.iter_unpack(entries[:whole]))
 
     def __iter__(self) -> Iterator[CpuidEntry]:
         return iter(self._entries)

@@ -12,7 +12,7 @@ from pykvm import MachineConfig
 from pykvm.cli.help import help_text
 from pykvm.cli.machine import config_of
 from pykvm.cli.options import OF_MACHINE, OPTIONS, Destination, Options, parse
-from pykvm.cli.usage import UsageError
+from pykvm.cli.status import UsageError
 
 SECONDS = "above zero and up to 1000000000"
 

@@ -10,7 +10,7 @@ import pytest
 
 from pykvm.cli.options import OPTIONS, Options, parse
 from pykvm.cli.qemu import ALONE, MISSING, WITH_VALUE
-from pykvm.cli.usage import UsageError
+from pykvm.cli.status import UsageError
 
 PAGE = Path(__file__).parents[2] / "docs" / "from-qemu.md"
 CODE = re.compile(r"`([^`]*)`")

@@ -14,7 +14,7 @@ import pytest
 
 from pykvm import Snapshot
 from pykvm.cli.options import parse
-from pykvm.cli.usage import UsageError
+from pykvm.cli.status import UsageError
 from support.slowness import longer
 from support.terminal import Terminal
 

@@ -24,7 +24,7 @@ from docs.markdown import ROOT, Block, blocks, pages, prose
 
 from pykvm import Machine, Result
 from pykvm.cli.options import parse
-from pykvm.cli.usage import UsageError
+from pykvm.cli.status import UsageError
 from support.linux import DEADLINE, Linux
 from support.quirks import without
 from support.slowness import longer
