@@ -226,7 +226,7 @@ int64_t take_exit(struct pykvm_vcpu *v)
 
     if (!p->map || v->surface)
         return PYKVM_EXIT;
-    if (p->ring)
+    if (p->ring && p->shared->coalesces)
         drain_ring(v);
     if (p->run->exit_reason == KVM_EXIT_IO)
         return take_io(v);

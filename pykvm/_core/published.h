@@ -42,6 +42,7 @@ struct pykvm_shared {
     uint32_t batch_count;
 
     uint8_t open_bus; /* nonzero: what no device claims is dropped, and reads give all ones */
+    uint8_t coalesces; /* nonzero: the kernel has been told to collect writes, so that its ring may have some */
     uint8_t prompt; /* nonzero: no write is put off, but those to devices with `posted` */
 
     /*

@@ -190,6 +190,8 @@ class Dispatch:
         for address, size, pio in self._zones - zones:
             self._vm.unregister_coalesced_mmio(address, size, pio=pio)
             self._zones.discard((address, size, pio))
+        if zones:
+            self.collected.core.coalesces = 1
         for address, size, pio in zones - self._zones:
             # The kernel has room for a limited number; what is left exits, and C collects it.
             with suppress(KVMError):

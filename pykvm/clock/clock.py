@@ -422,24 +422,22 @@ class Clock:
         known = self._queues.get(queue)
         if known is None or not known.entries:
             return 0
+        entries, done = known.entries, 0
         known.looking = True
         try:
-            return self._run_until_now(known.entries)
+            now = self.now()
+            while done < BATCH and entries:
+                with self._lock:
+                    # Another thread may have cancelled it.
+                    if not entries or entries[0][0] > now:
+                        break
+                    when, _, timer = entries.pop(0)
+                    timer.when = None
+                timer.callback(when)
+                done += 1
         finally:
             known.looking = False
-
-    def _run_until_now(self, entries: list[_Entry]) -> int:
-        now = None
-        for done in range(BATCH):
-            with self._lock:
-                if now is None:
-                    now = self._now()
-                if not entries or entries[0][0] > now:
-                    return done
-                when, _, timer = entries.pop(0)
-                timer.when = None
-            timer.callback(when)
-        return BATCH
+        return done
 
     def state(self) -> ClockState:
         """Guest time now, and what belongs to it.  Timers are saved by those that arm them."""

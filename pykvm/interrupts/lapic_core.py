@@ -495,7 +495,8 @@ class ApicCore:
             if self._pins[pin] == level:
                 return
             self._pins[pin] = level
-        self._sample(pin, level, changed=True)
+        if level or self._lvt[PIN_ENTRIES[pin]] & _EXTINT_BITS != _EXTINT:
+            self._sample(pin, level, changed=True)
 
     def _sample(self, pin: int, level: bool, *, changed: bool) -> None:
         """Act on the level of a pin that changed, or whose LVT entry or remote IRR did."""

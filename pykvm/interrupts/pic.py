@@ -720,11 +720,9 @@ class Pic8259Pair:
 
     def _update_master(self) -> None:
         """The same where the slave is as it was."""
-        self._set_output(self.chips[0].requests)
-        if not self._level:
-            self.master.follow()
-
-    def _set_output(self, level: bool) -> None:
+        level = self.chips[0].requests
         if level != self._level:
             self._level = level
             self._output.set(level)
+        if not self._level:
+            self.master.follow()

@@ -59,6 +59,8 @@ class UserInterrupts(Timers):
         on_warp: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(clock)
+        self._warps = clock.policy == "warp"
+        self._fixed_tsc = not clock.tsc_movable
         self._injectors = injectors
         self._waits_for_host = waits_for_host
         self._nmi_source = nmi_source
@@ -114,7 +116,9 @@ class UserInterrupts(Timers):
 
     def warp(self, cpus: Sequence[CPU]) -> bool:
         """See `Interrupts`."""
-        if self.clock.policy != "warp" or self._waits_for_tsc() or not self._any_listens(cpus):
+        if not self._warps or not self._any_listens(cpus):
+            return False
+        if self._fixed_tsc and self._waits_for_tsc():
             return False
         if not self.clock.warp(len(self._injectors)):
             return False
@@ -123,8 +127,6 @@ class UserInterrupts(Timers):
 
     def _waits_for_tsc(self) -> bool:
         """Whether a guest waits for a TSC that cannot skip anything: it is the host's."""
-        if self.clock.tsc_movable:
-            return False
         for injector in self._injectors:
             if injector.lapic is not None and injector.lapic.timer.deadline:
                 return True

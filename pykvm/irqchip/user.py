@@ -119,6 +119,8 @@ class UserIrqChip:
         self._pristine: PlatformState | None = None
         # Whether the guest may read kvmclock: then KVM is told of every step of guest time.
         self._kvmclock = True
+        # Whether guests see a TSC offset, which follows guest time.
+        self._movable_tsc = True
         # x2APIC registers are MSRs that KVM does not know here: its #GP becomes an exit.
         self.msr_exits = msr_exits or MsrExits(vm, unknown=True)
 
@@ -194,6 +196,7 @@ class UserIrqChip:
         platform.clock.on_earlier(self._earlier)
         # Under "warp" guest time steps at every wait, and KVM_SET_CLOCK costs as much as an exit.
         self._kvmclock = platform.clock.policy != "warp"
+        self._movable_tsc = platform.clock.tsc_movable
         self._filter_msrs()
         return platform
 
@@ -332,7 +335,7 @@ class UserIrqChip:
     def resume(self) -> None:
         """Time runs on, or was skipped: KVM's own clocks for the guest have to follow."""
         platform = self.platform
-        if platform is None or not (self._kvmclock or platform.clock.tsc_movable):
+        if platform is None or not (self._kvmclock or self._movable_tsc):
             return
         from pykvm.irqchip.tsc_offset import set_kvmclock, show_tscs
 

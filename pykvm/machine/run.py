@@ -121,6 +121,7 @@ class Run:
             for cpu in cpus
             if cpu.index == 0 or not cpu.parked or (interrupts and interrupts.can_start)
         ]
+        self._alone = len(self._cpus) == 1
         self._take = take
         self._on_exit = on_exit
         self._on_answer = on_answer
@@ -309,6 +310,8 @@ class Run:
                 continue
             if self._timeout is not None and time.monotonic() >= self._began + self._timeout:
                 return self._timed_out()
+            if interrupts is not None and self._alone and self._skip(cpu, interrupts):
+                continue
             # A vCPU that is called to attention from here on is not idle, and does not wait.
             self._idle.add(cpu.index)
             if self._all_idle():
@@ -337,10 +340,15 @@ class Run:
                 return False
         return True
 
+    def _skip(self, cpu: CPU, interrupts: Interrupts) -> bool:
+        """The only vCPU waits: whether a warping clock has jumped to what may wake it."""
+        if cpu.engine.attended or not interrupts.warp(self._cpus):
+            return False
+        interrupts.run_timers(cpu)
+        return True
+
     def _skip_ahead(self, cpu: CPU, interrupts: Interrupts) -> bool:
         """All are idle: whether a warping clock has jumped to what wakes one of them."""
-        if len(self._cpus) == 1:
-            return interrupts.warp(self._cpus)
         # One vCPU at a time: a second skip would begin where the first one leads.
         if not self._skipping.acquire(blocking=False):
             return False

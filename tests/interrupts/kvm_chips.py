@@ -106,12 +106,12 @@ class KvmPair(Pic8259Pair):
 
     def _update(self) -> None:
         """The slave's request is made anew each time."""
+        self._update_master()
+
+    def _update_master(self) -> None:
+        """So it is whatever has changed."""
         master, slave = self.chips
         if slave.request() is not None:
             master.drive(CASCADE_IRQ, True)
             master.drive(CASCADE_IRQ, False)
-        self._set_output(master.requests)
-
-    def _update_master(self) -> None:
-        """So it is whatever has changed."""
-        self._update()
+        super()._update_master()
