@@ -224,6 +224,8 @@ class IoApic(NamedDevice):
 
     def _drive(self, pin: int, step: int) -> None:
         message = None
+        if not step and self.entries[pin] & MASKED:
+            return  # an edge that is lost, and the level is as it was
         with self._lock:
             before = self._sources[pin]
             self._sources[pin] = before + step

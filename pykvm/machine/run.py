@@ -315,7 +315,7 @@ class Run:
             # A vCPU that is called to attention from here on is not idle, and does not wait.
             self._idle.add(cpu.index)
             if self._all_idle():
-                if interrupts is not None and self._skip_ahead(cpu, interrupts):
+                if interrupts and not self._alone and self._skip_ahead(cpu, interrupts):
                     self._idle.discard(cpu.index)
                     interrupts.run_timers(cpu)
                     continue
