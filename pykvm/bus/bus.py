@@ -23,10 +23,11 @@ from __future__ import annotations
 
 from _thread import RLock
 from bisect import bisect_right
+from contextlib import suppress
 
 from pykvm.bus.access import MASKS, SIZES, accessors
 from pykvm.bus.device import Placement, Space, check_device, check_placement, odd_answer
-from pykvm.errors import BusConflict, ConfigError
+from pykvm.errors import BusConflict, ConfigError, PykvmError
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.checks import buffer, show, word
 from pykvm.values.frozen import NamedTuple
@@ -205,26 +206,27 @@ class Bus:
                     for other in self.by_slot.values()
                 )
             ]
-            before = self.by_slot
-            self.by_slot = {
-                slot: range_ for slot, range_ in before.items() if range_.device is not device
+            others = {
+                slot: range_ for slot, range_ in self.by_slot.items() if range_.device is not device
             }
-            try:
-                return self._add(wanted)
-            except BaseException:
-                self.by_slot = before
-                raise
+            return self._add(wanted, beside=others)
 
-    def _add(self, placements: list[Placement], fixed: Iterable[Area] = ()) -> list[Range]:
+    def _add(
+        self,
+        placements: list[Placement],
+        fixed: Iterable[Area] = (),
+        beside: Mapping[int, Range] | None = None,
+    ) -> list[Range]:
+        """Have these beside others, by default those that there are."""
+        others = self.by_slot if beside is None else beside
         added: list[Range] = []
         areas = tuple(fixed)
         for placement in placements:
             new = self._range(placement, self._next_slot + len(added))
-            check_free(new, (*self.by_slot.values(), *added, *areas))
+            check_free(new, (*others.values(), *added, *areas))
             added.append(new)
         self._next_slot += len(added)
-        self.by_slot = {**self.by_slot, **{range_.slot: range_ for range_ in added}}
-        self._rebuild()
+        self._have({**others, **{range_.slot: range_ for range_ in added}})
         return added
 
     def _range(self, placement: Placement, slot: int) -> Range:
@@ -243,11 +245,14 @@ class Bus:
             for name in devices:
                 if name not in known:
                     raise ConfigError(f"no device {name!r} on the bus")
-            self.by_slot = {
-                slot: range_.taken_over(devices[range_.name]) if range_.name in devices else range_
-                for slot, range_ in self.by_slot.items()
-            }
-            self._rebuild()
+            self._have(
+                {
+                    slot: range_.taken_over(devices[range_.name])
+                    if range_.name in devices
+                    else range_
+                    for slot, range_ in self.by_slot.items()
+                }
+            )
 
     def remove(self, device: Device | str) -> None:
         """Take away every range of `device`, given as itself or by name.
@@ -264,8 +269,7 @@ class Bus:
                 wanted = device if isinstance(device, str) else check_device(device)
                 names = ", ".join(dict.fromkeys(range_.name for range_ in self.ranges))
                 raise ConfigError(f"no device {wanted!r} on the bus; there is {names or 'none'}")
-            self.by_slot = kept
-            self._rebuild()
+            self._have(kept)
 
     def find(self, space: Space, address: int) -> Range | None:
         """The range that holds `address`, or None."""
@@ -363,6 +367,19 @@ class Bus:
             pieces.append((owner, at - (owner.first if owner else 0), length, 8 * done))
             done += length
         return pieces
+
+    def _have(self, by_slot: dict[int, Range]) -> None:
+        """Have these ranges; or, if one of those who are told raises, those that there were."""
+        before = self.by_slot
+        self.by_slot = by_slot
+        try:
+            self._rebuild()
+        except BaseException:
+            self.by_slot = before
+            # If this fails, too, it is for want of memory, and the new ones were not taken.
+            with suppress(PykvmError):
+                self._rebuild()
+            raise
 
     def _rebuild(self) -> None:
         tables = {}

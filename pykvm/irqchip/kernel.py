@@ -7,12 +7,13 @@ Source: Documentation/virt/kvm/api.rst, 4.24 (KVM_CREATE_IRQCHIP), 4.25 (KVM_IRQ
 from __future__ import annotations
 
 import time
+from errno import ENOMEM
 
 from pykvm import layout
 from pykvm._core import ffi, lib
 from pykvm.bus import Area, Space
 from pykvm.bus.device import NamedDevice
-from pykvm.errors import ConfigError, KVMError
+from pykvm.errors import ConfigError, KVMError, resource_error
 from pykvm.irqchip.delivery import KernelInterrupts
 from pykvm.irqchip.kernel_lapics import LOCAL_APIC, KernelLapics, StoppedTimer
 from pykvm.kvm.constants import (
@@ -177,6 +178,8 @@ class KernelLine:
     def __init__(self, vm: VM, lines: Any, irq: int) -> None:
         self._vm = vm
         core = lib.pykvm_line_new(lines, irq)
+        if core == ffi.NULL and 0 <= irq < layout.IOAPIC_PINS:
+            raise resource_error("no room for an interrupt line", ENOMEM)
         if core == ffi.NULL:
             raise ConfigError(
                 f"an interrupt line of KVM's has a number below {layout.IOAPIC_PINS}, not {irq}"
@@ -207,7 +210,10 @@ class KernelIrqChip(KernelLapics):
         super().__init__(vm, clock, msr_exits)
         # While guest time stands still.
         self._pit: PitState | None = None
-        self._lines: Any = ffi.gc(lib.pykvm_lines_new(vm.fd), lib.pykvm_lines_free)
+        lines = lib.pykvm_lines_new(vm.fd)
+        if lines == ffi.NULL:
+            raise resource_error("no room for interrupt lines", ENOMEM)
+        self._lines: Any = ffi.gc(lines, lib.pykvm_lines_free)
         vm.create_irqchip()
         vm.set_gsi_routing(_isa_routes())
         vm.create_pit2(KVM_PIT_SPEAKER_DUMMY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from contextlib import suppress
 
 from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError, resource_error
@@ -41,7 +42,9 @@ def _unmap(page: mmap.mmap) -> None:
     try:
         page.close()
     except BufferError:
-        _put_mapping(page, -1)
+        # Without memory for a mapping the kernel's page stays, and the vCPU, until they let go.
+        with suppress(OSError):
+            _put_mapping(page, -1)
 
 
 class VCPU(State, Enabling, Attributes):

@@ -127,7 +127,7 @@ class Board:
         self.dispatch.collected.on_urgent = self._hand_over
         if self._clock is not None:
             self.dispatch.collected.follow(self._clock)
-        self.bus.on_change(self._bus_changed)
+        self.bus.on_change(self.follow_bus)
         for cpu in self.vcpus:
             cpu.loop.use(self.dispatch)
         if irqchip is not None and (
@@ -199,6 +199,10 @@ class Board:
         """Take a device off the bus, by name or by itself.  Raises ConfigError without it."""
         name = device if isinstance(device, str) else check_device(device)
         self.bus.remove(device)
+        self.forget_device(name)
+
+    def forget_device(self, name: str) -> None:
+        """What `remove` does of a device that stands nowhere any more."""
         self.devices.pop(name, None)
         self.attachments.remove(name)
 
@@ -230,7 +234,8 @@ class Board:
             for index, byte in cmos(ram_ranges(self.memory), len(self.vcpus)).items():
                 rtc.nvram[index] = byte
 
-    def _bus_changed(self) -> None:
+    def follow_bus(self) -> None:
+        """Have the vCPUs answered by the devices that stand on the bus."""
         self.dispatch.rebuild()
         for cpu in self.vcpus:
             cpu.loop.use(self.dispatch)

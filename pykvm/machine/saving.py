@@ -123,6 +123,9 @@ def put_back(
     if not same_bus:
         # Before memory: a device may stand where memory was.
         _replace_devices(board, saved)
+    if anew:
+        # The bus may have changed without the vCPUs.
+        board.follow_bus()
     _thaw(board, saved, derived, anew=anew)
     catch_up = 0 if wall == "keep" else max(round((time.time() - saved.taken) * _SECOND), 0)
     # Deadlines are times of this clock, and the TSC is made of it.
@@ -189,6 +192,9 @@ def _replace_devices(board: Board, saved: Snapshot) -> None:
     for name in (board.irqchip_names & board.devices.keys()).difference(saved.state.clocks):
         board.remove(name)
     wanted, here = (_by_name(places) for places in (saved.placements, placements_of(board)))
+    for name in board.devices.keys() - here.keys() - board.irqchip_names:
+        # An exception came while it was taken off the bus.
+        board.forget_device(name)
     for name, places in here.items():
         if not _same_places(places, wanted.get(name, [])):
             board.remove(name)

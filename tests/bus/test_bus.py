@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -359,6 +359,33 @@ def test_subscribers_are_told_of_every_change() -> None:
     bus.on_change(seen.clear)
     bus.remove("first")
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda bus: bus.add_pio(0x200, 1, Recorder("second")),
+        lambda bus: bus.remove("first"),
+        lambda bus: bus.replace({"first": Recorder("other")}),
+        lambda bus: bus.move(bus.ranges[0].device, [Placement(Recorder("first"), PIO, 0x300, 1)]),
+    ],
+)
+def test_a_change_that_a_subscriber_refuses_is_none(change: Callable[[Bus], object]) -> None:
+    bus, told = Bus(), list[list[Range]]()
+    first = bus.add_pio(0x100, 1, Recorder("first"))
+
+    def refuse() -> None:
+        told.append(list(bus.ranges))
+        if list(bus.ranges) != [first]:
+            raise KeyboardInterrupt
+
+    bus.on_change(refuse)
+    with pytest.raises(KeyboardInterrupt):
+        change(bus)
+    assert list(bus.ranges) == list(bus.by_slot.values()) == [first]
+    assert bus.find(PIO, 0x100) == first
+    # They hear that all is as it was.
+    assert (len(told), told[-1]) == (2, [first])
 
 
 def test_remove_by_name_or_itself_or_not_at_all() -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pykvm import ConfigError, Machine, Outcome, Placement, Space, StateError
+from pykvm.bus.dispatch import Dispatch
 from pykvm.devices.line import InterruptLine, Lines
 from pykvm.exits import IoIn, IoOut
+from pykvm.machine.board import Board
 from pykvm.machine.snapshot import MachineState
 from pykvm.vcpu import CPU
 from pykvm.x86.state import Mode
@@ -65,6 +67,16 @@ class Port:
 
     def clone(self) -> Port:
         return Port()
+
+
+class Mirror:
+    """Another one, which has nothing to keep."""
+
+    name = "mirror"
+    stateless = True
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        pass
 
 
 def with_port(guest: MakeGuest, listing: str) -> tuple[Machine, Port]:
@@ -433,6 +445,35 @@ def test_an_interrupted_reset_is_made_good_by_the_next(
     monkeypatch.setattr(port, "restore", restore)
     machine.reset()
     assert writes(machine, 1) == [3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [(Dispatch, "rebuild"), (Board, "forget_device")], ids=["bus", "names"]
+)
+def test_a_device_that_an_interrupted_reset_was_taking_away_is_gone(
+    guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, kind: type, step: str
+) -> None:
+    machine = guest(COUNT)
+    machine.add(Port(), pio=0x90, length=1)
+    saved = machine.snapshot()
+    machine.add(Mirror(), pio=0x91, length=1)
+    assert writes(machine, 1) == [1]
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kind, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        machine.reset(saved)
+    machine.reset()
+    assert "mirror" not in machine.devices
+    assert machine.snapshot().digest() == saved.digest()
+    # No device has its port.
+    assert machine.run(timeout=20).outcome is Outcome.CRASHED
+    machine.reset()
+    machine.add(Mirror(), pio=0x91, length=1)
+    assert writes(machine, 2) == [1, 2]
 
 
 # Writes what is at 0x200000, maps that page elsewhere by the entry at RBX, and goes on.
