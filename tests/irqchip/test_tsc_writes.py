@@ -16,7 +16,7 @@ from support.host import HostCannot, host_probe
 from support.interrupts import VECTOR, with_deadline
 from support.listing import assemble
 
-KEPT = "tsc-offset-is-kept"
+KEPT = "the-clock-moves-the-tsc"
 LIMIT = 1 << 64
 
 # Writes 0x4000 << 32 to IA32_TSC, and the upper half of its TSC to port 0x98 again and again.
