@@ -337,7 +337,7 @@ class Published:
         core = owned(new, free, self.shared.core, self.tag, self.length, len(places), banks)
         if core == ffi.NULL:
             what = f"{len(places)} registers in {banks} banks over {self.length} offsets"
-            if places and len(places) < 1 << 16 and 0 < banks <= 256 and self.length <= 1 << 16:
+            if 0 < len(places) < 1 << 16 and 0 < banks <= 256 and 0 < self.length <= 1 << 16:
                 raise resource_error(f"no room for {what}", ENOMEM)
             raise ConfigError(
                 f"{what}: there are 1 to 65,535 of them, 1 to 256 banks and up to 65,536 offsets"
