@@ -325,7 +325,9 @@ class ApicCore:
         if self._irr and self.interrupt is not None:
             return True
         low, high = self._pins
-        return (low or high or self._extint) and self.extint
+        if not (low or high):
+            return self._extint
+        return (low and self._lvt[reg.LVT_LINT0] & _EXTINT_BITS == _EXTINT) or self.extint
 
     def acknowledge(self) -> int:
         """Take the interrupt: its vector, which is in service from now on.

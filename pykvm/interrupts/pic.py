@@ -476,8 +476,7 @@ class _ChipPorts(_Ports):
         published, chip = self._published, self._chip
         if published is None or self._bank != BUSY or not chip.quiet():
             return
-        isr = chip.isr
-        self._served = isr or self._served
+        self._served = chip.isr or self._served
         state = chip.irr, chip.imr, chip.reads_isr, self._served, chip.special_mask
         if state != self._told:
             self._told = state
@@ -606,14 +605,15 @@ class Pic8259Pair:
             if self._level:
                 self._level = False
                 self._output.set(False)
-            return self._vector()
-
-    def _vector(self) -> int:
-        master, slave = self.chips
-        found = master.accept()
-        if found is None or not master.slaves >> found & 1:
+            master = self.chips[0]
+            found = master.accept()
+            if found is not None and master.slaves >> found & 1:
+                return self._acknowledge_slave(found)
             self._update_master()
             return master.vector + (SPURIOUS if found is None else found)
+
+    def _acknowledge_slave(self, found: int) -> int:
+        master, slave = self.chips
         if slave.identity != found:
             self._update_master()
             return FLOATING_BUS

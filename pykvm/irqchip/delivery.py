@@ -120,7 +120,7 @@ class UserInterrupts(Timers):
             return False
         if self._fixed_tsc and self._waits_for_tsc():
             return False
-        if not self.clock.warp(len(self._injectors)):
+        if not self.clock.warp(len(cpus)):
             return False
         self._on_warp()
         return True

@@ -152,12 +152,11 @@ class Injector:
             return
         if page[READY_FOR_INTERRUPT_INJECTION]:
             page[READY_FOR_INTERRUPT_INJECTION] = 0
-            self.cpu.engine.interrupt(self._acknowledge(lapic))
+            # KVM's own irqchip asks the 8259 first, too.
+            if self.pic is not None and lapic.extint:
+                lapic.acknowledge_extint()
+                vector = self.pic.acknowledge()
+            else:
+                vector = lapic.acknowledge()
+            self.cpu.engine.interrupt(vector)
         page[REQUEST_INTERRUPT_WINDOW] = lapic.wants(page[CR8])
-
-    def _acknowledge(self, lapic: LocalApic) -> int:
-        # KVM's own irqchip asks the 8259 first, too.
-        if self.pic is not None and lapic.extint:
-            lapic.acknowledge_extint()
-            return self.pic.acknowledge()
-        return lapic.acknowledge()
