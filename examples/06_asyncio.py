@@ -2,8 +2,8 @@
 
 Run it:  python examples/06_asyncio.py
 
-`machine.run` blocks, so it gets a thread.  That thread calls back with serial output, which goes to
-the event loop; the loop stays free for everything else.  echo.elf sends back what it is sent.
+`arun` runs the machine in a thread of its own, and `aexpect` waits for what the guest says; the
+loop stays free for everything else.  echo.elf sends back what it is sent.
 """
 
 from __future__ import annotations
@@ -17,36 +17,19 @@ from pykvm import Machine
 GUEST = Path(__file__).parents[1] / "guests" / "build" / "echo.elf"
 
 
-class Console:
-    """The guest's serial port, as a coroutine sees it."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.serial = machine.serial
-        self.received: asyncio.Queue[bytes] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        self.serial.on_output(
-            lambda data: loop.call_soon_threadsafe(self.received.put_nowait, data)
-        )
-
-    async def read_line(self) -> str:
-        line = b""
-        while not line.endswith(b"\n"):
-            line += await self.received.get()
-        return line.decode().rstrip("\n")
-
-
 async def main() -> None:
     with Machine(GUEST) as machine:
-        console = Console(machine)
-        running = asyncio.create_task(asyncio.to_thread(machine.run))
-        print("guest:", await asyncio.wait_for(console.read_line(), timeout=10))
+        running = asyncio.create_task(machine.arun())
+        greeting = await machine.serial.aexpect("\n", timeout=10)
+        print("guest:", greeting.before)
 
         for line in ("one", "two"):
-            console.serial.send(line + "\n")
-            print("guest:", await asyncio.wait_for(console.read_line(), timeout=10))
+            machine.serial.sendline(line)
+            answer = await machine.serial.aexpect("\n", timeout=10)
+            print("guest:", answer.before)
 
-        # Without more input the guest waits for ever.  Cancelling the task would not end its
-        # thread; `stop` ends the run, however busy the guest is.
+        # Without more input the guest waits for ever.  `stop` ends the run, however busy it is; so
+        # would cancelling the task.
         done, _ = await asyncio.wait({running}, timeout=0.1)
         print("done by itself:", bool(done))
         machine.stop()

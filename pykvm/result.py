@@ -251,6 +251,14 @@ class Result:
             return self
         raise self._failure(wanted)
 
+    def failure(self, awaited: str) -> RunError:
+        """What to raise where this end disappoints a wait for `awaited`, a text."""
+        if self.error is not None:
+            return self.error
+        lines = [self.sentence + self.where, f"awaited: {awaited}"]
+        kind = _ERRORS.get(self.outcome, GuestFailed)
+        return kind("\n".join(lines), console=self.console, result=self)
+
     def _is(self, expected: int | Outcome) -> bool:
         if isinstance(expected, Outcome):
             return self.outcome is expected

@@ -12,6 +12,7 @@ from pykvm.cli.report import say, stderr_has_stalled, write_stderr
 from pykvm.devices.debugcon import DebugConsole
 from pykvm.devices.uart import Uart16550
 from pykvm.errors import ConfigError
+from pykvm.machine.known_devices import first_serial
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Consoles:
 
     def _connect(self) -> None:
         options, devices = self._options, self._machine.devices
-        first = self._connect_serial("--serial", options.serial, self._machine.serial)
+        first = self._connect_serial("--serial", options.serial, first_serial(devices))
         second = devices["com2"]
         assert isinstance(second, Uart16550)
         if options.serial2 == options.serial and options.serial.kind in ("stdio", "file"):

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from pykvm.boot.linux import UNPACKS_ITSELF
 from pykvm.cli.report import say
+from pykvm.machine.known_devices import first_serial
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,4 +61,5 @@ class Silence:
         return asked_to or any(UNPACKS_ITSELF in note for note in machine.notes)
 
     def _has_printed(self) -> bool:
-        return "com1" not in self._machine.devices or self._machine.serial.printed > 0
+        devices = self._machine.devices
+        return "com1" not in devices or first_serial(devices).printed > 0

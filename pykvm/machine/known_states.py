@@ -45,7 +45,7 @@ _CLASSES = {
     "irqchip.user": "UserIrqChipState",
     "irqchip.wiring": "PlatformState",
     "machine.linux_console": "KernelWatchState",
-    "machine.listening": "ConsoleState",
+    "machine.listening": "ConsoleState HeardState",
     "machine.saved_guest": "EntryRecord GuestRecord",
     "machine.snapshot": "DeviceState MachineState PlaceState",
     "machine.snapshot_file": "RegionRecord SavedRecord",

@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     from pykvm.machine.until import Conditions, Ear
     from pykvm.values.state import U64
 
-__all__ = ["ConsoleState", "Listening"]
+__all__ = ["ConsoleState", "HeardState", "Listening"]
+
+
+class HeardState(State):
+    """Up to its byte `position` the output of a console holds no more matches."""
+
+    console: str
+    position: U64
 
 
 class ConsoleState(State):
-    """How far runs have listened to the guest: `heard` bytes of its output hold no more matches."""
+    """How far the guest's consoles have been listened to."""
 
-    heard: U64
+    heard: tuple[HeardState, ...]
     watch: KernelWatchState | None
 
 
@@ -34,9 +41,10 @@ class Listening:
         self._devices = devices
         self._is_linux = is_linux
         self._kernel_watch: KernelWatch | None = None
-        self._ear: Ear | None = None
-        # Where it begins.
-        self._heard = 0
+        # By the name of the console.
+        self._ears: dict[str, Ear] = {}
+        # Where those begin that are not there yet.
+        self._heard: dict[str, int] = {}
 
     @contextmanager
     def for_death(self) -> Iterator[KernelWatch | None]:
@@ -57,15 +65,26 @@ class Listening:
 
     @contextmanager
     def for_conditions(
-        self, machine: object, collected: Shared, until: object, fail: object
+        self,
+        machine: object,
+        collected: Shared,
+        until: object,
+        fail: object,
+        ear: Ear | None = None,
     ) -> Iterator[Conditions[object] | None]:
-        """Wait for what is to end the run before the guest does; functions get `machine`."""
+        """Wait for what is to end the run before the guest does; functions get `machine`.
+
+        It is heard by `ear`, else on the first serial port.
+        """
         if until is None and fail is None:
             yield None
             return
         from pykvm.machine.until import Conditions
 
-        with Conditions(machine, self._listen, until=until, fail=fail) as conditions:
+        def listen() -> Ear:
+            return self.ear("com1") if ear is None else ear
+
+        with Conditions(machine, listen, until=until, fail=fail) as conditions:
             collected.prompt = conditions.prompt
             try:
                 yield conditions
@@ -74,30 +93,34 @@ class Listening:
 
     def state(self) -> ConsoleState:
         """How far that has come."""
-        ear, watch = self._ear, self._kernel_watch
-        return ConsoleState(
-            self._heard if ear is None else ear.position, None if watch is None else watch.state()
-        )
+        watch = self._kernel_watch
+        positions = self._heard | {name: ear.position for name, ear in self._ears.items()}
+        heard = tuple(HeardState(name, at) for name, at in sorted(positions.items()) if at)
+        return ConsoleState(heard, None if watch is None else watch.state())
 
     def restore(self, state: ConsoleState) -> None:
-        """Listen from there again; the port has been put back already."""
+        """Listen from there again; the ports have been put back already."""
         self._kernel_watch = None
         if state.watch is not None:
             from pykvm.machine.linux_console import KernelWatch
 
             self._kernel_watch = KernelWatch()
             self._kernel_watch.restore(state.watch)
-        self._ear, self._heard = None, state.heard
+        # A console that was not listened to until then is listened to from its beginning.
+        self._ears = {}
+        self._heard = {heard.console: heard.position for heard in state.heard}
 
-    def _listen(self) -> Ear:
-        """How far the port has been listened to."""
+    def ear(self, name: str) -> Ear:
+        """How far a console has been listened to.  Raises ConfigError if there is none."""
+        from pykvm.machine.known_devices import console
         from pykvm.machine.until import Ear
 
-        serial = self._serial
-        if self._ear is None or self._ear.console is not serial:
-            self._ear = Ear(serial)
-            self._ear.position, self._heard = self._heard, 0
-        return self._ear
+        port = console(self._devices, name)
+        ear = self._ears.get(name)
+        if ear is None or ear.console is not port:
+            ear = self._ears[name] = Ear(port)
+            ear.position = self._heard.pop(name, 0)
+        return ear
 
     @property
     def _serial(self) -> Uart16550:

@@ -24,16 +24,16 @@ from pykvm.values.frozen import SignatureOf, with_fields_of
 from pykvm.values.spelling import in_python
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from typing import Any
 
     from pykvm.boot import Entry
     from pykvm.bus import Device, Placement
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
-    from pykvm.devices.uart import Uart16550
     from pykvm.exits import Exit
     from pykvm.machine.config import File
+    from pykvm.machine.console import Console
     from pykvm.machine.exits import Exits
     from pykvm.machine.guest import Guest
     from pykvm.machine.snapshot import Snapshot
@@ -171,6 +171,7 @@ class Machine:
         `begin` the guest is in memory already, and the machine begins by that reset.
         """
         self.config, self._guest = config, guest
+        self._consoles: dict[str, Console] = {}
         # What an exception finds half made is released, also one that comes out of this `with`.
         try:
             with exhausted("this machine could not be made"), closing(Host()) as host:
@@ -343,11 +344,23 @@ class Machine:
         return self._guest.open_bus
 
     @property
-    def serial(self) -> Uart16550:
-        """The first serial port, "com1".  Raises ConfigError if it was left out."""
-        from pykvm.machine.known_devices import first_serial
+    def serial(self) -> Console:
+        """The console on the first serial port.  Raises ConfigError if "com1" was left out."""
+        return self.console("com1")
 
-        return first_serial(self.devices)
+    def console(self, name: str) -> Console:
+        """The console on a device that prints: "com1" to "com4", "debugcon", or one of your own.
+
+        Raises ConfigError if there is none of that name.
+        """
+        from pykvm.machine.console import Console
+        from pykvm.machine.known_devices import console
+
+        port = console(self.devices, checks.text("name", name))
+        there = self._consoles.get(name)
+        if there is None or there.port is not port:
+            there = self._consoles[name] = Console(name, port, self._runs, self.clock)
+        return there
 
     @property
     def symbols(self) -> Mapping[str, int]:
@@ -407,6 +420,34 @@ class Machine:
         if on_answer is not None:
             checks.callback("on_answer", on_answer)
         return self._runs.run(self, timeout, until, fail, on_exit=on_exit, on_answer=on_answer)
+
+    def arun(
+        self,
+        timeout: float | None = None,
+        until: Awaited | Sequence[Awaited] | None = None,
+        on_exit: Callable[[CPU, Exit], None] | None = None,
+        fail: Awaited | Sequence[Awaited] | None = None,
+        on_answer: Callable[[CPU, Exit], None] | None = None,
+    ) -> Coroutine[Any, Any, Result]:
+        """`run` for coroutines: in a thread of its own.  To cancel it stops the run.
+
+        ::
+
+            running = asyncio.create_task(machine.arun())
+            await machine.serial.aexpect("login: ")
+            machine.stop()
+            result = await running
+
+        The functions are called in that thread.  A console that runs the machine while it waits
+        (`Console.expect`) comes first.
+        """
+        self._board.claim.check_open()
+        from pykvm.machine.in_thread import in_thread
+
+        def run() -> Result:
+            return self.run(timeout, until, on_exit, fail, on_answer)
+
+        return in_thread(lambda: self._runs.run_after_waits(run), self.stop)
 
     def exits(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock
+from contextlib import contextmanager
 from functools import partial
 
 from pykvm.boot.symbols import Symbols
@@ -9,11 +11,11 @@ from pykvm.errors import StateError
 from pykvm.machine.guest_ends import ending_of
 from pykvm.machine.listening import Listening
 from pykvm.machine.run import Run
-from pykvm.result import Outcome
+from pykvm.result import Ending, Outcome
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pykvm.boot import Entry
     from pykvm.exits import Exit
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     from pykvm.machine.exits import Exits
     from pykvm.machine.guest import Guest
     from pykvm.machine.linux_console import KernelWatch
+    from pykvm.machine.until import Ear
     from pykvm.machine.workarounds import Workarounds
-    from pykvm.result import Ending, Result
+    from pykvm.result import Result
     from pykvm.vcpu import CPU
 
 __all__ = ["Runs"]
@@ -57,6 +60,12 @@ class Runs:
         self.check: Callable[[], None] | None = None
         # The run in progress, or the last one: see `Board.claim`.
         self._last: Run | None = None
+        #: What that returned, None if it was an exception or is yet to come.
+        self.last_result: Result | None = None
+        #: Whether a run is in progress, from its beginning until its result is known.
+        self.busy = False
+        #: Held by a console that runs the machine while it waits.
+        self.waiting = allocate_lock()
         self._answers: Answers | None = None
 
     @property
@@ -84,14 +93,44 @@ class Runs:
         until: object,
         fail: object,
         *,
-        on_exit: Callable[[CPU, Exit], None] | None,
-        on_answer: Callable[[CPU, Exit], None] | None,
+        on_exit: Callable[[CPU, Exit], None] | None = None,
+        on_answer: Callable[[CPU, Exit], None] | None = None,
+        ear: Ear | None = None,
+        in_guest_time: bool = False,
     ) -> Result:
-        """See `Machine.run`; `machine` is for the functions in `until` and `fail`."""
+        """See `Machine.run`; `machine` is for the functions in `until` and `fail`.
+
+        `ear` hears what they wait for, instead of the first serial port's.  `in_guest_time` if
+        `timeout` is of the guest's time.
+        """
         part = partial(
-            self._run, machine, timeout, until, fail, on_exit=on_exit, on_answer=on_answer
+            self._run,
+            machine,
+            timeout,
+            until,
+            fail,
+            on_exit=on_exit,
+            on_answer=on_answer,
+            ear=ear,
+            in_guest_time=in_guest_time,
         )
-        return self._board.claim.hold(part)
+        return self._claimed(part)
+
+    def run_after_waits(self, run: Callable[[], Result]) -> Result:
+        """Run as soon as no console runs the machine while it waits for something."""
+        while True:
+            with self.waiting:
+                pass
+            try:
+                return run()
+            except StateError:
+                if not self.waiting.locked():
+                    raise
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the calling thread is one that runs the machine."""
+        return self._board.claim.is_mine
 
     def exits(self, machine: object, timeout: float | None, until: object, fail: object) -> Exits:
         """See `Machine.exits`."""
@@ -102,10 +141,23 @@ class Runs:
             part = partial(
                 self._run, machine, left, until, fail, limit=timeout, stops=stops, goes_on=goes_on
             )
-            result = self._board.claim.hold(part)
+            result = self._claimed(part)
             return result, self._last is not None and self._last.at_exit
 
         return Exits(self._board.vcpus, run, timeout)
+
+    def _claimed(self, part: Callable[[], Result]) -> Result:
+        """Do it in the machine's claim."""
+
+        def whole() -> Result:
+            self.busy, self.last_result = True, None
+            try:
+                self.last_result = result = part()
+                return result
+            finally:
+                self.busy = False
+
+        return self._board.claim.hold(whole)
 
     def _run(
         self,
@@ -119,6 +171,8 @@ class Runs:
         on_answer: Callable[[CPU, Exit], None] | None = None,
         stops: Callable[[CPU, Exit], bool] | None = None,
         goes_on: bool = False,
+        ear: Ear | None = None,
+        in_guest_time: bool = False,
     ) -> Result:
         """One run, or part of one, inside the machine's claim.
 
@@ -129,14 +183,14 @@ class Runs:
         board, workarounds, listening = self._board, self._workarounds, self.listening
         collected = board.dispatch.collected
         with (
-            listening.for_conditions(machine, collected, until, fail) as conditions,
+            listening.for_conditions(machine, collected, until, fail, ear) as conditions,
             listening.for_death() as kernel,
         ):
             run = Run(
                 board.vcpus,
                 board.claim,
                 take=self._take_exit,
-                timeout=timeout,
+                timeout=None if in_guest_time else timeout,
                 limit=limit,
                 check=None if conditions is None else conditions.check,
                 on_exit=on_exit,
@@ -153,7 +207,8 @@ class Runs:
             before = workarounds.tally()
             if not goes_on:
                 collected.forget_drops()
-            result = self._in_guest_time(run)
+            with self._guest_deadline(run, timeout if in_guest_time else None):
+                result = self._with_clock(run)
             workarounds.add_to(result, before)
             if not run.at_exit:
                 result.awaited = "" if conditions is None else conditions.awaited
@@ -196,7 +251,22 @@ class Runs:
         """What becomes of an exit that the fast path left over."""
         return self.answers.take(cpu, exit)
 
-    def _in_guest_time(self, run: Run) -> Result:
+    @contextmanager
+    def _guest_deadline(self, run: Run, timeout: float | None) -> Iterator[None]:
+        """End the run once so many seconds of the guest's time are over."""
+        if timeout is None:
+            yield
+            return
+        clock = self._board.clock
+        sentence = f"the guest was still running after {timeout:g} s of its time"
+        timer = clock.timer(lambda when: run.end(Ending(Outcome.TIMEOUT, sentence)))
+        timer.arm(clock.now() + int(timeout * 1e9))
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _with_clock(self, run: Run) -> Result:
         """Run, with the guest's clock going meanwhile."""
         board = self._board
         try:

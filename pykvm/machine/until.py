@@ -187,6 +187,8 @@ class Conditions(Generic[_Machine]):
         self._heard = 0
         #: The end of the run by a text, as soon as it was said; it may have been before the run.
         self.ending: Ending | None = None
+        #: Called once there is one.
+        self.on_ending: Callable[[], object] = bool
         self._forget: Callable[[], object] = bool
 
     def check(self) -> Ending | None:
@@ -219,6 +221,7 @@ class Conditions(Generic[_Machine]):
         else:
             self.ending = best[0].ending(best[1])
             self._ear.position = self._heard - len(self._tail) + best[1].end
+            self.on_ending()
 
     def __enter__(self) -> Conditions[_Machine]:
         ear = self._ear

@@ -13,6 +13,7 @@ from pykvm.bus import Space
 from pykvm.errors import ConfigError
 from pykvm.irqchip.injector import Injector, InjectorState
 from pykvm.irqchip.user import OnDemand, UserIrqChip, UserIrqChipState
+from pykvm.machine.known_devices import first_serial
 from pykvm.values.state import decode, encode
 from support.interrupts import platform_of, poke
 from support.saved import damaged
@@ -63,7 +64,7 @@ def test_what_was_never_touched_has_no_state() -> None:
 def test_what_was_touched_since_is_put_away() -> None:
     with machine() as made:
         chip, board = chip_of(made), made._board
-        line = made.serial._irq.line
+        line = first_serial(made.devices)._irq.line
         before = chip.state()
         platform = platform_of(made)
         assert "pit" not in [name for name, d in board.devices.items() if isinstance(d, OnDemand)]

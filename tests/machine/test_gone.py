@@ -36,7 +36,7 @@ class Device:
 # What a closed machine still says: what it was, what its guest said, and that it is over.
 STAYS = {
     Machine: {
-        *("close", "closed", "stop", "vcpus", "serial", "symbols", "symbol_at", "clock"),
+        *("close", "closed", "stop", "vcpus", "serial", "console", "symbols", "symbol_at", "clock"),
         *("open_bus", "is_linux", "notes", "from_snapshot"),
     },
     CPU: {"close", "kick", "loop"},

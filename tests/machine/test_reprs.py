@@ -31,11 +31,11 @@ def test_a_serial_port_says_how_much_it_printed(guest: Callable[..., Machine]) -
         EE          out dx, al
         F4          hlt
     """)
-    assert repr(machine.serial) == "<Uart16550 com1: 0 bytes printed>"
+    assert repr(machine.serial) == "<Console com1: 0 bytes printed>"
     machine.run(timeout=10)
-    assert repr(machine.serial) == "<Uart16550 com1: 1 byte printed>"
+    assert repr(machine.serial) == "<Console com1: 1 byte printed>"
     machine.serial.send("no")
-    assert repr(machine.serial) == "<Uart16550 com1: 1 byte printed, 2 to read>"
+    assert repr(machine.serial) == "<Console com1: 1 byte printed, 2 to read>"
 
 
 def test_a_machine_says_what_it_runs(guests: Path) -> None:
