@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pykvm.devices import InterruptLine
 from pykvm.interrupts.input_driver import InputDriver
 from pykvm.interrupts.pic import (
@@ -36,6 +38,8 @@ class KvmPic(Pic8259):
 
     def _icw3(self, value: int) -> None:
         pass
+
+    _WORDS: ClassVar = {**Pic8259._WORDS, 3: _icw3}
 
     def request(self) -> int | None:
         """Initialized or not; special full nesting opens the master for whatever is below."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from interrupts.kvm_chips import KvmPair
 from interrupts.oracle import (
@@ -212,6 +212,11 @@ def pic_poll_answers() -> str | None:
 @pytest.mark.needs_host("pic-poll-answers")
 @settings(max_examples=300)
 @given(parts=st.lists(anything, min_size=1, max_size=40), initialized=st.booleans())
+@example(
+    # ICW3 says that there is a slave on input 3.
+    parts=[[out(MASTER, 0x10)], [out(MASTER + 1, 0)], pulse(3), [out(MASTER + 1, 8)], [take()]],
+    initialized=False,
+)
 def test_the_pair_differs_from_the_kernels_in_nothing_else(
     kernel: Kernel, models: Models, parts: list[list[Step]], initialized: bool
 ) -> None:
