@@ -7,6 +7,7 @@ serves the doctests in pykvm/ too.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import random
 import shutil
 import signal
@@ -55,6 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(number, signal.SIG_DFL)
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
+
+
+def pytest_collection_finish() -> None:
+    """Spare collections of garbage the tests themselves, which live as long as the session."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pykvm.devices import InterruptLine
 from pykvm.interrupts.input_driver import InputDriver
@@ -39,7 +39,7 @@ class KvmPic(Pic8259):
     def _icw3(self, value: int) -> None:
         pass
 
-    _WORDS: ClassVar = {**Pic8259._WORDS, 3: _icw3}
+    _WORDS: ClassVar[dict[int, Any]] = {**Pic8259._WORDS, 3: _icw3}
 
     def request(self) -> int | None:
         """Initialized or not; special full nesting opens the master for whatever is below."""
