@@ -303,7 +303,9 @@ class ApicCore:
         irr = self._irr
         if irr and self._base & reg.BASE_ENABLE:
             vector = irr.bit_length() - 1
-            if vector & 0xF0 > self.ppr & 0xF0:
+            priority = vector & 0xF0
+            # More than `ppr`, of which only the class counts.
+            if priority > self._tpr & 0xF0 and not (self._isr and priority <= self._serving):
                 return vector
         return None
 
@@ -453,7 +455,7 @@ class ApicCore:
             elif self._tmr & bit:
                 self._tmr ^= bit
         # Not the task priority: the processor may have lowered its CR8 without an exit.
-        if fresh and vector & 0xF0 > self._serving:
+        if fresh and not (self._isr and vector & 0xF0 <= self._serving):
             self._port.wake()
         return fresh
 
@@ -480,7 +482,7 @@ class ApicCore:
             self._lvt[register] = lvt | reg.LVT_MASKED
         mode = lvt >> 8 & 7
         if mode == FIXED:
-            return self.accept(lvt & 0xFF)
+            return self._accept(lvt & 0xFF, False) is True
         self._request(mode)
         return True
 

@@ -116,6 +116,7 @@ class ApicTimer:
         "_due",
         "_fire",
         "_hz",
+        "_shortest",
         "_start",
         "_ticks",
         "_timer",
@@ -141,6 +142,8 @@ class ApicTimer:
         self._clock = clock
         self._fire = fire
         self._hz = hz
+        # `MINIMUM_INTERVAL` in cycles.
+        self._shortest = ticks_at(MINIMUM_INTERVAL, hz)
         self._cpu = cpu
         self._timer = clock.timer(self._expired, cpu)
         #: Periodic ticks that had no interrupt of their own.
@@ -331,10 +334,10 @@ class ApicTimer:
             return self._due
         if self._start is None or self.mode > PERIODIC:
             return None
-        step = 1
-        if self._ticks:
-            step = max(1, -(-ticks_at(MINIMUM_INTERVAL, self._hz) // self._period))
-        return self._start + time_of((self._ticks + step) * self._period, self._hz)
+        period, step = self._period, 1
+        if self._ticks and period < self._shortest:
+            step = -(-self._shortest // period)
+        return self._start + time_of((self._ticks + step) * period, self._hz)
 
     def __str__(self) -> str:
         if self.deadline:
