@@ -87,7 +87,7 @@ _MSR = uapi.kvm_msr_entry.packer
 
 # Of the local APIC's registers as KVM has them (SDM 3A table 11-1): the mode in LVTT, initial and
 # current count.
-_LVTT_MODE, _MODE_BITS = 0x322, 0b110
+_LVTT_MODE, _MODE_BITS, _MASKED = 0x322, 0b110, 0b1
 _TMICT = slice(0x380, 0x384)
 _TMCCT = slice(0x390, 0x394)
 
@@ -288,6 +288,14 @@ class Transfer:
     def get_lapic(self) -> bytes:
         """The local APIC of KVM's alone.  Raises KVMError."""
         return self._shown(self._kvm.get_lapic())
+
+    def timer_may_be_late(self) -> bool:
+        """Whether a one-shot timer has run out that KVM may not have delivered yet.
+
+        One whose interrupt was taken looks the same.
+        """
+        lapic = self._kvm.get_lapic()
+        return bool(_spent_count(lapic)) and not lapic[_LVTT_MODE] & _MASKED
 
     def set_lapic(self, registers: bytes | bytearray) -> None:
         """Set the local APIC of KVM's alone.  Raises KVMError."""

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -157,6 +158,25 @@ def test_no_output_is_lost_in_the_middle(booted: tuple[Machine, Snapshot]) -> No
         assert finish(machine) == expected
     with middle.fork() as twin:
         assert finish(twin) == expected
+
+
+def test_a_difference_goes_on_where_it_was(
+    booted: tuple[Machine, Snapshot], tmp_path: Path
+) -> None:
+    """A file of what a command has changed, beside that of the shell."""
+    machine, saved = booted
+    machine.reset(saved)
+    saved.save(tmp_path / "shell.pykvm")
+    command(machine, "echo kept > /tmp/kept; word=remembered")
+    child = machine.snapshot()
+    child.save(tmp_path / "later.pykvm", parent=saved)
+    sizes = [(tmp_path / f"{name}.pykvm").stat().st_blocks for name in ("shell", "later")]
+    assert sizes[1] < sizes[0] / 4
+    loaded = Snapshot.load(tmp_path / "later.pykvm")
+    assert loaded.digest() == child.digest()
+    with Machine.from_snapshot(loaded) as other:
+        assert shown(other, "cat /tmp/kept", r"(kept)") == "kept"
+        assert shown(other, "echo $word", r"(remembered)") == "remembered"
 
 
 def test_a_file_goes_on_in_another_process(linux: Linux) -> None:
