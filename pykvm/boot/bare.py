@@ -24,7 +24,7 @@ from functools import lru_cache
 
 from pykvm.boot.c_strings import c_string
 from pykvm.boot.image import Entry, Range, Setup
-from pykvm.boot.placement import FreeMemory, check_segments, ram_ranges, write_segment
+from pykvm.boot.placement import ENTRY_LIMIT, FreeMemory, check_segments, ram_ranges, write_segment
 from pykvm.errors import LoadError
 from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
@@ -41,11 +41,10 @@ if TYPE_CHECKING:
 
     from pykvm.boot.image import Image
     from pykvm.boot.real_start import RealAddress
-    from pykvm.boot.source import Source
     from pykvm.memory import GuestMemory
     from pykvm.x86.paging import IdentityTables
 
-__all__ = ["check_entry", "place"]
+__all__ = ["place"]
 
 STACK_SIZE = 64 << 10
 # A TSS (0x68 bytes) that starts at a multiple of this does not cross a page.
@@ -57,9 +56,6 @@ REAL_STACK_LEAST = 0x400
 REAL_STACK_SIZE = 4 << 10
 REAL_SEGMENT_SIZE = 64 << 10
 
-# The first address that code in this mode cannot start at.
-_ENTRY_LIMIT = {Mode.REAL: 1 << 20, Mode.PROTECTED: FOUR_GIB, Mode.LONG: 1 << 47}
-
 
 class _BarePlan(NamedTuple):
     """What the guest finds beside its image, before anything is written.
@@ -70,16 +66,6 @@ class _BarePlan(NamedTuple):
     state: CpuState
     layout: list[Range]
     writes: list[tuple[int, bytes]]
-
-
-def check_entry(source: Source, mode: Mode, entry: int) -> None:
-    """Raise LoadError if code in `mode` cannot start at the address `entry`."""
-    limit = _ENTRY_LIMIT[mode]
-    if not 0 <= entry < limit:
-        raise source.error(
-            f"entry {entry:#x} is out of reach in {mode.value} mode, which starts below {limit:#x}",
-            hint=f"link it lower, or choose another mode ({option('mode')})",
-        )
 
 
 def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
@@ -100,7 +86,7 @@ def place(image: Image, memory: GuestMemory, setup: Setup) -> Entry:
             )
     check_segments(image, memory)
     segments = [segment.range for segment in image.segments]
-    limit = min(_ENTRY_LIMIT[image.mode], 1 << image.word * 8)
+    limit = min(ENTRY_LIMIT[image.mode], 1 << image.word * 8)
     free = FreeMemory(image.name, ram_ranges(memory), segments, limit=limit)
     plan = _PLANNERS[image.mode](image, free, [image.name, *setup.append.split(), *setup.args])
     for segment in image.segments:
@@ -134,7 +120,7 @@ def _empty_tss() -> bytes:
 def _plan_long(image: Image, free: FreeMemory, argv: Sequence[str]) -> _BarePlan:
     stack = free.take("stack", STACK_SIZE)
     gdt, tss, descriptors = _descriptors(free)
-    length = min(max(FOUR_GIB, free.end), _ENTRY_LIMIT[Mode.LONG])
+    length = min(max(FOUR_GIB, free.end), ENTRY_LIMIT[Mode.LONG])
     page_tables = free.take("page tables", _identity(length, 0).size)
     tables = _identity(length, page_tables.start)
     arguments, strings = _arguments(image, free, argv)

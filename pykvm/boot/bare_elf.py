@@ -20,6 +20,7 @@ from pykvm.boot.elf_segments import (
     place_segments,
 )
 from pykvm.boot.image import Image
+from pykvm.boot.placement import check_reach
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
@@ -69,7 +70,7 @@ def load(source: Source, request: Request) -> Image:
     mode = request.mode or _MODES[header.e_machine]
     entry = header.e_entry + bias
     check_entry(source, entry, segments, loaded)
-    bare.check_entry(source, mode, entry)
+    check_reach(source, mode, entry)
     return Image(
         name=source.name,
         kind=header.elf_class.name,

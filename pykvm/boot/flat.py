@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pykvm.boot import bare
 from pykvm.boot.image import Image, Segment
+from pykvm.boot.placement import check_reach
 from pykvm.boot.real_start import RealStart
 from pykvm.boot.symbols import Symbols
 from pykvm.typed import TYPE_CHECKING
@@ -50,7 +51,7 @@ def load(source: Source, request: Request) -> Image:
             f"starts in {mode.value} mode: an entry or a stack as SEGMENT:OFFSET is for real mode",
             hint=f"leave them out, or choose {option('mode', 'real')}",
         )
-    bare.check_entry(source, mode, address)
+    check_reach(source, mode, address)
     entry = address if start.entry is None else start.entry.linear
     if not address <= entry < address + len(source):
         raise source.error(

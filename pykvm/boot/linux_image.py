@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from pykvm.boot import bare, elf
+from pykvm.boot import elf
 from pykvm.boot.elf_segments import (
     check_entry,
     extents,
@@ -27,6 +27,7 @@ from pykvm.boot.linux_header import (
 )
 from pykvm.boot.notes import LINUX, has_note
 from pykvm.boot.payload import CannotUnpack, unpack
+from pykvm.boot.placement import check_reach
 from pykvm.boot.source import Source
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.typed import TYPE_CHECKING
@@ -200,7 +201,7 @@ def _read_elf(source: Source, request: Request, kernel: LinuxKernel) -> Image:
     loaded = loaded_headers(source, elf.read_program_headers(source, header))
     segments = place_segments(source, loaded, physical_addresses(loaded))
     check_entry(source, header.e_entry, segments, loaded)
-    bare.check_entry(source, Mode.LONG, header.e_entry)
+    check_reach(source, Mode.LONG, header.e_entry)
     start = min(segment.address for segment in segments)
     end = max(segment.end for segment in segments)
     alignment = 0

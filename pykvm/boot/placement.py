@@ -8,16 +8,19 @@ from pykvm.layout import FOUR_GIB
 from pykvm.typed import TYPE_CHECKING
 from pykvm.values.sizes import format_size
 from pykvm.values.spelling import option
+from pykvm.x86.state import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pykvm.boot.image import Image, Segment
-    from pykvm.boot.source import Content
+    from pykvm.boot.source import Content, Source
     from pykvm.memory import GuestMemory
 
 __all__ = [
+    "ENTRY_LIMIT",
     "FreeMemory",
+    "check_reach",
     "check_segments",
     "describe",
     "ram_ranges",
@@ -26,6 +29,9 @@ __all__ = [
 ]
 
 PAGE_SIZE = 0x1000
+
+#: The first address that code in this mode cannot start at.
+ENTRY_LIMIT = {Mode.REAL: 1 << 20, Mode.PROTECTED: FOUR_GIB, Mode.LONG: 1 << 47}
 
 _ZEROS = bytes(64 << 10)
 _LARGEST_ADVICE = 1 << 40
@@ -128,6 +134,16 @@ class FreeMemory:
         for first, last in self._free:
             free += [(first, min(last, start)), (max(first, end), last)]
         self._free = [(first, last) for first, last in free if first < last]
+
+
+def check_reach(source: Source, mode: Mode, entry: int) -> None:
+    """Raise LoadError if code in `mode` cannot start at the address `entry`."""
+    limit = ENTRY_LIMIT[mode]
+    if not 0 <= entry < limit:
+        raise source.error(
+            f"entry {entry:#x} is out of reach in {mode.value} mode, which starts below {limit:#x}",
+            hint=f"link it lower, or choose another mode ({option('mode')})",
+        )
 
 
 def check_segments(image: Image, memory: GuestMemory) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from pykvm.boot import bare, elf
+from pykvm.boot import elf
 from pykvm.boot.c_strings import c_string, command_line
 from pykvm.boot.elf_segments import (
     check_entry,
@@ -28,6 +28,7 @@ from pykvm.boot.notes import (
     read_notes,
     unreadable_entry_note,
 )
+from pykvm.boot.placement import check_reach
 from pykvm.boot.plan import Plan
 from pykvm.boot.symbols import Symbols, read_symbols
 from pykvm.typed import TYPE_CHECKING
@@ -76,7 +77,7 @@ def read_kernel(source: Source, request: Request, *, protocol: str) -> Image:
     segments = place_segments(source, loaded, physical_addresses(loaded))
     entry = _entry(source, segments)
     check_entry(source, entry, segments, loaded, field="XEN_ELFNOTE_PHYS32_ENTRY")
-    bare.check_entry(source, Mode.PROTECTED, entry)
+    check_reach(source, Mode.PROTECTED, entry)
     linux = has_note(source, LINUX)
     return Image(
         name=source.name,
