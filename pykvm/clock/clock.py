@@ -29,7 +29,6 @@ from _thread import allocate_lock
 from bisect import insort
 
 from pykvm.clock.saved import ClockState, TimerState
-from pykvm.clock.ticks import NEVER
 from pykvm.clock.tsc import Tsc
 from pykvm.errors import ConfigError, StateError
 from pykvm.typed import TYPE_CHECKING, Protocol
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH",
+    "NEVER",
     "POLICIES",
     "Clock",
     "TimeSource",
@@ -52,6 +52,9 @@ __all__ = [
 ]
 
 POLICIES = ("realtime", "paused", "warp")
+
+#: The guest time that is never reached.
+NEVER = 1 << 62
 
 #: The most callbacks in one `Clock.run_due`: timers that are always due cannot keep a vCPU.
 BATCH = 64

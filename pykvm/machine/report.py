@@ -1,15 +1,14 @@
-"""What a Result says of the guest beside its end: where it is, last words, lost accesses."""
+"""What a Result says of a guest that did not end well: where it is, its last words."""
 
 from __future__ import annotations
 
-from pykvm.result import Outcome, Unclaimed
+from pykvm.result import Outcome
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pykvm.bus import Device
-    from pykvm.bus.published import Shared
     from pykvm.machine.board import Board
     from pykvm.machine.guest import Guest
     from pykvm.machine.run import Run
@@ -24,9 +23,7 @@ _STILL_THERE = frozenset({Outcome.TIMEOUT, Outcome.STOPPED, Outcome.HALTED, Outc
 def complete(
     result: Result, run: Run, board: Board, guest: Guest, symbol_at: Callable[[int], str]
 ) -> None:
-    """Add to a result where the vCPUs are, what the guest said last and what went nowhere."""
-    if guest.open_bus:
-        result.unclaimed = _unclaimed(board.dispatch.collected)
+    """Add to a result where the vCPUs are, and what the guest said last."""
     if result.outcome in _STILL_THERE:
         result.places = tuple(run.place(cpu, symbol_at) for cpu in board.vcpus)
         result.notes += _astray(board, guest)
@@ -45,12 +42,6 @@ def _astray(board: Board, guest: Guest) -> tuple[str, ...]:
 
     way = through_a_zero_vector(board.vcpus[0])
     return (f"{way}; {NO_BIOS_HINT}",) if way else ()
-
-
-def _unclaimed(collected: Shared) -> Unclaimed:
-    reads, read = collected.drops(writes=False)
-    writes, written = collected.drops(writes=True)
-    return Unclaimed(reads, writes, tuple(map(str, (*written, *read))))
 
 
 def _last_lines(devices: Mapping[str, Device]) -> str:

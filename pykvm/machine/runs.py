@@ -11,13 +11,14 @@ from pykvm.errors import StateError
 from pykvm.machine.guest_ends import ending_of
 from pykvm.machine.listening import Listening
 from pykvm.machine.run import Run
-from pykvm.result import Ending, Outcome
+from pykvm.result import Ending, Outcome, Unclaimed
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pykvm.boot import Entry
+    from pykvm.bus.published import Shared
     from pykvm.exits import Exit
     from pykvm.machine.answers import Answers
     from pykvm.machine.board import Board
@@ -288,9 +289,18 @@ class Runs:
             if death is not None:
                 result.end(ending_of(death, board.vcpus[0]))
         result.notes = (*self._remarks, *board.notes)
-        if guest.open_bus or not result.ok:
+        if guest.open_bus:
+            result.unclaimed = _unclaimed(board.dispatch.collected)
+        if not result.ok:
             from pykvm.machine.report import complete
 
             complete(result, run, board, guest, self._symbol_at)
         if self._entry is not None and result.outcome is Outcome.CRASHED:
             result.notes += self._entry.suspicions
+
+
+def _unclaimed(collected: Shared) -> Unclaimed:
+    """The accesses that went nowhere."""
+    reads, read = collected.drops(writes=False)
+    writes, written = collected.drops(writes=True)
+    return Unclaimed(reads, writes, tuple(map(str, (*written, *read))))

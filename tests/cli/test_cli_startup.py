@@ -45,7 +45,7 @@ FOR_KERNELS = {
     ("guest", "said", "needless", "most"),
     [
         pytest.param("hello.elf", "Hello from long mode!", NEEDLESS | FOR_KERNELS, 118, id="bare"),
-        pytest.param("pvh.elf", "command line: ", NEEDLESS, 152, id="pvh"),
+        pytest.param("pvh.elf", "command line: ", NEEDLESS, 144, id="pvh"),
     ],
 )
 def test_a_plain_run_imports_no_more_than_it_needs(
