@@ -61,7 +61,8 @@ def reason(exit: Exit) -> str:
         case WrMsr(index=index, value=value):
             return f"writes {value:#x} to the MSR {_msr(index)}"
         case Debug(exception=exception, dr6=dr6, dr7=dr7):
-            return f"comes to {debug_event(exception, dr6, dr7)}"
+            event = debug_event(exception, dr6, dr7)
+            return f"stops {'after' if event == 'a single step' else 'at'} {event}"
         case IrqWindowOpen():
             return "can take the interrupt that waits for it"
         case SetTpr():

@@ -122,10 +122,10 @@ def test_a_write_that_is_taken(step: Session) -> None:
 @pytest.mark.needs_host(STEPS)
 def test_one_instruction(step: Session) -> None:
     assert step("s").splitlines() == [
-        "[1] the guest comes to a single step",
+        "[1] the guest stops after a single step",
         "    0x7c03  mov al, 0x41",
     ]
-    assert step("step").startswith("[2] the guest comes to a single step\n    0x7c05  ")
+    assert step("step").startswith("[2] the guest stops after a single step\n    0x7c05  ")
     assert step("s").startswith("[3] the guest writes 0x41 'A' to port 0x3f8")
     # The next exit comes by itself again.
     assert step("next").startswith("[4] the guest reads 1 byte from port 0x48")
