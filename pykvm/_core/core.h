@@ -258,12 +258,12 @@ int pykvm_abandon(struct pykvm_vcpu *vcpu);
  * Whether the exit in the kvm_run page is the breakpoint on the #PF handler, or the end of a guest
  * without one, and was dealt with: the vCPU is set right for the next KVM_RUN.  0 also for an
  * ordinary page fault whose handler begins in a way that this does not know.  Needs the general and
- * special registers in the page.
+ * system registers in the page.
  */
 int pykvm_work_around_syscall(struct pykvm_syscall *syscall, void *page);
 
 /*
- * Read guest-virtual memory, through the page tables of the special registers in the kvm_run page.
+ * Read guest-virtual memory, through the page tables of the system registers in the kvm_run page.
  * Returns 1, or 0 if any of it is not mapped.
  */
 int pykvm_read_guest(const struct pykvm_syscall *syscall, const void *page, uint64_t address,

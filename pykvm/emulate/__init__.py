@@ -175,10 +175,10 @@ class _Bench:
     def take(self, code: bytes) -> tuple[str, str] | None:
         """Complete the instruction at RIP; its name and result, None if pykvm cannot emulate it."""
         began = time.perf_counter()
-        everything = self.cpu.engine.sync_regs()
-        regs, special = everything.regs, everything.sregs
-        at = Refused(self.cpu, everything, code_bits(special, regs.rflags), self._memory)
-        self._memory.look(special, at.cpl, regs.rflags)
+        registers = self.cpu.engine.sync_regs()
+        regs, sregs = registers.regs, registers.sregs
+        at = Refused(self.cpu, registers, code_bits(sregs, regs.rflags), self._memory)
+        self._memory.look(sregs, at.cpl, regs.rflags)
         stepping = regs.rflags & RFLAGS.TF
         name = "fetch"
         try:
@@ -198,7 +198,7 @@ class _Bench:
         else:
             result = "done"
             self._fault_scene = ()
-            self._finish(at, everything, stepping=bool(stepping))
+            self._finish(at, registers, stepping=bool(stepping))
         self.counts[name] += 1
         self.seconds += time.perf_counter() - began
         error, self._late.error = self._late.error, None
@@ -206,11 +206,11 @@ class _Bench:
             raise error
         return name, result
 
-    def _finish(self, at: Refused, everything: Any, *, stepping: bool) -> None:
+    def _finish(self, at: Refused, registers: Any, *, stepping: bool) -> None:
         if at.finished:
             return
         at.finish()
-        interrupt = everything.events.interrupt
+        interrupt = registers.events.interrupt
         if stepping:
             inject_step(at)
         elif interrupt.shadow:
@@ -267,10 +267,10 @@ class _Bench:
         address = at.regs.rip + len(code)
         if at.bits == 64:
             address &= (1 << 64) - 1
-        elif address > at.special.cs.limit:
+        elif address > at.sregs.cs.limit:
             raise Fault(GP)
         else:
-            address = (at.special.cs.base + address) & 0xFFFF_FFFF
+            address = (at.sregs.cs.base + address) & 0xFFFF_FFFF
         length = min(LONGEST - len(code), PAGE - address % PAGE)
         try:
             return code + self._memory.fetch(address, length)

@@ -39,7 +39,7 @@ def _access_check(at: Refused, *, allowed: bool) -> None:
 
 
 def _rdtscp(at: Refused) -> None:
-    if at.cpl and at.special.cr4 & CR4.TSD:
+    if at.cpl and at.sregs.cr4 & CR4.TSD:
         raise Fault(GP)
     counter, processor = _msrs(at, _IA32_TSC, _IA32_TSC_AUX)
     at.set_pair(counter)
@@ -98,7 +98,7 @@ def _invpcid(at: Refused) -> None:
     pcid = descriptor & 0xFFF
     if kind > 3 or (kind < 2 and descriptor >> 12 & (1 << 52) - 1):
         raise Fault(GP)
-    if kind < 2 and pcid and not at.special.cr4 & CR4.PCIDE:
+    if kind < 2 and pcid and not at.sregs.cr4 & CR4.PCIDE:
         raise Fault(GP)
     flush_tlb(at)
 
@@ -106,7 +106,7 @@ def _invpcid(at: Refused) -> None:
 def flush_tlb(at: Refused) -> None:
     """Have KVM forget every translation: what changing CR4.PGE does (SDM 3A 4.10.4.1)."""
     for _ in range(2):
-        at.special.cr4 ^= CR4.PGE
+        at.sregs.cr4 ^= CR4.PGE
         at.cpu.engine.commit_sregs()
 
 

@@ -24,7 +24,7 @@ _GATES = {True: (0xE, 0xF), False: (_TASK_GATE, 6, 7, 0xE, 0xF)}
 def inject(at: Refused, fault: Fault) -> None:
     """Have the guest take the exception instead of the instruction (SDM 3A 6.5, 6.13)."""
     if fault.address is not None and fault.vector == PF:
-        at.special.cr2 = fault.address
+        at.sregs.cr2 = fault.address
         at.cpu.engine.commit_sregs()
     # Faults save RFLAGS with RF set, so that the instruction can be restarted (SDM 3B 18.3.1.1).
     at.regs.rflags |= RFLAGS.RF
@@ -37,7 +37,7 @@ def _raise(at: Refused, vector: int, error: int | None = None) -> None:
     exception = events.exception
     exception.injected, exception.pending, exception.nr = 1, 0, vector
     # Exceptions push no error code in real mode.
-    protected = bool(at.special.cr0 & CR0.PE)
+    protected = bool(at.sregs.cr0 & CR0.PE)
     exception.has_error_code = int(error is not None and protected)
     exception.error_code = error or 0
     at.cpu.engine.commit_events()
@@ -111,11 +111,11 @@ def _check_gate(at: Refused, vector: int) -> None:
 
     KVM delivers what it is told to without a look at the gate's code segment.
     """
-    if not at.special.cr0 & CR0.PE:
+    if not at.sregs.cr0 & CR0.PE:
         return
-    long = bool(at.special.efer & EFER.LMA)
+    long = bool(at.sregs.efer & EFER.LMA)
     size = 16 if long else 8
-    table = at.special.idt
+    table = at.sregs.idt
     # With the IDT bit: it is the gate that is at fault.
     number = vector * 8 + 2
     if vector * size + size - 1 > table.limit:

@@ -78,29 +78,29 @@ def set_image(cpu: CPU, image: bytearray, changed: int = 0) -> None:
 
 def check_x87(at: Refused) -> None:
     """Raise #NM where x87 instructions do (SDM 3A table 2-3)."""
-    if at.special.cr0 & (CR0.EM | CR0.TS):
+    if at.sregs.cr0 & (CR0.EM | CR0.TS):
         raise Fault(NM)
 
 
 def check_mmx(at: Refused) -> None:
     """Raise #UD or #NM where MMX instructions do."""
-    if at.special.cr0 & CR0.EM:
+    if at.sregs.cr0 & CR0.EM:
         raise Fault(UD)
-    if at.special.cr0 & CR0.TS:
+    if at.sregs.cr0 & CR0.TS:
         raise Fault(NM)
 
 
 def check_sse(at: Refused) -> None:
     """Raise #UD or #NM where SSE instructions do (SDM 3A 13.1, table 2-3)."""
-    if at.special.cr0 & CR0.EM or not at.special.cr4 & CR4.OSFXSR:
+    if at.sregs.cr0 & CR0.EM or not at.sregs.cr4 & CR4.OSFXSR:
         raise Fault(UD)
-    if at.special.cr0 & CR0.TS:
+    if at.sregs.cr0 & CR0.TS:
         raise Fault(NM)
 
 
 def check_avx(at: Refused) -> None:
     """Raise #UD or #NM where AVX instructions do (SDM 1 14.3, SDM 2A 2.4)."""
-    if not at.special.cr4 & CR4.OSXSAVE or xcr0_of(at.cpu) & _AVX_STATE != _AVX_STATE:
+    if not at.sregs.cr4 & CR4.OSXSAVE or xcr0_of(at.cpu) & _AVX_STATE != _AVX_STATE:
         raise Fault(UD)
-    if at.special.cr0 & CR0.TS:
+    if at.sregs.cr0 & CR0.TS:
         raise Fault(NM)

@@ -24,7 +24,7 @@ def _nop(at: Refused) -> None:
 def _rdssp(at: Refused) -> None:
     """RDSSP, which reads the shadow stack pointer where CR4.CET is set."""
     at.no_lock()
-    if at.special.cr4 & CR4.CET:
+    if at.sregs.cr4 & CR4.CET:
         raise UnsupportedError("shadow stacks are enabled")
 
 

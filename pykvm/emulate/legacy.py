@@ -77,7 +77,7 @@ def _enter(at: Refused) -> None:
     size, level = at.instruction.immediate & 0xFFFF, at.instruction.immediate >> 16 & 31
     wide = at.bits == 64 and at.instruction.operand_bits != 16
     bits = 64 if wide else at.instruction.operand_bits
-    stack_bits = 64 if at.bits == 64 else 32 if at.special.ss.db else 16
+    stack_bits = 64 if at.bits == 64 else 32 if at.sregs.ss.db else 16
     mask = (1 << stack_bits) - 1
     step = bits // 8
     pointer, frame = at.regs.rsp & mask, at.regs.rbp & mask

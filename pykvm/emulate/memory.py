@@ -95,12 +95,12 @@ class LinearMemory:
     def __init__(self, memory: GuestMemory, devices: Devices) -> None:
         self.memory = memory
         self.devices = devices
-        self._special: Any = None
+        self._sregs: Any = None
         self._user = self._ac = False
 
-    def look(self, special: Any, cpl: int, rflags: int) -> None:
+    def look(self, sregs: Any, cpl: int, rflags: int) -> None:
         """Translate by these control registers, with the rights of `cpl`, from now on."""
-        self._special = special
+        self._sregs = sregs
         self._user = cpl == 3
         self._ac = bool(rflags & RFLAGS.AC)
 
@@ -109,10 +109,10 @@ class LinearMemory:
 
         Raises Fault, and GuestError for page tables outside memory.
         """
-        special = self._special
-        if not special.cr0 & CR0.PG:
+        sregs = self._sregs
+        if not sregs.cr0 & CR0.PG:
             return address & 0xFFFF_FFFF
-        if not self._user and special.efer & EFER.LMA and not special.cr4 & (CR4.LA57 | CR4.SMAP):
+        if not self._user and sregs.efer & EFER.LMA and not sregs.cr4 & (CR4.LA57 | CR4.SMAP):
             found = self._walk_supervisor(address, write)
             if found is not None:
                 return found
@@ -123,7 +123,7 @@ class LinearMemory:
         if (address >> 47) not in (0, 0x1FFFF):
             return None
         load = self.memory.read_u64
-        table = self._special.cr3
+        table = self._sregs.cr3
         needed = _PRESENT | _ACCESSED | (_WRITABLE if write else 0)
         try:
             for shift in _SHIFTS:
@@ -146,21 +146,21 @@ class LinearMemory:
 
         Raises Fault as a fetch does, and MemoryRangeError where there is no memory.
         """
-        if not self._special.cr0 & CR0.PG:
+        if not self._sregs.cr0 & CR0.PG:
             return self.memory.read(address & 0xFFFF_FFFF, length)
         return self.memory.read(self._walk(address, "execute"), length)
 
     def _walk(self, address: int, access: Literal["read", "write", "execute"]) -> int:
         from pykvm.x86.paging import walk
 
-        special = self._special
+        sregs = self._sregs
         found = walk(
             self.memory.read,
             address,
-            cr0=special.cr0,
-            cr3=special.cr3,
-            cr4=special.cr4,
-            efer=special.efer,
+            cr0=sregs.cr0,
+            cr3=sregs.cr3,
+            cr4=sregs.cr4,
+            efer=sregs.efer,
             access=access,
             user=self._user,
             ac=self._ac,

@@ -222,7 +222,7 @@ class Native:
             _put(image, MXCSR, mxcsr | raised)
             if unmasked:
                 set_image(at.cpu, image)
-                raise Fault(XM if at.special.cr4 & CR4.OSXMMEXCPT else UD)
+                raise Fault(XM if at.sregs.cr4 & CR4.OSXMMEXCPT else UD)
         if unit.kind == "x87":
             self._note_place(at, image)
         if unit.kind in _X87_KINDS:

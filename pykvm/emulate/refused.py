@@ -26,41 +26,41 @@ _MASKS = {8: 0xFF, 16: 0xFFFF, 32: 0xFFFF_FFFF, 64: (1 << 64) - 1}
 _EXPAND_DOWN, _CODE = 4, 8
 
 
-def code_bits(special: Any, rflags: int) -> int:
+def code_bits(sregs: Any, rflags: int) -> int:
     """The width of the code at CS:RIP: 16, 32 or 64."""
-    if not special.cr0 & CR0.PE or rflags & RFLAGS.VM:
+    if not sregs.cr0 & CR0.PE or rflags & RFLAGS.VM:
         return 16
-    if special.efer & EFER.LMA and special.cs.l:
+    if sregs.efer & EFER.LMA and sregs.cs.l:
         return 64
-    return 32 if special.cs.db else 16
+    return 32 if sregs.cs.db else 16
 
 
 class Refused:
     """The registers and the memory that the instruction works on.
 
-    `instruction` is set once the instruction is known.  `regs` and `special` are the struct
+    `instruction` is set once the instruction is known.  `regs` and `sregs` are the struct
     kvm_regs and kvm_sregs of the kvm_run page: a handler writes to `regs` freely and sets
-    `special_changed` if it wrote to `special`.  RIP moves past the
+    `sregs_changed` if it wrote to `sregs`.  RIP moves past the
     instruction unless `jumped` is set.  A handler raises `Fault` before it changes
     anything.
     """
 
     __slots__ = (
-        "bits", "cpl", "cpu", "finished", "instruction", "jumped", "memory", "regs", "special",
-        "special_changed", "words",
+        "bits", "cpl", "cpu", "finished", "instruction", "jumped", "memory", "regs", "sregs",
+        "sregs_changed", "words",
     )  # fmt: skip
 
     instruction: Instruction
 
-    def __init__(self, cpu: CPU, everything: Any, bits: int, memory: LinearMemory) -> None:
+    def __init__(self, cpu: CPU, registers: Any, bits: int, memory: LinearMemory) -> None:
         self.cpu = cpu
-        self.regs: Any = everything.regs
-        self.special: Any = everything.sregs
-        self.words: Any = ffi.cast("uint64_t *", ffi.addressof(everything, "regs"))
+        self.regs: Any = registers.regs
+        self.sregs: Any = registers.sregs
+        self.words: Any = ffi.cast("uint64_t *", ffi.addressof(registers, "regs"))
         self.bits = bits
-        self.cpl: int = self.special.ss.dpl if self.special.cr0 & CR0.PE else 0
+        self.cpl: int = self.sregs.ss.dpl if self.sregs.cr0 & CR0.PE else 0
         self.memory = memory
-        self.special_changed = False
+        self.sregs_changed = False
         self.jumped = False
         self.finished = False
 
@@ -104,14 +104,14 @@ class Refused:
         if not self.jumped:
             regs.rip = (regs.rip + self.instruction.length) & _MASKS[self.bits]
         regs.rflags &= ~RFLAGS.RF
-        if self.special_changed:
+        if self.sregs_changed:
             self.cpu.engine.commit_sregs()
         self.cpu.engine.commit_regs()
 
     @property
     def real(self) -> bool:
         """Whether this is code of real or virtual-8086 mode."""
-        return not self.special.cr0 & CR0.PE or bool(self.regs.rflags & RFLAGS.VM)
+        return not self.sregs.cr0 & CR0.PE or bool(self.regs.rflags & RFLAGS.VM)
 
     def privileged(self) -> None:
         """Raise #GP(0) outside ring 0."""
@@ -143,18 +143,18 @@ class Refused:
 
     def in_segment(self, name: str, offset: int, length: int, *, write: bool) -> int:
         """The linear address of an offset in a segment.  Raises as `linear` does."""
-        segment = getattr(self.special, name)
+        segment = getattr(self.sregs, name)
         vector = SS if name == "ss" else GP
         if self.bits == 64:
             base = segment.base if name in ("fs", "gs") else 0
             linear = (base + offset) & _MASKS[64]
-            shift = 56 if self.special.cr4 & CR4.LA57 else 47
+            shift = 56 if self.sregs.cr4 & CR4.LA57 else 47
             for end in (linear, linear + length - 1):
                 if end >> shift not in (0, _MASKS[64] >> shift):
                     raise Fault(vector)
             return linear
         last = offset + length - 1
-        if self.special.cr0 & CR0.PE:
+        if self.sregs.cr0 & CR0.PE:
             if segment.unusable or not segment.present:
                 raise Fault(vector)
             readable = not segment.type & _CODE or segment.type & 2

@@ -30,7 +30,7 @@ class _Stack:
     def __init__(self, at: Refused) -> None:
         self._at = at
         self._size = at.instruction.operand_bits
-        self._mask = _MASKS[64 if at.bits == 64 else 32 if at.special.ss.db else 16]
+        self._mask = _MASKS[64 if at.bits == 64 else 32 if at.sregs.ss.db else 16]
         self.pointer: int = at.regs.rsp & self._mask
 
     def pop(self) -> int:
@@ -53,7 +53,7 @@ def _code(at: Refused, selector: int) -> Entry:
     selected = selector & ~3
     entry = named(at, selector)
     found, ring = entry.descriptor, selector & 3
-    long = bool(at.special.efer & EFER.LMA)
+    long = bool(at.sregs.efer & EFER.LMA)
     if not found.s or not found.type & _CODE or ring < at.cpl or (long and found.l and found.db):
         raise Fault(GP, selected)
     if found.dpl > ring if found.type & _CONFORMING else found.dpl != ring:
@@ -78,7 +78,7 @@ def _stack_segment(at: Refused, selector: int, ring: int) -> Entry:
 
 def _check_target(at: Refused, entry: Entry, target: int) -> None:
     """Raise #GP(0) for a RIP that the new code segment does not reach."""
-    if at.special.efer & EFER.LMA and entry.descriptor.l:
+    if at.sregs.efer & EFER.LMA and entry.descriptor.l:
         if ((target >> 47) + 1) & 0x1FFFF > 1:
             raise Fault(GP)
     elif target > entry.descriptor.limit:
@@ -88,7 +88,7 @@ def _check_target(at: Refused, entry: Entry, target: int) -> None:
 def _drop_inner_segments(at: Refused, ring: int) -> None:
     """Null the data segment registers that the outer ring must not have (SDM 3A 5.8.6)."""
     for name in ("es", "fs", "gs", "ds"):
-        register = getattr(at.special, name)
+        register = getattr(at.sregs, name)
         conforming = register.type & _CODE and register.type & _CONFORMING
         if not register.unusable and register.dpl < ring and not conforming:
             register.selector = register.base = 0
@@ -113,11 +113,11 @@ def _go(at: Refused, target: int, selector: int, stack: _Stack, *, drop: int = 0
         at.regs.rsp = (pointer + drop) & mask
         _drop_inner_segments(at, ring)
     at.regs.rip = target
-    at.special_changed = at.jumped = True
+    at.sregs_changed = at.jumped = True
 
 
 def _iret(at: Refused) -> None:
-    if not at.special.cr0 & CR0.PE or at.special.efer & EFER.LMA:
+    if not at.sregs.cr0 & CR0.PE or at.sregs.efer & EFER.LMA:
         raise UnsupportedError("IRET outside legacy protected mode")
     if at.regs.rflags & (RFLAGS.NT | RFLAGS.VM):
         raise UnsupportedError("IRET from a task or from virtual-8086 mode")
@@ -139,7 +139,7 @@ def _iret(at: Refused) -> None:
 
 
 def _retf(at: Refused, *, pops: bool) -> None:
-    if not at.special.cr0 & CR0.PE or at.regs.rflags & RFLAGS.VM:
+    if not at.sregs.cr0 & CR0.PE or at.regs.rflags & RFLAGS.VM:
         raise UnsupportedError("RETF outside protected mode")
     stack = _Stack(at)
     target, selector = stack.pop(), stack.pop() & 0xFFFF

@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 def lookup(at: Refused, selector: int) -> Entry | None:
     """The descriptor that a selector names; None for a null one or one beyond its table."""
-    table: Any = at.special.ldt if selector & 4 else at.special.gdt
+    table: Any = at.sregs.ldt if selector & 4 else at.sregs.gdt
     if not selector & ~3 or (selector & 4 and (table.unusable or not table.present)):
         return None
     place = selector & ~7
@@ -44,7 +44,7 @@ def lookup(at: Refused, selector: int) -> Entry | None:
         return None
     address = table.base + place
     raw = at.memory.read_as_system(address, 8)
-    long = bool(at.special.efer & EFER.LMA)
+    long = bool(at.sregs.efer & EFER.LMA)
     if long and not raw[5] & 0x10 and place + 15 <= table.limit:
         raw += at.memory.read_as_system(address + 8, 8)
     padded = raw.ljust(16, b"\0")
@@ -61,7 +61,7 @@ def named(at: Refused, selector: int) -> Entry:
 
 
 def _selector(at: Refused) -> int:
-    if not at.special.cr0 & CR0.PE or at.regs.rflags & RFLAGS.VM:
+    if not at.sregs.cr0 & CR0.PE or at.regs.rflags & RFLAGS.VM:
         raise Fault(UD)
     return at.load(16)
 
@@ -77,7 +77,7 @@ def _look(at: Refused, *, limit: bool) -> None:
     """LAR, or with `limit` LSL."""
     selector = _selector(at)
     entry = lookup(at, selector)
-    types = (_LSL_TYPES if limit else _LAR_TYPES)[bool(at.special.efer & EFER.LMA)]
+    types = (_LSL_TYPES if limit else _LAR_TYPES)[bool(at.sregs.efer & EFER.LMA)]
     ok = entry is not None and (
         (entry.descriptor.s or entry.descriptor.type in types)
         and _visible(at, selector, entry.descriptor)
@@ -106,7 +106,7 @@ def load(at: Refused, name: str, selector: int, entry: Entry) -> None:
     kind = entry.descriptor.type | _ACCESSED
     if kind != entry.descriptor.type:
         at.memory.mark_as_system(entry.address + 5, entry.high >> 8 & 0xFF | _ACCESSED)
-    register = getattr(at.special, name)
+    register = getattr(at.sregs, name)
     for field in _HIDDEN:
         setattr(register, field, getattr(entry.descriptor, field))
     register.type = kind

@@ -34,7 +34,7 @@ def _put(image: bytearray, at: int, value: int, size: int = 2) -> None:
 
 
 def _fwait(at: Refused) -> None:
-    if at.special.cr0 & CR0.TS and at.special.cr0 & CR0.MP:
+    if at.sregs.cr0 & CR0.TS and at.sregs.cr0 & CR0.MP:
         raise Fault(NM)
     if _word(image_of(at.cpu), FSW) & _ES:
         raise Fault(MF)
@@ -117,7 +117,7 @@ def _tags(image: bytearray) -> int:
 
 def _environment(at: Refused, image: bytearray) -> bytes:
     """What FNSTENV stores, with fields of 16 or 32 bits (SDM 1 8.1.10)."""
-    if not at.special.cr0 & CR0.PE:
+    if not at.sregs.cr0 & CR0.PE:
         raise UnsupportedError("x87 environments of real mode")
     opcode = _word(image, _OPCODE) & 0x7FF
     ip, dp = (int.from_bytes(image[start : start + 4], "little") for start in (_FIP, _FDP))
@@ -162,7 +162,7 @@ def _store(at: Refused, *, registers: bool) -> None:
 def _load(at: Refused, *, registers: bool) -> None:
     """FLDENV or FRSTOR."""
     check_x87(at)
-    if not at.special.cr0 & CR0.PE:
+    if not at.sregs.cr0 & CR0.PE:
         raise UnsupportedError("x87 environments of real mode")
     image = image_of(at.cpu)
     if _word(image, FSW) & _ES:

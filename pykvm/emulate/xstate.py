@@ -36,9 +36,9 @@ def _xss(cpu: CPU) -> int:
 
 def _check(at: Refused) -> None:
     at.no_lock()
-    if not at.special.cr4 & CR4.OSXSAVE:
+    if not at.sregs.cr4 & CR4.OSXSAVE:
         raise Fault(UD)
-    if at.special.cr0 & CR0.TS:
+    if at.sregs.cr0 & CR0.TS:
         raise Fault(NM)
 
 
@@ -107,7 +107,7 @@ def _restore(at: Refused, *, supervisor: bool) -> None:
 
 
 def _xgetbv(at: Refused) -> None:
-    if not at.special.cr4 & CR4.OSXSAVE:
+    if not at.sregs.cr4 & CR4.OSXSAVE:
         raise Fault(UD)
     index = at.get(1, 32)
     if index > 1:
@@ -119,7 +119,7 @@ def _xgetbv(at: Refused) -> None:
 
 
 def _xsetbv(at: Refused) -> None:
-    if not at.special.cr4 & CR4.OSXSAVE:
+    if not at.sregs.cr4 & CR4.OSXSAVE:
         raise Fault(UD)
     at.privileged()
     if at.get(1, 32):

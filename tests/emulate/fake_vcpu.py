@@ -96,11 +96,11 @@ class FakeCpu:
         self.core = ffi.new("struct pykvm_vcpu *")
         self.taken: list[str] = []
         self.debug = SimpleNamespace(stepping=False, addresses=())
-        special = self.all.sregs
-        special.cr0 = CR0.PE | CR0.MP | CR0.ET | CR0.NE
-        special.cr4 = CR4.OSFXSR | CR4.OSXSAVE | CR4.PAE
-        special.efer = 0x500
-        special.cs.l = 1
+        sregs = self.all.sregs
+        sregs.cr0 = CR0.PE | CR0.MP | CR0.ET | CR0.NE
+        sregs.cr4 = CR4.OSFXSR | CR4.OSXSAVE | CR4.PAE
+        sregs.efer = 0x500
+        sregs.cs.l = 1
         self.all.regs.rflags = 2
         self.all.regs.rip = 0x1000
         assert lib.PYKVM_COUNTERS == 128
@@ -112,7 +112,7 @@ class FakeCpu:
         self.taken.append("general")
 
     def commit_sregs(self) -> None:
-        self.taken.append("special")
+        self.taken.append("sregs")
 
     def commit_events(self) -> None:
         self.taken.append("events")
@@ -147,13 +147,13 @@ class Bench:
         self.emulator = Emulator(self.memory, self.devices)
 
     def _add_gates(self) -> None:
-        special = self.cpu.all.sregs
-        special.gdt.base, special.idt.base = GDT, IDT
+        sregs = self.cpu.all.sregs
+        sregs.gdt.base, sregs.idt.base = GDT, IDT
         gdt = flat_gdt(0).image
         gates = {vector: interrupt_gate(CODE64, HANDLER) for vector in range(256)}
         self.memory.write(GDT, gdt)
         self.memory.write(IDT, idt(gates))
-        special.gdt.limit, special.idt.limit = len(gdt) - 1, 0xFFF
+        sregs.gdt.limit, sregs.idt.limit = len(gdt) - 1, 0xFFF
 
     def take(self, code: bytes) -> bool:
         """Do the instruction `code`, which KVM is said to have refused."""

@@ -74,12 +74,12 @@ def test_xsetbv(bench: Bench) -> None:
 
 
 def test_invpcid_flushes_by_cr4_pge(bench: Bench) -> None:
-    regs, special = bench.cpu.all.regs, bench.cpu.all.sregs
+    regs, sregs = bench.cpu.all.regs, bench.cpu.all.sregs
     regs.rax, regs.rdi = 2, 0x2000
-    before = special.cr4
+    before = sregs.cr4
     bench.take(bytes.fromhex("660f388207"))
-    assert bench.cpu.taken == ["special", "special", "general"]
-    assert special.cr4 == before
+    assert bench.cpu.taken == ["sregs", "sregs", "general"]
+    assert sregs.cr4 == before
 
 
 @pytest.mark.parametrize("code", ["0f01c8", "0f01c9", "0f01fa", "0f01fb"])
@@ -398,23 +398,23 @@ _BYTES = st.one_of(
 def test_any_instruction_in_any_state(bench: Bench, code: bytes, seed: int, mode: str) -> None:
     """Nothing but a yes, a no, or a GuestError comes of it; our own memory stays as it is."""
     source = random.Random(seed)
-    everything = bench.cpu.all
-    special, regs = everything.sregs, everything.regs
+    registers = bench.cpu.all
+    sregs, regs = registers.sregs, registers.regs
     for name in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "rip"):
         value = source.choice([source.getrandbits(64), source.randrange(0x10_0000), 0xD000_0000])
         setattr(regs, name, value)
     regs.rflags = source.getrandbits(22) & ~RFLAGS.VM | 2
-    special.cr0 = source.getrandbits(32) & ~CR0.PE | (mode != "real") * CR0.PE
-    special.cr3, special.cr4 = source.getrandbits(40), source.getrandbits(23)
-    special.efer = 0xD00 if mode == "long" else 0
-    special.cs.l, special.cs.db = mode == "long", mode == "32"
+    sregs.cr0 = source.getrandbits(32) & ~CR0.PE | (mode != "real") * CR0.PE
+    sregs.cr3, sregs.cr4 = source.getrandbits(40), source.getrandbits(23)
+    sregs.efer = 0xD00 if mode == "long" else 0
+    sregs.cs.l, sregs.cs.db = mode == "long", mode == "32"
     for name in ("cs", "ds", "es", "fs", "gs", "ss", "ldt"):
-        segment = getattr(special, name)
+        segment = getattr(sregs, name)
         segment.base, segment.limit = source.getrandbits(48), source.getrandbits(32)
         segment.type, segment.dpl = source.randrange(16), source.randrange(4)
         segment.unusable, segment.present = source.randrange(2), source.randrange(2)
-    special.gdt.base, special.idt.base = source.getrandbits(64), source.getrandbits(20)
-    special.gdt.limit, special.idt.limit = source.getrandbits(16), source.getrandbits(16)
+    sregs.gdt.base, sregs.idt.base = source.getrandbits(64), source.getrandbits(20)
+    sregs.gdt.limit, sregs.idt.limit = source.getrandbits(16), source.getrandbits(16)
     bench.cpu.kvm.xsave[:512] = source.randbytes(512)
     bench.cpu.kvm.xsave[26:32] = b"\0\0\xff\xff\0\0"
     with suppress(GuestError):

@@ -38,10 +38,10 @@ def rom() -> Iterator[tuple[GuestMemory, Devices, LinearMemory]]:
     memory, root = memory_with_tables()
     devices = Devices()
     linear = LinearMemory(memory, devices)
-    special: Any = SimpleNamespace(
+    sregs: Any = SimpleNamespace(
         cr0=CR0.PE | CR0.PG | CR0.WP, cr3=root, cr4=CR4.PAE, efer=EFER.LME | EFER.LMA
     )
-    linear.look(special, 0, 0)
+    linear.look(sregs, 0, 0)
     yield memory, devices, linear
     memory.close()
 

@@ -112,8 +112,8 @@ def test_no_instruction_is_longer_than_15_bytes(bench: Bench) -> None:
 
 
 def test_code_ends_with_its_segment(bench: Bench) -> None:
-    special = bench.cpu.all.sregs
-    special.cs.l, special.cs.db, special.cs.limit = 0, 1, 0x1001
+    sregs = bench.cpu.all.sregs
+    sregs.cs.l, sregs.cs.db, sregs.cs.limit = 0, 1, 0x1001
     bench.memory.write(0x1000, bytes.fromhex("f30fb8c3"))
     assert refuse(bench, bytes.fromhex("f30f"))
     assert bench.cpu.all.events.exception.nr == 13
