@@ -179,6 +179,15 @@ def test_registers(step: Session) -> None:
     assert step("r ds.colour") == "ds has no field 'colour'"
 
 
+@pytest.mark.kvm
+def test_segments_are_shown_and_set_as_the_mode_has_them(guests: Path) -> None:
+    with Machine(guests / "hello.elf") as machine:
+        step = Session(machine)
+        assert step("r tr").startswith("tr = 0038 tss64 busy base=")
+        assert step("set cs.type=3") == "cs.type = 0x3"
+        assert machine.vcpus[0].regs.cs.type == 3
+
+
 def test_registers_are_not_set_while_a_read_waits(step: Session) -> None:
     step("n 2")
     assert step("set rcx=7").startswith("the guest waits for an answer")
