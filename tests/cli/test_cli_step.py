@@ -303,7 +303,7 @@ def test_timers_and_interrupts_come(guests: Path, irqchip: str) -> None:
 
 @pytest.mark.kvm
 def test_two_vcpus(guests: Path) -> None:
-    with Machine(guests / "smp.elf", vcpus=2) as machine:
+    with Machine(guests / "locks.elf", vcpus=2, args=["2", "5"]) as machine:
         session = Session(machine)
         seen = set()
         while not session.stepper.ending:
