@@ -173,7 +173,7 @@ class Snapshot:
         Raises HostError if it cannot be written (ResourceError for want of memory or descriptors),
         ConfigError for a `parent` without a file, or a path that leads to no regular file.
         """
-        from pykvm.machine.snapshot_file import save
+        from pykvm.machine.snapshot_writing import save
 
         save(self, path, parent)
 
