@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pykvm.clock import Clock
     from pykvm.devices.line import InterruptLine
     from pykvm.exits import Exit
+    from pykvm.machine.call import Argument
     from pykvm.machine.config import File
     from pykvm.machine.console import Console
     from pykvm.machine.exits import Exits
@@ -504,6 +505,52 @@ class Machine:
         if the guest ends itself at the same moment, that end counts.
         """
         return self._runs.stop()
+
+    def call(
+        self,
+        function: str | int,
+        *arguments: Argument,
+        returns: str | int | None = "int",
+        timeout: float | None = 5.0,
+        vcpu: int = 0,
+        reset: bool = False,
+    ) -> int | bytes | None:
+        """Call a function of the guest's, between two runs, and return what it returns.
+
+        ::
+
+            assert machine.call("checksum", b"abc", 3) == 0x126
+            assert machine.call("name_of", 7, returns="cstring") == b"seven"
+
+        `function` is a symbol or a guest-virtual address of 64-bit code in ring 0.  Arguments are
+        integers, and str (with a NUL at its end), bytes and bytearray, of which the function gets
+        the address: a bytearray has afterwards what was written there.  They are passed by the
+        System V ABI for x86-64, six in registers and the others on the stack of the vCPU, below
+        what it uses.  `returns` is "int" (as "u64" and "pointer"), "signed" ("s64"), "u8" to "s32",
+        "cstring" for the text that is pointed to, a number for so many bytes there, or None.
+
+        Afterwards all registers are what they were; what the function wrote to memory and devices
+        stays, unless `reset` is true.  The vCPU's interrupts are off meanwhile, timers wait, and
+        other vCPUs stand.  `timeout` is in seconds.
+
+        Raises GuestError if the function crashes, GuestFailed if it ends the guest or halts,
+        RunTimeout, RunStopped; UnknownSymbol; StateError for a vCPU that is not in such code or has
+        no stack; ConfigError for other arguments.  The registers are put back then, too.
+        """
+        self._board.claim.check_open()
+        from pykvm.machine.call import call, check_returns
+
+        check_returns(returns)
+        cpu = self.vcpus[checks.integer("vcpu", vcpu, 0, len(self.vcpus) - 1)]
+        saved = self._snapshots.take() if reset else None
+        self._snapshots.prepare()
+        address = self.symbols[function] if isinstance(function, str) else function
+        name = function if isinstance(function, str) else self.symbol_at(address) or f"{address:#x}"
+        try:
+            return call(cpu, self._runs.answers, address, name, arguments, timeout, returns)
+        finally:
+            if saved is not None:
+                self.reset(saved)
 
     def handle(self, exit: Exit) -> bool:
         """Let the devices answer an exit of `CPU.raw_exits`; False if it is none for a device.

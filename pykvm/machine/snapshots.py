@@ -96,6 +96,15 @@ class Snapshots:
             )
         self._alone("a machine is reset", partial(self._reset, saved, wall))
 
+    def prepare(self) -> None:
+        """For states of vCPUs to be taken: have the exits at which the machine stands handled."""
+        self._alone("a function of the guest's is called", self._prepare)
+
+    def _prepare(self) -> None:
+        self._check_whole()
+        self._show_events()
+        self._runs.settle()
+
     def _check_whole(self) -> None:
         """Raise StateError if a reset was interrupted and the machine is nothing whole."""
         if self._unfinished is not None:
@@ -119,9 +128,7 @@ class Snapshots:
         return claim.hold(call)
 
     def _take(self) -> Snapshot:
-        self._check_whole()
-        self._show_events()
-        self._runs.settle()
+        self._prepare()
         board = self._board
         state = capture(board, self._runs.listening.state())
         memory = board.memory.freeze(None if self.last is None else self.last.memory)

@@ -9,12 +9,14 @@ import pytest
 
 from pykvm.boot.linux import UNPACKS_ITSELF
 from pykvm.cli.silence import Silence
+from pykvm.devices.uart import Uart16550
 
 
 def machine(*, printed: int = 0, notes: tuple[str, ...] = (), boot: str | None = None) -> Any:
-    serial = SimpleNamespace(printed=printed)
+    serial = Uart16550()
+    serial.emit(b"x" * printed)
     config = SimpleNamespace(boot=boot)
-    return SimpleNamespace(devices={"com1": serial}, serial=serial, notes=notes, config=config)
+    return SimpleNamespace(devices={"com1": serial}, notes=notes, config=config)
 
 
 def said(capfd: pytest.CaptureFixture[str], of: Any, *, patience: float = 0.0) -> str:

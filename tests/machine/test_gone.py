@@ -74,7 +74,8 @@ ARGUMENTS: dict[str, Any] = {
 def call(method: Any) -> object:
     """Call a method with arguments that an open machine would take."""
     parameters = inspect.signature(method).parameters.values()
-    required = {"pio"} | {p.name for p in parameters if p.default is p.empty}
+    positional = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    required = {"pio"} | {p.name for p in positional if p.default is p.empty}
     given = {p.name: ARGUMENTS.get(p.name, 0) for p in parameters if p.name in required}
     result = method(**given)
     return next(result) if inspect.isgenerator(result) else result
