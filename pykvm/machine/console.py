@@ -181,7 +181,7 @@ class Console:
             raise StateError(f"{self.name} only prints: it cannot be typed at")
         typed(data)
         shown = data if isinstance(data, str) else bytes(data).decode(errors="replace")
-        self._typed.append((self._now(), self.port.printed, shown))
+        self._typed.append((self._forget_undone(), self.port.printed, shown))
 
     def sendline(self, line: bytes | str = "") -> None:
         """Type a line, and a newline after it."""
@@ -272,6 +272,7 @@ class Console:
         The guest's lines are timed to about 50 ms.  It goes back to when this console was first
         used, as far as `output` does.
         """
+        self._forget_undone()
         lines: list[Spoken] = []
         at = self.port.dropped
         typed = deque(self._typed)
@@ -451,10 +452,17 @@ class Console:
             raise result.error
 
     def _note(self, data: bytes) -> None:
-        self._heard.append((self.port.printed, self._now()))
+        now = self._forget_undone()
+        self._heard.append((self.port.printed, now))
 
-    def _now(self) -> int:
-        return self._clock.now()
+    def _forget_undone(self) -> int:
+        """Forget what a reset of the machine has undone; returns the guest's time."""
+        now = self._clock.now()
+        while self._heard and self._heard[-1][1] > now:
+            self._heard.pop()
+        while self._typed and self._typed[-1][0] > now:
+            self._typed.pop()
+        return now
 
 
 def _texts(name: str, given: Any) -> list[Text]:

@@ -272,6 +272,18 @@ def test_the_transcript(echo: Machine) -> None:
     assert 0 < lines[0].time <= lines[-1].time <= echo.clock.now()
 
 
+def test_a_transcript_after_a_reset(echo: Machine) -> None:
+    echo.serial.expect("q.\n", longer(10))
+    saved = echo.snapshot()
+    echo.serial.sendline("undone")
+    echo.serial.expect("undone\n", longer(10))
+    echo.reset(saved)
+    assert [line.text for line in echo.serial.transcript()] == [GREETING]
+    echo.serial.sendline("one")
+    echo.serial.expect("one\n", longer(10))
+    assert [line.text for line in echo.serial.transcript()] == [GREETING, "one\n", "one\n"]
+
+
 # asyncio.
 
 
