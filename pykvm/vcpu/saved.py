@@ -20,6 +20,7 @@ RUNNING_MSRS = frozenset({0x10, 0x4000_0010})
 # Of the local APIC's registers as KVM has them (SDM 3A table 11-1): the timer's vector, its current
 # count, and the interrupts that wait.
 _LVTT = 0x320
+_PPR = slice(0xA0, 0xA4)
 _TMCCT = slice(0x390, 0x394)
 _IRR = 0x200
 
@@ -102,14 +103,16 @@ class VcpuState(State):
     def at_rest(self) -> VcpuState:
         """The same without what runs on by itself, to be compared.
 
-        That is `RUNNING_MSRS`, and the current count of the local APIC's timer.
+        That is `RUNNING_MSRS`, the current count of the local APIC's timer, and its PPR, which KVM
+        computes when the guest reads it (apic_update_ppr in lapic.c): what it shows may be old.
         """
         fields = {name: getattr(self, name) for name in type(self).__fields__}
         fields["msrs"] = tuple(
             (index, 0 if index in RUNNING_MSRS else value) for index, value in self.msrs
         )
         if self.lapic is not None:
-            fields["lapic"] = _without_count(self.lapic)
+            lapic = _without_count(self.lapic)
+            fields["lapic"] = lapic[: _PPR.start] + bytes(4) + lapic[_PPR.stop :]
         return VcpuState(**fields)
 
 

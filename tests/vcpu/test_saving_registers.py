@@ -67,6 +67,16 @@ def test_msrs_are_kept(guest: MakeGuest) -> None:
         assert other.vcpus[0].kvm.get_msrs(accepted) == accepted
 
 
+def test_a_priority_that_kvm_has_not_computed_anew_is_no_difference(guest: MakeGuest) -> None:
+    state = guest(HALT, irqchip="kernel").vcpus[0].save()
+    assert state.lapic is not None
+    other = changed(state, lapic=state.lapic[:0xA0] + b"\x40" + state.lapic[0xA1:])
+    assert other != state
+    assert other.at_rest() == state.at_rest()
+    tpr = changed(state, lapic=state.lapic[:0x80] + b"\x40" + state.lapic[0x81:])
+    assert tpr.at_rest() != state.at_rest()
+
+
 class AnyVcpu:
     """One that has every MSR that it is asked for."""
 
