@@ -49,11 +49,12 @@ settings.load_profile("pykvm")
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the seed of this run's examples, so that it can be told; let signals end processes."""
-    # nohup, and shells that start something in the background, have them ignored, and every child
-    # of the tests would be, too.
+    # nohup, and shells that start something in the background, have them ignored, and so would be
+    # every child of the tests.  A handler keeps this process, and children begin without it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
 
