@@ -18,6 +18,7 @@ from pykvm.errors import (
 )
 from pykvm.exits import Hlt, Interrupted, IoOut
 from pykvm.kvm.constants import KVM_MP_STATE_RUNNABLE
+from pykvm.kvm.run_page import REQUEST_INTERRUPT_WINDOW
 from pykvm.kvm.uapi import kvm_regs, kvm_vcpu_events
 from pykvm.machine.guest_ends import ending_of
 from pykvm.typed import TYPE_CHECKING
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
 
     from pykvm.exits import Exit
     from pykvm.machine.answers import Answers
+    from pykvm.memory import GuestMemory
     from pykvm.result import Ending
     from pykvm.vcpu import CPU
     from pykvm.vcpu.saved import VcpuState
+    from pykvm.x86.state import CpuState
 
     #: What can be passed: an integer or a pointer to these bytes; a str has a NUL at its end.
     Argument = int | bytes | bytearray | memoryview | str
@@ -41,6 +44,7 @@ __all__ = ["RETURN_PORT", "call", "check_returns"]
 _IN_REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 # Below RSP lie 128 bytes that the code which was stopped may use (ABI 3.2.2).
 _RED_ZONE = 128
+_PAGE = 0x1000
 #: The port that the function returns to is one that PCs leave free, and so do our devices.
 RETURN_PORT = 0xE7
 _TRAP = bytes((0xE6, RETURN_PORT))  # out RETURN_PORT, al
@@ -80,40 +84,79 @@ def _result_of(cpu: CPU, rax: int, returns: str | int | None) -> int | bytes | N
 
 def call(
     cpu: CPU,
+    memory: GuestMemory,
     answers: Answers,
+    states: dict[int, VcpuState],
     address: int,
     name: str,
     arguments: Sequence[Argument],
     timeout: float | None,
     returns: str | int | None,
 ) -> int | bytes | None:
-    """Call the function at a guest-virtual address.  See `Machine.call`."""
+    """Call the function at a guest-virtual address.  See `Machine.call`.
+
+    `states` keeps, by vCPU, the state from which the last call was made.
+    """
     if timeout is not None:
         timeout = seconds("timeout", timeout)
     cpu.translate(address)
-    frame = _Frame(cpu, arguments)
+    state = cpu.state
+    frame = _Frame(cpu, state, arguments)
+    # In 64-bit mode the base of CS counts for nothing.
+    returns_to = state.rip
+    stack = returns_to.to_bytes(8, "little") + frame.data[8:]
+    patches = [
+        _Patch(cpu, memory, returns_to, _TRAP),
+        _Patch(cpu, memory, frame.bottom, stack),
+    ]
     saved = cpu.save()
-    trap = cpu.state.linear_rip
-    code = cpu.read(trap, len(_TRAP))
-    below = cpu.read(frame.bottom, len(frame.data))
+    # The same object as last time, if it is equal, is quicker to load.
+    saved = states[cpu.index] = _same(states.get(cpu.index), saved)
     try:
-        cpu.write(trap, _TRAP)
-        frame.put(cpu, trap)
-        cpu.load(_entering(saved, frame, address))
-        rax = _run(cpu, answers, name, trap, frame.bottom + 8, timeout)
+        for patch in patches:
+            patch.put()
+        _enter(cpu, saved, frame, address)
+        rax = _run(cpu, answers, name, returns_to, frame.bottom + 8, timeout)
         frame.take_back(cpu)
         return _result_of(cpu, rax, returns)
     finally:
-        cpu.write(trap, code)
-        cpu.write(frame.bottom, below)
+        for patch in patches:
+            patch.take_away()
         cpu.load(saved)
+
+
+def _same(last: VcpuState | None, now: VcpuState) -> VcpuState:
+    return last if last is not None and last == now else now
+
+
+class _Patch:
+    """Bytes of guest memory for the time of a call, at an address that the guest has mapped."""
+
+    def __init__(self, cpu: CPU, memory: GuestMemory, address: int, data: bytes) -> None:
+        self._memory = memory
+        self._pieces: list[tuple[int, bytes, bytes]] = []
+        while data:
+            room = _PAGE - address % _PAGE
+            piece, data = data[:room], data[room:]
+            place = cpu.translate(address)
+            self._pieces.append((place, piece, memory.read(place, len(piece))))
+            address += len(piece)
+
+    def put(self) -> None:
+        """Put them there."""
+        for place, data, _ in self._pieces:
+            self._memory.write(place, data)
+
+    def take_away(self) -> None:
+        """Put back what was there."""
+        for place, _, before in self._pieces:
+            self._memory.write(place, before)
 
 
 class _Frame:
     """The stack as a function finds it: return address, arguments in memory, what they point to."""
 
-    def __init__(self, cpu: CPU, arguments: Sequence[Argument]) -> None:
-        state = cpu.state
+    def __init__(self, cpu: CPU, state: CpuState, arguments: Sequence[Argument]) -> None:
         if state.mode is not Mode.LONG or not state.cs.l:
             raise StateError(
                 f"vCPU {cpu.index} is not in 64-bit mode, where functions can be called",
@@ -139,8 +182,7 @@ class _Frame:
         if self.bottom < 0:
             raise _no_stack(cpu, f"RSP is {state.rsp:#x}")
         try:
-            for at in range(self.bottom & ~0xFFF, top + 1, 0x1000):
-                cpu.translate(max(at, self.bottom))
+            cpu.translate(self.bottom)
         except TranslationError as error:
             raise _no_stack(cpu, str(error)) from None
 
@@ -166,10 +208,6 @@ class _Frame:
             if isinstance(argument, bytearray):
                 self._passed.append((words[number], argument))
         return words, data
-
-    def put(self, cpu: CPU, returns_to: int) -> None:
-        """Write it, with the return address."""
-        cpu.write(self.bottom, returns_to.to_bytes(8, "little") + self.data[8:])
 
     def take_back(self, cpu: CPU) -> None:
         """Bring what the function has written into each bytearray."""
@@ -201,24 +239,19 @@ def _pointed_to(number: int, argument: Argument) -> bytes:
     )
 
 
-def _entering(saved: VcpuState, frame: _Frame, address: int) -> VcpuState:
-    """The state at the function's first instruction: interrupts off, and none under way."""
+def _enter(cpu: CPU, saved: VcpuState, frame: _Frame, address: int) -> None:
+    """Stand at the function's first instruction: interrupts off, and none under way."""
     regs = kvm_regs.unpack(saved.regs).as_dict()
-    regs |= dict.fromkeys(("rax", "rbp"), 0) | dict(frame.registers)
+    regs |= {"rax": 0, "rbp": 0, **frame.registers}
     regs |= {"rip": address, "rsp": frame.bottom, "rflags": 2}
+    cpu.engine.replace_regs(regs)
+    cpu.engine.page[REQUEST_INTERRUPT_WINDOW] = 0
     events = kvm_vcpu_events.unpack(saved.events).as_dict()
-    events |= {"exception": {}, "interrupt": {}, "nmi": {}}
-    state: VcpuState = saved.__replace__(
-        regs=kvm_regs.pack(regs),
-        events=kvm_vcpu_events.pack(events),
-        mp_state=KVM_MP_STATE_RUNNABLE,
-        interrupts_on=False,
-        wants_interrupt_window=False,
-        parked=False,
-        halted=False,
-        at_breakpoint=False,
-    )
-    return state
+    quiet = events | {"exception": {}, "interrupt": {}, "nmi": {}}
+    if kvm_vcpu_events.pack(quiet) != saved.events:
+        cpu.kvm.set_vcpu_events(quiet)
+    if saved.mp_state != KVM_MP_STATE_RUNNABLE:
+        cpu.kvm.set_mp_state(KVM_MP_STATE_RUNNABLE)
 
 
 def _run(cpu: CPU, answers: Answers, name: str, trap: int, rsp: int, timeout: float | None) -> int:
@@ -243,7 +276,7 @@ def _run(cpu: CPU, answers: Answers, name: str, trap: int, rsp: int, timeout: fl
 
 def _is_at(cpu: CPU, trap: int) -> bool:
     # Where RIP is at an exit for OUT differs between hosts.
-    return cpu.state.linear_rip in (trap, trap + len(_TRAP))
+    return cpu.regs.rip in (trap, trap + len(_TRAP))
 
 
 def _answer(cpu: CPU, answers: Answers, name: str, exit: Exit) -> None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pykvm.memory import GuestMemory
     from pykvm.result import Result
     from pykvm.vcpu import CPU
+    from pykvm.vcpu.saved import VcpuState
 
     class ConfigOrFields(MachineConfig):
         """For type checkers: what `Machine` takes."""
@@ -173,6 +174,7 @@ class Machine:
         """
         self.config, self._guest = config, guest
         self._consoles: dict[str, Console] = {}
+        self._called_from: dict[int, VcpuState] = {}
         # What an exception finds half made is released, also one that comes out of this `with`.
         try:
             with exhausted("this machine could not be made"), closing(Host()) as host:
@@ -547,7 +549,10 @@ class Machine:
         address = self.symbols[function] if isinstance(function, str) else function
         name = function if isinstance(function, str) else self.symbol_at(address) or f"{address:#x}"
         try:
-            return call(cpu, self._runs.answers, address, name, arguments, timeout, returns)
+            answers, states = self._runs.answers, self._called_from
+            return call(
+                cpu, self.memory, answers, states, address, name, arguments, timeout, returns
+            )
         finally:
             if saved is not None:
                 self.reset(saved)
