@@ -81,8 +81,9 @@ def test_with_reset_nothing_stays(machine: Machine) -> None:
 
 
 def test_ends_are_told_apart(machine: Machine) -> None:
-    with pytest.raises(GuestError, match="0x7fffffff0000|page fault"):
+    with pytest.raises(GuestError) as crash:
         machine.call("wander")
+    assert crash.value.kind == "triple fault"
     with pytest.raises(RunTimeout, match=r"spin has not returned within 0\.1 s: it is at 0x10"):
         machine.call("spin", timeout=0.1)
     with pytest.raises(GuestFailed, match="leave did not return: the guest exited with code 3"):
