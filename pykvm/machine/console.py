@@ -124,9 +124,10 @@ class Console:
         # Whether the run is the wait's own.
         self._runs_here = False
         self._commands = 0
-        # When what was said up to a byte was said, and what was typed when.
+        # Up to which byte what was said when; and as which of all, when, after which byte what was
+        # typed.
         self._heard: deque[tuple[int, int]] = deque(maxlen=_TIMES)
-        self._typed: deque[tuple[int, int, str]] = deque(maxlen=_TIMES)
+        self._typed: deque[tuple[int, int, int, str]] = deque(maxlen=_TIMES)
         port.on_output(self._note, at_once=b"")
 
     def __repr__(self) -> str:
@@ -181,7 +182,10 @@ class Console:
             raise StateError(f"{self.name} only prints: it cannot be typed at")
         typed(data)
         shown = data if isinstance(data, str) else bytes(data).decode(errors="replace")
-        self._typed.append((self._forget_undone(), self.port.printed, shown))
+        self._forget_undone(self.port.printed)
+        listening = self._runs.listening
+        self._typed.append((listening.typed, self._clock.now(), self.port.printed, shown))
+        listening.typed += 1
 
     def sendline(self, line: bytes | str = "") -> None:
         """Type a line, and a newline after it."""
@@ -272,13 +276,13 @@ class Console:
         The guest's lines are timed to about 50 ms.  It goes back to when this console was first
         used, as far as `output` does.
         """
-        self._forget_undone()
+        self._forget_undone(self.port.printed)
         lines: list[Spoken] = []
         at = self.port.dropped
         typed = deque(self._typed)
         for position, when in tuple(self._heard):
-            while typed and typed[0][1] < position:
-                moment, _, line = typed.popleft()
+            while typed and typed[0][2] < position:
+                _, moment, _, line = typed.popleft()
                 lines.append(Spoken(moment, True, line))
             first, data = self.port.since(at)
             piece = data[: max(position - first, 0)].decode(errors="replace")
@@ -288,7 +292,7 @@ class Console:
                     lines[-1] = lines[-1]._replace(text=lines[-1].text + part)
                 else:
                     lines.append(Spoken(when, False, part))
-        lines += (Spoken(moment, True, line) for moment, _, line in typed)
+        lines += (Spoken(moment, True, line) for _, moment, _, line in typed)
         return lines
 
     # In asyncio programs.
@@ -390,7 +394,12 @@ class Console:
         return ending
 
     def _after(self, awaited: str) -> None:
-        """The run of another thread is over: raise if the guest is, or was stopped."""
+        """The run of another thread is over: raise if the guest is, or was stopped.
+
+        Another one may have begun since.
+        """
+        if self._runs.busy or self._runs.waiting.locked():
+            return
         result = self._runs.last_result
         if result is None:
             raise StateError(f"an exception ended the run in the other thread; awaited: {awaited}")
@@ -452,17 +461,15 @@ class Console:
             raise result.error
 
     def _note(self, data: bytes) -> None:
-        now = self._forget_undone()
-        self._heard.append((self.port.printed, now))
+        self._forget_undone(self.port.printed - len(data))
+        self._heard.append((self.port.printed, self._clock.now()))
 
-    def _forget_undone(self) -> int:
-        """Forget what a reset of the machine has undone; returns the guest's time."""
-        now = self._clock.now()
-        while self._heard and self._heard[-1][1] > now:
+    def _forget_undone(self, printed: int) -> None:
+        """Forget what was said and typed that a reset of the machine has undone."""
+        while self._heard and self._heard[-1][0] > printed:
             self._heard.pop()
-        while self._typed and self._typed[-1][0] > now:
+        while self._typed and self._typed[-1][0] >= self._runs.listening.typed:
             self._typed.pop()
-        return now
 
 
 def _texts(name: str, given: Any) -> list[Text]:

@@ -28,9 +28,10 @@ class HeardState(State):
 
 
 class ConsoleState(State):
-    """How far the guest's consoles have been listened to."""
+    """How far the guest's consoles have been listened to, and how often they were typed at."""
 
     heard: tuple[HeardState, ...]
+    typed: U64
     watch: KernelWatchState | None
 
 
@@ -45,6 +46,8 @@ class Listening:
         self._ears: dict[str, Ear] = {}
         # Where those begin that are not there yet.
         self._heard: dict[str, int] = {}
+        #: How often consoles were typed at.
+        self.typed = 0
 
     @contextmanager
     def for_death(self) -> Iterator[KernelWatch | None]:
@@ -96,7 +99,7 @@ class Listening:
         watch = self._kernel_watch
         positions = self._heard | {name: ear.position for name, ear in self._ears.items()}
         heard = tuple(HeardState(name, at) for name, at in sorted(positions.items()) if at)
-        return ConsoleState(heard, None if watch is None else watch.state())
+        return ConsoleState(heard, self.typed, None if watch is None else watch.state())
 
     def restore(self, state: ConsoleState) -> None:
         """Listen from there again; the ports have been put back already."""
@@ -109,6 +112,7 @@ class Listening:
         # A console that was not listened to until then is listened to from its beginning.
         self._ears = {}
         self._heard = {heard.console: heard.position for heard in state.heard}
+        self.typed = state.typed
 
     def ear(self, name: str) -> Ear:
         """How far a console has been listened to.  Raises ConfigError if there is none."""

@@ -61,7 +61,7 @@ class Runs:
         self.check: Callable[[], None] | None = None
         # The run in progress, or the last one: see `Board.claim`.
         self._last: Run | None = None
-        #: What that returned, None if it was an exception or is yet to come.
+        #: What the last one that has ended returned, None if it was an exception.
         self.last_result: Result | None = None
         #: Whether a run is in progress, from its beginning until its result is known.
         self.busy = False
@@ -151,11 +151,13 @@ class Runs:
         """Do it in the machine's claim."""
 
         def whole() -> Result:
-            self.busy, self.last_result = True, None
+            result = None
+            self.busy = True
             try:
-                self.last_result = result = part()
+                result = part()
                 return result
             finally:
+                self.last_result = result
                 self.busy = False
 
         return self._board.claim.hold(whole)
