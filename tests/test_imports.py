@@ -86,7 +86,7 @@ def circles(edges: dict[str, set[str]]) -> set[frozenset[str]]:
 
 
 def needed_to_load(path: Path) -> set[str]:
-    """The modules that a file imports as it is loaded: not in functions, nor for types."""
+    """The modules that a file imports when it is loaded: not in functions, nor for types."""
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):

@@ -89,7 +89,7 @@ class _Queue:
 
     def __init__(self) -> None:
         self.entries: list[_Entry] = []
-        #: Whether `run_due` is at it: whoever called that asks for the next deadline afterwards.
+        #: Whether `run_due` is at it: its caller asks for the next deadline afterwards.
         self.looking = False
 
 

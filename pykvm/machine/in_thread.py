@@ -29,19 +29,13 @@ async def in_thread(action: Callable[[], T], stop: Callable[[], object]) -> T:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if error is None:
-            done.set_result(result)  # type: ignore[arg-type]
-        else:
-            done.set_exception(error)
-
     def work() -> None:
         try:
             result = action()
         except BaseException as error:  # noqa: BLE001  it is raised where this is awaited
-            loop.call_soon_threadsafe(settle, None, error)
+            loop.call_soon_threadsafe(done.set_exception, error)
         else:
-            loop.call_soon_threadsafe(settle, result, None)
+            loop.call_soon_threadsafe(done.set_result, result)
 
     thread = threading.Thread(target=work, name="pykvm-asyncio")
     thread.start()

@@ -132,7 +132,7 @@ def put_back(
     board.clock.restore(state.clock, catch_up=catch_up)
     clock = board.clock
     for cpu, of_cpu in zip(board.vcpus, state.cpus, strict=True):
-        # KVM turns a TSC deadline into time by the offset, as soon as it is given one.
+        # KVM computes the time of a TSC deadline when the deadline is set, by the offset of then.
         load(cpu, of_cpu, clock.vcpu_tsc_offset(cpu.index) if clock.tsc_movable else None)
     board.was_reset = True
     _show_time(board)

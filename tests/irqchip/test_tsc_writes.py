@@ -1,4 +1,4 @@
-"""What a guest writes to IA32_TSC stays, whoever sets the TSC offset afterwards."""
+"""What a guest writes to IA32_TSC stays when the TSC offset is set afterwards."""
 
 from __future__ import annotations
 
